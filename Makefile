@@ -1,0 +1,52 @@
+# make demo    the built-in study, offline and on this machine: tables, figures and a report
+# make test    every check and test
+#
+# Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENV := .venv/.installed
+CODE := Snakefile rules
+
+# the workflow's rules call `python`: let them find this one
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help env demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make env | demo | test | lint | format | clean"
+
+env: $(ENV)
+
+$(ENV): requirements.lock
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+demo: $(ENV)
+	.venv/bin/snakemake all
+	.venv/bin/snakemake --report results/report.zip
+	@echo
+	@echo "tables    results/tables/demo"
+	@echo "figures   results/figures/demo"
+	@echo "report    results/report.zip (unpack it and open report.html)"
+
+test: lint
+	.venv/bin/pytest
+
+lint: $(ENV)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy halos
+	.venv/bin/snakefmt --check $(CODE)
+	.venv/bin/snakemake --lint
+
+format: $(ENV)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/snakefmt $(CODE)
+
+# keeps results/ and .venv/, which take long to make
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

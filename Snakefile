@@ -1,0 +1,85 @@
+"""Alignment of language models with human-centred losses: from a catalogue (config.yaml) to tables and figures.
+
+snakemake all                       the chosen grid (`grid:` in config.yaml), on this machine
+snakemake --profile slurm all       the same on a Slurm cluster
+snakemake PATH                      one file of the results tree, and what it needs
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+
+
+pathvars:
+    data="results/data/{dataset}",
+    base="results/models/{model}",
+    tokens="results/tokens/{dataset}/{model}",
+    run="results/runs/{dataset}/{model}/{method}/seed{seed}",
+    tables="results/tables/{grid}",
+    figures="results/figures/{grid}",
+    logs="results/logs",
+    runtime="results/runtime",
+
+
+include: "rules/data.smk"
+include: "rules/models.smk"
+include: "rules/reference.smk"
+include: "rules/train.smk"
+include: "rules/sample.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+localrules:
+    all,
+    train,
+    samples,
+    judged,
+    tasks,
+    tables,
+    figures,
+    configure,
+    check,
+
+
+rule all:
+    default_target: True
+    input:
+        expand("results/tables/{grid}/main.md", grid=W.grid),
+        expand("results/figures/{grid}/win_rate.svg", grid=W.grid),
+
+
+rule train:
+    input:
+        W.trained,
+
+
+rule samples:
+    input:
+        W.sampled,
+
+
+rule judged:
+    input:
+        W.judged,
+
+
+rule tasks:
+    input:
+        W.benchmarked,
+
+
+rule tables:
+    input:
+        expand("results/tables/{grid}/main.md", grid=W.grid),
+
+
+rule figures:
+    input:
+        expand("results/figures/{grid}/win_rate.svg", grid=W.grid),

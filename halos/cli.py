@@ -1,0 +1,201 @@
+"""The command line: one verb for each rule of the workflow, and a few to look around.
+
+A verb's options are the parameters of its function, which is imported only when the verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halos import __version__
+from halos.errors import HalosError
+
+
+@dataclass(frozen=True)
+class Option:
+    """`--name`, the parameter `name` of the verb's function."""
+
+    help: str
+    type: Any = Path
+    many: bool = False
+    default: Any = ...
+    choices: tuple[str, ...] | None = None
+
+    def add(self, parser: argparse.ArgumentParser, name: str) -> None:
+        required = self.default is ...
+        suffix = "" if required or self.default in (None, []) else f" (default: {self.default})"
+        settings: dict[str, Any] = {"type": self.type, "required": required, "help": self.help + suffix}
+        if not required:
+            settings["default"] = self.default
+        if self.many:
+            settings["nargs"] = "*"
+        if self.choices:
+            settings["choices"] = self.choices
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar=None if self.choices else self.type.__name__.upper(),
+                            **settings)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verb:
+    function: str
+    help: str
+    options: dict[str, Option]
+
+
+CONFIG = Option("config.yaml of the folder that is made: `python -m halos config FOLDER` writes one")
+FEEDBACK = Option("feedback records, parquet")
+STORE = Option("sequence store")
+TOKENS = Option("padded tokens of one forward pass on one device", int, default=16384)
+GRID_OUTPUT = {
+    "config": CONFIG,
+    "results": Option("the results folder", default=Path("results")),
+    "output": Option("folder to write to"),
+}
+
+VERBS = {
+    "prepare": Verb("halos.data.sources:prepare", "make a dataset's feedback records from its sources", {
+        "config": CONFIG,
+        "train": Option("train split to write, parquet"),
+        "test": Option("test split to write, parquet"),
+        "report": Option("report to write, JSON: rows in and out, drops by reason"),
+    }),
+    "model": Verb("halos.models:make", "make a base model's folder: weights, tokenizer, chat template", {
+        "config": CONFIG,
+        "feedback": Option("splits to train a tokenizer on, for an architecture", many=True, default=[]),
+        "output": Option("folder to write model/ and manifest.json to"),
+    }),
+    "tokenize": Verb("halos.data.store:tokenize", "make the sequence store of a dataset and a model", {
+        "config": CONFIG,
+        "train": FEEDBACK,
+        "test": FEEDBACK,
+        "model": Option("model folder, for its tokenizer"),
+        "output": Option("sequence store to write"),
+        "report": Option("report to write, JSON: lengths, truncations, drops"),
+    }),
+    "check": Verb("halos.data.store:check", "refuse a store that lacks a view which the grid's losses need", {
+        "store": STORE,
+        "views": Option("views that are needed", str, many=True),
+        "output": Option("JSON to write"),
+    }),
+    "reference": Verb("halos.reference:reference", "cache a model's log-probabilities of a sequence store", {
+        "config": CONFIG,
+        "parent": Option("folder of the model, with model/ and manifest.json"),
+        "store": STORE,
+        "part": Option("real responses, or mismatched sequences", str, choices=("responses", "mismatched")),
+        "output": Option("safetensors file to write"),
+        "tokens_per_microbatch": TOKENS,
+    }),
+    "train": Verb("halos.trainer:train", "train the last stage of a cell", {
+        "config": CONFIG,
+        "parent": Option("folder of the parent, with model/ and manifest.json"),
+        "store": STORE,
+        "output": Option("the run's folder"),
+        "reference": Option("the parent's log-probabilities, each part that the loss reads", many=True, default=[]),
+        "tokens_per_microbatch": TOKENS,
+        "time_limit": Option("minutes after which to stop with a checkpoint", float, default=None),
+    }),
+    "sample": Verb("halos.sample:sample", "sample a model's responses to a prompt set", {
+        "config": CONFIG,
+        "prompts": Option("config.yaml of the prompt set"),
+        "feedback": FEEDBACK,
+        "model": Option("model folder"),
+        "store": STORE,
+        "output": Option("samples to write, JSON lines"),
+        "batch": Option("responses generated side by side", int, default=64),
+    }),
+    "judge": Verb("halos.judge:judge", "judge samples against a baseline", {
+        "config": CONFIG,
+        "samples": Option("samples, JSON lines"),
+        "feedback": FEEDBACK,
+        "output": Option("judgement to write, JSON"),
+    }),
+    "task": Verb("halos.tasks:evaluate", "run an lm-evaluation-harness task", {
+        "config": CONFIG,
+        "model": Option("model folder"),
+        "feedback": Option("test split, for a local task", default=None),
+        "output": Option("result to write, JSON"),
+    }),
+    "tables": Verb("halos.report.tables:make", "aggregate a grid into tables", GRID_OUTPUT),
+    "figures": Verb("halos.report.figures:make", "draw a grid's figures", GRID_OUTPUT),
+    "convert": Verb("halos.convert:gguf", "turn a GGUF file into a model folder", {
+        "source": Option("GGUF file"),
+        "output": Option("model folder to write"),
+        "template": Option("chat template, where the file has none: a name or a .jinja file", str, default=None),
+    }),
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m halos",
+        description="Alignment of language models with human-centred loss functions, one step at a time. "
+        "`snakemake all` runs the steps in order.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.help, description=verb.help)
+        for option, declared in verb.options.items():
+            declared.add(sub, option)
+    sub = verbs.add_parser("list", help="what there is", description="print a table of what there is")
+    sub.add_argument("what", choices=("models", "datasets", "sources", "stages", "losses", "prompts", "judges",
+                                      "verifiers", "tasks", "grids", "cells"))  # fmt: skip
+    sub.add_argument("--grid", help="whose cells (default: the config's)")
+    sub.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
+    _add_catalogue(sub)
+    sub = verbs.add_parser("config", help="print the part of the catalogue that makes one folder of the results",
+                           description="print the config.yaml of one folder of the results")  # fmt: skip
+    sub.add_argument("folder", help="for example data/toy or runs/toy/tiny/sft-kto/seed1")
+    _add_catalogue(sub)
+    verbs.add_parser("schema", help="print the JSON schema of config.yaml", description="print the JSON schema")
+    return top
+
+
+def _add_catalogue(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", type=Path, default=Path("config.yaml"), help="the catalogue (default: config.yaml)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.verb in VERBS:
+        verb = VERBS[arguments.verb]
+        module, function = verb.function.split(":")
+        getattr(importlib.import_module(module), function)(**{k: getattr(arguments, k) for k in verb.options})
+        return
+    if arguments.verb == "schema":
+        import json
+
+        from halos.config import schema
+
+        print(json.dumps(schema(), indent=1))
+        return
+    from halos.config import dump, load
+
+    config = load(arguments.config)
+    if arguments.verb == "config":
+        from halos.grid import config_slice
+
+        print(dump(config_slice(config, arguments.folder.removeprefix("results/"))), end="")
+    else:
+        from halos.listing import table
+
+        print(table(config, arguments.what, arguments.grid, arguments.results))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; 0 when it is done, 1 when the user has to put something right."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        run(parser().parse_args(argv))
+    except HalosError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `python -m halos list cells | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return 0

@@ -1,0 +1,377 @@
+"""The catalogue: models, datasets, stages, prompts, judges, tasks and grids. The only place of a default.
+
+`load` reads config.yaml (or Snakemake's dictionary) into frozen objects and refuses what cannot work, one sentence a
+mistake, before anything is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import halos.data.sources
+import halos.losses
+from halos.errors import HalosError
+from halos.registry import LOSSES, SOURCES, VERIFIERS, load_plugins, plugin_slice, suggest
+
+KINDS = ("models", "datasets", "stages", "prompts", "judges", "tasks", "grids")
+BASE = "base"
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resources(Strict):
+    """What a job of this model needs. Never part of a run's identity: changing it reruns nothing."""
+
+    gpus: int = Field(0, ge=0, description="GPUs on one node; 0 trains on the CPU")
+    cpus: Positive = Field(1, description="CPU cores of one job")
+    mem_gb: Positive = Field(4, description="main memory of one job, GB; doubled on a retry")
+    runtime: Positive = Field(60, description="minutes before the scheduler ends a job; doubled on a retry")
+    tokens_per_microbatch: Positive = Field(16384, description="padded tokens in one forward pass on one device")
+    generate_batch: Positive = Field(64, description="responses generated side by side on one device")
+
+
+class Tokenizer(Strict):
+    """A small byte-level BPE tokenizer, trained on a dataset's text."""
+
+    train_on: str = Field(description="id of the dataset whose train split it is trained on")
+    vocab_size: Positive = 1024
+
+
+class Model(Strict):
+    """A base model: exactly one of `hub`, `path` and `architecture`."""
+
+    hub: str | None = Field(None, description="model id on the Hugging Face hub")
+    revision: str = Field("main", description="branch, tag or commit on the hub; a commit is reproducible")
+    path: str | None = Field(None, description="local folder in the transformers layout, weights as safetensors")
+    architecture: dict[str, Any] | None = Field(None, description="transformers config (model_type and its fields)")
+    tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
+    seed: int = Field(0, description="seed of the random weights of an `architecture`")
+    template: str | None = Field(None, description="chat template: a name in halos/templates or a .jinja file")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type; master weights are always float32")
+    label: str | None = Field(None, description="name in tables and figures")
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Model:
+        given = [k for k in ("hub", "path", "architecture") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of hub, path and architecture (now: {', '.join(given) or 'none'})")
+        if (self.architecture is None) != (self.tokenizer is None):
+            raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("architecture needs a model_type, for example llama")
+        return self
+
+
+class Source(Strict):
+    """A named source, with the options of its function."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def known(self) -> Source:
+        try:
+            function = SOURCES[self.name]
+        except HalosError as error:
+            raise ValueError(str(error)) from None
+        accepted = [p for p in inspect.signature(function).parameters if p != "split"]
+        for option in self.options:
+            if option not in accepted:
+                raise ValueError(f"source {self.name} has no option {option!r}{suggest(option, accepted)}")
+        return self
+
+    @property
+    def files(self) -> list[str]:
+        """The local files it reads: its `path` option, one file or one a split."""
+        path = self.options.get("path")
+        return [] if path is None else list(path.values()) if isinstance(path, dict) else [path]
+
+
+class Dataset(Strict):
+    """One or more sources mixed, and how their text is cut to tokens."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    max_length: Positive = Field(1250, description="tokens of prompt and response together")
+    max_prompt_length: Positive = Field(625, description="tokens of the prompt; oldest turns are dropped first")
+    eval_examples: Positive = Field(256, description="test prompts in the fixed evaluation subset of training")
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def room_for_a_response(self) -> Dataset:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError("max_prompt_length must be below max_length, or no token is left for a response")
+        return self
+
+
+class Lora(Strict):
+    r: Positive = 64
+    alpha: Positive = 256
+    dropout: Fraction = 0.05
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
+
+
+class Stage(BaseModel):
+    """One training step: a loss, its hyperparameters (beside the fields below, under their own names), optimiser."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    loss: str
+    lr: float = Field(5e-6, gt=0)
+    optimizer: Literal[
+        "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adamax", "NAdam", "RAdam"
+    ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
+    optimizer_args: dict[str, Any] = Field({}, description="its arguments; AdamW's defaults are ADAMW of halos.config")
+    scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = Field(0.1, ge=0, description="below 1: fraction of all steps; else steps")
+    batch_size: Positive = Field(32, description="examples in one global batch, over all processes")
+    epochs: Positive = 1
+    examples: Positive | None = Field(None, description="stop after so many examples, whatever the epochs")
+    max_grad_norm: float = Field(1.0, gt=0)
+    eval_every: Positive = Field(32, description="steps between two evaluations")
+    checkpoint_every: Positive = Field(100, description="steps between two checkpoints")
+    lora: Lora | None = None
+    label: str | None = Field(None, description="name in tables and figures")
+
+    @model_validator(mode="after")
+    def known_loss(self) -> Stage:
+        try:
+            loss = LOSSES[self.loss]
+        except HalosError as error:
+            raise ValueError(str(error)) from None
+        own = [f.name for f in dataclasses.fields(loss)]
+        for key in self.hyperparameters:
+            if key not in own:
+                raise ValueError(
+                    f"{key!r} is neither a training setting nor a hyperparameter of the loss {self.loss!r}"
+                    f"{suggest(key, [*own, *type(self).model_fields])}"
+                )
+        try:
+            loss(**self.hyperparameters)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"loss {self.loss!r}: {error}") from None
+        return self
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    def make_loss(self) -> halos.losses.Loss:
+        loss: halos.losses.Loss = LOSSES[self.loss](**self.hyperparameters)
+        return loss
+
+
+class Prompts(Strict):
+    """A prompt set and how responses to it are sampled."""
+
+    dataset: str | None = Field(None, description="whose prompts; by default those of the cell's own dataset")
+    split: Literal["train", "test"] = "test"
+    limit: Positive | None = Field(512, description="the first so many prompts")
+    samples: Positive = Field(1, description="responses to each prompt")
+    temperature: float = Field(0.7, ge=0, description="0 is greedy")
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: Positive = 2048
+
+
+class Judge(Strict):
+    """What decides wins between a cell's responses and a baseline's."""
+
+    kind: Literal["verifier"]
+    verifier: str = Field(description="a registered verifier: a program that scores a response to a prompt")
+    prompts: str = Field(description="id of the prompt set whose samples are judged")
+    baseline: Literal["target"] = Field("target", description="the dataset's SFT target for the same prompt")
+    tie_margin: float = Field(0.0, ge=0, description="scores this close together are a tie")
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def known(self) -> Judge:
+        if self.verifier not in VERIFIERS:
+            raise ValueError(f"unknown verifier {self.verifier!r}{suggest(self.verifier, VERIFIERS)}")
+        return self
+
+
+class Task(Strict):
+    """An lm-evaluation-harness task: one of its own by name, or a local one made from a dataset's test split."""
+
+    task: str | None = Field(None, description="name of a task that lm-eval knows")
+    local: Literal["preferences", "best_response"] | None = Field(
+        None, description="preferences: chosen above rejected; best_response: the best-scored of a prompt's responses"
+    )
+    metric: str = Field("acc", description="the metric shown in tables and figures")
+    limit: Positive | None = None
+    num_fewshot: int | None = Field(None, ge=0)
+    batch_size: int | Literal["auto"] = 16
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Task:
+        if (self.task is None) == (self.local is None):
+            raise ValueError("give exactly one of task and local")
+        return self
+
+
+class Grid(Strict):
+    """The cells of a study: every dataset x model x method x seed, and how they are judged and benchmarked."""
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((1,), min_length=1)
+    judges: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    label: str | None = None
+
+
+class Config(Strict):
+    """config.yaml."""
+
+    grid: str = Field("demo", description="id of the grid that `snakemake all` makes")
+    plugins: tuple[str, ...] = Field((), description="Python files with losses, sources or verifiers of your own")
+    models: dict[str, Model] = {}
+    datasets: dict[str, Dataset] = {}
+    stages: dict[str, Stage] = {}
+    prompts: dict[str, Prompts] = {}
+    judges: dict[str, Judge] = {}
+    tasks: dict[str, Task] = {}
+    grids: dict[str, Grid] = {}
+
+    @model_validator(mode="after")
+    def consistent(self) -> Config:
+        for kind in KINDS:
+            for name in getattr(self, kind):
+                pattern = r"[A-Za-z0-9_]+" if kind == "stages" else r"[A-Za-z0-9][A-Za-z0-9._-]*"
+                if not re.fullmatch(pattern, name):
+                    raise ValueError(
+                        f"{kind}.{name}: an id is letters, digits and _"
+                        + (" (stages are joined by - in a method)" if kind == "stages" else ", . or - after the first")
+                    )
+        if BASE in self.stages:
+            raise ValueError(f"stages.{BASE}: this id means a model without training; choose another")
+        self._refer("grid", self.grid, "grids")
+        for name, model in self.models.items():
+            if model.tokenizer is not None:
+                self._refer(f"models.{name}.tokenizer.train_on", model.tokenizer.train_on, "datasets")
+        for name, prompts in self.prompts.items():
+            if prompts.dataset is not None:
+                self._refer(f"prompts.{name}.dataset", prompts.dataset, "datasets")
+        for name, judge in self.judges.items():
+            self._refer(f"judges.{name}.prompts", judge.prompts, "prompts")
+        for name, grid in self.grids.items():
+            for kind in ("datasets", "models", "judges", "tasks"):
+                for entry in getattr(grid, kind):
+                    self._refer(f"grids.{name}.{kind}", entry, kind)
+            for method in grid.methods:
+                for stage in [] if method == BASE else method.split("-"):
+                    self._refer(f"grids.{name}.methods: {method}", stage, "stages")
+        return self
+
+    def _refer(self, where: str, name: str, kind: str) -> None:
+        if name not in getattr(self, kind):
+            raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
+
+
+def _sentences(error: ValidationError) -> str:
+    """pydantic's findings, a line each: where, what, and the nearest right key."""
+    lines = []
+    for found in error.errors():
+        where = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            owners: dict[str, type[BaseModel]] = {
+                "models": Model, "datasets": Dataset, "prompts": Prompts, "judges": Judge, "tasks": Task, "grids": Grid
+            }  # fmt: skip
+            loc = found["loc"]
+            owner = Config if len(loc) == 1 else owners.get(str(loc[0])) if len(loc) == 3 else None
+            hint = suggest(str(loc[-1]), owner.model_fields) if owner else "; take it out or correct its name"
+            lines.append(f"{where}: unknown key{hint}")
+        else:
+            message = found["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}" if where else message)
+    return "\n".join(lines)
+
+
+def load(source: str | Path | dict[str, Any]) -> Config:
+    """The validated catalogue.
+
+    Args:
+        source: path of a YAML file, or the dictionary that Snakemake made of it and the command line.
+
+    Raises:
+        HalosError: with one line for each mistake.
+    """
+    if isinstance(source, dict):
+        content = dict(source)
+    else:
+        if not Path(source).is_file():
+            raise HalosError(f"there is no config file {source}; run from the project's folder or name one by --config")
+        try:
+            content = yaml.safe_load(Path(source).read_text()) or {}
+        except yaml.YAMLError as error:
+            raise HalosError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise HalosError(f"{source} must hold keys (models:, datasets:, ...), not a {type(content).__name__}")
+    load_plugins(content.get("plugins") or ())
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise HalosError(_sentences(error)) from None
+
+
+def read_slice(path: str | Path) -> dict[str, Any]:
+    """A config.yaml of the results tree: the part of the catalogue that made one folder. Its plugins are loaded.
+
+    Raises:
+        HalosError: the file is missing.
+    """
+    if not Path(path).is_file():
+        raise HalosError(f"there is no {path}; write one with `python -m halos config FOLDER`")
+    content: dict[str, Any] = yaml.safe_load(Path(path).read_text())
+    load_plugins(content.get("plugins", ()))
+    return content
+
+
+def dump(content: Any) -> str:
+    """YAML text, the same for equal content."""
+    return yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110)
+
+
+def identity(entry: BaseModel) -> dict[str, Any]:
+    """What of an entry makes a result: all but its label and resources."""
+    return entry.model_dump(mode="json", exclude={"label", "resources"})
+
+
+def stage_slice(stage: Stage) -> dict[str, Any]:
+    """The stage with the loss's default hyperparameters filled in, so that a changed default is a changed run."""
+    arguments = {**(ADAMW if stage.optimizer == "AdamW" else {}), **stage.optimizer_args}
+    return {**identity(stage), **dataclasses.asdict(stage.make_loss()), "optimizer_args": arguments}
+
+
+def stage_plugins(stage: Stage) -> dict[str, str]:
+    return plugin_slice(LOSSES.plugin(stage.loss))
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of config.yaml, for editors. A stage lists the hyperparameters of every loss of the package."""
+    document = Config.model_json_schema()
+    properties = document["$defs"]["Stage"]["properties"]
+    for name in LOSSES:
+        if LOSSES.plugin(name) is None:
+            for f in dataclasses.fields(LOSSES[name]):
+                entry = properties.setdefault(f.name, {"description": "hyperparameter of "})
+                entry["description"] += ("" if entry["description"].endswith("of ") else ", ") + name
+    return document

@@ -1,0 +1,1 @@
+"""From named sources to token ids: feedback, sources, toy, template, store, batches."""

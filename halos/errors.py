@@ -1,0 +1,6 @@
+"""The one error that users see."""
+
+
+class HalosError(Exception):
+    """Something the user can put right. Its text is one sentence that says what to do; the command line prints it
+    alone, without a traceback, and exits with code 1."""

@@ -1,0 +1,161 @@
+"""From a grid to its cells, their parents, their folders, and the slice of the config that makes each folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from halos import config as C
+from halos.errors import HalosError
+from halos.registry import SOURCES, VERIFIERS, plugin_slice
+
+RUN = re.compile(r"runs/(?P<dataset>[^/]+)/(?P<model>[^/]+)/(?P<method>[^/]+)/seed(?P<seed>\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """The unit that is trained, judged, rerun and tabulated."""
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that this cell trains: the last of its method; None for `base`."""
+        return None if self.method == C.BASE else self.method.rsplit("-", 1)[-1]
+
+    @property
+    def parent(self) -> Cell | None:
+        """The cell whose weights this one starts from. A base model has no training and so no seed: as a parent it is
+        always seed 0, and its one reference pass serves all seeds."""
+        if self.stage is None:
+            return None
+        if "-" not in self.method:
+            return replace(self, method=C.BASE, seed=0)
+        return replace(self, method=self.method.rsplit("-", 1)[0])
+
+    @property
+    def folder(self) -> str:
+        """Below the results folder."""
+        return f"runs/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+
+    @property
+    def model_folder(self) -> str:
+        """The folder that holds its `model/`: the cell's own, or the base model's."""
+        return f"models/{self.model}" if self.stage is None else self.folder
+
+    @property
+    def store_folder(self) -> str:
+        return f"tokens/{self.dataset}/{self.model}"
+
+    def lineage(self) -> Iterator[Cell]:
+        """Itself, its parent, and so on to the base model."""
+        cell: Cell | None = self
+        while cell is not None:
+            yield cell
+            cell = cell.parent
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Cell:
+        match = RUN.search(str(folder))
+        if match is None:
+            raise HalosError(f"{folder} is no cell; a cell is runs/DATASET/MODEL/METHOD/seedN")
+        return cls(match["dataset"], match["model"], match["method"], int(match["seed"]))
+
+
+def cells(config: C.Config, grid: str | None = None) -> list[Cell]:
+    """The cells of a grid, in the config's order. (Parents that it does not name are made, but not tabulated.)"""
+    g = entry(config, "grids", grid or config.grid)
+    return [Cell(*parts) for parts in product(g.datasets, g.models, g.methods, g.seeds)]
+
+
+def entry(config: C.Config, kind: str, name: str) -> Any:
+    catalogue = getattr(config, kind)
+    if name not in catalogue:
+        raise HalosError(f"there is no {name!r} in {kind}{C.suggest(name, catalogue)}")
+    return catalogue[name]
+
+
+def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
+    """The part of the catalogue that makes a folder of the results tree; its `config.yaml`.
+
+    Labels and resources are left out, so that editing them reruns nothing. A folder's slice holds what is its own; what
+    it inherits (a parent's stage, the dataset's sources) reaches it as files.
+
+    Args:
+        folder: below the results folder, for example `data/toy` or `runs/toy/tiny/sft-kto/seed1`.
+    """
+    kind, *ids = folder.strip("/").split("/")
+    if kind == "runs":
+        cell = Cell.of(folder)
+        model = entry(config, "models", cell.model)
+        entry(config, "datasets", cell.dataset)
+        content: dict[str, Any] = {**cell.__dict__, "attention": model.attention, "precision": model.precision}
+        if cell.stage is not None:
+            stage = entry(config, "stages", cell.stage)
+            content |= {"stage": C.stage_slice(stage), "plugins": C.stage_plugins(stage)}
+        return content
+    if kind == "grids":
+        grid = entry(config, "grids", ids[0])
+        return {**grid.model_dump(mode="json"), "grid": ids[0], "labels": labels(config)}
+    if kind == "tokens":
+        dataset = entry(config, "datasets", ids[0])
+        entry(config, "models", ids[1])
+        content = {k: getattr(dataset, k) for k in ("max_length", "max_prompt_length", "eval_examples")}
+        return {"dataset": ids[0], "model": ids[1], **content}
+    if kind == "data":
+        sources = entry(config, "datasets", ids[0]).sources
+        plugins = plugin_slice(*(SOURCES.plugin(s.name) for s in sources))
+        return {"dataset": ids[0], "sources": [C.identity(s) for s in sources], "plugins": plugins}
+    if kind == "models":
+        return {"model": ids[0], **C.identity(entry(config, "models", ids[0]))}
+    if kind == "judges":
+        judge = entry(config, "judges", ids[0])
+        return {"judge": ids[0], **C.identity(judge), "plugins": plugin_slice(VERIFIERS.plugin(judge.verifier))}
+    if kind == "prompts":
+        return {"prompts": ids[0], **C.identity(entry(config, "prompts", ids[0]))}
+    if kind == "tasks":
+        return {"task_id": ids[0], **C.identity(entry(config, "tasks", ids[0]))}
+    raise HalosError(f"{folder} is no folder of the results tree")
+
+
+def labels(config: C.Config) -> dict[str, dict[str, str]]:
+    """{kind: {id: name in tables and figures}} of the entries that have a label."""
+    return {
+        kind: {name: e.label for name, e in getattr(config, kind).items() if getattr(e, "label", None)}
+        for kind in C.KINDS
+    }
+
+
+def state(cell: Cell, results: Path) -> str:
+    """`done`, `resumable` (stopped, with a checkpoint) or `to do`, by what stands in the cell's folder."""
+    folder = results / cell.folder
+    if cell.stage is None:
+        return "done" if (results / cell.model_folder / "model" / "config.json").exists() else "to do"
+    if (folder / "manifest.json").exists():
+        return "done"
+    return "resumable" if any((folder / "checkpoints").glob("step*")) else "to do"
+
+
+def check_files(config: C.Config, grid: str | None = None) -> None:
+    """Refuse a grid whose local files are missing, before anything is run.
+
+    Raises:
+        HalosError: naming the file and the entry that wants it.
+    """
+    g = entry(config, "grids", grid or config.grid)
+    for name in g.datasets:
+        for source in config.datasets[name].sources:
+            for file in source.files:
+                if not Path(file).is_file():
+                    raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
+    for name in g.models:
+        path = config.models[name].path
+        if path is not None and not (Path(path) / "config.json").is_file():
+            raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")

@@ -1,0 +1,76 @@
+"""Token log-probabilities of responses, computed only where there is a response token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from halos.data.batches import Microbatch
+
+CHUNK = 2048
+"""Tokens whose logits exist at one time: the memory of the output layer is CHUNK x vocabulary."""
+
+
+class ResponseLogps(nn.Module):
+    """A causal language model as a function from sequences to the log-probabilities of their response tokens.
+
+    Wrapping the model, rather than calling its parts from outside, keeps DDP and FSDP hooks in play.
+
+    Args:
+        model: any `AutoModelForCausalLM`, peft's wrapping included.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.head_is_plain = _head_is_plain(model)
+
+    def forward(self, batch: Microbatch) -> Tensor:
+        """(S, T) float32 log-probabilities of the response tokens of each sequence, 0 beyond its length.
+
+        Right padding needs no attention mask: in a causal model no token sees what comes after it.
+        """
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        positions = batch.prompt_lengths[rows] + columns
+        labels = batch.input_ids[rows, positions]
+        if self.head_is_plain:
+            hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            values = self._from_hidden(hidden[rows, positions - 1], labels)
+        else:
+            logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
+            values = _pick(logits[rows, positions - 1], labels)
+        out = values.new_zeros(batch.mask.shape)
+        return out.index_put((rows, columns), values)
+
+    def _from_hidden(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """(N,) log-probabilities from (N, H) hidden states, CHUNK tokens at a time; the backward pass makes each
+        chunk's logits again instead of keeping them."""
+        head = self.model.get_output_embeddings()
+        chunks = list(zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True))
+        if len(chunks) == 1 or not torch.is_grad_enabled():
+            return torch.cat([_pick(head(h), y) for h, y in chunks]) if chunks else hidden.new_zeros(0)
+        return torch.cat([checkpoint(lambda h, y: _pick(head(h), y), h, y, use_reentrant=False) for h, y in chunks])
+
+
+def _pick(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) float32 log softmax of (N, V) logits at the labels."""
+    return -nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+@torch.no_grad()
+def _head_is_plain(model: Any) -> bool:
+    """Whether logits are just the output layer applied to the last hidden state. Some models scale or cap them
+    (Cohere, Gemma 2): those go through their own forward pass."""
+    if model.get_output_embeddings() is None:
+        return False
+    training = model.training
+    model.eval()
+    ids = torch.arange(8, device=next(model.parameters()).device)[None]
+    expected = model(input_ids=ids, use_cache=False).logits
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    actual = model.get_output_embeddings()(hidden)
+    model.train(training)
+    return bool(torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3))

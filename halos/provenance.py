@@ -1,0 +1,80 @@
+"""Hashes, versions, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm")
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """sha256 of the files' names and contents, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_weights(model: Path) -> str:
+    """sha256 of a model folder's safetensors files."""
+    return hash_files(model.glob("*.safetensors"))
+
+
+def hash_content(content: Any) -> str:
+    """sha256 of something JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is never seen half-written."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware, for a manifest."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"packages": versions, "python": platform.python_version(), "commit": _commit(), "hardware": _hardware()}
+
+
+def _commit() -> str | None:
+    """The git commit of this package's checkout, marked when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = [
+            subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True).stdout.strip()
+            for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found[0] + ("-modified" if found[1] else "")
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}  # fmt: skip

@@ -1,0 +1,111 @@
+"""Named things that a user may add to: losses, sources, verifiers."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from halos.errors import HalosError
+
+T = TypeVar("T")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to `name`, or the whole list when none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known) or 'none'}"
+
+
+class Registry(Generic[T]):
+    """A dictionary that is filled by decorator: `@LOSSES.register("kto")`.
+
+    Args:
+        word: what one entry is called in messages, for example "loss".
+    """
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self._entries: dict[str, T] = {}
+        self._plugins: dict[str, Path] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        def add(entry: T) -> T:
+            known = self._entries.get(name)
+            if known is not None and getattr(known, "__qualname__", 0) != getattr(entry, "__qualname__", 1):
+                raise HalosError(f"a {self.word} called {name!r} exists already; give yours another name")
+            self._entries[name] = entry
+            if _loading:
+                self._plugins[name] = _loading[-1]
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise HalosError(f"unknown {self.word} {name!r}{suggest(name, self._entries)}")
+        return self._entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def plugin(self, name: str) -> Path | None:
+        """The plugin file that registered `name`; None for what the package itself brings."""
+        return self._plugins.get(name)
+
+
+_loading: list[Path] = []
+_loaded: set[Path] = set()
+
+
+def load_plugins(files: Iterable[str | Path]) -> None:
+    """Run each Python file once, so that its decorators register what it defines.
+
+    Raises:
+        HalosError: a file is missing or fails to run.
+    """
+    for file in files:
+        path = Path(file)
+        if path.resolve() in _loaded:
+            continue
+        if not path.is_file():
+            raise HalosError(f"plugins: there is no file {path}; write it or take it out of the list")
+        spec = importlib.util.spec_from_file_location(f"halos_plugin_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up by name
+        _loading.append(path)
+        try:
+            spec.loader.exec_module(module)
+        except HalosError:
+            raise
+        except Exception as error:
+            raise HalosError(f"plugins: {path} fails when it is read: {type(error).__name__}: {error}") from error
+        finally:
+            _loading.pop()
+        _loaded.add(path.resolve())
+
+
+def plugin_slice(*files: Path | None) -> dict[str, str]:
+    """{file: sha256 of its text} of the plugins among `files`: it goes into the config of what they make, so that
+    editing a plugin reruns just that."""
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f is not None}
+
+
+LOSSES: Registry[type[Any]] = Registry("loss")
+"""name -> frozen dataclass of hyperparameters (halos.losses.Loss)."""
+
+SOURCES: Registry[Callable[..., Any]] = Registry("source")
+"""name -> function(split, **options) that yields halos.data.feedback.Feedback."""
+
+VERIFIERS: Registry[Callable[[list[dict[str, str]], str], dict[str, float]]] = Registry("verifier")
+"""name -> function(prompt turns, response) -> {criterion: score between 0 and 1}."""

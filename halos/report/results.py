@@ -1,0 +1,184 @@
+"""Reading a grid's part of the results tree: every judgement, benchmark, training log and cost of its cells."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from halos.config import BASE, read_slice
+from halos.errors import HalosError
+from halos.grid import Cell
+
+CELL = ["dataset", "model", "method", "seed"]
+WIN = "win_rate"
+SCORE = "score"
+
+
+class Results:
+    """The results of a grid, read when they are asked for.
+
+    Args:
+        config: the grid's slice of the config, results/grids/{grid}/config.yaml.
+        results: the results folder.
+
+    Raises:
+        HalosError: on reading, when a cell's file is missing or is not what it should be.
+    """
+
+    def __init__(self, config: Path, results: Path) -> None:
+        content = read_slice(config)
+        self.folder = results
+        self.grid: str = content["grid"]
+        self.datasets: list[str] = list(content["datasets"])
+        self.models: list[str] = list(content["models"])
+        self.methods: list[str] = list(content["methods"])
+        self.seeds: list[int] = list(content["seeds"])
+        self.judges: list[str] = list(content.get("judges") or [])
+        self.tasks: list[str] = list(content.get("tasks") or [])
+        self._labels: dict[str, dict[str, str]] = content.get("labels") or {}
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [Cell(*ids) for ids in product(self.datasets, self.models, self.methods, self.seeds)]
+
+    @property
+    def trained(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.stage is not None]
+
+    def label(self, kind: str, name: str) -> str:
+        """The name in tables and figures of an entry of the config; its id when it has no label."""
+        return self._labels.get(kind, {}).get(name) or name
+
+    def method_label(self, method: str) -> str:
+        """`sft-kto` -> `SFT + KTO`: the stages' labels, or their ids in capitals."""
+        if method == BASE:
+            return "Base"
+        stages = self._labels.get("stages", {})
+        return " + ".join(stages.get(stage) or stage.upper().replace("_", " ") for stage in method.split("-"))
+
+    def panel_label(self, dataset: str, model: str) -> str:
+        """Model and dataset, each only where the grid has more than one; the model alone when it has one of both."""
+        parts = [self.label("models", model)] if len(self.models) > 1 or len(self.datasets) == 1 else []
+        parts += [self.label("datasets", dataset)] if len(self.datasets) > 1 else []
+        return ", ".join(parts)
+
+    @cached_property
+    def judged(self) -> dict[tuple[Cell, str], dict[str, Any]]:
+        """judged/{judge}.json of each cell, without its annotations."""
+        return {key: {k: v for k, v in j.items() if k != "annotations"} for key, j in self._judgements.items()}
+
+    @cached_property
+    def _judgements(self) -> dict[tuple[Cell, str], dict[str, Any]]:
+        return {(c, j): self._json(f"{c.folder}/judged/{j}.json") for c in self.cells for j in self.judges}
+
+    def criteria(self, judge: str) -> list[str]:
+        """The criteria that make up a judge's score, in its own order."""
+        found: dict[str, None] = {}
+        for (_, name), content in self.judged.items():
+            if name == judge:
+                found |= dict.fromkeys((content.get("scores") or {}).get("candidate") or {})
+        return [criterion for criterion in found if criterion != "mean"]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, ...], pd.DataFrame]:
+        """{(judge, dataset, model, method): measures by seed and prompt_id, each the mean over a prompt's samples}."""
+        rows = []
+        for (cell, judge), content in self._judgements.items():
+            for a in content["annotations"]:
+                preference = a.get("preference")
+                rows.append(
+                    {"judge": judge, **cell.__dict__, "prompt_id": a["prompt_id"]}
+                    | {WIN: np.nan if preference is None else preference - 1, SCORE: a.get("candidate_score")}
+                    | {f"{SCORE}.{criterion}": value for criterion, value in (a.get("criteria") or {}).items()}
+                )
+        keys = ["judge", *CELL, "prompt_id"]
+        frame = pd.DataFrame(rows, columns=None if rows else keys).set_index(keys).astype(float)
+        means = frame.groupby(level=keys).mean()
+        groups = means.groupby(level=keys[:4])
+        return {tuple(map(str, key)): part.droplevel([0, 1, 2, 3]) for key, part in groups}
+
+    def values(self, judge: str, dataset: str, model: str, method: str, measure: str) -> pd.DataFrame:
+        """Seeds x prompts of one measure: `win_rate` (1 win, .5 tie, 0 loss), `score`, or `score.{criterion}`.
+
+        NaN where a prompt was not judged; empty when the judge does not give this measure.
+        """
+        found = self._values.get((judge, dataset, model, method))
+        if found is None or measure not in found:
+            return pd.DataFrame()
+        table: pd.DataFrame = found[measure].dropna().unstack("prompt_id")
+        return table
+
+    def bounded(self, judge: str, measure: str) -> bool:
+        """Whether a measure lies between 0 and 1: a win rate, and whatever a verifier gives."""
+        return measure == WIN or self.judged[self.cells[0], judge].get("kind") == "verifier"
+
+    def cut(self, cell: Cell, judge: str) -> float:
+        """Share of responses that reached the token limit."""
+        reasons = [a.get("finish_reason") for a in self._judgements[cell, judge]["annotations"]]
+        return float(np.mean([reason == "length" for reason in reasons])) if reasons else np.nan
+
+    @cached_property
+    def benchmarks(self) -> pd.DataFrame:
+        """A row per cell and task: metric, value, stderr, n, and whether more is better."""
+        rows = []
+        for cell, task in product(self.cells, self.tasks):
+            content = self._json(f"{cell.folder}/tasks/{task}.json")
+            ours = content["halos"]
+            better = {m: up for by in (content.get("higher_is_better") or {}).values() for m, up in by.items()}
+            rows.append(
+                {**cell.__dict__, "task": task, "metric": ours["metric"], "value": ours["value"]}
+                | {"stderr": _number(ours.get("stderr")), "n": _number(ours.get("n"))}
+                | {"higher_is_better": better.get(ours["metric"].split(",")[0]) is not False}
+            )
+        return pd.DataFrame(
+            rows, columns=[*CELL, "task", "metric", "value", "stderr", "n", "higher_is_better"]
+        )  # fmt: skip
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """The lines of every train.jsonl, numbers only, with the cell, the split and the examples seen by then."""
+        frames = []
+        for cell in self.trained:
+            lines = self._read(f"{cell.folder}/train.jsonl").splitlines()
+            frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+            if not {"split", "step"} <= set(frame.columns):
+                raise HalosError(f"{self.folder / cell.folder}/train.jsonl has no steps; remove it and run snakemake")
+            # a resumed run logs again the steps after its last checkpoint
+            frame = frame.drop_duplicates(["split", "step"], keep="last").sort_values("step", kind="stable")
+            if "examples" in frame:
+                seen = frame[frame["split"] == "train"]
+                known = np.interp(frame["step"], [0, *seen["step"]], [0, *seen["examples"]])
+                frame["examples"] = frame["examples"].fillna(pd.Series(known, index=frame.index))
+            numbers = frame.drop(columns="split").apply(pd.to_numeric, errors="coerce")
+            frames.append(numbers.assign(split=frame["split"], **cell.__dict__))
+        if not frames:
+            return pd.DataFrame(columns=[*CELL, "split", "step", "examples"])
+        log: pd.DataFrame = pd.concat(frames, ignore_index=True)
+        return log
+
+    def manifest(self, cell: Cell) -> dict[str, Any]:
+        return self._json(f"{cell.folder}/manifest.json")
+
+    def _read(self, path: str) -> str:
+        file = self.folder / path
+        if not file.is_file():
+            raise HalosError(f"there is no {file}; run `snakemake` to make it")
+        return file.read_text()
+
+    def _json(self, path: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(self._read(path))
+        except json.JSONDecodeError as error:
+            raise HalosError(f"{self.folder / path} is not JSON ({error}); remove it and run `snakemake`") from None
+        return content
+
+
+def _number(value: Any) -> float:
+    """lm-eval writes "N/A" where it has no standard error."""
+    return float(value) if isinstance(value, int | float) else np.nan

@@ -1,0 +1,234 @@
+"""Benchmarks: a task of lm-eval by name, or a local one made from held-out feedback. All are run by lm-eval."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from halos.config import read_slice
+from halos.data import feedback as F
+from halos.data.template import Template
+from halos.errors import HalosError
+from halos.provenance import write_json
+
+BOOTSTRAP = 1000
+"""Draws for the standard error of metrics that are no mean, such as f1. That of a mean has a closed form, which lm-eval
+uses whenever this is above 0."""
+
+Document = dict[str, Any]
+"""prompt: turns; choices: texts; gold: index of the right choice."""
+
+
+def preferences(records: Iterator[F.Feedback]) -> Iterator[Document]:
+    """One document a pair: is the chosen response likelier than the rejected one? Which stands first is drawn by a hash
+    of the prompt's id and the pair's indices, the same on every machine."""
+    for record in records:
+        for winner, loser in record.pairs:
+            drawn = hashlib.sha256(f"{record.prompt_id} {winner} {loser}".encode()).digest()
+            gold = drawn[0] & 1
+            pair = [record.responses[winner], record.responses[loser]]
+            yield {"prompt": record.prompt, "choices": pair[::-1] if gold else pair, "gold": gold}
+
+
+def best_response(records: Iterator[F.Feedback]) -> Iterator[Document]:
+    """One document a record with a single best score: is its response the likeliest of all the prompt's responses?"""
+    for record in records:
+        if len(record.scores) > 1 and record.scores.count(best := max(record.scores)) == 1:
+            yield {"prompt": record.prompt, "choices": record.responses, "gold": record.scores.index(best)}
+
+
+LOCAL: dict[str, Callable[[Iterator[F.Feedback]], Iterator[Document]]] = {
+    "preferences": preferences,
+    "best_response": best_response,
+}
+
+
+def evaluate(config: Path, model: Path, feedback: Path | None, output: Path) -> None:
+    """Run a task and write lm-eval's whole result, with what tables read of it under `halos`: {task_id, metric, value,
+    stderr, n, too_long}.
+
+    lm-eval's own tasks get its chat-template path, if the model's tokenizer has a template. For a local task that path
+    would put all turns into one user turn, so its prompts are rendered here, by the model's template, turn by turn; and
+    prompt and choice are tokenised apart, as in training and sampling. A document that does not fit the model's context
+    with all its choices is left out and counted in `too_long`; `limit` is of the documents before that.
+
+    Args:
+        config: the task's slice of the config.
+        model: folder with the weights, the tokenizer and its chat template.
+        feedback: parquet of held-out records; local tasks only.
+        output: a JSON file.
+
+    Raises:
+        HalosError: an unknown task or metric, task data that cannot be had, or no document to evaluate.
+    """
+    content = read_slice(config)
+    if not (model / "config.json").is_file():
+        raise HalosError(f"there is no model in {model}; train it or name another")
+    documents = _documents(content, feedback) if content["local"] else []
+
+    import lm_eval
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    class Apart(HFLM):
+        # lm-eval moves a prompt's last newline into the choice, and would score it
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            return self.tok_encode(context), self.tok_encode(continuation)
+
+    class Manager(TaskManager):
+        def load(self, task_list: Any) -> Any:
+            """lm-eval loads the tasks here, before the model is run: a wrong metric is found in time."""
+            try:
+                loaded = super().load(task_list)
+            except OSError as error:  # the hub's errors are OSErrors too
+                why = " ".join(str(error).split())
+                raise HalosError(f"the data of task {name} cannot be had ({why}); fetch it with a network") from error
+            _check_metric(name, content["metric"], loaded)
+            return loaded
+
+    name = content["task"] or content["local"]
+    manager = Manager(include_defaults=content["local"] is None)
+    if content["local"] is None and name not in manager.task_index:
+        close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists all"
+        raise HalosError(f"lm-eval knows no task {name!r}; {hint}")
+
+    gpu = torch.cuda.is_available()
+    # in bfloat16, lm-eval's default on a GPU, the sum over a long response is rounded to whole nats
+    arguments = {"pretrained": str(model), "dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
+    lm = (Apart if content["local"] else HFLM)(
+        **arguments, device="cuda" if gpu else "cpu", batch_size=content["batch_size"]
+    )
+    templated = bool(lm.tokenizer.chat_template)
+    if templated:
+        lm.add_bos_token = False  # the template writes what special tokens it wants, and training adds none to it
+    too_long = 0
+    with tempfile.TemporaryDirectory() as folder:
+        task: Any = name
+        if content["local"]:
+            rendered = _render(documents, lm.tokenizer, lm.max_length)
+            too_long = len(documents) - len(rendered)
+            if not rendered:
+                raise HalosError(f"no document of {feedback} fits the model's context of {lm.max_length} tokens")
+            task = _local_task(name, rendered, Path(folder))
+        results = lm_eval.simple_evaluate(
+            model=lm,
+            model_args=arguments,  # for the record
+            tasks=[task],
+            task_manager=manager,
+            num_fewshot=content["num_fewshot"],
+            batch_size=content["batch_size"],
+            limit=content["limit"],
+            bootstrap_iters=BOOTSTRAP,
+            log_samples=False,
+            apply_chat_template=templated and not content["local"],
+        )
+    assert results is not None
+    plain = _plain(results)
+    summary = {"task_id": content["task_id"], **_summary(plain, name, content["metric"]), "too_long": too_long}
+    write_json(output, {**plain, "halos": summary})
+    left_out = f", {too_long} too long for the model were left out" if too_long else ""
+    print(f"{name}: {summary['metric']} {summary['value']}, {summary['n']} documents{left_out}")
+
+
+def _documents(content: dict[str, Any], feedback: Path | None) -> list[Document]:
+    """The first `limit` documents of a local task."""
+    local = content["local"]
+    if local not in LOCAL:
+        raise HalosError(f"there is no local task {local!r}; there are {', '.join(LOCAL)}")
+    if feedback is None:
+        raise HalosError(f"the local task {local} needs feedback: give the dataset's test.parquet")
+    if content["num_fewshot"]:
+        raise HalosError(f"the local task {local} has no examples to show first; take num_fewshot out of its entry")
+    documents = list(islice(LOCAL[local](F.read(feedback)), content["limit"]))
+    if not documents:
+        wanted = "pairs" if local == "preferences" else "scores with a single best"
+        raise HalosError(f"no record of {feedback} has {wanted}, so there is no {local} task; choose another dataset")
+    return documents
+
+
+def _render(documents: list[Document], tokenizer: Any, max_length: int) -> list[Document]:
+    """The documents that fit, with prompt and choices as the text that the model reads."""
+    template = Template(tokenizer)
+    prompts = [template.render(d["prompt"]) for d in documents]
+    choices = [[template.lead + c for c in d["choices"]] for d in documents]
+    lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    flat = iter(tokenizer([c for cs in choices for c in cs], add_special_tokens=False)["input_ids"])
+    longest = [max(len(next(flat)) for _ in cs) for cs in choices]
+    return [
+        {"prompt": prompt, "choices": cs, "gold": d["gold"]}
+        for d, prompt, cs, length, long in zip(documents, prompts, choices, lengths, longest, strict=True)
+        if length + long <= max_length
+    ]
+
+
+def _local_task(name: str, documents: list[Document], folder: Path) -> dict[str, Any]:
+    """lm-eval's config of a multiple-choice task over `documents`, which are written to `folder`."""
+    file = folder / "documents.jsonl"
+    file.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    return {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder)},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _check_metric(name: str, metric: str, loaded: dict[str, Any]) -> None:
+    """Refuse a metric that the task, or its group as a whole, does not give."""
+    if name in loaded["tasks"]:
+        known = set(loaded["tasks"][name].aggregation())
+    elif name in loaded["groups"]:
+        known = {m.metric for m in loaded["groups"][name].aggregate_metric_list or ()}
+    else:
+        known = set()
+    if not known:
+        raise HalosError(f"lm-eval gives {name} no score as a whole; list its tasks one by one")
+    if metric.split(",")[0] not in known:
+        raise HalosError(f"task {name} has no metric {metric!r}; it has {', '.join(sorted(map(str, known)))}")
+
+
+def _summary(results: dict[str, Any], name: str, metric: str) -> dict[str, Any]:
+    """The one number of a result. lm-eval's names are metric,filter; without a filter, its first one is meant."""
+    scores = results["results"][name]
+    keys = [k for k in scores if "," in k and metric in (k, k.split(",")[0])]
+    if not keys:
+        raise HalosError(f"task {name} has no metric {metric!r}; it has {', '.join(k for k in scores if ',' in k)}")
+    stderr = scores.get(keys[0].replace(",", "_stderr,", 1))
+    return {
+        "metric": keys[0],
+        "value": scores[keys[0]],
+        "stderr": stderr if isinstance(stderr, float) else None,  # "N/A" where lm-eval has none
+        "n": scores["sample_len"],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The same in JSON's types: numpy numbers as Python's, what is not finite as None, other objects as text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,35 @@
+"""What the rules share: the validated config, and the patterns that wildcards match.
+
+Input:   config.yaml, with what the command line or a profile adds
+Output:  W, whose methods say what each rule reads (halos/workflow.py)
+"""
+
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(workflow.basedir))
+
+from halos.config import load
+from halos.errors import HalosError
+from halos.grid import check_files
+from halos.workflow import Workflow
+
+try:
+    CONFIG = load(dict(config))
+    check_files(CONFIG)
+    W = Workflow(CONFIG)
+except HalosError as error:
+    raise WorkflowError(str(error))
+
+
+wildcard_constraints:
+    dataset=W.ids("datasets"),
+    model=W.ids("models"),
+    method=W.methods,
+    seed=r"\d+",
+    prompts=W.ids("prompts"),
+    judge=W.ids("judges"),
+    task=W.ids("tasks"),
+    grid=W.ids("grids"),
+    part="responses|mismatched",

@@ -1,0 +1,89 @@
+"""Data: from named sources to feedback records, and from those to the sequence store of a model.
+
+Input:   config.yaml; local files of the sources, if any
+Output:  results/{...}/config.yaml                  the part of the catalogue that makes that folder
+         results/data/{dataset}/{train,test}.parquet, report.json
+         results/tokens/{dataset}/{model}/store, report.json
+"""
+
+
+rule configure:
+    output:
+        "results/{folder}/config.yaml",
+    log:
+        "<logs>/configure/{folder}.log",
+    params:
+        slice=W.slice,
+    shell:
+        r"""
+        printf '%s' {params.slice:q} >{output:q} 2>{log:q}
+        """
+
+
+rule prepare:
+    input:
+        config="<data>/config.yaml",
+        files=W.source_files,
+    output:
+        train="<data>/train.parquet",
+        test="<data>/test.parquet",
+        report="<data>/report.json",
+    log:
+        "<logs>/prepare/{dataset}.log",
+    benchmark:
+        "<runtime>/prepare/{dataset}.tsv"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos prepare \
+            --config {input.config:q} \
+            --train {output.train:q} \
+            --test {output.test:q} \
+            --report {output.report:q}
+        """
+
+
+rule tokenize:
+    input:
+        config="<tokens>/config.yaml",
+        train="<data>/train.parquet",
+        test="<data>/test.parquet",
+        model="<base>/model",
+    output:
+        store=directory("<tokens>/store"),
+        report="<tokens>/report.json",
+    log:
+        "<logs>/tokenize/{dataset}/{model}.log",
+    benchmark:
+        "<runtime>/tokenize/{dataset}/{model}.tsv"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos tokenize \
+            --config {input.config:q} \
+            --train {input.train:q} \
+            --test {input.test:q} \
+            --model {input.model:q} \
+            --output {output.store:q} \
+            --report {output.report:q}
+        """
+
+
+# Before anything is trained: does the dataset have what the losses of the grid read?
+rule check:
+    input:
+        store="<tokens>/store",
+    output:
+        "<tokens>/checked.json",
+    log:
+        "<logs>/check/{dataset}/{model}.log",
+    params:
+        views=W.views,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos check \
+            --store {input.store:q} \
+            --views {params.views:q} \
+            --output {output:q}
+        """

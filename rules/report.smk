@@ -1,0 +1,101 @@
+"""Report: the tables and figures of a grid, and what `snakemake --report` shows of them.
+
+Input:   results/grids/{grid}/config.yaml; every cell's judgements, task results, training log and manifest
+Output:  results/tables/{grid}/     main, comparisons, benchmarks (CSV and Markdown), training, cells (CSV)
+         results/figures/{grid}/    win_rate, score, training, benchmarks (SVG, PNG, and the data drawn as CSV)
+"""
+
+
+rule make_tables:
+    input:
+        W.judged,
+        W.benchmarked,
+        W.logged,
+        W.trained,
+        config="results/grids/{grid}/config.yaml",
+    output:
+        report(
+            "<tables>/main.md",
+            category="Tables",
+            labels={"table": "Main result"},
+            caption="captions/main.rst",
+        ),
+        report(
+            "<tables>/comparisons.md",
+            category="Tables",
+            labels={"table": "Comparisons"},
+            caption="captions/comparisons.rst",
+        ),
+        report(
+            "<tables>/benchmarks.md",
+            category="Tables",
+            labels={"table": "Benchmarks"},
+            caption="captions/benchmarks.rst",
+        ),
+        multiext(
+            "<tables>/",
+            "main.csv",
+            "comparisons.csv",
+            "benchmarks.csv",
+            "training.csv",
+            "cells.csv",
+        ),
+    log:
+        "<logs>/tables/{grid}.log",
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos tables \
+            --config {input.config:q} \
+            --results results \
+            --output "$(dirname {output[0]:q})"
+        """
+
+
+rule draw_figures:
+    input:
+        W.judged,
+        W.benchmarked,
+        W.logged,
+        config="results/grids/{grid}/config.yaml",
+    output:
+        report(
+            "<figures>/win_rate.svg",
+            category="Figures",
+            labels={"figure": "Win rate"},
+            caption="captions/win_rate.rst",
+        ),
+        report(
+            "<figures>/score.svg",
+            category="Figures",
+            labels={"figure": "Verified score"},
+            caption="captions/score.rst",
+        ),
+        report(
+            "<figures>/training.svg",
+            category="Figures",
+            labels={"figure": "Training"},
+            caption="captions/training.rst",
+        ),
+        report(
+            "<figures>/benchmarks.svg",
+            category="Figures",
+            labels={"figure": "Benchmarks"},
+            caption="captions/benchmarks_figure.rst",
+        ),
+        multiext(
+            "<figures>/", "win_rate.png", "score.png", "training.png", "benchmarks.png"
+        ),
+        multiext(
+            "<figures>/", "win_rate.csv", "score.csv", "training.csv", "benchmarks.csv"
+        ),
+    log:
+        "<logs>/figures/{grid}.log",
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos figures \
+            --config {input.config:q} \
+            --results results \
+            --output "$(dirname {output[0]:q})"
+        """

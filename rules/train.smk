@@ -1,0 +1,45 @@
+"""Training: the last stage of a cell, from its parent's weights.
+
+Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the parent's log-probabilities
+Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
+         checkpoints/ beside them is not declared, so it survives a failure and the next attempt goes on from it
+"""
+
+
+rule train_cell:
+    input:
+        config="<run>/config.yaml",
+        parent=W.parent_model,
+        manifest=W.parent_manifest,
+        store="<tokens>/store",
+        checked=ancient("<tokens>/checked.json"),
+        reference=W.parent_reference,
+    output:
+        model=directory("<run>/model"),
+        log="<run>/train.jsonl",
+        manifest="<run>/manifest.json",
+    log:
+        "<logs>/train/{dataset}/{model}/{method}/seed{seed}.log",
+    benchmark:
+        "<runtime>/train/{dataset}/{model}/{method}/seed{seed}.tsv"
+    wildcard_constraints:
+        method=W.trained_methods,
+    threads: W.resource("cpus")
+    resources:
+        gres=W.gres,
+        mem_mb=W.resource("mem_mb"),
+        runtime=W.resource("runtime"),
+        tokens=W.resource("tokens_per_microbatch"),
+        launch=W.launcher,
+    shell:
+        r"""
+        exec &>{log:q}
+        {resources.launch} halos train \
+            --config {input.config:q} \
+            --parent "$(dirname {input.manifest:q})" \
+            --store {input.store:q} \
+            --reference {input.reference:q} \
+            --output "$(dirname {output.manifest:q})" \
+            --tokens-per-microbatch {resources.tokens} \
+            --time-limit {resources.runtime}
+        """

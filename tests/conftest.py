@@ -1,0 +1,115 @@
+"""A small real study: toy data, a Llama of a few thousand parameters, its sequence store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from halos import config as C
+from halos.grid import Cell, config_slice
+
+CATALOGUE: dict[str, Any] = {
+    "grid": "g",
+    "models": {
+        "m": {
+            "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                             "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256},
+            "tokenizer": {"train_on": "d", "vocab_size": 512},
+            "template": "turns",
+            "precision": "fp32",
+        }
+    },
+    "datasets": {
+        "d": {"sources": [{"name": "toy", "options": {"prompts": 240, "test_prompts": 40}}], "max_length": 100,
+              "max_prompt_length": 60, "eval_examples": 24}
+    },
+    "stages": {
+        "sft": {"loss": "sft", "lr": 1e-3, "batch_size": 16, "examples": 160},
+        "dpo": {"loss": "dpo", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3},
+        "kto": {"loss": "kto", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3},
+        "simpo": {"loss": "simpo", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3},
+        "lora": {"loss": "dpo", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3,
+                 "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
+    },
+    "prompts": {"p": {"limit": 6, "max_new_tokens": 8}},
+    "judges": {"j": {"kind": "verifier", "verifier": "toy", "prompts": "p"}},
+    "tasks": {"t": {"local": "preferences", "limit": 8}},
+    "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["base", "sft-dpo"], "judges": ["j"],
+                    "tasks": ["t"]}},
+}  # fmt: skip
+
+
+@dataclass
+class World:
+    """A results tree with data, base model and sequence store; `folder` of a cell holds its config.yaml."""
+
+    results: Path
+    config: C.Config
+
+    def slice(self, folder: str, **changes: Any) -> Path:
+        """Write the config.yaml of a folder, the stage's settings changed if asked for."""
+        content = config_slice(self.config, folder)
+        content.get("stage", {}).update(changes)
+        path = self.results / folder / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(C.dump(content))
+        return path
+
+    @property
+    def store(self) -> Path:
+        return self.results / "tokens/d/m/store"
+
+    @property
+    def base(self) -> Path:
+        return self.results / "models/m"
+
+    def reference(self, method: str = "base", seed: int = 0) -> list[Path]:
+        """Both parts of a cell's reference, made once."""
+        from halos.reference import PARTS, reference
+
+        cell = Cell("d", "m", method, seed)
+        folder = self.results / cell.folder
+        config = self.slice(cell.folder)
+        files = [folder / "reference" / f"{part}.safetensors" for part in PARTS]
+        for part, file in zip(PARTS, files, strict=True):
+            if not file.exists():
+                reference(config, self.results / cell.model_folder, self.store, part, file, 2048)
+        return files
+
+    def train(self, output: Path, method: str, seed: int = 1, parent: Path | None = None, **options: Any) -> Path:
+        """Train a cell's last stage from the base model (or `parent`) into `output`."""
+        from halos.trainer import make_loss, train
+
+        changes = options.pop("changes", {})
+        config = self.slice(f"runs/d/m/{method}/seed{seed}", **changes)
+        loss = make_loss(C.read_slice(config)["stage"])
+        reference = options.pop("reference", None)
+        if reference is None:
+            files = self.reference() if loss.needs_reference else []
+            reference = files if "mismatched" in loss.prepass else files[:1]
+        settings = {"tokens_per_microbatch": 2048, "time_limit": None, **options}
+        train(config, parent or self.base, self.store, output, reference, **settings)
+        return output
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    import torch
+
+    from halos.data.sources import prepare
+    from halos.data.store import tokenize
+    from halos.models import make
+
+    torch.set_num_threads(1)
+    results = tmp_path_factory.mktemp("results")
+    world = World(results, C.load(yaml.safe_load(yaml.safe_dump(CATALOGUE))))
+    data, tokens = results / "data/d", results / "tokens/d/m"
+    splits = data / "train.parquet", data / "test.parquet"
+    prepare(world.slice("data/d"), *splits, data / "report.json")
+    make(world.slice("models/m"), [splits[0]], world.base)
+    tokenize(world.slice("tokens/d/m"), *splits, world.base / "model", world.store, tokens / "report.json")
+    return world

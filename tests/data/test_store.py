@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from halos.config import dump
+from halos.data import feedback
+from halos.data.feedback import Feedback
+from halos.data.store import Store, check, mismatch, tokenize
+from halos.errors import HalosError
+from tests.conftest import World
+
+
+def ask(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def make(tmp_path: Path, world: World, records: list[Feedback], **settings: int) -> tuple[Store, dict[str, Any]]:
+    """A store with `records` in both splits."""
+    config = tmp_path / "config.yaml"
+    config.write_text(dump({"dataset": "d", "model": "m", "max_length": 60, "max_prompt_length": 40,
+                            "eval_examples": 100, **settings}))  # fmt: skip
+    feedback.write(records, tmp_path / "data.parquet")
+    data = tmp_path / "data.parquet"
+    tokenize(config, data, data, world.base / "model", tmp_path / "store", tmp_path / "report.json")
+    return Store(tmp_path / "store"), json.loads((tmp_path / "report.json").read_text())
+
+
+PAIR = Feedback(ask("Is it so?"), ["Yes it is.", "No."], "x", scores=[1.0, 0.0], pairs=[(0, 1)],
+                desirable=[True, None], target=1)  # fmt: skip
+OTHER = Feedback(ask("And this?"), ["Never."], "x", desirable=[False])
+
+
+def test_the_views_hold_what_the_records_say(tmp_path: Path, world: World) -> None:
+    store, _ = make(tmp_path, world, [PAIR, OTHER])
+    tokenizer = AutoTokenizer.from_pretrained(world.base / "model")
+
+    def text(row: int) -> str:
+        return str(tokenizer.decode(store.sequence(row)[1]))
+
+    [target] = store.view("train", "sft")["sequence"].to_pylist()
+    assert text(target) == "No.<|end|>"
+    [pair] = store.view("train", "paired").to_pylist()
+    assert (text(pair["chosen"]), text(pair["rejected"])) == ("Yes it is.<|end|>", "No.<|end|>")
+    unpaired = store.view("train", "unpaired").to_pylist()
+    assert [(text(r["sequence"]), r["desirable"], r["score"]) for r in unpaired] == [
+        ("Yes it is.<|end|>", True, 1.0),
+        ("Never.<|end|>", False, None),
+    ]
+    [group] = store.view("train", "grouped").to_pylist()
+    assert [text(row) for row in group["sequences"]] == ["Yes it is.<|end|>", "No.<|end|>"]
+    assert group["scores"] == [1.0, 0.0]
+
+
+def test_a_mismatched_sequence_has_its_own_prompt_and_the_response_of_another(tmp_path: Path, world: World) -> None:
+    store, _ = make(tmp_path, world, [PAIR, OTHER])
+    first, second = store.view("train", "unpaired").to_pylist()
+    for mine, other in ((first, second), (second, first)):
+        prompt, response = store.sequence(mine["mismatched"])
+        assert prompt.tolist() == store.sequence(mine["sequence"])[0].tolist()
+        assert response.tolist() == store.sequence(other["sequence"])[1].tolist()
+        assert mine["mismatched"] >= store.n_responses
+
+
+def test_no_example_is_mismatched_with_its_own_prompt() -> None:
+    rng = np.random.default_rng(0)
+    prompts, keys = np.sort(rng.integers(0, 8, 200)), rng.integers(0, 2**63, 200, dtype=np.uint64)
+    other = mismatch(prompts, keys)
+    assert other is not None
+    assert (prompts[other] != prompts).all()
+
+
+def test_the_mismatched_draw_follows_the_examples_and_not_their_order() -> None:
+    rng = np.random.default_rng(1)
+    prompts, keys = np.arange(50), rng.integers(0, 2**63, 50, dtype=np.uint64)
+    shuffled = rng.permutation(50)
+    plain, moved = mismatch(prompts, keys), mismatch(prompts[shuffled], keys[shuffled])
+    assert plain is not None
+    assert moved is not None
+    assert {int(shuffled[i]): int(shuffled[j]) for i, j in enumerate(moved)} == dict(enumerate(plain.tolist()))
+
+
+def test_one_prompt_alone_has_no_mismatch() -> None:
+    assert mismatch(np.zeros(3, dtype=int), np.arange(3, dtype=np.uint64)) is None
+
+
+def test_a_truncated_response_has_no_end_of_turn_and_is_counted(tmp_path: Path, world: World) -> None:
+    long = Feedback(ask("Go on?"), ["word " * 80, "Short."], "x", pairs=[(1, 0)])
+    store, report = make(tmp_path, world, [long, OTHER])
+    [pair] = store.view("train", "paired").to_pylist()
+    end = AutoTokenizer.from_pretrained(world.base / "model").convert_tokens_to_ids("<|end|>")
+    assert store.sequence(pair["chosen"])[1][-1] == end
+    assert end not in store.sequence(pair["rejected"])[1]
+    assert store.lengths[pair["rejected"]].sum() == 60
+    assert report["train"]["truncated_responses"] == 1
+
+
+def test_a_prompt_that_cannot_fit_is_dropped_with_its_reason(tmp_path: Path, world: World) -> None:
+    store, report = make(tmp_path, world, [Feedback(ask("word " * 90), ["Yes."], "x", target=0), PAIR, OTHER])
+    assert store.view("train", "sft").num_rows == 1
+    assert list(report["train"]["dropped"].values()) == [1]
+
+
+def test_a_view_without_rows_is_refused_with_what_there_is(tmp_path: Path, world: World) -> None:
+    store, _ = make(tmp_path, world, [OTHER, Feedback(ask("What?"), ["So."], "x", desirable=[True])])
+    with pytest.raises(HalosError, match=r"no rows for the paired view .*it has unpaired"):
+        check(store.folder, ["paired", "unpaired"], tmp_path / "checked.json")
+    assert not (tmp_path / "checked.json").exists()
+    check(store.folder, ["unpaired"], tmp_path / "checked.json")
+    assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["unpaired"]}
+
+
+def test_equal_input_makes_an_equal_store_and_other_limits_another(tmp_path: Path, world: World) -> None:
+    hashes = []
+    for name, settings in (("a", {}), ("b", {}), ("c", {"max_length": 59})):
+        (tmp_path / name).mkdir()
+        hashes.append(make(tmp_path / name, world, [PAIR, OTHER], **settings)[0].hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_evaluation_subset_does_not_depend_on_the_order_of_the_records(tmp_path: Path, world: World) -> None:
+    records = [Feedback(ask(f"Number {i}?"), [f"It is {i}."], "x", target=0) for i in range(20)]
+    found = []
+    for name, some in (("a", records), ("b", records[::-1])):
+        (tmp_path / name).mkdir()
+        store, _ = make(tmp_path / name, world, some, eval_examples=5)
+        rows = store.view("test", "sft")["sequence"].to_pylist()
+        found.append(sorted(store.sequence(row)[0].tolist() for row in rows))
+    assert len(found[0]) == 5
+    assert found[0] == found[1]

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from halos.data.template import SENTINEL, Template, read_template
+from halos.errors import HalosError
+from tests.conftest import World
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<|{{ m.role }}|> {{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer(world: World) -> Any:
+    return AutoTokenizer.from_pretrained(world.base / "model")
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_a_prompt_and_a_response_make_up_the_whole_templated_conversation(tokenizer: Any) -> None:
+    template = Template(tokenizer)
+    user, reply = turn("user", "Hello there."), "Good day."
+    [prompt], [response] = template.prompts([[user]], 100), template.responses([reply])
+    whole = tokenizer.apply_chat_template([user, turn("assistant", reply)], tokenize=False)
+    assert tokenizer.decode([*(prompt.ids or []), *response]) == whole
+
+
+def test_indentation_of_a_response_is_kept(tokenizer: Any) -> None:
+    text = "def f():\n    return 1\n\tend  "
+    [ids] = Template(tokenizer).responses([text])
+    assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_a_long_prompt_loses_its_oldest_turns_and_keeps_system_and_last_user_turn(tokenizer: Any) -> None:
+    template = Template(tokenizer)
+    turns = [
+        turn("system", "Be brief."),
+        turn("user", "one " * 20),
+        turn("assistant", "two " * 20),
+        turn("user", "three?"),
+    ]
+    [full], [short] = template.prompts([turns], 1000), template.prompts([turns], 30)
+    assert full.dropped_turns == 0
+    assert short.dropped_turns == 2
+    text = tokenizer.decode(short.ids)
+    assert "Be brief." in text
+    assert "three?" in text
+    assert "one" not in text
+    assert len(short.ids or []) <= 30
+
+
+def test_a_last_turn_that_cannot_fit_is_refused_and_not_cut(tokenizer: Any) -> None:
+    [prompt] = Template(tokenizer).prompts([[turn("user", "word " * 50)]], 10)
+    assert prompt.ids is None
+
+
+def test_a_template_that_insists_on_alternation_gets_joined_turns(tokenizer: Any) -> None:
+    tokenizer.chat_template = ALTERNATING
+    template = Template(tokenizer)
+    text = template.render([turn("system", "Be kind."), turn("user", "a"), turn("user", "b")])
+    assert text == "<|user|> Be kind.\n\na\n\nb<|end|>\n<|assistant|>"
+
+
+def test_a_space_that_the_template_puts_before_a_response_belongs_to_the_response(tokenizer: Any) -> None:
+    tokenizer.chat_template = ALTERNATING
+    template = Template(tokenizer)
+    assert template.lead == " "
+    assert tokenizer.decode(template.responses(["Yes."])[0]) == " Yes.<|end|>"
+
+
+def test_the_end_of_turn_is_the_special_token_after_a_response(tokenizer: Any) -> None:
+    assert Template(tokenizer).end == tokenizer.convert_tokens_to_ids("<|end|>")
+
+
+def test_eos_ends_a_response_where_the_template_writes_nothing_after_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert Template(tokenizer).end == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("text", [None, "{{ messages[0].content }}"])
+def test_a_missing_template_or_one_without_an_assistant_turn_is_refused(tokenizer: Any, text: str | None) -> None:
+    tokenizer.chat_template = text
+    with pytest.raises(HalosError, match="template"):
+        Template(tokenizer)
+
+
+def test_an_unknown_template_name_lists_the_known_ones() -> None:
+    with pytest.raises(HalosError, match="turns"):
+        read_template("nonesuch")
+
+
+def test_a_template_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(SENTINEL)
+    assert read_template(str(file)) == SENTINEL
+
+
+def test_the_hash_changes_with_the_template(tokenizer: Any) -> None:
+    before = Template(tokenizer).hash
+    tokenizer.chat_template = ALTERNATING
+    assert Template(tokenizer).hash != before

@@ -1,0 +1,151 @@
+"""Intervals hold what they promise: against closed forms, and against the truth in simulations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from halos.report import statistics
+
+
+def test_wilson_is_the_closed_form_of_scipy():
+    for successes, n in [(0, 10), (3, 10), (10, 10), (416, 805)]:
+        expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+        assert statistics.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_of_no_trial_knows_nothing_and_of_half_a_success_is_symmetric():
+    assert statistics.wilson(0, 0) == (0, 1)
+    low, high = statistics.wilson(4.5, 9)
+    assert low + high == pytest.approx(1)
+
+
+def test_wilson_refuses_more_successes_than_trials():
+    with pytest.raises(ValueError, match="between 0 and n=3"):
+        statistics.wilson(4, 3)
+
+
+def test_one_seed_gives_the_interval_of_a_mean():
+    """With one seed the bootstrap is the plain one over prompts: for many prompts mean +- 1.96 s / sqrt(n)."""
+    x = np.random.default_rng(0).normal(0.3, 2.0, 400)
+    e = statistics.estimate(x)
+    half = 1.96 * x.std() / np.sqrt(len(x))
+    assert e.mean == pytest.approx(x.mean())
+    assert (e.low, e.high) == pytest.approx((x.mean() - half, x.mean() + half), abs=0.05 * half)
+    assert (e.seeds, e.prompts) == (1, 400)
+
+
+def test_equal_seeds_add_nothing_to_one_seed():
+    """The same answers from three seeds are no more than from one: prompts are shared, not independent."""
+    x = np.random.default_rng(1).normal(size=(1, 100))
+    one, three = statistics.estimate(x), statistics.estimate(np.repeat(x, 3, axis=0))
+    assert (three.low, three.high) == pytest.approx((one.low, one.high))
+
+
+def test_seeds_that_differ_give_the_t_interval_over_seeds():
+    """Without any noise within a seed, all that varies is the seeds' means: mean +- t s / sqrt(S)."""
+    means = np.array([0.2, 0.3, 0.5, 0.6])
+    e = statistics.estimate(np.repeat(means[:, None], 50, axis=1), draws=40_000)
+    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
+    assert (e.low, e.high) == pytest.approx((means.mean() - half, means.mean() + half), abs=0.05 * half)
+
+
+def test_two_seeds_use_a_normal_error_since_a_t_of_one_degree_has_no_variance():
+    e = statistics.estimate(np.repeat([[0.4], [0.6]], 50, axis=1), draws=40_000)
+    half = 1.96 * np.std([0.4, 0.6], ddof=1) / np.sqrt(2)
+    assert (e.low, e.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.05 * half)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "between", "prompt", "noise"),
+    [(1, 0.0, 0.5, 0.3), (3, 0.0, 0.1, 0.5), (3, 0.2, 0.3, 0.4), (5, 0.05, 0.3, 0.4)],
+    ids=["one seed", "equal seeds", "seeds differ", "five seeds"],
+)
+def test_paired_difference_covers_the_truth_in_about_95_of_100_studies(seeds, between, prompt, noise):
+    """500 studies: the share that covers has a standard error of .01, and the limits are 4 and 5 of them away."""
+    rng = np.random.default_rng(2)
+    truth, studies, n, covered = 0.1, 500, 60, 0
+    for study in range(studies):
+        hard = rng.normal(size=n)  # hits both methods alike: pairing takes it out
+        effect = truth + prompt * rng.normal(size=n) + between * rng.normal(size=(seeds, 1))
+        a = hard + effect + noise * rng.normal(size=(seeds, n))
+        d = statistics.difference(a, np.tile(hard, (seeds, 1)), draws=1000, seed=study)
+        covered += d.low <= truth <= d.high
+    assert 0.91 <= covered / studies <= 0.99
+
+
+def test_p_values_of_no_difference_are_uniform():
+    rng = np.random.default_rng(3)
+    p = [statistics.difference(rng.normal(size=(1, 80)), rng.normal(size=(1, 80)), draws=500).p for _ in range(400)]
+    assert stats.kstest(p, "uniform").pvalue > 1e-4
+
+
+def test_p_is_below_05_just_when_the_interval_leaves_out_zero():
+    rng = np.random.default_rng(4)
+    for shift in np.linspace(0, 0.5, 40):
+        d = statistics.difference(rng.normal(shift, 1, (1, 100)), np.zeros((1, 100)), draws=2000)
+        if abs(d.p - 0.05) > 0.002:
+            assert (d.p < 0.05) == (d.low > 0 or d.high < 0)
+
+
+def test_pairing_takes_out_what_both_methods_share():
+    rng = np.random.default_rng(5)
+    hard = rng.normal(0, 10, (2, 200))
+    d = statistics.difference(hard + 0.1 + 0.01 * rng.normal(size=hard.shape), hard)
+    assert d.high - d.low < 0.02
+    assert d.p < 0.001
+
+
+def test_no_difference_at_all_has_p_1():
+    d = statistics.difference(np.ones((2, 5)), np.ones((2, 5)))
+    assert (d.mean, d.low, d.high, d.p) == (0, 0, 0, 1)
+
+
+def test_missing_judgements_are_left_out_and_a_prompt_counts_once():
+    """Prompt means 1, 2 (of one seed) and nothing: 1.5 over two prompts."""
+    e = statistics.estimate([[0.0, 2.0, np.nan], [2.0, np.nan, np.nan]])
+    assert (e.mean, e.seeds, e.prompts) == (1.5, 2, 2)
+
+
+def test_nothing_to_average_is_refused():
+    with pytest.raises(ValueError, match="no value"):
+        statistics.estimate([[np.nan, np.nan]])
+
+
+def test_a_proportion_stays_within_0_and_1_and_is_never_certain():
+    assert statistics.estimate(np.zeros((3, 20)), bounded=True).high == pytest.approx(statistics.wilson(0, 20)[1])
+    assert statistics.estimate(np.ones((1, 20)), bounded=True).low == pytest.approx(statistics.wilson(20, 20)[0])
+    few = np.zeros((3, 20))
+    few[0, :5] = 1
+    assert statistics.estimate(few).low < 0
+    assert statistics.estimate(few, bounded=True).low == 0
+
+
+def test_draws_are_the_same_each_time_whatever_the_chunks(monkeypatch):
+    x = np.random.default_rng(6).normal(size=(3, 40))
+    whole = statistics.bootstrap(x, draws=1000)
+    assert np.array_equal(whole, statistics.bootstrap(x, draws=1000))
+    monkeypatch.setattr(statistics, "CHUNK", 40 * 7)
+    assert np.allclose(whole, statistics.bootstrap(x, draws=1000))
+    assert not np.array_equal(whole, statistics.bootstrap(x, draws=1000, seed=1))
+
+
+def test_over_seeds_shares_the_items_error_and_adds_the_spread_of_seeds():
+    """Variance .02^2 (not halved: the items are the same) + .04^2 / 2 / 2 between the seeds."""
+    e = statistics.over_seeds([0.48, 0.52], [0.02, 0.02])
+    half = 1.959964 * np.sqrt(0.02**2 + 0.0008 / 2)
+    assert (e.mean, e.low, e.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+
+
+def test_over_seeds_without_standard_errors():
+    e = statistics.over_seeds([0.4, 0.5, 0.6], [np.nan] * 3)
+    assert e.high - e.mean == pytest.approx(stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3))
+    assert np.isnan(statistics.over_seeds([0.4], [np.nan]).low)
+
+
+def test_holm_by_hand():
+    """Sorted: .01 x 3, then .02 x 2, then .04 x 1, never below the one before."""
+    assert statistics.holm([0.04, 0.01, np.nan, 0.02]) == pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
+    assert statistics.holm([0.9, 0.8]) == pytest.approx([1, 1])
+    assert statistics.holm([]).size == 0
