@@ -29,7 +29,7 @@ demo: $(ENV)
 	@echo
 	@echo "tables    results/tables/demo"
 	@echo "figures   results/figures/demo"
-	@echo "report    results/report.zip (unpack it and open report.html)"
+	@echo "report    results/report.zip (unpack it and open report/report.html)"
 
 test: lint
 	.venv/bin/pytest

@@ -36,6 +36,20 @@ include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
 
+# Below the rules: above them, Snakemake (9.27) would not apply these to wildcards that come from a pathvar.
+wildcard_constraints:
+    dataset=W.ids("datasets"),
+    model=W.ids("models"),
+    method=W.methods,
+    seed=r"\d+",
+    prompts=W.ids("prompts"),
+    judge=W.ids("judges"),
+    task=W.ids("tasks"),
+    grid=W.grid,
+    part="responses|mismatched",
+    view="[a-z]+",
+
+
 localrules:
     all,
     train,
@@ -51,6 +65,11 @@ localrules:
 rule all:
     default_target: True
     input:
+        # asked for by themselves, so that a cell whose folder was deleted is made again
+        W.trained,
+        W.sampled,
+        W.judged,
+        W.benchmarked,
         expand("results/tables/{grid}/main.md", grid=W.grid),
         expand("results/figures/{grid}/win_rate.svg", grid=W.grid),
 

@@ -31,14 +31,14 @@ class Checkpoints:
         return max(self._of(ours=True), key=_step, default=None)
 
     def remove_others(self) -> None:
-        """Remove checkpoints of another config, data or parent."""
+        """Remove checkpoints of another config, data or parent, and what is left of a removal that was cut short."""
         for path in self._of(ours=False):
             print(f"removing {path}: it is of another config, data or parent")
             shutil.rmtree(path)
 
     def _of(self, ours: bool) -> list[Path]:
         paths = self.folder.glob("step*")
-        return [p for p in paths if (_meta(p)["fingerprint"] == self.fingerprint) == ours]
+        return [p for p in paths if (_meta(p).get("fingerprint") == self.fingerprint) == ours]
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
         """Save after `step` steps: seen whole or not at all, and only then are older ones removed.
@@ -80,7 +80,9 @@ def _step(path: Path) -> int:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((path / "meta.json").read_text())
+    """A checkpoint's meta data; empty for one whose removal was cut short."""
+    file = path / "meta.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return content
 
 

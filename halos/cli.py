@@ -193,9 +193,10 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         run(parser().parse_args(argv))
+        sys.stdout.flush()
     except HalosError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `python -m halos list cells | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

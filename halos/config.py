@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 import halos.data.sources
 import halos.losses
@@ -25,6 +25,21 @@ BASE = "base"
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _numbers(content: Any) -> Any:
+    """Numbers such as 1e-5, which YAML reads as text for want of a dot, as numbers."""
+    if isinstance(content, dict):
+        return {key: _numbers(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_numbers(value) for value in content]
+    if isinstance(content, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", content):
+        return float(content)
+    return content
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_numbers)]
+"""Arguments of something that is not of this package."""
 
 
 class Strict(BaseModel):
@@ -55,12 +70,15 @@ class Model(Strict):
     hub: str | None = Field(None, description="model id on the Hugging Face hub")
     revision: str = Field("main", description="branch, tag or commit on the hub; a commit is reproducible")
     path: str | None = Field(None, description="local folder in the transformers layout, weights as safetensors")
-    architecture: dict[str, Any] | None = Field(None, description="transformers config (model_type and its fields)")
+    architecture: Settings | None = Field(None, description="transformers config (model_type and its fields)")
     tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
     seed: int = Field(0, description="seed of the random weights of an `architecture`")
     template: str | None = Field(None, description="chat template: a name in halos/templates or a .jinja file")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type; master weights are always float32")
+    stages: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of stages that differ for this model: {stage id: {setting: value}}"
+    )
     label: str | None = Field(None, description="name in tables and figures")
     resources: Resources = Resources()
 
@@ -137,7 +155,7 @@ class Stage(BaseModel):
     optimizer: Literal[
         "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adamax", "NAdam", "RAdam"
     ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
-    optimizer_args: dict[str, Any] = Field({}, description="its arguments; AdamW's defaults are ADAMW of halos.config")
+    optimizer_args: Settings = Field({}, description="its arguments; AdamW's defaults are ADAMW of halos.config")
     scheduler: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = Field(0.1, ge=0, description="below 1: fraction of all steps; else steps")
     batch_size: Positive = Field(32, description="examples in one global batch, over all processes")
@@ -163,7 +181,11 @@ class Stage(BaseModel):
                     f"{suggest(key, [*own, *type(self).model_fields])}"
                 )
         try:
-            loss(**self.hyperparameters)
+            self.make_loss()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"loss {self.loss!r}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"loss {self.loss!r}: {error}") from None
         return self
@@ -173,7 +195,8 @@ class Stage(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
     def make_loss(self) -> halos.losses.Loss:
-        loss: halos.losses.Loss = LOSSES[self.loss](**self.hyperparameters)
+        """The loss, its hyperparameters brought to their declared types: YAML reads 1e-1 as text."""
+        loss: halos.losses.Loss = TypeAdapter(LOSSES[self.loss]).validate_python(self.hyperparameters)
         return loss
 
 
@@ -232,7 +255,7 @@ class Grid(Strict):
     datasets: tuple[str, ...] = Field(min_length=1)
     models: tuple[str, ...] = Field(min_length=1)
     methods: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((1,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), min_length=1)
     judges: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     label: str | None = None
@@ -265,6 +288,14 @@ class Config(Strict):
             raise ValueError(f"stages.{BASE}: this id means a model without training; choose another")
         self._refer("grid", self.grid, "grids")
         for name, model in self.models.items():
+            for stage in model.stages:
+                self._refer(f"models.{name}.stages", stage, "stages")
+                try:
+                    self.stage(stage, name)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(map(str, (f"models.{name}.stages.{stage}", *first["loc"])))
+                    raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
             if model.tokenizer is not None:
                 self._refer(f"models.{name}.tokenizer.train_on", model.tokenizer.train_on, "datasets")
         for name, prompts in self.prompts.items():
@@ -281,6 +312,11 @@ class Config(Strict):
                     self._refer(f"grids.{name}.methods: {method}", stage, "stages")
         return self
 
+    def stage(self, name: str, model: str) -> Stage:
+        """A stage as a model runs it: the stage's entry with the model's own settings for it."""
+        stage, own = self.stages[name], self.models[model].stages.get(name, {})
+        return Stage.model_validate({**stage.model_dump(exclude_unset=True), **own}) if own else stage
+
     def _refer(self, where: str, name: str, kind: str) -> None:
         if name not in getattr(self, kind):
             raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
@@ -289,7 +325,10 @@ class Config(Strict):
 def _sentences(error: ValidationError) -> str:
     """pydantic's findings, a line each: where, what, and the nearest right key."""
     lines = []
+    places = [found["loc"] for found in error.errors()]
     for found in error.errors():
+        if any(len(place) > len(found["loc"]) and place[: len(found["loc"])] == found["loc"] for place in places):
+            continue  # what follows from a mistake within, such as a list with too few sound items
         where = ".".join(str(part) for part in found["loc"])
         if found["type"] == "extra_forbidden":
             owners: dict[str, type[BaseModel]] = {
@@ -325,7 +364,8 @@ def load(source: str | Path | dict[str, Any]) -> Config:
             raise HalosError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise HalosError(f"{source} must hold keys (models:, datasets:, ...), not a {type(content).__name__}")
-    load_plugins(content.get("plugins") or ())
+    plugins = content.get("plugins")
+    load_plugins(plugins if isinstance(plugins, list | tuple) else ())  # anything else is refused below
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -351,8 +391,9 @@ def dump(content: Any) -> str:
 
 
 def identity(entry: BaseModel) -> dict[str, Any]:
-    """What of an entry makes a result: all but its label and resources."""
-    return entry.model_dump(mode="json", exclude={"label", "resources"})
+    """What of an entry makes a result: all but its label, its resources, and a model's settings for stages (which are
+    the runs' own)."""
+    return entry.model_dump(mode="json", exclude={"label", "resources", "stages"})
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:

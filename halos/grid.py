@@ -92,13 +92,17 @@ def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
         folder: below the results folder, for example `data/toy` or `runs/toy/tiny/sft-kto/seed1`.
     """
     kind, *ids = folder.strip("/").split("/")
+    if len(ids) < (2 if kind == "tokens" else 1):
+        raise HalosError(f"{folder} is no folder of the results tree")
     if kind == "runs":
         cell = Cell.of(folder)
         model = entry(config, "models", cell.model)
         entry(config, "datasets", cell.dataset)
         content: dict[str, Any] = {**cell.__dict__, "attention": model.attention, "precision": model.precision}
         if cell.stage is not None:
-            stage = entry(config, "stages", cell.stage)
+            for name in cell.method.split("-"):
+                entry(config, "stages", name)
+            stage = config.stage(cell.stage, cell.model)
             content |= {"stage": C.stage_slice(stage), "plugins": C.stage_plugins(stage)}
         return content
     if kind == "grids":

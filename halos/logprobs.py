@@ -63,14 +63,29 @@ def _pick(logits: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def _head_is_plain(model: Any) -> bool:
     """Whether logits are just the output layer applied to the last hidden state. Some models scale or cap them
-    (Cohere, Gemma 2): those go through their own forward pass."""
-    if model.get_output_embeddings() is None:
+    (Cohere, Gemma 2): those go through their own forward pass.
+
+    Small logits hide a cap, and those of random weights are small: so the layer's output is replaced by large numbers,
+    which must come out of the model as they are."""
+    head = model.get_output_embeddings()
+    if head is None:
         return False
+    seen: dict[str, Tensor] = {}
+
+    def probe(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen["hidden"] = inputs[0]
+        seen["logits"] = torch.linspace(-100, 100, output.numel()).to(output).view_as(output)
+        return seen["logits"]
+
     training = model.training
     model.eval()
     ids = torch.arange(8, device=next(model.parameters()).device)[None]
-    expected = model(input_ids=ids, use_cache=False).logits
+    handle = head.register_forward_hook(probe)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
     hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    actual = model.get_output_embeddings()(hidden)
     model.train(training)
-    return bool(torch.allclose(actual.float(), expected.float(), rtol=1e-3, atol=1e-3))
+    pairs = ((hidden, seen.get("hidden")), (logits, seen.get("logits")))
+    return all(b is not None and a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)

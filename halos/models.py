@@ -92,6 +92,7 @@ def _train_tokenizer(feedback: list[Path], vocab_size: int) -> Any:
 
 def _initialise(settings: dict[str, Any], vocab_size: int, tokenizer: Any) -> PreTrainedModel:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     fields = dict(settings["architecture"])
@@ -101,8 +102,9 @@ def _initialise(settings: dict[str, Any], vocab_size: int, tokenizer: Any) -> Pr
         config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **ids, **fields)
         torch.manual_seed(settings["seed"])
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError) as error:
-        raise HalosError(f"models.{settings['model']}.architecture: {error}") from error
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        message = " ".join(str(error).split())
+        raise HalosError(f"models.{settings['model']}.architecture: {message}") from error
     return model
 
 
@@ -144,10 +146,11 @@ def accelerator_for(precision: str) -> Accelerator:
     """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals."""
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import set_seed  # noqa: F401
 
     torch.set_flush_denormal(True)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+    # without `cpu=True`, processes on a machine without an accelerator would not find each other
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no")
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise HalosError(f"{wanted} processes were launched but {accelerator.num_processes} found each other")

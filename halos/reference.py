@@ -57,7 +57,7 @@ class Reference:
         for first, offsets, values in self._parts:
             if first <= row < first + len(offsets) - 1:
                 return values[offsets[row - first] : offsets[row - first + 1]]
-        raise KeyError(f"sequence {row} is in no part of the reference")
+        raise HalosError(f"sequence {row} is in no part of the reference; give the file of its part, too")
 
 
 def parts_for(loss: Any) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         def add(entry: T) -> T:
             known = self._entries.get(name)
-            if known is not None and getattr(known, "__qualname__", 0) != getattr(entry, "__qualname__", 1):
+            if known is not None and _origin(known) != _origin(entry):
                 raise HalosError(f"a {self.word} called {name!r} exists already; give yours another name")
             self._entries[name] = entry
             if _loading:
@@ -62,6 +62,11 @@ class Registry(Generic[T]):
         return self._plugins.get(name)
 
 
+def _origin(entry: Any) -> tuple[str, str]:
+    """Where an entry was defined: a module that is read again registers the same entries."""
+    return entry.__module__, entry.__qualname__
+
+
 _loading: list[Path] = []
 _loaded: set[Path] = set()
 
@@ -78,7 +83,7 @@ def load_plugins(files: Iterable[str | Path]) -> None:
             continue
         if not path.is_file():
             raise HalosError(f"plugins: there is no file {path}; write it or take it out of the list")
-        spec = importlib.util.spec_from_file_location(f"halos_plugin_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(f"halos_plugin_{len(_loaded)}_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from halos.config import read_slice
 from halos.data.feedback import Feedback, read
 from halos.errors import HalosError
+from halos.provenance import hash_content
 
 
 def sample(config: Path, prompts: Path, feedback: Path, model: Path, store: Path, output: Path, batch: int) -> None:
@@ -47,7 +48,10 @@ def sample(config: Path, prompts: Path, feedback: Path, model: Path, store: Path
     jobs.sort(key=lambda job: -len(ids[job[0]] or ()))
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     parameters = {k: how[k] for k in ("temperature", "top_p", "max_new_tokens")}
-    identity = {"seed": settings["seed"], "model": str(model), "batch": batch, **parameters}
+    # what earlier lines must agree with; the weights by their files' dates, as hashing large ones takes minutes
+    weights = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(model.glob("*.safetensors"))]
+    inputs = hash_content([[r.prompt_id for r in records], ids, how["samples"], weights])
+    identity = {"seed": settings["seed"], "inputs": inputs, "batch": batch, **parameters}
 
     partial = output.with_name(f".{output.name}.partial")
     lines = _resumed(partial, identity, batches)

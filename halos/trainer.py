@@ -154,7 +154,7 @@ class Trainer:
             optimizer = getattr(torch.optim, self.stage["optimizer"])(
                 trained, lr=self.stage["lr"], **_tuples(self.stage["optimizer_args"])
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise HalosError(f"optimizer_args of {self.stage['optimizer']}: {error}") from error
         self.policy, self.optimizer = self.accelerator.prepare(wrapped, optimizer)
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
@@ -169,7 +169,7 @@ class Trainer:
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage["loss"])  # fmt: skip
         if step == 0:
-            self._log({"split": "eval", "step": 0, "examples": 0, **self.evaluate()})
+            self._log({"split": "eval", "step": 0, "examples": 0, **self.evaluate(step)})
         while step < len(self.batches):
             metrics = self.step(step)
             step += 1
@@ -178,11 +178,12 @@ class Trainer:
             bar.update()
             last = step == len(self.batches)
             if last or step % self.stage["eval_every"] == 0:
-                self._log({"split": "eval", "step": step, "examples": metrics["examples"], **self.evaluate()})
+                self._log({"split": "eval", "step": step, "examples": metrics["examples"], **self.evaluate(step)})
             reason = self._stop_reason()
             if not last and (reason or step % self.stage["checkpoint_every"] == 0):
                 self._save_checkpoint(step)
                 if reason:
+                    bar.close()
                     raise Stopped(f"stopped by {reason} after step {step} of {len(self.batches)}, with a checkpoint; "
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
@@ -198,10 +199,9 @@ class Trainer:
         self.policy.train()
         found, sizes = self._over_batch(self.examples, self.batches[step], backward=True)
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.stage["max_grad_norm"])
+        self._check(found, step + 1, float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if not math.isfinite(found["loss"]):
-            raise HalosError(f"the loss is {found['loss']} at step {step + 1}; lower the learning rate (now {lr:g})")
         seconds = time.monotonic() - begun
         self.tokens += sizes["tokens"]
         return {
@@ -216,10 +216,19 @@ class Trainer:
         }
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The same quantities over the fixed evaluation subset, as one global batch."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """The same quantities over the fixed evaluation subset, as one global batch, after `step` steps."""
         self.policy.eval()
-        return self._over_batch(self.held_out, np.arange(len(self.held_out)), backward=False)[0]
+        found, _ = self._over_batch(self.held_out, np.arange(len(self.held_out)), backward=False)
+        self._check(found, step)
+        return found
+
+    def _check(self, found: dict[str, float], step: int, norm: float = 0.0) -> None:
+        """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child."""
+        for name, value in (("loss", found["loss"]), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                lr = self.stage["lr"]
+                raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
 
     def _over_batch(
         self, examples: Examples, indices: np.ndarray, backward: bool
@@ -239,7 +248,8 @@ class Trainer:
 
         def forward(batch: Microbatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             """Policy and reference log-probabilities by role."""
-            sums.add("tokens", torch.tensor(float(batch.tokens), device=device))
+            real = batch.weight[0]  # 0 in a filler: all that it holds is padding
+            sums.add("tokens", batch.tokens * real)
             sums.add("padded", torch.tensor(float(batch.input_ids.numel()), device=device))
             reference = {} if batch.reference is None else batch.by_role(batch.reference)
             return batch.by_role(self.policy(batch)), reference
@@ -267,7 +277,7 @@ class Trainer:
             sums.add("loss", objective)
             for name, rewards in (("chosen", out.chosen_rewards), ("rejected", out.rejected_rewards)):
                 if rewards is not None:
-                    sums.add(f"rewards/{name}", rewards)
+                    sums.add(f"rewards/{name}", rewards, batch.weight[0].expand_as(rewards))
             for name, values in out.metrics.items():
                 sums.add(name, values, batch.weight)
             for role in roles if reference else ():

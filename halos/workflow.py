@@ -85,16 +85,16 @@ class Workflow:
         tokenizer = self.config.models[wildcards.model].tokenizer
         return [f"{RESULTS}/data/{tokenizer.train_on}/train.parquet"] if tokenizer else []
 
-    def views(self, wildcards: Any) -> list[str]:
+    def views(self, wildcards: Any) -> str:
         """The views that the grid's cells, their parents included, read of a store."""
         here = [c for c in self.cells if (c.dataset, c.model) == (wildcards.dataset, wildcards.model)]
         stages = {c.stage for cell in here for c in cell.lineage() if c.stage}
-        return sorted({self.loss(stage).view for stage in stages})
+        return " ".join(sorted({self.loss(stage, wildcards.model).view for stage in stages} | {wildcards.view}))
 
     # ---- inputs of a cell ----------------------------------------------------------------------------------
 
-    def loss(self, stage: str) -> Any:
-        return self.config.stages[stage].make_loss()
+    def loss(self, stage: str, model: str) -> Any:
+        return self.config.stage(stage, model).make_loss()
 
     def model(self, wildcards: Any) -> str:
         """The cell's model folder."""
@@ -109,16 +109,21 @@ class Workflow:
     def parent_manifest(self, wildcards: Any) -> str:
         return f"{RESULTS}/{_parent(wildcards).model_folder}/manifest.json"
 
+    def checked(self, wildcards: Any) -> str:
+        """The sign that the store has the view that the cell's loss reads, and all others that the grid needs."""
+        cell = _cell(wildcards)
+        return f"{RESULTS}/{cell.store_folder}/checked/{self.loss(str(cell.stage), cell.model).view}.json"
+
     def parent_reference(self, wildcards: Any) -> list[str]:
         """The parts of the parent's log-probabilities that the cell's loss reads."""
         cell = _cell(wildcards)
         folder = f"{RESULTS}/{_parent(wildcards).folder}/reference"
-        return [f"{folder}/{part}.safetensors" for part in parts_for(self.loss(str(cell.stage)))]
+        return [f"{folder}/{part}.safetensors" for part in parts_for(self.loss(str(cell.stage), cell.model))]
 
     def plugins(self, wildcards: Any) -> list[str]:
         """The plugin files that define what a rule uses: its cell's loss or its dataset's sources."""
         if getattr(wildcards, "method", None):
-            found = [LOSSES.plugin(self.config.stages[str(_cell(wildcards).stage)].loss)]
+            found = [LOSSES.plugin(self.config.stage(str(_cell(wildcards).stage), wildcards.model).loss)]
         else:
             found = [SOURCES.plugin(s.name) for s in self.config.datasets[wildcards.dataset].sources]
         return [str(file) for file in found if file]

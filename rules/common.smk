@@ -1,4 +1,4 @@
-"""What the rules share: the validated config, and the patterns that wildcards match.
+"""What the rules share: the validated config.
 
 Input:   config.yaml, with what the command line or a profile adds
 Output:  W, whose methods say what each rule reads (halos/workflow.py)
@@ -21,15 +21,3 @@ try:
     W = Workflow(CONFIG)
 except HalosError as error:
     raise WorkflowError(str(error))
-
-
-wildcard_constraints:
-    dataset=W.ids("datasets"),
-    model=W.ids("models"),
-    method=W.methods,
-    seed=r"\d+",
-    prompts=W.ids("prompts"),
-    judge=W.ids("judges"),
-    task=W.ids("tasks"),
-    grid=W.ids("grids"),
-    part="responses|mismatched",

@@ -3,7 +3,7 @@
 Input:   config.yaml; local files of the sources, if any
 Output:  results/{...}/config.yaml                  the part of the catalogue that makes that folder
          results/data/{dataset}/{train,test}.parquet, report.json
-         results/tokens/{dataset}/{model}/store, report.json
+         results/tokens/{dataset}/{model}/store, report.json, checked/{view}.json
 """
 
 
@@ -12,6 +12,8 @@ rule configure:
         "results/{folder}/config.yaml",
     log:
         "<logs>/configure/{folder}.log",
+    conda:
+        "../envs/train.yaml"
     params:
         slice=W.slice,
     shell:
@@ -32,6 +34,8 @@ rule prepare:
         "<logs>/prepare/{dataset}.log",
     benchmark:
         "<runtime>/prepare/{dataset}.tsv"
+    conda:
+        "../envs/train.yaml"
     shell:
         r"""
         exec &>{log:q}
@@ -56,6 +60,8 @@ rule tokenize:
         "<logs>/tokenize/{dataset}/{model}.log",
     benchmark:
         "<runtime>/tokenize/{dataset}/{model}.tsv"
+    conda:
+        "../envs/train.yaml"
     shell:
         r"""
         exec &>{log:q}
@@ -69,21 +75,26 @@ rule tokenize:
         """
 
 
-# Before anything is trained: does the dataset have what the losses of the grid read?
+# Before anything is trained: does the dataset have what the losses of the grid read? A cell asks for the file of its
+# view, so that a cell with another view makes a new file and leaves the other cells alone; each file is made by a look
+# at all views of the grid. These are a resource, because a changed parameter would retrain everything. (`ancient` is no
+# way out: Snakemake 9.27 leaves undone whatever comes after a job that reruns and is read as ancient.)
 rule check:
     input:
         store="<tokens>/store",
     output:
-        "<tokens>/checked.json",
+        "<tokens>/checked/{view}.json",
     log:
-        "<logs>/check/{dataset}/{model}.log",
-    params:
+        "<logs>/check/{dataset}/{model}/{view}.log",
+    conda:
+        "../envs/train.yaml"
+    resources:
         views=W.views,
     shell:
         r"""
         exec &>{log:q}
         python -m halos check \
             --store {input.store:q} \
-            --views {params.views:q} \
+            --views {resources.views} \
             --output {output:q}
         """

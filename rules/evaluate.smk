@@ -17,6 +17,8 @@ rule judge:
         "<logs>/judge/{dataset}/{model}/{method}/seed{seed}/{judge}.log",
     benchmark:
         "<runtime>/judge/{dataset}/{model}/{method}/seed{seed}/{judge}.tsv"
+    conda:
+        "../envs/evaluate.yaml"
     shell:
         r"""
         exec &>{log:q}
@@ -39,9 +41,12 @@ rule task:
         "<logs>/task/{dataset}/{model}/{method}/seed{seed}/{task}.log",
     benchmark:
         "<runtime>/task/{dataset}/{model}/{method}/seed{seed}/{task}.tsv"
+    conda:
+        "../envs/evaluate.yaml"
     threads: W.resource("cpus")
     resources:
         gres=W.gres,
+        cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
     shell:

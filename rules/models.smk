@@ -17,6 +17,8 @@ rule model:
         "<logs>/model/{model}.log",
     benchmark:
         "<runtime>/model/{model}.tsv"
+    conda:
+        "../envs/train.yaml"
     shell:
         r"""
         exec &>{log:q}

@@ -17,9 +17,12 @@ rule reference:
         "<logs>/reference/{dataset}/{model}/{method}/seed{seed}/{part}.log",
     benchmark:
         "<runtime>/reference/{dataset}/{model}/{method}/seed{seed}/{part}.tsv"
+    conda:
+        "../envs/train.yaml"
     threads: W.resource("cpus")
     resources:
         gres=W.gres,
+        cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
         tokens=W.resource("tokens_per_microbatch"),

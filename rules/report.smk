@@ -14,25 +14,25 @@ rule make_tables:
         W.trained,
         config="results/grids/{grid}/config.yaml",
     output:
-        report(
+        main=report(
             "<tables>/main.md",
             category="Tables",
             labels={"table": "Main result"},
             caption="captions/main.rst",
         ),
-        report(
+        comparisons=report(
             "<tables>/comparisons.md",
             category="Tables",
             labels={"table": "Comparisons"},
             caption="captions/comparisons.rst",
         ),
-        report(
+        benchmarks=report(
             "<tables>/benchmarks.md",
             category="Tables",
             labels={"table": "Benchmarks"},
             caption="captions/benchmarks.rst",
         ),
-        multiext(
+        data=multiext(
             "<tables>/",
             "main.csv",
             "comparisons.csv",
@@ -42,13 +42,15 @@ rule make_tables:
         ),
     log:
         "<logs>/tables/{grid}.log",
+    conda:
+        "../envs/report.yaml"
     shell:
         r"""
         exec &>{log:q}
         python -m halos tables \
             --config {input.config:q} \
             --results results \
-            --output "$(dirname {output[0]:q})"
+            --output "$(dirname {output.main:q})"
         """
 
 
@@ -59,43 +61,45 @@ rule draw_figures:
         W.logged,
         config="results/grids/{grid}/config.yaml",
     output:
-        report(
+        main=report(
             "<figures>/win_rate.svg",
             category="Figures",
             labels={"figure": "Win rate"},
             caption="captions/win_rate.rst",
         ),
-        report(
+        score=report(
             "<figures>/score.svg",
             category="Figures",
             labels={"figure": "Verified score"},
             caption="captions/score.rst",
         ),
-        report(
+        training=report(
             "<figures>/training.svg",
             category="Figures",
             labels={"figure": "Training"},
             caption="captions/training.rst",
         ),
-        report(
+        benchmarks=report(
             "<figures>/benchmarks.svg",
             category="Figures",
             labels={"figure": "Benchmarks"},
             caption="captions/benchmarks_figure.rst",
         ),
-        multiext(
+        png=multiext(
             "<figures>/", "win_rate.png", "score.png", "training.png", "benchmarks.png"
         ),
-        multiext(
+        data=multiext(
             "<figures>/", "win_rate.csv", "score.csv", "training.csv", "benchmarks.csv"
         ),
     log:
         "<logs>/figures/{grid}.log",
+    conda:
+        "../envs/report.yaml"
     shell:
         r"""
         exec &>{log:q}
         python -m halos figures \
             --config {input.config:q} \
             --results results \
-            --output "$(dirname {output[0]:q})"
+            --output "$(dirname {output.main:q})"
         """

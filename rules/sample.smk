@@ -18,9 +18,12 @@ rule sample:
         "<logs>/sample/{dataset}/{model}/{method}/seed{seed}/{prompts}.log",
     benchmark:
         "<runtime>/sample/{dataset}/{model}/{method}/seed{seed}/{prompts}.tsv"
+    conda:
+        "../envs/sample.yaml"
     threads: W.resource("cpus")
     resources:
         gres=W.gres,
+        cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
         batch=W.resource("generate_batch"),

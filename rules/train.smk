@@ -12,7 +12,7 @@ rule train_cell:
         parent=W.parent_model,
         manifest=W.parent_manifest,
         store="<tokens>/store",
-        checked=ancient("<tokens>/checked.json"),
+        checked=W.checked,
         reference=W.parent_reference,
     output:
         model=directory("<run>/model"),
@@ -24,9 +24,12 @@ rule train_cell:
         "<runtime>/train/{dataset}/{model}/{method}/seed{seed}.tsv"
     wildcard_constraints:
         method=W.trained_methods,
+    conda:
+        "../envs/train.yaml"
     threads: W.resource("cpus")
     resources:
         gres=W.gres,
+        cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
         tokens=W.resource("tokens_per_microbatch"),

@@ -191,14 +191,15 @@ class GlobalBatches:
         n: number of examples.
         batch_size: examples of a global batch; the last one of an epoch may be smaller.
         epochs: passes over the examples.
-        examples: stop after so many, whatever the epochs.
+        examples: stop with the first step by which so many were seen, whatever the epochs.
         seed: of the shuffling.
     """
 
     def __init__(self, n: int, batch_size: int, epochs: int, examples: int | None, seed: int) -> None:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.per_epoch = -(-n // batch_size)
-        self.steps = self.per_epoch * epochs if examples is None else -(-examples // batch_size)
+        epochs, rest = (epochs, 0) if examples is None else divmod(examples, n)
+        self.steps = self.per_epoch * epochs + -(-rest // batch_size)
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:

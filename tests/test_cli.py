@@ -1,0 +1,150 @@
+"""The command line: help without waiting, one line for a mistake, tables of what there is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from halos.cli import VERBS, main
+from halos.config import load
+from halos.grid import config_slice
+from tests.conftest import CATALOGUE, World
+
+ROOT = Path(__file__).parent.parent
+LISTED = ["models", "datasets", "sources", "stages", "losses", "prompts", "judges", "verifiers", "tasks", "grids",
+          "cells"]  # fmt: skip
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(CATALOGUE, sort_keys=False))
+    return path
+
+
+def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_top_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    words = helped(capsys).split()
+    assert [verb for verb in (*VERBS, "list", "config", "schema") if verb not in words] == []
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "list", "config", "schema"])
+def test_the_help_of_a_verb_names_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped(capsys, verb)
+    options = [f"--{name.replace('_', '-')}" for name in VERBS[verb].options] if verb in VERBS else []
+    assert [option for option in options if f"  {option}" not in text] == []
+    assert verb not in VERBS or VERBS[verb].help.split()[0] in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_options_of_a_verb_are_the_parameters_of_its_function(verb: str) -> None:
+    import importlib
+    import inspect
+
+    module, function = VERBS[verb].function.split(":")
+    assert list(inspect.signature(getattr(importlib.import_module(module), function)).parameters) == list(
+        VERBS[verb].options
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "losses"], ["schema"]])
+def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, halos.cli\n"
+        "try:\n    halos.cli.main(sys.argv[1:])\n"
+        "except SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'snakemake') if m in sys.modules],"
+        " file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "halos", "list", "models", "--config", str(tmp_path / "none.yaml")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: there is no config file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_mistake_within_a_verb_ends_the_same_way(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = world.slice("runs/d/m/dpo/seed1")
+    code = main(["train", "--config", str(config), "--parent", str(tmp_path), "--store", str(world.store),
+                 "--output", str(tmp_path)])  # fmt: skip
+    assert code == 1
+    assert capsys.readouterr().err.split("\n") == [
+        f"error: there is no {tmp_path}/manifest.json; the parent model is not finished",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["train"], ["reference", "--part", "all"]])
+def test_a_wrong_call_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", LISTED)
+def test_list_prints_a_table_with_a_line_for_each_entry(
+    what: str, catalogue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", what, "--config", str(catalogue), "--results", str(catalogue.parent)]) == 0
+    header, rule, *rows = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert rule == "-" * len(header)
+    if what in CATALOGUE:
+        assert [row.split()[0] for row in rows] == list(CATALOGUE[what])
+    elif what == "cells":
+        assert [row.split() for row in rows] == [
+            ["d", "m", "base", "1", "to", "do"],
+            ["d", "m", "sft-dpo", "1", "to", "do"],
+        ]
+    else:
+        assert {"sources": "toy", "losses": "kto", "verifiers": "toy"}[what] in [row.split()[0] for row in rows]
+
+
+def test_list_says_when_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump({**CATALOGUE, "tasks": {}, "grids": {"g": {**CATALOGUE["grids"]["g"], "tasks": []}}})
+    )
+    assert main(["list", "tasks", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == "there are no tasks\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "results/"])
+def test_config_prints_the_slice_of_a_folder(prefix: str, catalogue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = "runs/d/m/sft-kto/seed1"
+    assert main(["config", prefix + folder, "--config", str(catalogue)]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == config_slice(load(catalogue), folder)
+
+
+def test_a_closed_pipe_is_no_error(catalogue: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "halos", "list", "losses", "--config", str(catalogue)],
+        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

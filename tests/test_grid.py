@@ -1,0 +1,164 @@
+"""Cells, their parents and folders, and which slice each entry of the catalogue reaches."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halos import config as C
+from halos.errors import HalosError
+from halos.grid import Cell, cells, check_files, config_slice, state
+from tests.conftest import CATALOGUE
+
+
+def load(**changes: Any) -> C.Config:
+    """The test catalogue, its grid's settings changed."""
+    content = copy.deepcopy(CATALOGUE)
+    content["grids"]["g"].update(changes)
+    return C.load(content)
+
+
+def test_the_parent_of_a_chain_is_the_chain_without_its_last_stage() -> None:
+    lineage = [(c.method, c.seed) for c in Cell("d", "m", "sft-kto-dpo_2-simpo", 3).lineage()]
+    assert lineage == [("sft-kto-dpo_2-simpo", 3), ("sft-kto-dpo_2", 3), ("sft-kto", 3), ("sft", 3), ("base", 0)]
+
+
+def test_all_seeds_share_one_base_model() -> None:
+    assert Cell("d", "m", "kto", 1).parent == Cell("d", "m", "kto", 2).parent == Cell("d", "m", "base", 0)
+    assert Cell("d", "m", "base", 1).parent is None
+    assert Cell("d", "m", "base", 1).model_folder == "models/m"
+
+
+@pytest.mark.parametrize("cell", [Cell("d", "m", "base", 0), Cell("u-f.1", "M_7b", "sft-kto_b05", 12)])
+def test_a_folder_leads_back_to_its_cell(cell: Cell) -> None:
+    assert Cell.of(cell.folder) == cell
+    assert Cell.of(Path("results") / cell.folder / "manifest.json") == cell
+
+
+def test_a_folder_that_is_no_cell_is_refused() -> None:
+    with pytest.raises(HalosError, match="a cell is runs/DATASET/MODEL/METHOD/seedN"):
+        Cell.of("runs/d/m/sft")
+
+
+def test_the_cells_of_a_grid_are_every_combination_in_the_configs_order() -> None:
+    found = cells(load(methods=["sft-dpo", "base"], seeds=[2, 1]))
+    assert [(c.method, c.seed) for c in found] == [("sft-dpo", 2), ("sft-dpo", 1), ("base", 2), ("base", 1)]
+    with pytest.raises(HalosError, match="there is no 'h' in grids"):
+        cells(load(), "h")
+
+
+SLICES = {
+    "data/d": {"dataset", "sources", "plugins"},
+    "tokens/d/m": {"dataset", "model", "max_length", "max_prompt_length", "eval_examples"},
+    "judges/j": {"judge", "kind", "verifier", "prompts", "baseline", "tie_margin", "plugins"},
+    "runs/d/m/base/seed0": {"dataset", "model", "method", "seed", "attention", "precision"},
+    "runs/d/m/sft-dpo/seed1": {"dataset", "model", "method", "seed", "attention", "precision", "stage", "plugins"},
+}
+
+
+@pytest.mark.parametrize("folder", SLICES)
+def test_a_slice_holds_the_folders_own_and_nothing_else(folder: str) -> None:
+    assert set(config_slice(load(), folder)) == SLICES[folder]
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "name"),
+    [("models/m", "models", "m"), ("prompts/p", "prompts", "p"), ("tasks/t", "tasks", "t"), ("grids/g", "grids", "g")],
+)
+def test_a_slice_of_an_entry_says_what_the_entry_says(folder: str, kind: str, name: str) -> None:
+    found = config_slice(load(), folder)
+    assert found.items() >= CATALOGUE[kind][name].items()
+    assert name in found.values()
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("runs/d/m/sft-nope/seed1", "no 'nope' in stages"),
+        ("runs/d/m/nope-dpo/seed1", "no 'nope' in stages"),
+        ("runs/d/mm/dpo/seed1", "no 'mm' in models"),
+        ("runs/dd/m/dpo/seed1", "no 'dd' in datasets"),
+        ("data/toy", "no 'toy' in datasets"),
+        ("tokens/d", "is no folder"),
+        ("data", "is no folder"),
+        ("nothing/d", "is no folder"),
+    ],
+)
+def test_a_folder_that_no_entry_makes_is_refused(folder: str, says: str) -> None:
+    with pytest.raises(HalosError, match=says):
+        config_slice(load(), folder)
+
+
+FOLDERS = ["data/d", "tokens/d/m", "models/m", "prompts/p", "judges/j", "tasks/t", *(
+    f"runs/d/m/{method}/seed1" for method in ("base", "sft", "dpo", "sft-dpo", "sft-dpo-kto", "sft-lora")
+)]  # fmt: skip
+EDITS = {
+    "stages/sft/lr": ["runs/d/m/sft/seed1"],
+    "stages/dpo/beta": [
+        "runs/d/m/dpo/seed1",
+        "runs/d/m/sft-dpo/seed1",
+    ],  # sft-dpo-kto reruns through its parent's files
+    "stages/dpo/optimizer": ["runs/d/m/dpo/seed1", "runs/d/m/sft-dpo/seed1"],
+    "datasets/d/max_length": ["tokens/d/m"],
+    "datasets/d/sources": ["data/d"],
+    "models/m/seed": ["models/m"],
+    "models/m/attention": ["models/m", *(f for f in FOLDERS if f.startswith("runs"))],
+    "prompts/p/temperature": ["prompts/p"],
+    "judges/j/tie_margin": ["judges/j"],
+    "tasks/t/limit": ["tasks/t"],
+    "grids/g/seeds": [],
+}
+VALUES: dict[str, Any] = {"optimizer": "SGD", "sources": [{"name": "toy"}], "attention": "eager", "seeds": [1, 2]}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_editing_an_entry_changes_exactly_the_slices_of_what_it_makes(edit: str) -> None:
+    kind, name, key = edit.split("/")
+    content = copy.deepcopy(CATALOGUE)
+    content[kind][name][key] = VALUES.get(key, 77 if key != "temperature" else 0.5)
+    before, after = load(), C.load(content)
+    assert [f for f in FOLDERS if config_slice(before, f) != config_slice(after, f)] == EDITS[edit]
+
+
+def test_the_state_of_a_cell_is_read_from_its_folder(tmp_path: Path) -> None:
+    cell, base = Cell("d", "m", "sft", 1), Cell("d", "m", "base", 2)
+    folder = tmp_path / cell.folder
+    assert (state(cell, tmp_path), state(base, tmp_path)) == ("to do", "to do")
+    (folder / "checkpoints" / ".partial").mkdir(parents=True)
+    assert state(cell, tmp_path) == "to do"
+    (folder / "checkpoints" / "step3").mkdir()
+    assert state(cell, tmp_path) == "resumable"
+    (folder / "manifest.json").write_text("{}")
+    assert state(cell, tmp_path) == "done"
+    (tmp_path / "models/m/model").mkdir(parents=True)
+    (tmp_path / "models/m/model/config.json").write_text("{}")
+    assert state(base, tmp_path) == "done"
+
+
+def test_missing_local_files_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+    content = copy.deepcopy(CATALOGUE)
+    data, model = tmp_path / "data.jsonl", tmp_path / "model"
+    content["datasets"]["local"] = {"sources": [{"name": "local", "options": {"path": str(data)}}]}
+    content["models"]["own"] = {"path": str(model)}
+    config = C.load(content)
+    check_files(config)  # grid g names neither
+    content["grids"]["g"] |= {"datasets": ["d", "local"], "models": ["own"]}
+    config = C.load(content)
+    with pytest.raises(HalosError, match=rf"datasets\.local: source local wants {data}"):
+        check_files(config)
+    data.write_text("")
+    with pytest.raises(HalosError, match=rf"models\.own: there is no model in {model}"):
+        check_files(config)
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    check_files(config)
+
+
+def test_labels_are_those_that_the_catalogue_gives() -> None:
+    content = copy.deepcopy(CATALOGUE)
+    content["stages"]["dpo"]["label"] = "DPO"
+    found = config_slice(C.load(content), "grids/g")["labels"]
+    assert {kind: names for kind, names in found.items() if names} == {"stages": {"dpo": "DPO"}}

@@ -1,0 +1,270 @@
+"""What snakemake would run: nothing here is trained."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from halos.data.store import VIEWS
+from halos.reference import parts_for
+from halos.registry import LOSSES
+from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
+
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+RULES = sorted((ROOT / "rules").glob("*.smk"))
+TARGETS = ("all", "train", "samples", "judged", "tasks", "tables", "figures")
+GPU_RULES = {"train_cell", "reference", "sample", "task"}
+
+
+@pytest.fixture(scope="session")
+def demo(project: Project) -> Run:
+    return project.dry("all")
+
+
+# ---- the project's own config -------------------------------------------------------------------------------------
+
+
+def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
+    """base, sft, kto, sft-dpo, sft-kto and sft-simpo of one model on one dataset, each with two seeds."""
+    assert demo.rules == {
+        "configure": 3 + 13 + 5,  # data, model, store; the cells and base/seed0; prompts, judge, two tasks, grid
+        "prepare": 1, "model": 1, "tokenize": 1, "check": 3,
+        "train_cell": 10,
+        "reference": 2 + 2 * 2,  # both parts of base, once for all seeds, and of each sft
+        "sample": 12, "judge": 12, "task": 24,
+        "make_tables": 1, "draw_figures": 1, "all": 1,
+    }  # fmt: skip
+
+
+def test_a_seed_of_base_is_sampled_but_its_reference_is_made_once(demo: Run) -> None:
+    assert [n for n in demo.names if re.match(r"reference|train_cell|sample", n) and " base/" in n] == [
+        "reference base/seed0 mismatched",
+        "reference base/seed0 responses",
+        "sample base/seed1 held_out",
+        "sample base/seed2 held_out",
+    ]
+
+
+def test_the_slurm_profile_runs_as_typed_with_the_same_jobs(project: Project, demo: Run) -> None:
+    assert project.dry("--profile", "slurm", "all").names == demo.names
+
+
+@pytest.mark.parametrize("grid", sorted(CONFIG["grids"]))
+def test_every_grid_of_the_config_resolves_or_names_the_local_file_that_it_lacks(project: Project, grid: str) -> None:
+    run = project.snakemake("-n", "--config", f"grid={grid}", "--", "all", timeout=120)
+    if run.code:
+        [line] = [line for line in run.failed().output.splitlines() if line.startswith(("models.", "datasets."))]
+        assert re.search(r"wants \S+, which does not exist|there is no model in \S+", line), run.output
+        return
+    g = CONFIG["grids"][grid]
+    cells = len(g["datasets"]) * len(g["models"]) * len(g["methods"]) * len(g.get("seeds", [1]))
+    assert run.rules["judge"] == cells * len(g.get("judges", ()))
+    assert run.rules["task"] == cells * len(g.get("tasks", ()))
+    assert run.rules["make_tables"] == run.rules["draw_figures"] == 1
+
+
+def test_grids_whose_files_are_there_resolve(project: Project, tmp_path: Path) -> None:
+    """Empty files in the place of the local models and data: a dry run looks no further than at their names."""
+    local = project.copy(tmp_path / "project")
+    for model in CONFIG["models"].values():
+        if path := model.get("path"):
+            (local.path / path).mkdir(parents=True)
+            (local.path / path / "config.json").touch()
+    for dataset in CONFIG["datasets"].values():
+        for source in dataset["sources"]:
+            path = source.get("options", {}).get("path", {})
+            for file in path.values() if isinstance(path, dict) else [path]:
+                (local.path / file).parent.mkdir(parents=True, exist_ok=True)
+                (local.path / file).touch()
+    for grid, entry in CONFIG["grids"].items():
+        kinds = [*(CONFIG["models"][m] for m in entry["models"]), *(CONFIG["datasets"][d] for d in entry["datasets"])]
+        if "path" in str(kinds):
+            assert local.dry("--config", f"grid={grid}", "--", "all").rules["make_tables"] == 1
+
+
+# ---- targets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "rules"),
+    [
+        ("train", {"train_cell": 3, "reference": 2}),
+        ("samples", {"train_cell": 3, "reference": 2, "sample": 3}),
+        ("judged", {"train_cell": 3, "reference": 2, "sample": 3, "judge": 3}),
+        ("tasks", {"train_cell": 3, "reference": 2, "task": 3}),
+        ("tables", {"train_cell": 3, "reference": 2, "sample": 3, "judge": 3, "task": 3, "make_tables": 1}),
+        ("figures", {"train_cell": 3, "reference": 2, "sample": 3, "judge": 3, "task": 3, "draw_figures": 1}),
+    ],
+)
+def test_a_target_is_its_phase_and_what_comes_before_it(small: Project, target: str, rules: dict[str, int]) -> None:
+    """base, sft-dpo and sft-kto, and the sft that both come from."""
+    once = dict.fromkeys(("prepare", "model", "tokenize", target), 1) | {
+        "check": 3
+    }  # of the sft, paired, unpaired views
+    found = small.dry(target).rules
+    del found["configure"]
+    assert found == once | rules
+
+
+def test_one_path_is_one_chain(project: Project) -> None:
+    run = project.dry("results/runs/toy/tiny/sft-kto/seed2/judged/toy_verifier.json")
+    assert run.names == [
+        "check toy/tiny/sft",
+        "check toy/tiny/unpaired",
+        "configure data/toy",
+        "configure judges/toy_verifier",
+        "configure models/tiny",
+        "configure prompts/held_out",
+        "configure runs/toy/tiny/sft-kto/seed2",
+        "configure runs/toy/tiny/sft/seed2",
+        "configure tokens/toy/tiny",
+        "judge sft-kto/seed2 toy_verifier",
+        "model tiny",
+        "prepare toy",
+        "reference sft/seed2 mismatched",
+        "reference sft/seed2 responses",
+        "sample sft-kto/seed2 held_out",
+        "tokenize toy/tiny",
+        "train_cell sft-kto/seed2",
+        "train_cell sft/seed2",
+    ]
+
+
+# ---- references ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"), [("sft-simpo", []), ("sft-dpo", ["responses"]), ("sft-kto", ["mismatched", "responses"])]
+)
+def test_a_loss_asks_for_the_reference_parts_that_it_reads(small: Project, method: str, parts: list[str]) -> None:
+    run = small.dry(f"results/runs/d/m/{method}/seed1/manifest.json")
+    assert [n for n in run.names if n.startswith("reference")] == [f"reference sft/seed1 {part}" for part in parts]
+    [job] = [job for job in run.jobs if job.name == f"train_cell {method}/seed1"]
+    read = [Path(path).stem for path in job.input if "/reference/" in path]
+    assert sorted(read) == parts
+
+
+def test_all_losses_with_one_parent_share_its_reference(fresh: Project) -> None:
+    parts = {name: parts_for(LOSSES[name]()) for name in LOSSES}
+    stages = {f"{name}_{beta}": {"loss": name} for name in parts if parts[name] for beta in ("a", "b")}
+    assert len(stages) >= 4
+    fresh.edit({
+        "stages": {**CATALOGUE["stages"], **stages},
+        "grids.both.methods": [f"sft-{stage}" for stage in stages],
+    })  # fmt: skip
+    run = fresh.dry("train")
+    assert run.rules["train_cell"] == len(stages) + 1
+    assert [n for n in run.names if n.startswith("reference")] == [
+        "reference sft/seed1 mismatched",
+        "reference sft/seed1 responses",
+    ]
+
+
+# ---- what is refused before any job -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stages.kto.bta": 0.1}, r"stages\.kto: 'bta' is neither .*; did you mean 'beta'\?"),
+        ({"models.m.precison": "fp32"}, r"models\.m\.precison: unknown key; did you mean 'precision'\?"),
+        (
+            {"grids.both.methods": ["sft-ktoo"]},
+            r"grids\.both\.methods: sft-ktoo: there is no 'ktoo' in stages.*'kto'\?",
+        ),
+        ({"grid": "bth"}, r"grid: there is no 'bth' in grids; did you mean 'both'\?"),
+        (
+            {"datasets.d.sources": [{"name": "local", "options": {"path": "mine.jsonl"}}]},
+            r"datasets\.d: source local wants mine\.jsonl, which does not exist",
+        ),
+        ({"models.m": {"path": "models/mine"}}, r"models\.m: there is no model in models/mine .*"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_sentence_before_any_job(
+    fresh: Project, changes: dict[str, Any], sentence: str
+) -> None:
+    run = fresh.edit(changes).snakemake("all", timeout=60).failed()
+    assert len([line for line in run.output.splitlines() if re.fullmatch(sentence, line)]) == 1, run.output
+    assert not run.jobs
+    assert not fresh.results.exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/d/m/sft-ktoo/seed1/manifest.json",
+        "runs/d/m/sft/seedx/manifest.json",
+        "runs/d/other/sft/seed1/manifest.json",
+        "runs/d/m/base/seed1/manifest.json",
+        "tables/other/main.md",
+    ],
+)
+def test_a_path_of_an_id_that_the_config_lacks_is_made_by_no_rule(small: Project, path: str) -> None:
+    run = small.snakemake("-n", f"results/{path}", timeout=60).failed()
+    assert "MissingRuleException" in run.output
+
+
+# ---- resources ----------------------------------------------------------------------------------------------------
+
+
+def test_gpus_memory_and_time_of_a_job_are_those_of_its_model(project: Project) -> None:
+    entry = 'models={"tiny": {"resources": {"gpus": 2, "cpus": 8, "mem_gb": 48, "runtime": 90}}}'
+    run = project.dry("--profile", "slurm", "--config", entry, "--", "all")
+    assert {job.rule for job in run.jobs if job.resources.get("gres")} == GPU_RULES
+    for job in run.jobs:
+        if job.rule in GPU_RULES:
+            assert job.resources["gres"] == "gpu:2"
+            assert (job.resources["mem_mb"], job.resources["runtime"]) == ("48000", "90")
+            # (threads would be cut down to the cores of the machine that submits)
+            assert (job.resources["slurm_partition"], job.resources["cpus_per_task"]) == ("gpu", "8")
+    launchers = {job.resources["launch"] for job in run.jobs if job.rule == "train_cell"}
+    assert launchers == {"accelerate launch --config_file profiles/accelerate/fsdp.yaml --num_processes 2 -m"}
+
+
+def test_a_model_without_gpus_asks_for_none_and_is_started_by_python(demo: Run) -> None:
+    assert {job.resources.get("gres", "") for job in demo.jobs} == {""}
+    assert {job.resources["launch"] for job in demo.jobs if job.rule == "train_cell"} == {"python -m"}
+
+
+# ---- how rules are written ----------------------------------------------------------------------------------------
+
+
+def rules_of(file: Path) -> dict[str, str]:
+    """{name: text} of the rules of a file."""
+    parts = re.split(r"^rule (\w+):\n", file.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("file", RULES, ids=lambda file: file.name)
+def test_a_rules_file_opens_with_a_docstring_and_each_rule_has_a_log_and_one_call(file: Path) -> None:
+    text = file.read_text()
+    assert text.startswith('"""')
+    assert "Input:" in text
+    assert "Output:" in text
+    assert not re.search(r"\blambda\b|^\s*run:|^\s*checkpoint\b", text, flags=re.MULTILINE)
+    for name, body in rules_of(file).items():
+        assert "    log:\n" in body, name
+        assert "    shell:\n" in body, name
+        if name not in {"configure", "check", "make_tables", "draw_figures"}:
+            assert "    benchmark:\n" in body, name
+        if name != "configure":
+            assert body.count(" halos ") == 1, name
+
+
+def test_what_rules_share_stays_small() -> None:
+    assert len((ROOT / "rules/common.smk").read_text().splitlines()) < 100
+
+
+def test_nothing_but_the_losses_names_a_loss() -> None:
+    """(A view may be called like a loss: sft.)"""
+    names = "|".join(set(LOSSES) - set(VIEWS))
+    general = ("halos/trainer.py", "halos/workflow.py", "halos/data/batches.py")
+    found = Counter[str]()
+    for file in [ROOT / "Snakefile", *RULES, *(ROOT / name for name in general)]:
+        found[file.name] += len(re.findall(rf"(?<![a-z])({names})(?![a-z])", file.read_text(), flags=re.IGNORECASE))
+    assert found.total() == 0, found
