@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halos import config as C
+from halos.data.template import read_template
 from halos.errors import HalosError
 from halos.registry import SOURCES, VERIFIERS, plugin_slice
 
@@ -118,7 +119,9 @@ def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
         plugins = plugin_slice(*(SOURCES.plugin(s.name) for s in sources))
         return {"dataset": ids[0], "sources": [C.identity(s) for s in sources], "plugins": plugins}
     if kind == "models":
-        return {"model": ids[0], **C.identity(entry(config, "models", ids[0]))}
+        model = entry(config, "models", ids[0])
+        text = None if model.template is None else read_template(model.template)  # an edited file is another model
+        return {"model": ids[0], **C.identity(model), "chat_template": text}
     if kind == "judges":
         judge = entry(config, "judges", ids[0])
         return {"judge": ids[0], **C.identity(judge), "plugins": plugin_slice(VERIFIERS.plugin(judge.verifier))}

@@ -44,6 +44,8 @@ def sample(config: Path, prompts: Path, feedback: Path, model: Path, store: Path
     tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
     template = Template(tokenizer)
     ids = [p.ids for p in template.prompts([r.prompt for r in records], limit)]
+    if too_long := sum(i is None for i in ids):
+        print(f"{too_long} prompts are left out: their last user turn alone is longer than max_prompt_length ({limit})")
     jobs = [(i, k) for i in range(len(records)) if ids[i] is not None for k in range(how["samples"])]
     jobs.sort(key=lambda job: -len(ids[job[0]] or ()))
     batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]

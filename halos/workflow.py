@@ -163,7 +163,7 @@ class Workflow:
         gpus = self.config.models[wildcards.model].resources.gpus
         if gpus < 2:
             return "python -m"
-        return f"accelerate launch --config_file profiles/accelerate/fsdp.yaml --num_processes {gpus} -m"
+        return f"accelerate launch --config_file profiles/accelerate/ddp.yaml --num_processes {gpus} -m"
 
 
 def _cell(wildcards: Any) -> Cell:

@@ -162,3 +162,46 @@ def test_labels_are_those_that_the_catalogue_gives() -> None:
     content["stages"]["dpo"]["label"] = "DPO"
     found = config_slice(C.load(content), "grids/g")["labels"]
     assert {kind: names for kind, names in found.items() if names} == {"stages": {"dpo": "DPO"}}
+
+
+def test_an_edited_chat_template_file_is_another_model(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    catalogue = {
+        "grid": "g",
+        "models": {"m": {"path": "somewhere", "template": str(file)}},
+        "datasets": {"d": {"sources": [{"name": "toy"}]}},
+        "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["base"]}},
+    }
+    slices = []
+    for text in ("one", "two"):
+        file.write_text(text)
+        slices.append(config_slice(C.load(catalogue), "models/m"))
+    assert slices[0] != slices[1]
+
+
+def test_a_models_own_settings_reach_its_cells_and_nobody_elses() -> None:
+    model = {"path": "somewhere"}
+    catalogue = {
+        "grid": "g",
+        "models": {"m": {**model, "stages": {"dpo": {"beta": 0.5}}}, "other": model},
+        "datasets": {"d": {"sources": [{"name": "toy"}]}},
+        "stages": {"dpo": {"loss": "dpo", "beta": 0.2, "lr": 1e-4}},
+        "grids": {"g": {"datasets": ["d"], "models": ["m", "other"], "methods": ["dpo"]}},
+    }
+    config = C.load(catalogue)
+    own, other = (config_slice(config, f"runs/d/{m}/dpo/seed1")["stage"] for m in ("m", "other"))
+    assert (own["beta"], own["lr"]) == (0.5, 1e-4)
+    assert (other["beta"], other["lr"]) == (0.2, 1e-4)
+    assert "stages" not in config_slice(config, "models/m")
+
+
+def test_a_models_wrong_setting_for_a_stage_is_named() -> None:
+    catalogue = {
+        "models": {"m": {"path": "somewhere", "stages": {"dpo": {"betta": 0.5}}}},
+        "stages": {"dpo": {"loss": "dpo"}},
+        "grid": "g",
+        "datasets": {"d": {"sources": [{"name": "toy"}]}},
+        "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["dpo"]}},
+    }
+    with pytest.raises(HalosError, match=r"models\.m\.stages\.dpo: 'betta' is neither .* did you mean 'beta'"):
+        C.load(catalogue)

@@ -75,7 +75,7 @@ def test_training_draws_the_mean_over_seeds_against_examples(results):
     assert margin.lines[0].get_xdata().tolist() == [0, 20, 40]
     assert margin.lines[0].get_color() == to_hex(figures.COLOURS["kto"])
     assert {t.get_text() for t in loss.texts} == {"SFT", "SFT + KTO", "DPO (0.1)"}
-    assert kl.get_ylabel() == "KL from the reference\n(nats per sequence; training)"
+    assert kl.get_ylabel() == "log-ratio to the reference\n(nats per sequence; training)"
 
 
 def test_losses_of_different_kinds_are_relative_to_their_start(results):

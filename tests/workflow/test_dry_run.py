@@ -223,7 +223,7 @@ def test_gpus_memory_and_time_of_a_job_are_those_of_its_model(project: Project) 
             # (threads would be cut down to the cores of the machine that submits)
             assert (job.resources["slurm_partition"], job.resources["cpus_per_task"]) == ("gpu", "8")
     launchers = {job.resources["launch"] for job in run.jobs if job.rule == "train_cell"}
-    assert launchers == {"accelerate launch --config_file profiles/accelerate/fsdp.yaml --num_processes 2 -m"}
+    assert launchers == {"accelerate launch --config_file profiles/accelerate/ddp.yaml --num_processes 2 -m"}
 
 
 def test_a_model_without_gpus_asks_for_none_and_is_started_by_python(demo: Run) -> None:
