@@ -39,27 +39,9 @@ class Stopped(HalosError):
     """The run ended early with a checkpoint; the same command goes on from there."""
 
 
-def train(
-    config: Path,
-    parent: Path,
-    store: Path,
-    output: Path,
-    reference: list[Path],
-    tokens_per_microbatch: int,
-    time_limit: float | None,
-) -> None:
-    """The verb: train one cell's last stage.
-
-    Args:
-        config: the cell's slice.
-        parent: folder of the parent, with `model/` and `manifest.json`.
-        store: sequence store of the cell's dataset and model.
-        output: the run's folder; `model/`, `train.jsonl` and, last, `manifest.json` appear there when done.
-        reference: files of the parent's log-probabilities, one for each part the loss reads.
-        tokens_per_microbatch: padded tokens of one forward pass on one device.
-        time_limit: minutes after which to stop with a checkpoint, or None.
-    """
-    Trainer(config, parent, store, output, reference, tokens_per_microbatch, time_limit).run()
+def train(**options: Any) -> None:
+    """The verb: train one cell's last stage. The options are those of `Trainer`."""
+    Trainer(**options).run()
 
 
 def make_loss(stage: dict[str, Any]) -> L.Loss:
@@ -109,7 +91,21 @@ def means(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
 
 
 class Trainer:
-    """One run: set up by the constructor, done by `run`."""
+    """One run: set up by the constructor, done by `run`.
+
+    Args:
+        config: the cell's slice.
+        parent: folder of the parent, with `model/` and `manifest.json`.
+        store: sequence store of the cell's dataset and model.
+        output: the run's folder; `model/`, `train.jsonl` and, last, `manifest.json` appear there when done.
+        reference: files of the parent's log-probabilities, one for each part the loss reads.
+        tokens_per_microbatch: padded tokens of one forward pass on one device.
+        time_limit: minutes after which to stop with a checkpoint, or None.
+
+    Raises:
+        HalosError: an input is missing, stale or not what the loss needs.
+        Stopped: by `run`, at the time limit or a signal.
+    """
 
     def __init__(
         self,

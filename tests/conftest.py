@@ -91,8 +91,8 @@ class World:
         if reference is None:
             files = self.reference() if loss.needs_reference else []
             reference = files if "mismatched" in loss.prepass else files[:1]
-        settings = {"tokens_per_microbatch": 2048, "time_limit": None, **options}
-        train(config, parent or self.base, self.store, output, reference, **settings)
+        inputs = {"config": config, "parent": parent or self.base, "store": self.store, "reference": reference}
+        train(**inputs, output=output, **{"tokens_per_microbatch": 2048, "time_limit": None, **options})
         return output
 
 
