@@ -146,12 +146,15 @@ def accelerator_for(precision: str) -> Accelerator:
     """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals."""
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import DistributedType
 
     torch.set_flush_denormal(True)
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no")
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise HalosError("sharded training has no checkpoints yet: launch with profiles/accelerate/ddp.yaml instead")
     if accelerator.num_processes != wanted:
         raise HalosError(f"{wanted} processes were launched but {accelerator.num_processes} found each other")
     return accelerator

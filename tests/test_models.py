@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from halos import config as C
 from halos.config import dump
 from halos.errors import HalosError
-from halos.models import fingerprint, load, make, save, with_lora
+from halos.models import accelerator_for, fingerprint, load, make, save, with_lora
 from halos.provenance import hash_weights
 from tests.conftest import CATALOGUE, World
 
@@ -216,3 +216,12 @@ def test_a_fingerprint_tells_configs_and_inputs_apart() -> None:
     assert one == fingerprint({"betas": [0.9, 0.95], "lr": 1e-3}, {"weights": "a"})
     assert one != fingerprint({"lr": 1e-3, "betas": (0.9, 0.95)}, {"weights": "b"})
     assert one != fingerprint({"lr": 2e-3, "betas": (0.9, 0.95)}, {"weights": "a"})
+
+
+def test_sharded_training_is_refused_and_not_saved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(HalosError, match=r"ddp\.yaml"):
+        accelerator_for("fp32")
