@@ -52,10 +52,10 @@ def test_the_options_of_a_verb_are_the_parameters_of_its_function(verb: str) -> 
     import importlib
     import inspect
 
-    module, function = VERBS[verb].function.split(":")
-    assert list(inspect.signature(getattr(importlib.import_module(module), function)).parameters) == list(
-        VERBS[verb].options
-    )
+    module, name = VERBS[verb].function.split(":")
+    name = "Trainer" if name == "train" else name  # to which train hands its options on
+    function = getattr(importlib.import_module(module), name)
+    assert sorted(inspect.signature(function).parameters) == sorted(VERBS[verb].options)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "losses"], ["schema"]])
