@@ -42,6 +42,7 @@ def gguf(source: Path, output: Path, template: str | None = None) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
+    # NotImplementedError: a quantisation that gguf cannot undo
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise HalosError(f"transformers cannot read {source} ({reason}); choose a file of a model it knows") from error

@@ -17,7 +17,7 @@ CHUNK = 2048
 class ResponseLogps(nn.Module):
     """A causal language model as a function from sequences to the log-probabilities of their response tokens.
 
-    Wrapping the model, rather than calling its parts from outside, keeps DDP and FSDP hooks in play.
+    Wrapping the model, rather than calling its parts from outside, keeps the hooks of DDP in play.
 
     Args:
         model: any `AutoModelForCausalLM`, peft's wrapping included.

@@ -268,7 +268,7 @@ class Trainer:
                 policy, reference = forward(batch)
                 out = self.loss(policy, reference, _facts(batch, statistics))
                 objective = (out.losses * batch.weight).sum() / count
-                if backward:  # DDP and FSDP take the mean over processes of what is a sum
+                if backward:  # DDP takes the mean over processes of what is a sum
                     self.accelerator.backward(objective * world)
             sums.add("loss", objective)
             for name, rewards in (("chosen", out.chosen_rewards), ("rejected", out.rejected_rewards)):

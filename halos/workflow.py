@@ -14,7 +14,6 @@ from typing import Any
 from halos.config import BASE, Config, dump
 from halos.grid import Cell, cells, config_slice
 from halos.reference import parts_for
-from halos.registry import LOSSES, SOURCES
 
 RESULTS = "results"
 
@@ -119,14 +118,6 @@ class Workflow:
         cell = _cell(wildcards)
         folder = f"{RESULTS}/{_parent(wildcards).folder}/reference"
         return [f"{folder}/{part}.safetensors" for part in parts_for(self.loss(str(cell.stage), cell.model))]
-
-    def plugins(self, wildcards: Any) -> list[str]:
-        """The plugin files that define what a rule uses: its cell's loss or its dataset's sources."""
-        if getattr(wildcards, "method", None):
-            found = [LOSSES.plugin(self.config.stage(str(_cell(wildcards).stage), wildcards.model).loss)]
-        else:
-            found = [SOURCES.plugin(s.name) for s in self.config.datasets[wildcards.dataset].sources]
-        return [str(file) for file in found if file]
 
     def prompts_data(self, wildcards: Any) -> str:
         """The feedback file whose prompts are answered."""

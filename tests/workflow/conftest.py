@@ -20,6 +20,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.conftest import CATALOGUE as SMALL
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
 
@@ -27,11 +29,7 @@ CATALOGUE: dict[str, Any] = {
     "grid": "both",
     "models": {
         "m": {
-            "architecture": {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                             "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256},
-            "tokenizer": {"train_on": "d", "vocab_size": 512},
-            "template": "turns",
-            "precision": "fp32",
+            **SMALL["models"]["m"],
             "resources": {"cpus": 1, "mem_gb": 2, "runtime": 20, "tokens_per_microbatch": 2048, "generate_batch": 8},
         }
     },
