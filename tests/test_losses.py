@@ -1,149 +1,758 @@
-"""Every loss against a closed form in float64, written out here from the paper."""
+"""Every loss against a closed form on Python floats, written out here from its definition.
+
+A loss that is registered without an entry in DEFAULTS, OTHERS, FORMS and REWARDS fails.
+"""
 
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from statistics import fmean, pvariance
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from halos.losses import Batch, Output
+from halos.config import Stage
+from halos.losses import ROLES, Batch, Loss, Output, log_sigmoid
 from halos.registry import LOSSES
 
-ROLES = {"sft": ["response"], "paired": ["chosen", "rejected"], "unpaired": ["response"]}
+Rows = list[list[float]]
+
+# ---- a global batch --------------------------------------------------------------------------------------------
+
+LENGTHS = {
+    "chosen": [4, 2, 3, 0, 0, 5, 1, 2],
+    "rejected": [1, 5, 0, 3, 0, 2, 1, 4],
+    "response": [3, 5, 0, 1, 4, 2, 1, 6],
+    "mismatched": [2, 0, 4, 1, 3, 2, 5, 1],
+}
+"""Tokens of each example's responses: some are empty, as after a prompt that leaves no room, and one pair is wholly."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A global batch without padding: role -> for each example, a number for each token of its response."""
+
+    policy: dict[str, Rows]
+    reference: dict[str, Rows]
+    values: dict[str, Rows]
+    rewards: dict[str, list[float]]
+    desirable: list[bool]
+    scores: list[float]
+    advantages: list[float]
+
+    def take(self, indices: Sequence[int]) -> Case:
+        """Some of the examples."""
+
+        def part(found: Any) -> Any:
+            return {k: part(v) for k, v in found.items()} if isinstance(found, dict) else [found[i] for i in indices]
+
+        return Case(**{f.name: part(getattr(self, f.name)) for f in fields(self)})
+
+
+def random_case(seed: int = 0, lengths: dict[str, list[int]] = LENGTHS) -> Case:
+    draw = random.Random(seed)
+
+    def rows(low: float, high: float) -> dict[str, Rows]:
+        return {role: [[draw.uniform(low, high) for _ in range(n)] for n in ns] for role, ns in lengths.items()}
+
+    n = len(lengths["response"])
+    return Case(
+        policy=rows(-3, 0),
+        reference=rows(-3, 0),
+        values=rows(-2, 2),
+        rewards={role: [draw.uniform(-2, 2) for _ in range(n)] for role in lengths},
+        desirable=[i % 3 != 1 for i in range(n)],
+        scores=[draw.uniform(-2, 2) for _ in range(n)],
+        advantages=[0.0 if i == 3 else draw.uniform(-2, 2) for i in range(n)],
+    )
+
+
+def padded(rows: Rows, fill: float = 0.0, width: int = 0) -> Tensor:
+    width = max(width, *map(len, rows))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows]).reshape(len(rows), width)
+
+
+def ones(rows: Rows, width: int = 0) -> Tensor:
+    """1 where there is a token."""
+    return padded([[1.0] * len(row) for row in rows], width=width)
+
+
+def inputs(
+    loss: Loss, case: Case, roles: tuple[str, ...], statistics: dict[str, Tensor], width: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Batch]:
+    """What the trainer would give to `loss`: no more than its traits ask for."""
+    policy = {role: padded(case.policy[role], width=width) for role in roles}
+    reference = {role: padded(case.reference[role], width=width) for role in roles} if loss.needs_reference else {}
+    mask = {role: ones(case.policy[role], width) > 0 for role in roles}
+    labels: dict[str, Any] = {}
+    if loss.view in ("unpaired", "grouped"):
+        labels["scores"] = torch.tensor(case.scores if loss.needs_scores else [math.nan] * len(case.scores))
+    if loss.view == "unpaired":
+        labels["desirable"] = torch.tensor(case.desirable)
+    if loss.view == "grouped":
+        labels["advantages"] = torch.tensor(case.advantages)
+    if loss.head == "value":  # it says something of padding, too
+        labels["values"] = {role: padded(case.values[role], 7.0, width) for role in roles}
+    if loss.head == "score":
+        labels["rewards"] = {role: torch.tensor(case.rewards[role]) for role in roles}
+    return policy, reference, Batch(mask, statistics=statistics, **labels)
+
+
+def gathered(loss: Loss, *parts: Case) -> dict[str, Tensor]:
+    """The statistics of a global batch from those of its microbatches, the last one's first."""
+    if not loss.prepass:
+        return {}
+    found = [loss.statistics(*inputs(loss, part, loss.prepass, {})) for part in reversed(parts)]
+    return {name: torch.cat([statistics[name] for statistics in found]) for name in found[0]}
+
+
+Gradient = dict[tuple[str, str], Tensor]
+
+
+def run(loss: Loss, case: Case, statistics: dict[str, Tensor] | None = None, width: int = 0) -> tuple[Output, Gradient]:
+    """The output and, by (field, role), the gradient of the sum of the losses."""
+    statistics = gathered(loss, case) if statistics is None else statistics
+    policy, reference, batch = inputs(loss, case, ROLES[loss.view], statistics, width)
+    sources = {"policy": policy, "values": batch.values, "rewards": batch.rewards}
+    leaves = {(name, role): x.requires_grad_() for name, source in sources.items() for role, x in source.items()}
+    output = loss(policy, reference, batch)
+    found = torch.autograd.grad(output.losses.sum(), list(leaves.values()), materialize_grads=True)
+    return output, dict(zip(leaves, found, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# ---- hyperparameters -------------------------------------------------------------------------------------------
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "aot": {"beta": 0.1, "epsilon": 0.0},
+    "apo_down": {"beta": 0.1},
+    "apo_zero": {"beta": 0.1},
+    "bco": {"beta": 0.1},
+    "bradley_terry": {},
+    "cdpo": {"beta": 0.1, "epsilon": 0.2},
+    "csft": {"chosen_token": "<|good|>", "rejected_token": "<|bad|>"},
+    "discopop": {"beta": 0.1, "tau": 0.05},
+    "dpo": {"beta": 0.1},
+    "exo": {"beta": 0.1, "epsilon": 1e-3},
+    "grpo": {"beta": 0.01, "epsilon": 0.01},
+    "hinge": {"beta": 0.1},
+    "ipo": {"tau": 0.1},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    "nca": {"beta": 0.1},
+    "orpo": {"odds_ratio_weight": 0.1},
+    "ppo": {"reward": "label", "clip": 0.5, "gamma": 0.99, "gae_lambda": 0.95, "value_weight": 0.01, "kl_weight": 0.1},
+    "robust": {"beta": 0.1, "epsilon": 0.1},
+    "sft": {},
+    "simpo": {"beta": 10.0, "gamma_beta_ratio": 0.3},
+    "slic": {"delta": 1.0, "sft_weight": 0.1},
+    "sppo": {"beta": 0.1},
+}
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "aot": {"beta": 0.4, "epsilon": 0.15},
+    "apo_down": {"beta": 0.5},
+    "apo_zero": {"beta": 0.5},
+    "bco": {"beta": 0.5},
+    "bradley_terry": {},
+    "cdpo": {"beta": 0.5, "epsilon": 0.0},
+    "csft": {"chosen_token": "<up>", "rejected_token": "<down>"},
+    "discopop": {"beta": 0.3, "tau": 0.7},
+    "dpo": {"beta": 0.5},
+    "exo": {"beta": 0.5, "epsilon": 0.3},
+    "grpo": {"beta": 0.3, "epsilon": 0.6},
+    "hinge": {"beta": 2.0},
+    "ipo": {"tau": 0.7},
+    "kto": {"beta": 0.5, "desirable_weight": 2.0, "undesirable_weight": 3.0},
+    "nca": {"beta": 0.5},
+    "orpo": {"odds_ratio_weight": 2.0},
+    "ppo": {"reward": "score", "clip": 0.2, "gamma": 0.8, "gae_lambda": 0.6, "value_weight": 0.5, "kl_weight": 0.7},
+    "robust": {"beta": 0.5, "epsilon": 0.35},
+    "sft": {},
+    "simpo": {"beta": 2.0, "gamma_beta_ratio": 0.8},
+    "slic": {"delta": 3.0, "sft_weight": 0.6},
+    "sppo": {"beta": 2.0},
+}
+
+SETTINGS = list(product(LOSSES, ("defaults", "others")))
+
+
+def made(name: str, setting: str) -> tuple[Loss, dict[str, Any]]:
+    """A loss and its hyperparameters; with the defaults, a loss that was told none."""
+    hyperparameters = {"defaults": DEFAULTS, "others": OTHERS}[setting][name]
+    return LOSSES[name](**({} if setting == "defaults" else hyperparameters)), hyperparameters
+
+
+# ---- closed forms ----------------------------------------------------------------------------------------------
+
+Form = Callable[..., list[float]]
+FORMS: dict[str, Form] = {}
+"""name -> function(case, at, **hyperparameters) of the losses of a case's examples. What a loss takes no gradient
+through is computed from `at`: finite differences move `case` alone."""
+
+
+def form(name: str) -> Callable[[Form], Form]:
+    def add(function: Form) -> Form:
+        FORMS[name] = function
+        return function
+
+    return add
 
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def random_case(seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor], Batch]:
-    """Three examples of each role, of unequal lengths, the last one's rejected response empty."""
-    generator = torch.Generator().manual_seed(seed)
-    policy, reference, mask = {}, {}, {}
-    for role, lengths in {
-        "chosen": [4, 2, 3],
-        "rejected": [1, 5, 0],
-        "response": [3, 5, 0],
-        "mismatched": [2, 2, 4],
-    }.items():
-        mask[role] = torch.arange(5) < torch.tensor(lengths)[:, None]
-        policy[role] = -torch.rand(3, 5, generator=generator, dtype=torch.float64) * mask[role]
-        reference[role] = -torch.rand(3, 5, generator=generator, dtype=torch.float64) * mask[role]
-        policy[role].requires_grad_()
-    desirable = torch.tensor([True, False, True])
-    return policy, reference, Batch(mask, desirable, {"kl": torch.tensor(0.3, dtype=torch.float64)})
+def logistic(x: float) -> float:
+    """-log sigmoid(x)."""
+    return math.log(1 + math.exp(-x))
 
 
-def run(
-    name: str, seed: int = 0, **hyperparameters: float
-) -> tuple[Output, dict[str, Tensor], dict[str, Tensor], Batch]:
-    policy, reference, batch = random_case(seed)
-    return LOSSES[name](**hyperparameters)(policy, reference, batch), policy, reference, batch
+def mean(tokens: list[float]) -> float:
+    return fmean(tokens) if tokens else 0.0
 
 
-def expected(name: str, policy: dict[str, Tensor], reference: dict[str, Tensor], batch: Batch) -> list[float]:
-    """The closed form of each loss with its default hyperparameters, on Python floats."""
+def ratios(case: Case, role: str, over: Callable[[list[float]], float] = sum) -> list[float]:
+    """The sum, or the mean, over each response's tokens of log pi - log ref."""
+    rows = zip(case.policy[role], case.reference[role], strict=True)
+    return [over([p - q for p, q in zip(*row, strict=True)]) for row in rows]
 
-    def total(logps: dict[str, Tensor], role: str, i: int) -> float:
-        return float(logps[role][i].detach().sum())
 
-    def ratio(role: str, i: int) -> float:
-        return total(policy, role, i) - total(reference, role, i)
+def implicit(case: Case, beta: float) -> list[tuple[float, float]]:
+    """Of each pair, the rewards x = beta r_w and y = beta r_l."""
+    return [(beta * x, beta * y) for x, y in zip(ratios(case, "chosen"), ratios(case, "rejected"), strict=True)]
 
-    def mean(role: str, i: int) -> float:
-        return total(policy, role, i) / max(1, int(batch.mask[role][i].sum()))
 
-    def kto(i: int) -> float:
-        gain = 0.1 * (ratio("response", i) - 0.3)  # z = .3
-        return 1 - sigmoid(gain if i != 1 else -gain)
+@form("sft")
+def sft(case: Case, at: Case) -> list[float]:
+    return [-sum(row) for row in case.policy["response"]]
 
-    forms = {
-        "sft": lambda i: -total(policy, "response", i),
-        "dpo": lambda i: -math.log(sigmoid(0.1 * (ratio("chosen", i) - ratio("rejected", i)))),
-        "simpo": lambda i: -math.log(sigmoid(10 * (mean("chosen", i) - mean("rejected", i)) - 3)),
-        "kto": kto,
-    }
-    return [forms[name](i) for i in range(3)]
+
+@form("csft")
+def csft(case: Case, at: Case, chosen_token: str, rejected_token: str) -> list[float]:
+    """The control tokens are part of the prompts: the likelihood is of all that follows them."""
+    return [-sum(x + y) for x, y in zip(case.policy["chosen"], case.policy["rejected"], strict=True)]
+
+
+@form("dpo")
+def dpo(case: Case, at: Case, beta: float) -> list[float]:
+    return [logistic(x - y) for x, y in implicit(case, beta)]
+
+
+@form("cdpo")
+def cdpo(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
+    """The cross-entropy of the model's (q, 1 - q), q = sigmoid(x - y), from the labels' (1 - epsilon, epsilon)."""
+    chances = [sigmoid(x - y) for x, y in implicit(case, beta)]
+    return [-(1 - epsilon) * math.log(q) - epsilon * math.log(1 - q) for q in chances]
+
+
+@form("robust")
+def robust(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
+    """The right loss of a noisy label is the one that is in expectation the loss of the clean one. Let a be that of a
+    label as it is and b that of the label turned round:
+
+        (1 - epsilon) a + epsilon b = logistic(m),    (1 - epsilon) b + epsilon a = logistic(-m)
+
+    solved for a by Cramer's rule.
+    """
+    keep, turn = 1 - epsilon, epsilon
+    margins = [x - y for x, y in implicit(case, beta)]
+    return [(logistic(m) * keep - turn * logistic(-m)) / (keep * keep - turn * turn) for m in margins]
+
+
+@form("exo")
+def exo(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
+    """KL(q || p) over the two responses, q the softmax of the implicit rewards."""
+
+    def one(x: float, y: float) -> float:
+        q = [math.exp(z) / (math.exp(x) + math.exp(y)) for z in (x, y)]
+        return sum(a * math.log(a / b) for a, b in zip(q, (1 - epsilon, epsilon), strict=True))
+
+    return [one(x, y) for x, y in implicit(case, beta)]
+
+
+@form("ipo")
+def ipo(case: Case, at: Case, tau: float) -> list[float]:
+    pairs = zip(ratios(case, "chosen", mean), ratios(case, "rejected", mean), strict=True)
+    return [(x - y - 1 / (2 * tau)) ** 2 for x, y in pairs]
+
+
+@form("hinge")
+def hinge(case: Case, at: Case, beta: float) -> list[float]:
+    return [max(0.0, 1 - (x - y)) for x, y in implicit(case, beta)]
+
+
+@form("nca")
+def nca(case: Case, at: Case, beta: float) -> list[float]:
+    """With K = 2 responses, the winner has all the weight: -log sigmoid(x) - 1/K sum over both of log sigmoid(-.)."""
+    return [-math.log(sigmoid(x)) - sum(math.log(sigmoid(-z)) for z in (x, y)) / 2 for x, y in implicit(case, beta)]
+
+
+@form("bco")
+def bco(case: Case, at: Case, beta: float) -> list[float]:
+    """A classifier of chosen against rejected by x - z and y - z; z is between the two kinds' means, and constant."""
+    chosen, rejected = zip(*implicit(at, beta), strict=True)
+    z = (fmean(chosen) + fmean(rejected)) / 2
+    return [-math.log(sigmoid(x - z)) - math.log(1 - sigmoid(y - z)) for x, y in implicit(case, beta)]
+
+
+@form("sppo")
+def sppo(case: Case, at: Case, beta: float) -> list[float]:
+    """Squares of r - (P - 1/2) / beta, P the probability to win: 1 and 0."""
+    found = zip(ratios(case, "chosen"), ratios(case, "rejected"), strict=True)
+    return [sum((r - (p - 0.5) / beta) ** 2 for r, p in zip(pair, (1, 0), strict=True)) for pair in found]
+
+
+@form("aot")
+def aot(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
+    """Both lists of margins are sorted whole and compared place by place; the places are constant."""
+
+    def margins(logps: dict[str, Rows]) -> list[float]:
+        return [sum(x) - sum(y) for x, y in zip(logps["chosen"], logps["rejected"], strict=True)]
+
+    u, before = margins(case.policy), margins(at.policy)
+    order = sorted(range(len(before)), key=before.__getitem__)
+    losses = [math.nan] * len(u)
+    for i, v in zip(order, sorted(margins(at.reference)), strict=True):
+        q = sigmoid(beta * (u[i] - v))
+        losses[i] = -(1 - epsilon) * math.log(q) - epsilon * math.log(1 - q)
+    return losses
+
+
+@form("apo_zero")
+def apo_zero(case: Case, at: Case, beta: float) -> list[float]:
+    return [sigmoid(-x) + sigmoid(y) for x, y in implicit(case, beta)]
+
+
+@form("apo_down")
+def apo_down(case: Case, at: Case, beta: float) -> list[float]:
+    return [sigmoid(x) + sigmoid(y - x) for x, y in implicit(case, beta)]
+
+
+@form("discopop")
+def discopop(case: Case, at: Case, beta: float, tau: float) -> list[float]:
+    """A blend of the logistic and the exponential loss of the margin, by a weight that the margin itself sets."""
+    margins = [x - y for x, y in implicit(case, beta)]
+    return [(1 - sigmoid(m / tau)) * logistic(m) + sigmoid(m / tau) * math.exp(-m) for m in margins]
+
+
+@form("simpo")
+def simpo(case: Case, at: Case, beta: float, gamma_beta_ratio: float) -> list[float]:
+    """-log sigmoid(beta mean_w - beta mean_l - gamma)."""
+    gamma = gamma_beta_ratio * beta
+    pairs = zip(case.policy["chosen"], case.policy["rejected"], strict=True)
+    return [logistic(beta * mean(x) - beta * mean(y) - gamma) for x, y in pairs]
+
+
+@form("slic")
+def slic(case: Case, at: Case, delta: float, sft_weight: float) -> list[float]:
+    pairs = zip(case.policy["chosen"], case.policy["rejected"], strict=True)
+    return [max(0.0, delta - sum(x) + sum(y)) - sft_weight * sum(x) for x, y in pairs]
+
+
+@form("orpo")
+def orpo(case: Case, at: Case, odds_ratio_weight: float) -> list[float]:
+    """-log p_w - weight log sigmoid(log OR), OR = odds(p_w) / odds(p_l), odds(p) = p / (1 - p), p a token's mean
+    probability; sigmoid(log OR) = OR / (1 + OR). A response without tokens has no p."""
+
+    def one(x: list[float], y: list[float]) -> float:
+        if not (x and y):
+            return -mean(x)
+        p, q = math.exp(fmean(x)), math.exp(fmean(y))
+        odds_ratio = (p / (1 - p)) / (q / (1 - q))
+        return -math.log(p) - odds_ratio_weight * math.log(odds_ratio / (1 + odds_ratio))
+
+    return [one(x, y) for x, y in zip(case.policy["chosen"], case.policy["rejected"], strict=True)]
+
+
+@form("bradley_terry")
+def bradley_terry(case: Case, at: Case) -> list[float]:
+    """-log of e^x / (e^x + e^y)."""
+    pairs = zip(case.rewards["chosen"], case.rewards["rejected"], strict=True)
+    return [-math.log(math.exp(x) / (math.exp(x) + math.exp(y))) for x, y in pairs]
+
+
+@form("kto")
+def kto(case: Case, at: Case, beta: float, desirable_weight: float, undesirable_weight: float) -> list[float]:
+    """lambda - v: the value v of a gain is lambda_D sigmoid(beta (r - z)), of a loss lambda_U sigmoid(beta (z - r))."""
+    z = max(0.0, fmean(ratios(at, "mismatched")))
+
+    def one(r: float, desirable: bool) -> float:
+        if desirable:
+            return desirable_weight - desirable_weight * sigmoid(beta * (r - z))
+        return undesirable_weight - undesirable_weight * sigmoid(beta * (z - r))
+
+    return [one(r, d) for r, d in zip(ratios(case, "response"), case.desirable, strict=True)]
+
+
+def surrogate(log_ratio: float, advantage: float, epsilon: float) -> float:
+    ratio = math.exp(log_ratio)
+    return min(ratio * advantage, min(max(ratio, 1 - epsilon), 1 + epsilon) * advantage)
+
+
+def divergence(log_ratio: float) -> float:
+    """ref / pi - 1 - log(ref / pi)."""
+    return 1 / math.exp(log_ratio) - 1 + log_ratio
+
+
+def discounted(rewards: Sequence[float], gamma: float) -> float:
+    """sum over k of gamma^k rewards[k]."""
+    return sum(gamma**k * reward for k, reward in enumerate(rewards))
+
+
+def whole_rewards(case: Case, reward: str) -> list[float]:
+    return case.scores if reward == "score" else [1.0 if d else -1.0 for d in case.desirable]
+
+
+@form("ppo")
+def ppo(case: Case, at: Case, reward: str, gamma: float, gae_lambda: float, **weights: float) -> list[float]:
+    """A_t = sum over k of (gamma lambda)^k delta_{t+k}, delta_t = R_t + gamma V_{t+1} - V_t, nothing after the end;
+    then less the mean and over the deviation of all tokens of the batch. The return is sum over k of gamma^k R_{t+k}.
+    """
+    rewards: Rows = []
+    advantages: Rows = []
+    for values, last in zip(at.values["response"], whole_rewards(at, reward), strict=True):
+        n = len(values)
+        rewards.append([last if t == n - 1 else 0.0 for t in range(n)])
+        after = [*values, 0.0]
+        errors = [rewards[-1][t] + gamma * after[t + 1] - after[t] for t in range(n)]
+        advantages.append([discounted(errors[t:], gamma * gae_lambda) for t in range(n)])
+    tokens = [a for row in advantages for a in row]
+    centre, scale = (fmean(tokens), math.sqrt(pvariance(tokens) + 1e-8)) if tokens else (0.0, 1.0)
+    losses = []
+    for i, row in enumerate(rewards):
+        loss = 0.0
+        for t in range(len(row)):
+            d = case.policy["response"][i][t] - case.reference["response"][i][t]
+            error = case.values["response"][i][t] - discounted(row[t:], gamma)
+            loss -= surrogate(d, (advantages[i][t] - centre) / scale, weights["clip"])
+            loss += weights["kl_weight"] * divergence(d) + weights["value_weight"] * error**2 / 2
+        losses.append(loss)
+    return losses
+
+
+@form("grpo")
+def grpo(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
+    losses = []
+    for p, q, a in zip(case.policy["response"], case.reference["response"], case.advantages, strict=True):
+        tokens = [x - y for x, y in zip(p, q, strict=True)]
+        losses.append(mean([beta * divergence(d) - surrogate(d, a, epsilon) for d in tokens]))
+    return losses
+
+
+def split(values: list[float], chosen: list[bool]) -> tuple[list[float], list[float]]:
+    pairs = list(zip(values, chosen, strict=True))
+    return [v for v, c in pairs if c], [v for v, c in pairs if not c]
+
+
+def of_pairs(case: Case, beta: float, **_: Any) -> list[list[float]]:
+    return [[beta * r for r in ratios(case, role)] for role in ("chosen", "rejected")]
+
+
+def of_policy(case: Case, over: Callable[[list[float]], float], weight: float) -> list[list[float]]:
+    return [[weight * over(row) for row in case.policy[role]] for role in ("chosen", "rejected")]
+
+
+def of_ppo(case: Case, reward: str, **_: Any) -> tuple[list[float], list[float]]:
+    found = whole_rewards(case, reward)
+    return split(ratios(case, "response"), [x > fmean(found) for x in found])
+
+
+IMPLICIT = ["aot", "apo_down", "apo_zero", "bco", "cdpo", "discopop", "dpo", "exo", "hinge", "nca", "robust", "sppo"]
+REWARDS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(IMPLICIT, of_pairs),
+    "bradley_terry": lambda case: (case.rewards["chosen"], case.rewards["rejected"]),
+    "csft": lambda case, **_: of_policy(case, mean, 1.0),
+    "grpo": lambda case, **_: split(ratios(case, "response"), [a > 0 for a in case.advantages]),
+    "ipo": lambda case, tau: [[tau * r for r in ratios(case, role, mean)] for role in ("chosen", "rejected")],
+    "kto": lambda case, beta, **_: split([beta * r for r in ratios(case, "response")], case.desirable),
+    "orpo": lambda case, odds_ratio_weight: of_policy(case, mean, odds_ratio_weight),
+    "ppo": of_ppo,
+    "sft": lambda case: (None, None),
+    "simpo": lambda case, beta, **_: of_policy(case, mean, beta),
+    "slic": lambda case, **_: of_policy(case, sum, 1.0),
+}
+"""name -> function(case, **hyperparameters) of the chosen and the rejected rewards."""
+
+
+# ---- values, gradients, rewards --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_value_equals_the_closed_form(name: str) -> None:
-    output, *case = run(name)
-    assert output.losses.tolist() == pytest.approx(expected(name, *case), rel=1e-12)
+def test_defaults(name: str) -> None:
+    assert asdict(LOSSES[name]()) == DEFAULTS[name]
 
 
-@pytest.mark.parametrize("name", list(LOSSES))
-def test_gradient_equals_finite_differences_of_the_closed_form(name: str) -> None:
-    output, policy, reference, batch = run(name)
-    output.losses.sum().backward()
-    for role in ROLES[LOSSES[name].view]:
-        gradient = policy[role].grad
-        assert gradient is not None
-        for i, t in batch.mask[role].nonzero().tolist():
-            shifted = []
-            for step in (1e-6, -1e-6):
-                moved = {k: v.detach().clone() for k, v in policy.items()}
-                moved[role][i, t] += step
-                shifted.append(sum(expected(name, moved, reference, batch)))
-            assert float(gradient[i, t]) == pytest.approx((shifted[0] - shifted[1]) / 2e-6, rel=1e-6, abs=1e-9)
+@pytest.mark.parametrize("seed", [0, 1, 4])  # the last has a z of 0
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_value_equals_the_closed_form(name: str, setting: str, seed: int) -> None:
+    loss, hyperparameters = made(name, setting)
+    case = random_case(seed)
+    output, _ = run(loss, case)
+    assert output.losses.tolist() == pytest.approx(FORMS[name](case, case, **hyperparameters), rel=1e-11, abs=1e-13)
 
 
-@pytest.mark.parametrize("name", list(LOSSES))
-def test_an_empty_response_gives_finite_loss_and_gradient(name: str) -> None:
-    output, policy, *_ = run(name)
-    output.losses.sum().backward()
-    assert output.losses.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in policy.values() if p.grad is not None)
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_gradient_equals_finite_differences_of_the_closed_form(name: str, setting: str) -> None:
+    loss, hyperparameters = made(name, setting)
+    case = random_case()
+    _, gradient = run(loss, case)
+    moved, step = deepcopy(case), 1e-5
+
+    def slope(row: list[float], t: int) -> float:
+        here, sums = row[t], []
+        for there in (here + step, here - step):
+            row[t] = there
+            sums.append(sum(FORMS[name](moved, case, **hyperparameters)))
+        row[t] = here
+        return (sums[0] - sums[1]) / (2 * step)
+
+    for (source, role), found in gradient.items():
+        rows = getattr(moved, source)[role]
+        if source == "rewards":
+            expected, mask = [slope(rows, i) for i in range(len(rows))], found == found
+        else:
+            expected, mask = [slope(row, t) for row in rows for t in range(len(row))], ones(rows) > 0
+        assert found[mask].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+        if source == "values":  # log-probabilities are constants beyond a response's end, values are not
+            assert not found[~mask].any()
+    assert any(found.any() for found in gradient.values())
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if LOSSES[n].needs_reference])
-def test_step_zero_with_policy_equal_to_reference_is_finite(name: str) -> None:
-    policy, _, batch = random_case()
-    batch = Batch(batch.mask, batch.desirable, {"kl": torch.zeros((), dtype=torch.float64)})
-    output = LOSSES[name]()(policy, {k: v.detach() for k, v in policy.items()}, batch)
-    output.losses.sum().backward()
-    assert output.losses.isfinite().all()
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_rewards_are_the_documented_ones_and_carry_no_gradient(name: str, setting: str) -> None:
+    loss, hyperparameters = made(name, setting)
+    case = random_case()
+    output, _ = run(loss, case)
+    assert output.losses.requires_grad
+    assert not any(metric.requires_grad for metric in output.metrics.values())
+    for rewards, expected in zip(
+        (output.chosen_rewards, output.rejected_rewards), REWARDS[name](case, **hyperparameters), strict=True
+    ):
+        if expected is None:
+            assert rewards is None
+        else:
+            assert rewards is not None
+            assert not rewards.requires_grad
+            assert rewards.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n != "sft"])
-def test_rewards_are_detached(name: str) -> None:
-    output, *_ = run(name)
-    assert output.chosen_rewards is not None
-    assert output.rejected_rewards is not None
-    assert not output.chosen_rewards.requires_grad
-    assert not output.rejected_rewards.requires_grad
-    assert not any(v.requires_grad for v in output.metrics.values())
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].view == "paired"])
+def test_accuracy_is_the_share_of_pairs_whose_chosen_reward_is_higher(name: str) -> None:
+    case = random_case()
+    output, _ = run(LOSSES[name](), case)
+    pairs = zip(*REWARDS[name](case, **DEFAULTS[name]), strict=True)
+    assert output.metrics["rewards/accuracy"].tolist() == [float(x > y) for x, y in pairs]
 
 
-@pytest.mark.parametrize("margin", [-200.0, 200.0])
-def test_dpo_neither_overflows_nor_loses_its_gradient_at_saturated_margins(margin: float) -> None:
-    chosen = torch.tensor([[margin * 10]], requires_grad=True)
-    policy = {"chosen": chosen, "rejected": torch.zeros(1, 1)}
-    zeros = {role: torch.zeros(1, 1) for role in policy}
-    loss = LOSSES["dpo"]()(policy, zeros, Batch({r: torch.ones(1, 1, dtype=torch.bool) for r in policy})).losses
-    loss.sum().backward()
-    assert loss.item() == pytest.approx(max(0.0, -margin))
-    assert chosen.grad is not None
-    assert chosen.grad.item() == pytest.approx(-0.1 if margin < 0 else 0.0)
+@pytest.mark.parametrize(("name", "clip"), [("ppo", 0.5), ("grpo", 0.01)])
+def test_clipped_is_the_share_of_tokens_whose_ratio_is_out_of_bounds(name: str, clip: float) -> None:
+    case = random_case()
+    metrics = run(LOSSES[name](), case)[0].metrics
+    rows = zip(case.policy["response"], case.reference["response"], strict=True)
+    expected = [mean([float(abs(math.exp(p - q) - 1) > clip) for p, q in zip(*row, strict=True)]) for row in rows]
+    assert metrics["clipped"].tolist() == pytest.approx(expected)
 
 
-def test_kto_takes_no_gradient_through_z() -> None:
-    output, policy, *_ = run("kto")
-    output.losses.sum().backward()
-    assert policy["mismatched"].grad is None
-
-
-def test_kto_z_is_never_negative() -> None:
-    policy, reference, batch = random_case()
-    losses = [
-        LOSSES["kto"]()(policy, reference, Batch(batch.mask, batch.desirable, {"kl": torch.tensor(z)})).losses
-        for z in (-5.0, 0.0)
+def test_value_error_of_ppo_is_the_mean_half_square() -> None:
+    case = random_case()
+    found = run(LOSSES["ppo"](), case)[0].metrics["value_error"]
+    signs = [1.0 if d else -1.0 for d in case.desirable]
+    expected = [
+        mean([(value - sign * 0.99 ** (len(row) - 1 - t)) ** 2 / 2 for t, value in enumerate(row)])
+        for row, sign in zip(case.values["response"], signs, strict=True)
     ]
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_rewards_of_ppo_are_split_by_label_even_if_all_are_desirable() -> None:
+    output, _ = run(LOSSES["ppo"](), replace(random_case(), desirable=[True] * 8))
+    assert output.chosen_rewards is not None
+    assert len(output.chosen_rewards) == 8
+
+
+# ---- what a loss declares --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].needs_reference])
+def test_a_loss_that_asks_for_a_reference_reads_it(name: str) -> None:
+    case = random_case()
+    moved = replace(case, reference=random_case(1).reference)
+    assert not torch.allclose(run(LOSSES[name](), case)[0].losses, run(LOSSES[name](), moved)[0].losses)
+
+
+def test_control_tokens_say_which_response_is_which() -> None:
+    assert LOSSES["csft"]().control == {"chosen": "<|good|>", "rejected": "<|bad|>"}
+    assert LOSSES["csft"]("<up>", "<down>").control == {"chosen": "<up>", "rejected": "<down>"}
+    assert not any(LOSSES[name]().control for name in LOSSES if name != "csft")
+
+
+def test_ppo_wants_scores_only_to_take_its_reward_from_them() -> None:
+    assert not LOSSES["ppo"]().needs_scores
+    assert LOSSES["ppo"](reward="score").needs_scores
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 0.5, 0.7, 1.0, math.nan])
+@pytest.mark.parametrize("name", ["cdpo", "robust", "exo", "aot"])
+def test_a_share_of_wrong_labels_is_below_a_half(name: str, epsilon: float) -> None:
+    with pytest.raises(ValueError, match="epsilon"):
+        Stage(loss=name, epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("exo", "epsilon"), ("ipo", "tau"), ("discopop", "tau"), ("sppo", "beta"), ("dpo", "beta"), ("kto", "beta")],
+)
+def test_what_would_divide_by_zero_or_teach_nothing_is_refused(name: str, setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: Input should be greater than 0"):
+        Stage(loss=name, **{setting: 0.0})
+
+
+# ---- microbatches ----------------------------------------------------------------------------------------------
+
+PARTS = ([0, 2, 3, 4, 7], [1, 5, 6])
+
+
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_a_global_batch_may_be_cut_anywhere(name: str, setting: str) -> None:
+    """Losses and gradients of the parts, given the statistics of all, are those of the whole."""
+    loss, _ = made(name, setting)
+    case = random_case()
+    parts = [case.take(indices) for indices in PARTS]
+    statistics = gathered(loss, *parts)
+    whole, gradient = run(loss, case, statistics)
+    for part, indices in zip(parts, PARTS, strict=True):
+        output, found = run(loss, part, statistics)
+        torch.testing.assert_close(output.losses, whole.losses[indices])
+        for key, value in found.items():
+            expected = gradient[key][indices]
+            width = value.shape[-1]
+            torch.testing.assert_close(value, expected[:, :width] if value.ndim > 1 else expected)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].prepass])
+def test_statistics_are_of_the_global_batch(name: str) -> None:
+    """With those of its own part alone, a microbatch has other losses."""
+    loss = LOSSES[name]()
+    case = random_case()
+    assert all(len(values) == len(case.desirable) for values in gathered(loss, case).values())
+    whole, _ = run(loss, case)
+    parts = [run(loss, case.take(indices))[0] for indices in PARTS]
+    assert abs(sum(part.losses.sum().item() for part in parts) - whole.losses.sum().item()) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in LOSSES if LOSSES[name].prepass],
+)
+def test_statistics_may_have_been_rounded_otherwise(name: str) -> None:
+    """The pass without gradient need not repeat the other one to the last bit."""
+    case = random_case()
+    moved = deepcopy(case)
+    for row in moved.policy["chosen"]:
+        row[:] = [x + 1e-10 for x in row]
+    statistics = gathered(LOSSES[name](), case)
+    losses = [run(LOSSES[name](), x, statistics)[0].losses for x in (case, moved)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-8)
+
+
+# ---- the edges -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [0, 3])
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_empty_responses_alone_teach_nothing(name: str, setting: str, width: int) -> None:
+    loss, hyperparameters = made(name, setting)
+    case = random_case(lengths={role: [0] * 4 for role in LENGTHS})
+    output, gradient = run(loss, case, width=width)
+    assert output.losses.tolist() == pytest.approx(FORMS[name](case, case, **hyperparameters))
+    assert all(metric.isfinite().all() for metric in output.metrics.values())
+    assert all(g.isfinite().all() for g in gradient.values())
+    assert not any(g.any() for (source, _), g in gradient.items() if source == "values")
+
+
+def test_an_empty_response_does_not_move_the_whitening_of_ppo() -> None:
+    case = random_case()
+    full = [i for i, row in enumerate(case.policy["response"]) if row]
+    losses = run(LOSSES["ppo"](), case)[0].losses
+    torch.testing.assert_close(run(LOSSES["ppo"](), case.take(full))[0].losses, losses[full])
+    assert len(full) < len(losses)
+
+
+@pytest.mark.parametrize("setting", ["defaults", "others"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].needs_reference])
+def test_step_zero_with_policy_equal_to_reference(name: str, setting: str) -> None:
+    loss, hyperparameters = made(name, setting)
+    case = random_case()
+    case = replace(case, reference=case.policy)
+    output, gradient = run(loss, case)
+    assert output.losses.tolist() == pytest.approx(FORMS[name](case, case, **hyperparameters), rel=1e-11, abs=1e-13)
+    assert all(g.isfinite().all() for g in gradient.values())
+
+
+EXTREMES = (-1e4, -200.0, -1e-9, 0.0, 1e-9, 200.0, 1e4)
+
+
+@pytest.mark.parametrize("scale", [1, 10])
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_saturated_values_neither_overflow_nor_become_nan(name: str, setting: str, scale: float) -> None:
+    """In float32. Every pair of extreme log-ratios, of probabilities of 1 and of almost 0, of scores."""
+    torch.set_default_dtype(torch.float32)
+    loss, _ = made(name, setting)
+    pairs = [(scale * a, scale * b) for a, b in product(EXTREMES, repeat=2)]
+    by_role = {"chosen": [a for a, _ in pairs], "rejected": [b for _, b in pairs]}
+    by_role |= {"response": by_role["chosen"], "mismatched": [abs(b) for _, b in pairs]}
+    signs = [math.copysign(1, b) for _, b in pairs]
+    case = Case(
+        policy={role: [[min(r, 0.0)] for r in rs] for role, rs in by_role.items()},
+        reference={role: [[min(-r, 0.0)] for r in rs] for role, rs in by_role.items()},
+        values={role: [[r] for r in rs] for role, rs in by_role.items()},
+        rewards=by_role,
+        desirable=[sign > 0 for sign in signs],
+        scores=by_role["rejected"],
+        advantages=[3 * sign for sign in signs],
+    )
+    output, gradient = run(loss, case)
+    assert output.losses.dtype == torch.float32
+    assert output.losses.isfinite().all()
+    assert all(g.isfinite().all() for g in gradient.values())
+
+
+@pytest.mark.parametrize("margin", [-1e4, -200.0, 200.0, 1e4])
+def test_log_sigmoid_keeps_value_and_gradient_at_both_ends(margin: float) -> None:
+    x = torch.tensor(margin, dtype=torch.float32, requires_grad=True)
+    y = log_sigmoid(x)
+    y.backward()
+    assert x.grad is not None
+    assert (y.item(), x.grad.item()) == pytest.approx((min(margin, 0.0), float(margin < 0)))
+
+
+def test_orpo_tells_probabilities_near_one_apart() -> None:
+    """Their odds are about 1 / (1 - p), which float32 cannot hold as p; at 1 itself there is no gradient to follow."""
+    torch.set_default_dtype(torch.float32)
+    near = [-1e-3, -1e-4, -1e-5]
+    case = random_case(lengths={role: [1] * len(near) for role in LENGTHS})
+    case = replace(case, policy={"chosen": [[x] for x in near], "rejected": [[-1.0]] * len(near)})
+    output, gradient = run(LOSSES["orpo"](), case)
+    torch.set_default_dtype(torch.float64)
+    expected = FORMS["orpo"](case, case, 0.1)
+    assert output.losses.tolist() == pytest.approx(expected, rel=1e-3)
+    assert all(g.isfinite().all() for g in gradient.values())
+    assert (gradient["policy", "chosen"] < 0).all()
+
+
+def test_the_z_of_kto_is_never_negative() -> None:
+    losses = [run(LOSSES["kto"](), random_case(), {"kl": torch.tensor([z])})[0].losses for z in (-5.0, 0.0)]
     assert torch.equal(*losses)
-
-
-def test_kto_weights_scale_the_two_kinds_of_examples_apart() -> None:
-    plain, weighted = run("kto")[0], run("kto", desirable_weight=2.0, undesirable_weight=3.0)[0]
-    assert (weighted.losses / plain.losses).tolist() == pytest.approx([2, 3, 2])

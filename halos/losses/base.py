@@ -1,0 +1,123 @@
+"""What a loss is, what it is given, what it returns, and what losses share. Notation: halos/losses/__init__.py."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+if TYPE_CHECKING:  # losses need only methods of tensors, so reading the catalogue does not import torch
+    from torch import Tensor
+
+Positive = Annotated[float, Gt(0)]
+Weight = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Noise = Annotated[float, Ge(0), Lt(0.5)]
+"""A share of labels that are taken to be the wrong way round."""
+
+Logps = Mapping[str, "Tensor"]
+"""role -> (B, T) log-probabilities of response tokens."""
+
+ROLES = {"sft": ("response",), "paired": ("chosen", "rejected"), "unpaired": ("response",), "grouped": ("response",)}
+"""The sequences of one example of each view; a grouped example has several responses. An unpaired example also has a
+`mismatched` one: its prompt with the response of another."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss sees of a microbatch beside log-probabilities.
+
+    Attributes:
+        mask: role -> (B, T) bool, True where there is a response token.
+        desirable: (B,) bool in the unpaired view.
+        scores: (B,) float32 in the unpaired and grouped views: of the data or of a reward model, NaN where there is
+            none.
+        advantages: (B,) float32 in the grouped view: the score less its group's mean, over its group's deviation.
+        values: role -> (B, T) float32 of the value head: the value before each response token is said.
+        rewards: role -> (B,) float32 of the score head.
+        statistics: name -> (N,) what `Loss.statistics` returned for all N examples of the global batch, in any order.
+    """
+
+    mask: Mapping[str, Tensor]
+    desirable: Tensor | None = None
+    scores: Tensor | None = None
+    advantages: Tensor | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def mean_over_tokens(self, values: Tensor, role: str) -> Tensor:
+        """(B,) mean of (B, T) values over the row's response tokens; 0 for a row without any."""
+        return (values * self.mask[role]).sum(-1) / self.mask[role].sum(-1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a loss returns of a microbatch.
+
+    Attributes:
+        losses: (B,) with gradient; the objective is their sum over the global batch by its number of examples (or of
+            tokens, see `Loss.per_token`).
+        chosen_rewards, rejected_rewards: any number of values, without gradient.
+        metrics: name -> (B,) values, without gradient, averaged over the global batch for the log.
+    """
+
+    losses: Tensor
+    chosen_rewards: Tensor | None = None
+    rejected_rewards: Tensor | None = None
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """Base of all losses: a frozen set of hyperparameters with one method."""
+
+    view: ClassVar[str]
+    needs_reference: ClassVar[bool] = True
+    prepass: ClassVar[tuple[str, ...]] = ()
+    per_token: ClassVar[bool] = False
+    head: ClassVar[Literal["value", "score"] | None] = None
+
+    @property
+    def needs_scores(self) -> bool:
+        return False
+
+    @property
+    def control(self) -> Mapping[str, str]:
+        return {}
+
+    def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
+        """(B,) values of the `prepass` roles; those of the whole global batch come back as `batch.statistics`."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
+        """The loss of a microbatch; `reference` is empty for a loss that needs none."""
+
+
+def log_sigmoid(x: Tensor) -> Tensor:
+    """log(1 / (1 + exp(-x))), without overflow at either end."""
+    return -(-x).logaddexp(x.new_zeros(()))
+
+
+def log_ratio(policy: Logps, reference: Logps, role: str) -> Tensor:
+    """r: (B,) sum over tokens of log pi - log ref."""
+    return (policy[role] - reference[role]).sum(-1)
+
+
+def humanline(policy: Logps, reference: Logps, low: float, high: float) -> Logps:
+    """The policy's log-probabilities, brought so near the reference's that each token's log-ratio lies in [low, high].
+
+    A token beyond gives no gradient: it is one that the loss's perceived distribution would reject.
+    Liu et al. 2025, Humanline (arXiv 2509.24207).
+    """
+    return {role: reference[role] + (policy[role] - reference[role]).clamp(low, high) for role in policy}
+
+
+def preference(losses: Tensor, chosen: Tensor, rejected: Tensor) -> Output:
+    """The output of a paired loss, its rewards detached and their ranking counted."""
+    chosen, rejected = chosen.detach(), rejected.detach()
+    return Output(losses, chosen, rejected, {"rewards/accuracy": (chosen > rejected).to(chosen.dtype)})
