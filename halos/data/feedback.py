@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,8 @@ class Feedback:
             return "empty response"
         if self.scores and len(self.scores) != n:
             return "scores and responses differ in number"
+        if not all(map(math.isfinite, self.scores)):
+            return "a score is not a finite number"
         if self.desirable and len(self.desirable) != n:
             return "desirable and responses differ in number"
         if any(not (0 <= w < n and 0 <= lo < n and w != lo) for w, lo in self.pairs):

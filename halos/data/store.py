@@ -1,12 +1,13 @@
 """The sequence store of a dataset and a model: every distinct text tokenised once, and the views as index tables.
 
-prompts.arrow            ids of each templated prompt
+prompts.arrow            ids of each templated prompt, one row however many records have it
 responses.arrow          ids of each response, end-of-turn token last
 sequences.parquet        (prompt, response, length): the first `length` ids of a response after a prompt. Everything
                          downstream names a sequence by its row here. Real responses come first, then mismatched
                          ones (x_i with y_j, j != i), which cost no ids of their own.
 {split}_{view}.parquet   sft (sequence) · paired (chosen, rejected) · grouped (sequences, scores)
-                         · unpaired (sequence, desirable, score, mismatched)
+                         · unpaired (sequence, desirable, score, mismatched): responses with a label or a score, read
+                         as the view unpaired (those with a label) or scored (those with a score)
 meta.json                hashes of the content and of the template, and how many rows there are of everything
 """
 
@@ -43,6 +44,9 @@ VIEWS = {
     ),
     "grouped": pa.schema({"sequences": pa.list_(pa.int32()), "scores": pa.list_(pa.float64())}),
 }
+"""Each view's index table. That of `unpaired` also serves `scored`."""
+HAVING = {"unpaired": "desirable", "scored": "score"}
+"""The column of the unpaired table in which a row of the view has a value."""
 IDS = pa.schema({"ids": pa.list_(pa.int32())})
 
 
@@ -84,15 +88,23 @@ class Store:
             self._responses[int(response)].values.to_numpy()[: self.lengths[row, 1]],
         )
 
+    def prompt_of(self, rows: np.ndarray) -> np.ndarray:
+        """(N,) the prompt's row of each sequence: equal where sequences have the same prompt."""
+        prompts: np.ndarray = self._rows[rows, 0]
+        return prompts
+
     def view(self, split: str, name: str) -> pa.Table:
-        """The index table of a view.
+        """The index table of a view: sft, paired, grouped, unpaired (`score` null where there is none) or scored
+        (`desirable` null where there is none).
 
         Raises:
             HalosError: the dataset has nothing for it.
         """
-        table = pq.read_table(self.folder / f"{split}_{name}.parquet")
+        table = pq.read_table(self.folder / f"{split}_{'unpaired' if name in HAVING else name}.parquet")
+        if name in HAVING:
+            table = table.filter(table[HAVING[name]].is_valid())
         if not table.num_rows:
-            has = ", ".join(v for v in VIEWS if self.meta["views"][split][v]) or "none"
+            has = ", ".join(v for v, count in self.meta["views"][split].items() if count) or "none"
             raise HalosError(
                 f"dataset {self.meta['dataset']} has no rows for the {name} view in its {split} split (it has {has}): "
                 f"{_WANTS[name]}"
@@ -103,7 +115,8 @@ class Store:
 _WANTS = {
     "sft": "give its records a target, or leave out losses that imitate one",
     "paired": "give its records pairs, or use a loss that takes unpaired feedback",
-    "unpaired": "give its responses desirable labels, or use another loss",
+    "unpaired": "give its responses desirable labels, label them by their scores (label_by), or use another loss",
+    "scored": "give its records scores, or use what reads labels (no label_by, another loss)",
     "grouped": "give its records scores, or use another loss",
 }
 
@@ -163,13 +176,14 @@ def _subset(path: Path, limit: int) -> Iterator[Feedback]:
 
 
 class _Builder:
-    """Writes a store record by record; what stays in memory is a few integers per sequence."""
+    """Writes a store record by record; what stays in memory is a digest per prompt and a few integers per sequence."""
 
     def __init__(self, folder: Path, template: Template, max_length: int, max_prompt_length: int) -> None:
         self.folder, self.template = folder, template
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
         self.prompts = pa.ipc.new_file(str(folder / "prompts.arrow"), IDS)
         self.responses = pa.ipc.new_file(str(folder / "responses.arrow"), IDS)
+        self.prompt_rows: dict[bytes, int] = {}  # by prompt id: records of one prompt share its row
         self.prompt_lengths = array("i")  # of each prompt
         self.prompt = array("i")  # of each sequence: its prompt's row; a real response has its sequence's own row
         self.full_lengths = array("i")  # of each response
@@ -192,14 +206,19 @@ class _Builder:
                     counts["prompts_with_dropped_turns"] += prompt.dropped_turns > 0
                     kept.append((record, prompt.ids))
             texts = self.template.responses([text for record, _ in kept for text in record.responses])
-            self.prompts.write_table(pa.table({"ids": [ids for _, ids in kept]}, IDS))
             self.responses.write_table(pa.table({"ids": texts}, IDS))
             self.full_lengths.extend(map(len, texts))
+            new = []
             for record, ids in kept:
+                prompt_id = record.prompt_id
+                row = self.prompt_rows.setdefault(bytes.fromhex(prompt_id), len(self.prompt_lengths))
+                if row == len(self.prompt_lengths):
+                    new.append(ids)
+                    self.prompt_lengths.append(len(ids))
                 self._index(split, record)
-                self.prompt.extend([len(self.prompt_lengths)] * len(record.responses))
-                self.prompt_lengths.append(len(ids))
-                self.keys.extend(_key(record, text) for text in record.responses)
+                self.prompt.extend([row] * len(record.responses))
+                self.keys.extend(_key(prompt_id, text) for text in record.responses)
+            self.prompts.write_table(pa.table({"ids": new}, IDS))
             counts["records"] += len(block)
             bar.update(len(block))
         bar.close()
@@ -216,12 +235,14 @@ class _Builder:
         if record.target is not None:
             views["sft"].append((first + record.target,))
         views["paired"] += [(first + winner, first + loser) for winner, loser in record.pairs]
-        for j, label in enumerate(record.desirable):
-            if label is not None:
-                score = record.scores[j] if record.scores else None
+        n = len(record.responses)
+        labels = record.desirable or [None] * n
+        scores: list[Any] = record.scores or [None] * n
+        for j, (label, score) in enumerate(zip(labels, scores, strict=True)):
+            if label is not None or score is not None:
                 views["unpaired"].append((first + j, label, score))
         if record.scores:
-            views["grouped"].append(([first + j for j in range(len(record.responses))], list(record.scores)))
+            views["grouped"].append((list(range(first, first + n)), list(record.scores)))
 
     def _prompt_of(self, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray = np.asarray(self.prompt)[rows]
@@ -255,12 +276,15 @@ class _Builder:
         lengths = self._lengths(prompt, response)
         table = {"prompt": prompt, "response": response, "prompt_length": lengths[:, 0], "length": lengths[:, 1]}
         pq.write_table(pa.table({k: v.astype(np.int32) for k, v in table.items()}), self.folder / "sequences.parquet")
+        views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         for split in SPLITS:
             for view, schema in VIEWS.items():
                 columns = list(zip(*self.views[split][view], strict=True)) or [()] * len(schema)
                 arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-                pq.write_table(pa.table(arrays, schema=schema), self.folder / f"{split}_{view}.parquet")
-        views = {split: {view: len(rows) for view, rows in self.views[split].items()} for split in SPLITS}
+                index = pa.table(arrays, schema=schema)
+                pq.write_table(index, self.folder / f"{split}_{view}.parquet")
+                having = HAVING if view == "unpaired" else {view: schema.names[0]}
+                views[split] |= {v: index.num_rows - index[column].null_count for v, column in having.items()}
         return {"n_prompts": len(self.prompt_lengths), "n_responses": n, "n_sequences": len(prompt), "views": views}
 
 
@@ -287,8 +311,8 @@ def mismatch(prompts: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
     return result
 
 
-def _key(record: Feedback, response: str) -> int:
-    text = record.prompt_id + "\0" + response
+def _key(prompt_id: str, response: str) -> int:
+    text = prompt_id + "\0" + response
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

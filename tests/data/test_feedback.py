@@ -51,6 +51,7 @@ def test_prompt_id_tells_apart_the_same_text_in_other_turns() -> None:
         ({"responses": [], "scores": [], "pairs": [], "desirable": [], "target": None}, "no response"),
         ({"responses": ["because", " \n"]}, "empty response"),
         ({"scores": [1.0]}, "scores and responses differ"),
+        ({"scores": [1.0, float("nan")]}, "a score is not a finite number"),
         ({"desirable": [True]}, "desirable and responses differ"),
         ({"pairs": [(0, 2)]}, "a pair names a response that does not exist"),
         ({"pairs": [(1, 1)]}, "the same one twice"),

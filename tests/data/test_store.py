@@ -57,14 +57,43 @@ def test_the_views_hold_what_the_records_say(tmp_path: Path, world: World) -> No
     assert group["scores"] == [1.0, 0.0]
 
 
+def test_responses_with_a_label_are_unpaired_and_those_with_a_score_scored(tmp_path: Path, world: World) -> None:
+    neither = Feedback(ask("What?"), ["So.", "Thus."], "x", pairs=[(0, 1)])
+    store, _ = make(tmp_path, world, [PAIR, neither, OTHER])
+    columns = ["sequence", "desirable", "score"]
+    unpaired, scored = (store.view("train", view).select(columns).to_pylist() for view in ("unpaired", "scored"))
+    assert [tuple(row.values()) for row in unpaired] == [(0, True, 1.0), (4, False, None)]
+    assert [tuple(row.values()) for row in scored] == [(0, True, 1.0), (1, None, 0.0)]
+    assert store.meta["views"]["train"] == {"sft": 1, "paired": 2, "unpaired": 2, "scored": 2, "grouped": 1}
+    assert len(store) - store.n_responses == 2 * 3  # three of five have a mismatched sequence, in either split
+
+
 def test_a_mismatched_sequence_has_its_own_prompt_and_the_response_of_another(tmp_path: Path, world: World) -> None:
     store, _ = make(tmp_path, world, [PAIR, OTHER])
-    first, second = store.view("train", "unpaired").to_pylist()
-    for mine, other in ((first, second), (second, first)):
-        prompt, response = store.sequence(mine["mismatched"])
-        assert prompt.tolist() == store.sequence(mine["sequence"])[0].tolist()
-        assert response.tolist() == store.sequence(other["sequence"])[1].tolist()
-        assert mine["mismatched"] >= store.n_responses
+    rows = {row["sequence"]: row["mismatched"] for view in ("unpaired", "scored")
+            for row in store.view("train", view).to_pylist()}  # fmt: skip
+    assert set(rows) == {0, 1, 2}  # labelled and scored, scored, labelled
+    for sequence, mismatched in rows.items():
+        others = [row for row in rows if store.prompt_of(np.array([row])) != store.prompt_of(np.array([sequence]))]
+        prompt, response = store.sequence(mismatched)
+        assert prompt.tolist() == store.sequence(sequence)[0].tolist()
+        assert response.tolist() in [store.sequence(row)[1].tolist() for row in others]
+        assert mismatched >= store.n_responses
+
+
+def test_records_of_one_prompt_share_its_row(tmp_path: Path, world: World) -> None:
+    again = Feedback(PAIR.prompt, ["Perhaps."], "y", desirable=[True])
+    system = Feedback([{"role": "system", "content": "Be brief."}, *PAIR.prompt], ["Yes."], "x", desirable=[True])
+    store, _ = make(tmp_path, world, [PAIR, OTHER, again, system])
+    assert store.prompt_of(np.arange(5)).tolist() == [0, 0, 1, 0, 2]
+    assert store.meta["n_prompts"] == 3
+    for first, row in ((0, 3), (0, 1)):
+        assert store.sequence(first)[0].tolist() == store.sequence(row)[0].tolist()
+    for row in store.view("train", "unpaired").to_pylist():  # another record of the same prompt is no mismatch
+        own, mismatched = store.sequence(row["sequence"])[0].tolist(), store.sequence(row["mismatched"])[1].tolist()
+        assert mismatched not in [
+            store.sequence(i)[1].tolist() for i in range(5) if store.sequence(i)[0].tolist() == own
+        ]
 
 
 def test_no_example_is_mismatched_with_its_own_prompt() -> None:
@@ -113,6 +142,23 @@ def test_a_view_without_rows_is_refused_with_what_there_is(tmp_path: Path, world
     assert not (tmp_path / "checked.json").exists()
     check(store.folder, ["unpaired"], tmp_path / "checked.json")
     assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["unpaired"]}
+
+
+def test_labels_and_scores_that_are_wanting_are_told_apart(tmp_path: Path, world: World) -> None:
+    only: dict[str, list[Feedback]] = {
+        "labelled": [OTHER, Feedback(ask("What?"), ["So."], "x", desirable=[True])],
+        "scored": [Feedback(ask(f"{i}?"), ["So.", "No."], "x", scores=[1.0, 0.0]) for i in range(2)],
+    }
+    stores = {}
+    for name, records in only.items():
+        (tmp_path / name).mkdir()
+        stores[name], _ = make(tmp_path / name, world, records)
+    with pytest.raises(HalosError, match=r"no rows for the scored view .*it has unpaired\): give its records scores"):
+        stores["labelled"].view("test", "scored")
+    with pytest.raises(HalosError, match=r"no rows for the unpaired view .*it has scored, grouped\): .*label_by"):
+        check(stores["scored"].folder, ["scored", "unpaired"], tmp_path / "checked.json")
+    check(stores["scored"].folder, ["scored"], tmp_path / "checked.json")
+    assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["scored"]}
 
 
 def test_equal_input_makes_an_equal_store_and_other_limits_another(tmp_path: Path, world: World) -> None:
