@@ -46,7 +46,7 @@ wildcard_constraints:
     judge=W.ids("judges"),
     task=W.ids("tasks"),
     grid=W.grid,
-    part="responses|mismatched",
+    part="responses|mismatched|scores",
     view="[a-z]+",
 
 

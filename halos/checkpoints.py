@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from halos.errors import HalosError
+from halos.sharding import local, reshard, shard_like
+
 
 class Checkpoints:
     """The checkpoints of one run. Only the newest is kept.
@@ -40,39 +43,86 @@ class Checkpoints:
         paths = self.folder.glob("step*")
         return [p for p in paths if (_meta(p).get("fingerprint") == self.fingerprint) == ours]
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        meta: dict[str, Any],
+        accelerator: Any,
+    ) -> None:
         """Save after `step` steps: seen whole or not at all, and only then are older ones removed.
 
+        Every process calls it. Where weights are sharded each writes its own, else the first writes all.
+
         Args:
-            model: its trained parameters are kept; frozen ones are the parent's.
+            modules: file name -> module. What the first trains is kept, of each; the rest is the parent's.
             meta: more to keep, as JSON can hold it.
         """
         path, temporary = self.folder / f"step{step}", self.folder / ".partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(
-            {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad},
-            temporary / "weights.safetensors",
-        )
-        tensors, values = _flatten(optimizer.state_dict())
-        save_file(tensors, temporary / "optimizer.safetensors")
-        content = {**meta, "step": step, "fingerprint": self.fingerprint, "optimizer": values}
-        (temporary / "meta.json").write_text(json.dumps(content))
-        temporary.rename(path)
-        for other in self.folder.glob("step*"):
-            if other != path:
-                shutil.rmtree(other)
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        suffix = _suffix(accelerator)
+        if suffix or accelerator.is_main_process:
+            first = next(iter(modules.values()))
+            for file, module in modules.items():
+                save_file(
+                    {n: t.contiguous() for n, t in _trained(module, first).items()},
+                    temporary / f"{file}{suffix}.safetensors",
+                )
+            tensors, values = _flatten(optimizer.state_dict())
+            save_file(tensors, temporary / f"optimizer{suffix}.safetensors")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            more = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
+            (temporary / "meta.json").write_text(json.dumps({**meta, **more, "optimizer": values}))
+            temporary.rename(path)
+            for other in self.folder.glob("step*"):
+                if other != path:
+                    shutil.rmtree(other)
+        accelerator.wait_for_everyone()
 
-    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Put a checkpoint back into model and optimizer; returns its meta data, `step` included."""
+    def load(
+        self, path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, accelerator: Any
+    ) -> dict[str, Any]:
+        """Put a checkpoint back into what it was saved from; returns its meta data, `step` included.
+
+        Raises:
+            HalosError: weights are sharded over another number of processes than they were.
+        """
         meta = _meta(path)
-        weights = load_file(path / "weights.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(weights[name])
-        optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), meta["optimizer"]))
+        if meta["shards"] != _shards(accelerator):
+            raise HalosError(
+                f"{path} holds {meta['shards'] or 'no'} shards and this run has {_shards(accelerator) or 'none'}: "
+                f"launch it as before, or delete the checkpoint to begin again"
+            )
+        suffix = _suffix(accelerator)
+        first = next(iter(modules.values()))
+        for file, module in modules.items():
+            saved = load_file(path / f"{file}{suffix}.safetensors")
+            for name, tensor in _trained(module, first).items():
+                tensor.copy_(saved[name])
+        tensors = load_file(path / f"optimizer{suffix}.safetensors")
+        optimizer.load_state_dict(_unflatten(tensors, meta["optimizer"], optimizer))
         return meta
+
+
+def _shards(accelerator: Any) -> int:
+    """Over how many processes the weights are sharded; 0 when each holds them all."""
+    return int(accelerator.num_processes) if accelerator.is_fsdp2 else 0
+
+
+def _suffix(accelerator: Any) -> str:
+    return f"-{accelerator.process_index}" if accelerator.is_fsdp2 else ""
+
+
+def _trained(module: nn.Module, trained: nn.Module) -> dict[str, Tensor]:
+    """This process's part of the parameters of `module` that `trained`, built as it is, trains."""
+    reshard(module)
+    names = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+    return {name: local(p) for name, p in module.named_parameters() if name in names}
 
 
 def _step(path: Path) -> int:
@@ -87,22 +137,25 @@ def _meta(path: Path) -> dict[str, Any]:
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors ("parameter/name") and what JSON can hold."""
+    """An optimizer's state as tensors ("parameter/name", this process's part) and what JSON can hold."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
     for parameter, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}/{name}"] = value.contiguous()
+                tensors[f"{parameter}/{name}"] = local(value).contiguous()
             else:
                 values["state"][f"{parameter}/{name}"] = value
     return tensors, values
 
 
-def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **values["state"]}.items():
-        parameter, name = key.split("/")
-        state.setdefault(int(parameter), {})[name] = value
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in g.items()} for g in values["param_groups"]]
+        number, name = key.split("/")
+        entry = shard_like(value, parameters[int(number)]) if isinstance(value, Tensor) else value
+        state.setdefault(int(number), {})[name] = entry
+    groups = [{k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()}
+              for g in values["param_groups"]]  # fmt: skip
     return {"param_groups": groups, "state": state}

@@ -30,6 +30,9 @@ class Option:
     def add(self, parser: argparse.ArgumentParser, name: str) -> None:
         required = self.default is ...
         suffix = "" if required or self.default in (None, []) else f" (default: {self.default})"
+        if self.type is bool:
+            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=self.help)
+            return
         settings: dict[str, Any] = {"type": self.type, "required": required, "help": self.help + suffix}
         if not required:
             settings["default"] = self.default
@@ -87,7 +90,8 @@ VERBS = {
         "config": CONFIG,
         "parent": Option("folder of the model, with model/ and manifest.json"),
         "store": STORE,
-        "part": Option("real responses, or mismatched sequences", str, choices=("responses", "mismatched")),
+        "part": Option("real responses, mismatched sequences, or a reward model's scores", str,
+                       choices=("responses", "mismatched", "scores")),
         "output": Option("safetensors file to write"),
         "tokens_per_microbatch": TOKENS,
     }),
@@ -97,7 +101,9 @@ VERBS = {
         "store": STORE,
         "output": Option("the run's folder"),
         "reference": Option("the parent's log-probabilities, each part that the loss reads", many=True, default=[]),
+        "scores": Option("a reward model's scores, for a stage with one", many=True, default=[]),
         "tokens_per_microbatch": TOKENS,
+        "gradient_checkpointing": Option("less memory for more time: forward passes run twice", bool, default=False),
         "time_limit": Option("minutes after which to stop with a checkpoint", float, default=None),
     }),
     "sample": Verb("halos.sample:sample", "sample a model's responses to a prompt set", {
@@ -114,6 +120,9 @@ VERBS = {
         "samples": Option("samples, JSON lines"),
         "feedback": FEEDBACK,
         "output": Option("judgement to write, JSON"),
+        "reward_model": Option("a reward model's folder and its manifest, for a judge of that kind", many=True,
+                               default=[]),
+        "tokens_per_microbatch": TOKENS,
     }),
     "task": Verb("halos.tasks:evaluate", "run an lm-evaluation-harness task", {
         "config": CONFIG,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 import halos.data.sources
 import halos.losses
+from halos.data.selection import Selection
 from halos.errors import HalosError
 from halos.registry import LOSSES, SOURCES, VERIFIERS, load_plugins, plugin_slice, suggest
 
@@ -25,6 +26,7 @@ BASE = "base"
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def _numbers(content: Any) -> Any:
@@ -42,6 +44,14 @@ Settings = Annotated[dict[str, Any], BeforeValidator(_numbers)]
 """Arguments of something that is not of this package."""
 
 
+def _label_by(value: Any) -> Any:
+    """So that a mistake is one sentence, and not one for each kind of value."""
+    value = _numbers(value)
+    if isinstance(value, bool) or (isinstance(value, str) and value not in ("best_worst", "mean", "median")):
+        raise ValueError(f"{value!r} is none of best_worst, mean, median and a number")
+    return value
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +65,8 @@ class Resources(Strict):
     runtime: Positive = Field(60, description="minutes before the scheduler ends a job; doubled on a retry")
     tokens_per_microbatch: Positive = Field(16384, description="padded tokens in one forward pass on one device")
     generate_batch: Positive = Field(64, description="responses generated side by side on one device")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="several GPUs: each holds all weights, or its shard")
+    gradient_checkpointing: bool = Field(False, description="less memory for more time: forward passes are run twice")
 
 
 class Tokenizer(Strict):
@@ -136,10 +148,13 @@ class Dataset(Strict):
 
 
 class Lora(Strict):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) by peft: adapters are trained, and merged into the weights at the end."""
+
     r: Positive = 64
     alpha: Positive = 256
     dropout: Fraction = 0.05
     target_modules: str | tuple[str, ...] = "all-linear"
+    path: str | None = Field(None, description="folder of saved adapters to go on from, instead of fresh ones")
 
 
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
@@ -153,18 +168,43 @@ class Stage(BaseModel):
     loss: str
     lr: float = Field(5e-6, gt=0)
     optimizer: Literal[
-        "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adamax", "NAdam", "RAdam"
+        "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam",
+        "Rprop",
     ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
     optimizer_args: Settings = Field({}, description="its arguments; AdamW's defaults are ADAMW of halos.config")
+    decay_norms_and_biases: bool = Field(
+        True, description="whether weight decay applies to one-dimensional weights too"
+    )
     scheduler: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = Field(0.1, ge=0, description="below 1: fraction of all steps; else steps")
     batch_size: Positive = Field(32, description="examples in one global batch, over all processes")
     epochs: Positive = 1
     examples: Positive | None = Field(None, description="stop after so many examples, whatever the epochs")
-    max_grad_norm: float = Field(1.0, gt=0)
+    inner_epochs: Positive = Field(1, description="steps on each global batch, one after the other")
+    max_grad_norm: float = Field(1.0, gt=0, description="of the gradient of all weights but a value head's")
+    value_max_grad_norm: float = Field(0.1, gt=0, description="of the gradient of a value head, where the loss has one")
     eval_every: Positive = Field(32, description="steps between two evaluations")
     checkpoint_every: Positive = Field(100, description="steps between two checkpoints")
+    keep_every: Positive | None = Field(None, description="steps between two models that are kept in kept/step{N}")
     lora: Lora | None = None
+    humanline: bool = Field(
+        False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
+    )
+    log_eps_p: float = Field(-1.0, lt=0)
+    log_eps_r: float = Field(1.5, gt=0)
+    sync_reference: Positive | None = Field(
+        None, description="make the policy the reference, just before every so-many-th step moves it; with humanline: 1"
+    )
+    reward_model: str | None = Field(
+        None, description="method whose reward model gives the scores, for a loss that reads scores: sft-rm"
+    )
+    desirable_fraction: Share = Field(1.0, description="share of the desirable responses kept, of train")
+    undesirable_fraction: Share = Field(1.0, description="share of the undesirable responses kept, of train")
+    pairs_per_prompt: Positive | None = Field(None, description="at most so many pairs of a prompt, of train")
+    one_per_prompt: bool = Field(False, description="one response of each prompt, of train, for unpaired losses")
+    label_by: Annotated[Literal["best_worst", "mean", "median"] | float | None, BeforeValidator(_label_by)] = Field(
+        None, description="desirable by score: the best and worst of each prompt, or above the mean, median or a number"
+    )
     label: str | None = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
@@ -174,6 +214,9 @@ class Stage(BaseModel):
         except HalosError as error:
             raise ValueError(str(error)) from None
         own = [f.name for f in dataclasses.fields(loss)]
+        for key in own:
+            if key in type(self).model_fields:
+                raise ValueError(f"loss {self.loss!r}: its {key!r} is the name of a training setting; give it another")
         for key in self.hyperparameters:
             if key not in own:
                 raise ValueError(
@@ -190,9 +233,41 @@ class Stage(BaseModel):
             raise ValueError(f"loss {self.loss!r}: {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def no_contradiction(self) -> Stage:
+        """Settings that this loss would silently ignore are refused."""
+        loss = self.make_loss()
+        if self.sync_every and not loss.needs_reference:
+            raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
+        if self.reward_model is not None and not loss.needs_scores:
+            raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (ppo wants reward: score)")
+        views = {"paired": ["pairs_per_prompt"],
+                 "unpaired": ["desirable_fraction", "undesirable_fraction", "one_per_prompt", "label_by"]}  # fmt: skip
+        for view, settings in views.items():
+            changed = [k for k in settings if getattr(self, k) != type(self).model_fields[k].default]
+            if changed and loss.view != view:
+                raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {', '.join(changed)}")
+        return self
+
     @property
     def hyperparameters(self) -> dict[str, Any]:
         return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def sync_every(self) -> int | None:
+        """Steps from one sync of a live reference to the next; None when the reference is frozen, and so cached."""
+        return self.sync_reference or (1 if self.humanline else None)
+
+    @property
+    def reads(self) -> str:
+        """The store's view that it needs: its loss's, or `scored` where scores stand for labels."""
+        loss = self.make_loss()
+        from_scores = self.label_by is not None or (loss.needs_scores and self.reward_model is None)
+        return "scored" if loss.view == "unpaired" and from_scores else loss.view
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)})
 
     def make_loss(self) -> halos.losses.Loss:
         """The loss, its hyperparameters brought to their declared types: YAML reads 1e-1 as text."""
@@ -215,8 +290,16 @@ class Prompts(Strict):
 class Judge(Strict):
     """What decides wins between a cell's responses and a baseline's."""
 
-    kind: Literal["verifier"]
-    verifier: str = Field(description="a registered verifier: a program that scores a response to a prompt")
+    kind: Literal["verifier", "reward_model"]
+    verifier: str | None = Field(
+        None, description="for kind verifier, a registered one: a program that scores a response to a prompt"
+    )
+    reward_model: str | None = Field(
+        None,
+        description="for kind reward_model: a method that ends in one (sft-rm), of the cell's dataset and model, "
+        "or a folder, with a / in its name, of a sequence classifier with one label",
+    )
+    seed: int = Field(1, ge=0, description="with a method as reward_model: its seed, the same for all cells")
     prompts: str = Field(description="id of the prompt set whose samples are judged")
     baseline: Literal["target"] = Field("target", description="the dataset's SFT target for the same prompt")
     tie_margin: float = Field(0.0, ge=0, description="scores this close together are a tie")
@@ -224,9 +307,31 @@ class Judge(Strict):
 
     @model_validator(mode="after")
     def known(self) -> Judge:
-        if self.verifier not in VERIFIERS:
+        if given := sorted(self.foreign & self.model_fields_set):
+            what = f"a judge of kind {self.kind}{'' if self.folder is None else ', which names a folder,'}"
+            raise ValueError(f"{what} has no {' and no '.join(given)}: take that out")
+        if getattr(self, self.kind) is None:
+            raise ValueError(f"a judge of kind {self.kind} names one: give it `{self.kind}:`")
+        if self.verifier is not None and self.verifier not in VERIFIERS:
             raise ValueError(f"unknown verifier {self.verifier!r}{suggest(self.verifier, VERIFIERS)}")
         return self
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a reward model from elsewhere."""
+        return Path(self.reward_model) if self.reward_model is not None and "/" in self.reward_model else None
+
+    @property
+    def method(self) -> str | None:
+        """The method whose reward model judges."""
+        return None if self.folder is not None else self.reward_model
+
+    @property
+    def foreign(self) -> set[str]:
+        """Keys that mean nothing to this judge."""
+        if self.kind == "verifier":
+            return {"reward_model", "seed"}
+        return {"verifier"} if self.folder is None else {"verifier", "seed"}
 
 
 class Task(Strict):
@@ -255,6 +360,7 @@ class Grid(Strict):
     datasets: tuple[str, ...] = Field(min_length=1)
     models: tuple[str, ...] = Field(min_length=1)
     methods: tuple[str, ...] = Field(min_length=1)
+    reward_models: tuple[str, ...] = Field((), description="methods that end in a reward model: trained and tabulated")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), min_length=1)
     judges: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -290,6 +396,9 @@ class Config(Strict):
         for name, model in self.models.items():
             for stage in model.stages:
                 self._refer(f"models.{name}.stages", stage, "stages")
+                if model.stages[stage].get("loss", self.stages[stage].loss) != self.stages[stage].loss:
+                    raise ValueError(f"models.{name}.stages.{stage}.loss: it is {self.stages[stage].loss} for every "
+                                     f"model; add a stage for another")  # fmt: skip
                 try:
                     self.stage(stage, name)
                 except ValidationError as error:
@@ -303,14 +412,46 @@ class Config(Strict):
                 self._refer(f"prompts.{name}.dataset", prompts.dataset, "datasets")
         for name, judge in self.judges.items():
             self._refer(f"judges.{name}.prompts", judge.prompts, "prompts")
+            if judge.method is not None:
+                self._check_method(f"judges.{name}.reward_model", judge.method, rewards=True)
         for name, grid in self.grids.items():
             for kind in ("datasets", "models", "judges", "tasks"):
                 for entry in getattr(grid, kind):
                     self._refer(f"grids.{name}.{kind}", entry, kind)
             for method in grid.methods:
-                for stage in [] if method == BASE else method.split("-"):
-                    self._refer(f"grids.{name}.methods: {method}", stage, "stages")
+                self._check_method(f"grids.{name}.methods", method, rewards=False)
+            for method in grid.reward_models:
+                self._check_method(f"grids.{name}.reward_models", method, rewards=True)
+        stages = [(f"stages.{name}", entry) for name, entry in self.stages.items()]
+        for name, model in self.models.items():
+            stages += [(f"models.{name}.stages.{stage}", self.stage(stage, name)) for stage in model.stages]
+        learning = {where.rsplit(".", 1)[-1] for where, entry in stages if entry.reward_model is not None}
+        for where, entry in stages:
+            if entry.reward_model is not None:
+                self._check_method(f"{where}.reward_model", entry.reward_model, rewards=True)
+                if again := sorted(learning.intersection(entry.reward_model.split("-"))):
+                    raise ValueError(f"{where}.reward_model: {entry.reward_model}: {again[0]} learns from a reward "
+                                     f"model itself; name one that does not")  # fmt: skip
         return self
+
+    def _check_method(self, where: str, method: str, rewards: bool) -> None:
+        """Refuse a method of unknown stages, one that goes on from what ends a chain, or one that ends in the wrong
+        kind of model."""
+        stages = [] if method == BASE else method.split("-")
+        for stage in stages:
+            self._refer(f"{where}: {method}", stage, "stages")
+        losses = [self.stages[stage].make_loss() for stage in stages]
+        for stage, loss in zip(stages[:-1], losses, strict=False):
+            if loss.head == "score" or loss.control:
+                why = "it trains a reward model" if loss.head == "score" else "its prompts end in a control token"
+                raise ValueError(f"{where}: {method}: no stage can follow {stage}: {why}")
+        if (bool(losses) and losses[-1].head == "score") != rewards:
+            wants = (
+                "must end in a reward model, such as bradley_terry"
+                if rewards
+                else "ends in a reward model, which answers no prompts: name it in reward_models"
+            )
+            raise ValueError(f"{where}: {method} {wants}")
 
     def stage(self, name: str, model: str) -> Stage:
         """A stage as a model runs it: the stage's entry with the model's own settings for it."""

@@ -12,7 +12,9 @@ from typing import Any
 from halos import config as C
 from halos.data.template import read_template
 from halos.errors import HalosError
+from halos.models import is_model
 from halos.registry import SOURCES, VERIFIERS, plugin_slice
+from halos.rewards import check as check_rewards
 
 RUN = re.compile(r"runs/(?P<dataset>[^/]+)/(?P<model>[^/]+)/(?P<method>[^/]+)/seed(?P<seed>\d+)")
 
@@ -70,10 +72,11 @@ class Cell:
         return cls(match["dataset"], match["model"], match["method"], int(match["seed"]))
 
 
-def cells(config: C.Config, grid: str | None = None) -> list[Cell]:
-    """The cells of a grid, in the config's order. (Parents that it does not name are made, but not tabulated.)"""
+def cells(config: C.Config, grid: str | None = None, rewards: bool = False) -> list[Cell]:
+    """The cells of a grid, in the config's order: its policies, or its reward models. (Parents that it does not name
+    are made, but not tabulated.)"""
     g = entry(config, "grids", grid or config.grid)
-    return [Cell(*parts) for parts in product(g.datasets, g.models, g.methods, g.seeds)]
+    return [Cell(*parts) for parts in product(g.datasets, g.models, g.reward_models if rewards else g.methods, g.seeds)]
 
 
 def entry(config: C.Config, kind: str, name: str) -> Any:
@@ -124,7 +127,9 @@ def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
         return {"model": ids[0], **C.identity(model), "chat_template": text}
     if kind == "judges":
         judge = entry(config, "judges", ids[0])
-        return {"judge": ids[0], **C.identity(judge), "plugins": plugin_slice(VERIFIERS.plugin(judge.verifier))}
+        own = {key: value for key, value in C.identity(judge).items() if key not in judge.foreign}
+        plugins = plugin_slice(VERIFIERS.plugin(judge.verifier)) if judge.verifier else {}
+        return {"judge": ids[0], **own, "plugins": plugins}
     if kind == "prompts":
         return {"prompts": ids[0], **C.identity(entry(config, "prompts", ids[0]))}
     if kind == "tasks":
@@ -164,5 +169,9 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
     for name in g.models:
         path = config.models[name].path
-        if path is not None and not (Path(path) / "config.json").is_file():
+        if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
+    for name in g.judges:
+        folder = config.judges[name].folder
+        if folder is not None:
+            check_rewards(folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import halos.data.sources  # noqa: F401  (registers the verifiers of the package)
 from halos.config import read_slice
@@ -18,6 +18,9 @@ from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.provenance import write_json
 from halos.registry import VERIFIERS, suggest
+
+if TYPE_CHECKING:
+    from halos.rewards import RewardModel
 
 BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
 """Preferences, in alpaca_eval's convention."""
@@ -44,7 +47,7 @@ class Verdict:
 
     Attributes:
         preference: 1 the baseline wins, 2 the candidate wins, 1.5 a tie; None when the judge failed.
-        candidate: score between 0 and 1 for each criterion; empty when there is none.
+        candidate: score for each criterion, a verifier's between 0 and 1; empty when there is none.
         baseline: the same.
     """
 
@@ -53,7 +56,7 @@ class Verdict:
     baseline: Scores = field(default_factory=dict)
 
 
-def by_verifier(config: dict[str, Any], comparisons: list[Comparison]) -> list[Verdict]:
+def by_verifier(config: dict[str, Any], comparisons: list[Comparison], _: RewardModel | None) -> list[Verdict]:
     """The response with the higher mean over the verifier's criteria wins.
 
     A verifier that raises, or gives no finite score, has failed on that response: the comparison is counted as a
@@ -71,23 +74,40 @@ def by_verifier(config: dict[str, Any], comparisons: list[Comparison]) -> list[V
             return {}
         return scores if all(map(math.isfinite, scores.values())) else {}
 
-    def decide(c: Comparison) -> Verdict:
-        candidate, baseline = score(c.prompt_id, c.candidate), score(c.prompt_id, c.baseline)
-        if not candidate or not baseline:
-            return Verdict(None, candidate, baseline)
-        lead = fmean(candidate.values()) - fmean(baseline.values())
-        if abs(lead) <= config["tie_margin"] + 1e-9:  # .4 - .3 is above .1 in floating point
-            return Verdict(TIE, candidate, baseline)
-        return Verdict(CANDIDATE_WINS if lead > 0 else BASELINE_WINS, candidate, baseline)
-
-    return [decide(c) for c in comparisons]
+    margin = config["tie_margin"]
+    return [decide(score(c.prompt_id, c.candidate), score(c.prompt_id, c.baseline), margin) for c in comparisons]
 
 
-KINDS: dict[str, Callable[[dict[str, Any], list[Comparison]], list[Verdict]]] = {"verifier": by_verifier}
-"""kind of judge -> function(config slice, comparisons) that gives a verdict for each."""
+def by_reward_model(config: dict[str, Any], comparisons: list[Comparison], model: RewardModel | None) -> list[Verdict]:
+    """The response with the higher score wins; where either has none, the comparison is counted as a failure."""
+    assert model is not None
+    texts = [c.candidate for c in comparisons] + [c.baseline for c in comparisons]
+    scores = model.score([c.prompt for c in comparisons] * 2, texts)
+    named: list[Scores] = [{} if score is None else {"reward": score} for score in scores]
+    n = len(comparisons)
+    return [decide(ours, its, config["tie_margin"]) for ours, its in zip(named[:n], named[n:], strict=True)]
 
 
-def judge(config: Path, samples: Path, feedback: Path, output: Path) -> None:
+def decide(candidate: Scores, baseline: Scores, tie_margin: float) -> Verdict:
+    """The higher mean wins, and means at most `tie_margin` apart are a tie; nothing is decided where one is missing."""
+    if not candidate or not baseline:
+        return Verdict(None, candidate, baseline)
+    lead = fmean(candidate.values()) - fmean(baseline.values())
+    if abs(lead) <= tie_margin + 1e-9:  # .4 - .3 is above .1 in floating point
+        return Verdict(TIE, candidate, baseline)
+    return Verdict(CANDIDATE_WINS if lead > 0 else BASELINE_WINS, candidate, baseline)
+
+
+KINDS: dict[str, Callable[[dict[str, Any], list[Comparison], RewardModel | None], list[Verdict]]] = {
+    "verifier": by_verifier,
+    "reward_model": by_reward_model,
+}
+"""kind of judge -> function(config slice, comparisons, its reward model) that gives a verdict for each comparison."""
+
+
+def judge(
+    config: Path, samples: Path, feedback: Path, output: Path, reward_model: list[Path], tokens_per_microbatch: int
+) -> None:
     """Judge a cell's samples against its dataset's targets.
 
     Args:
@@ -97,16 +117,20 @@ def judge(config: Path, samples: Path, feedback: Path, output: Path) -> None:
         output: JSON with the win rate and its standard error (both 0 to 1, ties count half), the counts, response
             lengths (characters), scores, and what was decided for each response. Lengths and scores are means over the
             decided comparisons; a prompt without a target is counted in `not_judged`.
+        reward_model: for a judge of that kind, the model's folder and, where it has one, its manifest; else nothing.
+        tokens_per_microbatch: padded tokens of one forward pass of the reward model.
 
     Raises:
-        HalosError: samples are missing, malformed or of other prompts, or nothing could be decided.
+        HalosError: samples are missing, malformed or of other prompts, the reward model is missing or none, or nothing
+            could be decided.
     """
     content = read_slice(config)
     if content["kind"] not in KINDS:
         raise HalosError(f"judge {content['judge']}: unknown kind {content['kind']!r}{suggest(content['kind'], KINDS)}")
     rows = read_samples(samples)
     comparisons = compare(rows, feedback, samples)
-    verdicts = KINDS[content["kind"]](content, comparisons)
+    model = _reward_model(content, reward_model, tokens_per_microbatch)
+    verdicts = KINDS[content["kind"]](content, comparisons, model)
     if all(v.preference is None for v in verdicts):
         raise HalosError(f"judge {content['judge']} failed on all {len(verdicts)} responses; see its messages above")
     row, preferences = aggregate(content["judge"], comparisons, [v.preference for v in verdicts])
@@ -149,6 +173,21 @@ def judge(config: Path, samples: Path, feedback: Path, output: Path) -> None:
             ],
         },
     )
+
+
+def _reward_model(content: dict[str, Any], files: list[Path], tokens: int) -> RewardModel | None:
+    """The reward model that a judge scores with, as its own run computed: the manifest tells how."""
+    if bool(files) != (content["kind"] == "reward_model"):
+        says = "takes none" if files else "needs its model's folder"
+        raise HalosError(f"judge {content['judge']} is of kind {content['kind']}: --reward-model {says}")
+    if not files:
+        return None
+    from halos.rewards import RewardModel
+
+    folder, *manifest = files
+    run = json.loads(manifest[0].read_text())["config"] if manifest else {}
+    how = {key: run[key] for key in ("precision", "attention") if key in run}
+    return RewardModel(folder, tokens_per_microbatch=tokens, **how)
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:

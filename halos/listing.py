@@ -68,8 +68,9 @@ class _Rows:
     def losses(*_: Any) -> Iterator[Row]:
         for name in LOSSES:
             loss = LOSSES[name]
+            defaults = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(loss))
             yield {"loss": name, "view": loss.view, "reference": "yes" if loss.needs_reference else "no",
-                   "definition": _summary(loss)}  # fmt: skip
+                   "hyperparameters": defaults, "definition": _summary(loss)}  # fmt: skip
 
     @staticmethod
     def prompts(config: Config, *_: Any) -> Iterator[Row]:
@@ -81,7 +82,8 @@ class _Rows:
     @staticmethod
     def judges(config: Config, *_: Any) -> Iterator[Row]:
         for name, j in config.judges.items():
-            yield {"judge": name, "kind": j.kind, "verifier": j.verifier, "prompts": j.prompts, "baseline": j.baseline}
+            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model, "prompts": j.prompts,
+                   "baseline": j.baseline}  # fmt: skip
 
     @staticmethod
     def verifiers(*_: Any) -> Iterator[Row]:

@@ -17,19 +17,23 @@ CHUNK = 2048
 class ResponseLogps(nn.Module):
     """A causal language model as a function from sequences to the log-probabilities of their response tokens.
 
-    Wrapping the model, rather than calling its parts from outside, keeps the hooks of DDP in play.
+    Wrapping the model, rather than calling its parts from outside, keeps the hooks of DDP and FSDP in play.
 
     Args:
         model: any `AutoModelForCausalLM`, peft's wrapping included.
+        value_head: (N, H) hidden states -> (N, 1) values, or None.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, value_head: nn.Module | None = None) -> None:
         super().__init__()
         self.model: Any = model
+        self._no_split_modules = list(model._no_split_modules or [])  # FSDP reads them off what it is given
+        self.value_head = value_head
         self.head_is_plain = _head_is_plain(model)
 
-    def forward(self, batch: Microbatch) -> Tensor:
-        """(S, T) float32 log-probabilities of the response tokens of each sequence, 0 beyond its length.
+    def forward(self, batch: Microbatch) -> dict[str, Tensor]:
+        """`logps`: (S, T) float32 log-probabilities of the response tokens of each sequence, 0 beyond its length; with
+        a value head also `values`: (S, T) float32, each of the state before its token.
 
         Right padding needs no attention mask: in a causal model no token sees what comes after it.
         """
@@ -38,12 +42,20 @@ class ResponseLogps(nn.Module):
         labels = batch.input_ids[rows, positions]
         if self.head_is_plain:
             hidden = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            values = self._from_hidden(hidden[rows, positions - 1], labels)
+            states = hidden[rows, positions - 1]
+            logps = self._from_hidden(states, labels)
         else:
-            logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
-            values = _pick(logits[rows, positions - 1], labels)
-        out = values.new_zeros(batch.mask.shape)
-        return out.index_put((rows, columns), values)
+            wanted = self.value_head is not None
+            out = self.model(input_ids=batch.input_ids, use_cache=False, output_hidden_states=wanted)
+            states = out.hidden_states[-1][rows, positions - 1] if wanted else None
+            logps = _pick(out.logits[rows, positions - 1], labels)
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(batch.mask.shape).index_put((rows, columns), values)
+
+        if self.value_head is None:
+            return {"logps": spread(logps)}
+        return {"logps": spread(logps), "values": spread(self.value_head(states)[:, 0])}
 
     def _from_hidden(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """(N,) log-probabilities from (N, H) hidden states, CHUNK tokens at a time; the backward pass makes each

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,19 @@ from halos.provenance import hash_content, hash_weights, write_json
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from halos.losses import Loss
 
 PAD, END = "<|pad|>", "<|end|>"
+ADAPTERS = "adapter_config.json"
 
 
 def make(config: Path, feedback: list[Path], output: Path) -> None:
     """The verb: make the folder of a base model, with its tokenizer, chat template and generation config.
 
     An `architecture` gets random weights from its seed and a tokenizer trained on `feedback`; the weights of a hub or
-    local model are linked, not copied.
+    local model are linked, not copied; a local folder of LoRA adapters is merged with the model it belongs to.
 
     Args:
         config: slice of the model's entry.
@@ -49,7 +52,10 @@ def make(config: Path, feedback: list[Path], output: Path) -> None:
         revision = None
     else:
         origin, revision = _find(settings)
-        _link(origin, folder)
+        if (origin / ADAPTERS).is_file():
+            _merge(origin, folder)
+        else:
+            _link(origin, folder)
         tokenizer = AutoTokenizer.from_pretrained(origin)
     if settings["template"] is not None:
         tokenizer.chat_template = read_template(settings["template"])
@@ -113,7 +119,7 @@ def _find(settings: dict[str, Any]) -> tuple[Path, str | None]:
     name = settings["model"]
     if settings["path"] is not None:
         path = Path(settings["path"])
-        if not (path / "config.json").is_file():
+        if not is_model(path):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
         return path, None
     from huggingface_hub import snapshot_download
@@ -130,6 +136,26 @@ def _find(settings: dict[str, Any]) -> tuple[Path, str | None]:
     return path, path.name
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, or LoRA adapters that name the model they belong to."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTERS))
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a folder's model scores sequences instead of predicting tokens."""
+    kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
+def _merge(adapters: Path, folder: Path) -> None:
+    """Write the model that LoRA adapters and their base model are together."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+
+    model = AutoPeftModelForCausalLM.from_pretrained(adapters, dtype=torch.float32)
+    model.merge_and_unload().save_pretrained(folder)
+
+
 def _link(origin: Path, folder: Path) -> None:
     """Link the weights, copy the configs."""
     weights = sorted(origin.glob("*.safetensors"))
@@ -143,70 +169,179 @@ def _link(origin: Path, folder: Path) -> None:
 
 
 def accelerator_for(precision: str) -> Accelerator:
-    """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals."""
+    """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals.
+
+    Weights are float32. With bf16, single processes and DDP compute under autocast; FSDP2 computes on bfloat16 copies
+    of its shards, but reduces gradients, and gives its outputs, in float32.
+
+    Raises:
+        HalosError: launched in a way that is not supported, or processes did not find each other.
+    """
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
-    cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    more: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
+    if precision == "bf16" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        more["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **more)
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise HalosError("sharded training has no checkpoints yet: launch with profiles/accelerate/ddp.yaml instead")
+    kind = accelerator.distributed_type
+    others = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if kind in others or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise HalosError("launch several processes with profiles/accelerate/ddp.yaml or fsdp.yaml, not otherwise")
     if accelerator.num_processes != wanted:
         raise HalosError(f"{wanted} processes were launched but {accelerator.num_processes} found each other")
     return accelerator
 
 
-def load(folder: Path, attention: str) -> PreTrainedModel:
+def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
     """A causal language model with float32 weights, from safetensors only.
+
+    Args:
+        folder: the model's folder.
+        attention: attention implementation.
+        score: give it one score for each sequence instead of its output layer; a language model gets a fresh one.
 
     Raises:
         HalosError: the folder holds no such model, or its attention implementation is not installed.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no model in {folder}")
+    if is_reward_model(folder) and not score:
+        raise HalosError(f"the model in {folder} is a reward model: it has scores, and no log-probabilities")
+    kind, more = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True
+        model: PreTrainedModel = kind.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, **more
         )
     except ImportError as error:
         raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({error})") from error
     return model
 
 
-def with_lora(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
-    """The model with fresh LoRA adapters (peft), its own weights frozen."""
-    from peft import LoraConfig, get_peft_model
+def begin(
+    parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None
+) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
+    """What a training starts from.
 
+    Args:
+        parent: the parent's model folder.
+        attention: attention implementation.
+        loss: its traits say whether the model scores sequences, and which tokens it wants before responses.
+        lora: settings of LoRA, or None to train all weights.
+
+    Returns:
+        The model; its tokenizer, if it is not the parent's any more; role -> id of the token before that role's
+        responses.
+    """
+    from transformers import AutoTokenizer
+
+    model: Any = load(parent, attention, score=loss.head == "score")
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    if loss.head == "score":
+        _pad_apart(tokenizer)
+        model.config.pad_token_id = tokenizer.pad_token_id
+    control = {role: _add_token(tokenizer, token) for role, token in loss.control.items()}
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    if control:  # sampling asks for what the first role holds
+        asked = next(iter(loss.control.values()))
+        ending = "{% if add_generation_prompt %}{{ " + json.dumps(asked) + " }}{% endif %}"
+        tokenizer.chat_template = tokenizer.chat_template.removesuffix("\n") + ending
+    if lora is not None:
+        model = with_lora(model, lora, scores=loss.head == "score", tokens=sorted(control.values()))
+    return model, tokenizer if control or loss.head == "score" else None, control
+
+
+def _add_token(tokenizer: Any, token: str) -> int:
+    """The id of a special token, which is added if the tokenizer does not have it."""
+    if token not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False)
+    return int(tokenizer.convert_tokens_to_ids(token))
+
+
+def _pad_apart(tokenizer: Any) -> None:
+    """Give a tokenizer a padding token that ends no turn: a reward model's score is read off the last token that is not
+    padding, and with the two the same it would be read one token early by some programs, and not by others.
+
+    Raises:
+        HalosError: it has no other special token.
+    """
+    end = Template(tokenizer).end
+    if tokenizer.pad_token_id not in (None, end):
+        return
+    special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special and i != end}
+    named = sorted(special, key=lambda i: ("pad" not in special[i].lower(), special[i] != tokenizer.unk_token, i))
+    if not named:
+        raise HalosError("a reward model needs a padding token that does not end a turn: add one to the tokenizer")
+    tokenizer.pad_token = special[named[0]]
+
+
+def with_lora(model: Any, settings: dict[str, Any], scores: bool = False, tokens: Sequence[int] = ()) -> Any:
+    """The model with LoRA adapters (peft), its own weights frozen.
+
+    Args:
+        model: the model.
+        settings: those of the stage's `lora`; with a `path`, the adapters saved there go on being trained.
+        scores: whether it is a reward model, whose fresh score layer is trained as well.
+        tokens: tokens whose embeddings are trained as well, because they are new.
+
+    Raises:
+        HalosError: there are no adapters in `path`.
+    """
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+
+    if settings.get("path") is not None:
+        path = Path(settings["path"])
+        if not (path / "adapter_model.safetensors").is_file():
+            raise HalosError(f"lora.path: there are no adapters in {path} (no adapter_model.safetensors)")
+        saved = PeftConfig.from_pretrained(str(path))
+        has = sorted(saved.trainable_token_indices or ())
+        if (saved.task_type == "SEQ_CLS") != scores or has != sorted(tokens):
+            raise HalosError(f"lora.path: the adapters in {path} are of another kind of loss; leave out `path`")
+        return PeftModel.from_pretrained(model, path, is_trainable=True)
     targets = settings["target_modules"]
     config = LoraConfig(
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
         target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
+        trainable_token_indices=list(tokens) or None,
     )
     return get_peft_model(model, config)
 
 
-def save(model: Any, state: dict[str, torch.Tensor], parent: Path, folder: Path) -> None:
-    """Write a trained model's folder: its weights, LoRA merged, and the parent's tokenizer, template and settings.
+def save(
+    model: Any,
+    state: dict[str, torch.Tensor],
+    parent: Path,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    merge: bool = True,
+) -> None:
+    """Write a trained model's folder: its weights, LoRA merged, and the tokenizer, template and settings.
 
     Args:
         model: the unwrapped model.
         state: its full state dict.
-        parent: the parent's model folder.
+        parent: the parent's model folder, whose other files it inherits.
         folder: written under a temporary name and renamed when whole.
+        tokenizer: the model's own, where it is not the parent's.
+        merge: whether LoRA is merged; else the folder holds adapters only, as peft writes them.
     """
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    if hasattr(model, "merge_and_unload"):
+    adapted = hasattr(model, "merge_and_unload")
+    if adapted and merge:
         model.load_state_dict(state)
         model = model.merge_and_unload()
         state = model.state_dict()
@@ -215,7 +350,10 @@ def save(model: Any, state: dict[str, torch.Tensor], parent: Path, folder: Path)
     for path in parent.iterdir():
         if path.name not in written and not path.name.startswith(".") and "safetensors" not in path.name:
             shutil.copyfile(path, temporary / path.name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(folder)
 
 

@@ -1,7 +1,8 @@
 """Reference log-probabilities: one pass over the sequence store by the frozen parent, shared by every loss.
 
-`responses` holds those of real responses, `mismatched` those of the mismatched sequences. A file knows the weights, the
-store and the template it was made from, and a training that would use it with others is refused.
+`responses` holds those of real responses, `mismatched` those of the mismatched sequences; `scores` holds what a reward
+model gives to real responses. A file knows the weights, the store and the template it was made from, and a training
+that would use it with others is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from halos.data.store import Store
 
 PARTS = ("responses", "mismatched")
+SCORES = "scores"
 
 
 class Reference:
@@ -36,20 +38,7 @@ class Reference:
     """
 
     def __init__(self, files: list[Path], expected: dict[str, str]) -> None:
-        self._parts: list[tuple[int, np.ndarray, np.ndarray]] = []
-        for file in files:
-            if not file.is_file():
-                raise HalosError(f"there is no {file}; make it with `python -m halos reference`")
-            with safe_open(file, framework="pt") as opened:  # torch maps the file instead of reading it
-                made_from = opened.metadata()
-                differs = [name for name, value in expected.items() if made_from.get(name) != value]
-                if differs:
-                    raise HalosError(
-                        f"{file} was made from other {' and '.join(differs)} than this training uses; delete it and "
-                        f"run snakemake again"
-                    )
-                first = int(made_from["first"])
-                self._parts.append((first, opened.get_tensor("offsets").numpy(), opened.get_tensor("logps").numpy()))
+        self._parts: list[tuple[int, np.ndarray, np.ndarray]] = [_open(file, expected) for file in files]
         self._parts.sort(key=lambda part: part[0])
 
     def __getitem__(self, row: int) -> np.ndarray:
@@ -60,9 +49,33 @@ class Reference:
         raise HalosError(f"sequence {row} is in no part of the reference; give the file of its part, too")
 
 
-def parts_for(loss: Any) -> tuple[str, ...]:
-    """The parts that a loss reads, by its traits."""
-    if not loss.needs_reference:
+def _open(file: Path, expected: dict[str, str]) -> tuple[int, np.ndarray, np.ndarray]:
+    """(first row, offsets, values) of a file, mapped."""
+    if not file.is_file():
+        raise HalosError(f"there is no {file}; make it with `python -m halos reference`")
+    with safe_open(file, framework="pt") as opened:  # torch maps the file instead of reading it
+        made_from = opened.metadata()
+        differs = [name for name, value in expected.items() if made_from.get(name) != value]
+        if differs:
+            raise HalosError(
+                f"{file} was made from other {' and '.join(differs)} than this training uses; delete it and run "
+                f"snakemake again"
+            )
+        return int(made_from["first"]), opened.get_tensor("offsets").numpy(), opened.get_tensor("logps").numpy()
+
+
+def read_scores(file: Path, store: Store) -> np.ndarray:
+    """(responses,) float32 scores of a reward model, by sequence row.
+
+    Raises:
+        HalosError: the file is missing, or of another store.
+    """
+    return _open(file, {"part": SCORES, "store": store.hash, "template": store.meta["template"]})[2]
+
+
+def parts_for(loss: Any, live: bool = False) -> tuple[str, ...]:
+    """The parts that a loss reads, by its traits; none when its reference is live."""
+    if live or not loss.needs_reference:
         return ()
     return PARTS if "mismatched" in loss.prepass else PARTS[:1]
 
@@ -74,32 +87,40 @@ def reference(config: Path, parent: Path, store: Path, part: str, output: Path, 
         config: slice of the parent's cell (`attention`, `precision`).
         parent: folder with `model/` and `manifest.json`.
         store: sequence store.
-        part: `responses` or `mismatched`.
-        output: safetensors file: `logps` (float32, all response tokens in the order of their rows), `offsets` (int64).
+        part: `responses` or `mismatched`; `scores` when the parent is a reward model.
+        output: safetensors file: `logps` (float32, all response tokens, or one score each, in the order of their rows),
+            `offsets` (int64).
         tokens_per_microbatch: padded tokens of one forward pass.
     """
     import torch
 
     from halos.data.batches import collate, cut
     from halos.data.store import Store
+    from halos.heads import SequenceScores
     from halos.logprobs import ResponseLogps
     from halos.models import accelerator_for, load
+    from halos.rewards import check
 
     settings = read_slice(config)
     opened: Store = Store(store)
-    first, last = (0, opened.n_responses) if part == "responses" else (opened.n_responses, len(opened))
+    first, last = (opened.n_responses, len(opened)) if part == "mismatched" else (0, opened.n_responses)
     lengths = opened.lengths[first:last]
-    offsets = np.concatenate([[0], np.cumsum(lengths[:, 1], dtype=np.int64)])
+    kept = np.ones(len(lengths), np.int64) if part == SCORES else lengths[:, 1]
+    offsets = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
     values = np.zeros(offsets[-1], dtype=np.float32)
     accelerator = accelerator_for(settings["precision"])
-    model = accelerator.prepare(ResponseLogps(load(parent / "model", settings["attention"]))).eval()
+    if part == SCORES:
+        check(parent / "model")
+    network = load(parent / "model", settings["attention"], score=part == SCORES)
+    model = accelerator.prepare(SequenceScores(network) if part == SCORES else ResponseLogps(network)).eval()
     batches = cut(lengths.sum(-1), tokens_per_microbatch) if len(lengths) else []
     bar = tqdm(total=int(lengths.sum()), desc=f"reference {part}", unit=" tokens", unit_scale=True, mininterval=1)
     with torch.inference_mode():
         for batch in batches:
-            logps = model(collate(opened, batch + first).to(accelerator.device)).float().cpu().numpy()
+            [found] = model(collate(opened, batch + first).to(accelerator.device)).values()
+            found = found.reshape(len(batch), -1).float().cpu().numpy()
             for i, row in enumerate(batch):
-                values[offsets[row] : offsets[row + 1]] = logps[i, : lengths[row, 1]]
+                values[offsets[row] : offsets[row + 1]] = found[i, : kept[row]]
             bar.update(int(lengths[batch].sum()))
     bar.close()
     made_from = {**expected_hashes(parent, opened), "first": str(first), "part": part}

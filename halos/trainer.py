@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 import math
 import shutil
@@ -16,20 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos import losses as L
 from halos.checkpoints import Checkpoints
-from halos.config import read_slice
+from halos.config import Stage, read_slice
 from halos.data.batches import Examples, GlobalBatches, Microbatch
+from halos.data.selection import select
 from halos.data.store import Store
 from halos.errors import HalosError
+from halos.heads import SequenceScores, ValueHead
 from halos.logprobs import ResponseLogps
-from halos.models import accelerator_for, fingerprint, load, save, with_lora
-from halos.provenance import environment, hash_weights, write_json
-from halos.reference import Reference, expected_hashes, parts_for
-from halos.registry import LOSSES
+from halos.models import accelerator_for, begin, fingerprint, save
+from halos.optimizer import learning_rate, make_optimizer
+from halos.provenance import environment, hash_files, hash_weights, write_json
+from halos.reductions import Gathered, Sums, means
+from halos.reference import Reference, expected_hashes, parts_for, read_scores
+from halos.sharding import copy_weights, keep_float32, prepare_frozen
 
 MARGIN = 120
 """Seconds kept free before a time limit, for the checkpoint."""
@@ -44,52 +48,6 @@ def train(**options: Any) -> None:
     Trainer(**options).run()
 
 
-def make_loss(stage: dict[str, Any]) -> L.Loss:
-    """The loss of a stage's slice."""
-    kind = LOSSES[stage["loss"]]
-    loss: L.Loss = kind(**{f.name: stage[f.name] for f in dataclasses.fields(kind)})
-    return loss
-
-
-def learning_rate(step: int, steps: int, warmup: float, scheduler: str) -> float:
-    """Factor of the peak learning rate at a step counted from 0: linear warm-up, then constant, linear or cosine decay
-    to 0 at the end. `warmup` is a fraction of all steps below 1, else a number of steps."""
-    ramp = round(warmup * steps) if warmup < 1 else int(warmup)
-    if step < ramp:
-        return (step + 1) / ramp
-    done = (step - ramp) / max(1, steps - ramp)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[scheduler]
-
-
-class Sums:
-    """Sums and weights of named values over microbatches, brought together over processes in one exchange."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, name: str, values: Tensor, weight: Tensor | None = None) -> None:
-        """Add values (any shape); `weight` 0 leaves one out. The name is kept even when there are none."""
-        values = values.detach().float()
-        weight = torch.ones_like(values) if weight is None else weight.float()
-        pair = torch.stack([(values * weight).sum(), weight.sum()])
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-
-    def over(self, accelerator: Any) -> dict[str, tuple[float, float]]:
-        """name -> (sum, weight) over all processes."""
-        names = sorted(self._sums)
-        if not names:
-            return {}
-        total = torch.stack([self._sums[name] for name in names])
-        if accelerator.num_processes > 1:
-            total = accelerator.reduce(total, reduction="sum")
-        return {name: (row[0], row[1]) for name, row in zip(names, total.tolist(), strict=True)}
-
-
-def means(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """The mean of each name that has any weight."""
-    return {name: total / weight for name, (total, weight) in sums.items() if weight}
-
-
 class Trainer:
     """One run: set up by the constructor, done by `run`.
 
@@ -98,8 +56,10 @@ class Trainer:
         parent: folder of the parent, with `model/` and `manifest.json`.
         store: sequence store of the cell's dataset and model.
         output: the run's folder; `model/`, `train.jsonl` and, last, `manifest.json` appear there when done.
-        reference: files of the parent's log-probabilities, one for each part the loss reads.
+        reference: files of the parent's log-probabilities, one for each part the loss reads; none for a live reference.
+        scores: a reward model's scores of the store, or none to read the data's own.
         tokens_per_microbatch: padded tokens of one forward pass on one device.
+        gradient_checkpointing: run forward passes again in the backward pass instead of keeping what they made.
         time_limit: minutes after which to stop with a checkpoint, or None.
 
     Raises:
@@ -114,47 +74,92 @@ class Trainer:
         store: Path,
         output: Path,
         reference: list[Path],
+        scores: list[Path],
         tokens_per_microbatch: int,
+        gradient_checkpointing: bool,
         time_limit: float | None,
     ) -> None:
         self.started = time.monotonic()
         self.deadline = None if time_limit is None else self.started + max(60 * time_limit - MARGIN, 30 * time_limit)
         self.settings = read_slice(config)
-        self.stage: dict[str, Any] = self.settings["stage"]
+        self.seed: int = self.settings["seed"]
+        self.stage = Stage(**self.settings["stage"])
+        self.loss = self.stage.make_loss()
         self.parent, self.output, self.budget = parent, output, tokens_per_microbatch
-        self.loss = make_loss(self.stage)
         opened = Store(store)
-        inputs = expected_hashes(parent, opened)
-        if len(reference) != len(parts_for(self.loss)):
-            wanted = ", ".join(parts_for(self.loss)) or "no part"
-            raise HalosError(f"the loss {self.stage['loss']} reads {wanted} of the reference: give as many --reference")
-        cached = Reference(reference, inputs) if reference else None
-        self.examples = Examples(opened, "train", self.loss.view, cached)
-        self.held_out = Examples(opened, "test", self.loss.view, cached)
-        self.batches = GlobalBatches(
-            len(self.examples), self.stage["batch_size"], self.stage["epochs"], self.stage["examples"],
-            self.settings["seed"],
-        )  # fmt: skip
-        self.inputs = inputs
-        self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(self.settings, inputs))
+        self.inputs = self._check_inputs(opened, reference, scores)
+        self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(self.settings, self.inputs))
         self.log_path = self.checkpoints.folder / "train.jsonl"
+        self.kept = output / "kept"
         self.accelerator = accelerator_for(self.settings["precision"])
-        torch.manual_seed(self.settings["seed"])  # LoRA's adapters are drawn from it
-        model: Any = load(parent / "model", self.settings["attention"])
-        if self.stage["lora"]:
-            model = with_lora(model, self.stage["lora"])
+
+        torch.manual_seed(self.seed)  # new weights are drawn from it: adapters, heads, control tokens
+        self.lora = None if self.stage.lora is None else self.stage.lora.model_dump()
+        model, self.tokenizer, control = begin(parent / "model", self.settings["attention"], self.loss, self.lora)
+        self._check_lengths(opened, model, control)
         self.parameters = sum(p.numel() for p in model.parameters())
-        wrapped = ResponseLogps(model)
-        trained = [p for p in wrapped.parameters() if p.requires_grad]
-        try:
-            optimizer = getattr(torch.optim, self.stage["optimizer"])(
-                trained, lr=self.stage["lr"], **_tuples(self.stage["optimizer_args"])
-            )
-        except (TypeError, ValueError) as error:
-            raise HalosError(f"optimizer_args of {self.stage['optimizer']}: {error}") from error
-        self.policy, self.optimizer = self.accelerator.prepare(wrapped, optimizer)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.live: nn.Module | None = None
+        if self.stage.sync_every:
+            self.live = prepare_frozen(ResponseLogps(self._frozen_copy(model)), self.accelerator)
+        if self.loss.head == "score":
+            module: nn.Module = SequenceScores(model)
+        else:
+            head = ValueHead(model.config.get_text_config().hidden_size) if self.loss.head == "value" else None
+            if head is not None:
+                keep_float32(head, self.accelerator)
+            module = ResponseLogps(model, head)
+        self.policy, self.optimizer = self.accelerator.prepare(module, make_optimizer(module, self.stage))
+
+        cached = Reference(reference, expected_hashes(parent, opened)) if reference else None
+        rewarded = read_scores(scores[0], opened) if scores else None
+        self.examples, self.held_out = (
+            Examples(opened, select(opened, split, self.stage.reads, self.stage.selection, self.seed), self.loss.view,
+                     cached, rewarded, control)
+            for split in ("train", "test")
+        )  # fmt: skip
+        self.batches = GlobalBatches(
+            len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
+            self.stage.inner_epochs,
+        )  # fmt: skip
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
         self.stop_signal: int | None = None
+
+    def _check_inputs(self, store: Store, reference: list[Path], scores: list[Path]) -> dict[str, str]:
+        """The hashes of all inputs; refuses other files than the loss reads."""
+        parts = parts_for(self.loss, live=self.stage.sync_every is not None)
+        if reference and self.stage.sync_every:
+            raise HalosError(
+                "the reference of this stage is live (humanline or sync_reference), and a cached one would be stale "
+                "after the first step: give no --reference"
+            )
+        if len(reference) != len(parts):
+            wanted = ", ".join(parts) or "no part"
+            raise HalosError(f"the loss {self.stage.loss} reads {wanted} of the reference: give as many --reference")
+        if len(scores) != (self.stage.reward_model is not None):
+            raise HalosError("a stage with a reward_model takes its scores by --scores, one without takes none")
+        inputs = expected_hashes(self.parent, store)
+        for path in scores:
+            inputs["scores"] = hash_files([path])
+        if self.stage.lora is not None and self.stage.lora.path is not None:
+            inputs["adapters"] = hash_weights(Path(self.stage.lora.path))
+        return inputs
+
+    def _check_lengths(self, store: Store, model: Any, control: dict[str, int]) -> None:
+        """Refuse sequences that are longer than the model has positions for."""
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = int(store.lengths.sum(-1).max()) + bool(control)
+        if positions is not None and longest > positions:
+            raise HalosError(
+                f"a sequence of {longest} tokens does not fit the model's {positions} positions: lower the dataset's "
+                f"max_length"
+            )
+
+    def _frozen_copy(self, model: nn.Module) -> nn.Module:
+        """For a live reference. What is not trained is shared, not copied, where weights are not sharded."""
+        fixed = [] if self.accelerator.is_fsdp2 else [p for p in model.parameters() if not p.requires_grad]
+        return copy.deepcopy(model, {id(p): p for p in fixed}).requires_grad_(False).eval()
 
     # ---- the loop ------------------------------------------------------------------------------------------
 
@@ -163,7 +168,7 @@ class Trainer:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
-                   disable=not self.accelerator.is_main_process, desc=self.stage["loss"])  # fmt: skip
+                   disable=not self.accelerator.is_main_process, desc=self.stage.loss)  # fmt: skip
         if step == 0:
             self._log({"split": "eval", "step": 0, "examples": 0, **self.evaluate(step)})
         while step < len(self.batches):
@@ -173,10 +178,12 @@ class Trainer:
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", tok_s=round(metrics["tokens_per_second"]), refresh=False)
             bar.update()
             last = step == len(self.batches)
-            if last or step % self.stage["eval_every"] == 0:
+            if last or step % self.stage.eval_every == 0:
                 self._log({"split": "eval", "step": step, "examples": metrics["examples"], **self.evaluate(step)})
+            if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
+                self._publish(self.kept / f"step{step}", merge=False)
             reason = self._stop_reason()
-            if not last and (reason or step % self.stage["checkpoint_every"] == 0):
+            if not last and (reason or step % self.stage.checkpoint_every == 0):
                 self._save_checkpoint(step)
                 if reason:
                     bar.close()
@@ -188,14 +195,17 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step over one global batch; returns what goes into the log."""
         begun = time.monotonic()
-        torch.manual_seed(self.settings["seed"] * 1_000_003 + step * 1_009 + self.accelerator.process_index)  # dropout
-        lr = self.stage["lr"] * learning_rate(step, len(self.batches), self.stage["warmup"], self.stage["scheduler"])
+        torch.manual_seed(self.seed * 1_000_003 + step * 1_009 + self.accelerator.process_index)  # dropout
+        lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.policy.train()
         found, sizes = self._over_batch(self.examples, self.batches[step], backward=True)
-        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.stage["max_grad_norm"])
-        self._check(found, step + 1, float(norm))
+        norm = self._clip()
+        self._check(found, step + 1, norm)
+        if self.live is not None and self.stage.sync_every and (step + 1) % self.stage.sync_every == 0:
+            unwrap = self.accelerator.unwrap_model
+            copy_weights(unwrap(self.policy), unwrap(self.live))
         self.optimizer.step()
         self.optimizer.zero_grad()
         seconds = time.monotonic() - begun
@@ -204,12 +214,23 @@ class Trainer:
             "examples": self.batches.examples_until(step + 1),
             **found,
             "lr": lr,
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "tokens_per_second": sizes["tokens"] / seconds,
             "padding_share": 1 - sizes["tokens"] / sizes["padded"],
             "peak_memory_gb": peak_memory_gb(),
             "seconds": seconds,
         }
+
+    def _clip(self) -> float:
+        """Clip the gradient by its global norm, a value head's apart; returns the norm before, without the head's."""
+        own: list[Tensor] = []
+        head: list[Tensor] = []
+        for name, parameter in self.policy.named_parameters():
+            (head if "value_head." in name else own).append(parameter)
+        norm = self.accelerator.clip_grad_norm_(own, self.stage.max_grad_norm)
+        if head:
+            self.accelerator.clip_grad_norm_(head, self.stage.value_max_grad_norm)
+        return float(norm)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
@@ -223,7 +244,7 @@ class Trainer:
         """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child."""
         for name, value in (("loss", found["loss"]), ("gradient's norm", norm)):
             if not math.isfinite(value):
-                lr = self.stage["lr"]
+                lr = self.stage.lr
                 raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
 
     def _over_batch(
@@ -242,38 +263,44 @@ class Trainer:
 
         sums = Sums()
 
-        def forward(batch: Microbatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            """Policy and reference log-probabilities by role."""
-            real = batch.weight[0]  # 0 in a filler: all that it holds is padding
-            sums.add("tokens", batch.tokens * real)
+        def forward(batch: Microbatch, statistics: dict[str, Tensor]) -> tuple[L.Logps, L.Logps, L.Batch]:
+            """What a loss is called with."""
+            real = 0.0 if batch.filler else 1.0  # all that a filler holds is padding
+            sums.add("tokens", batch.lengths.sum() * real)
             sums.add("padded", torch.tensor(float(batch.input_ids.numel()), device=device))
-            reference = {} if batch.reference is None else batch.by_role(batch.reference)
-            return batch.by_role(self.policy(batch)), reference
+            out = {name: batch.by_role(values) for name, values in self.policy(batch).items()}
+            policy: L.Logps = out.get("logps", {})
+            reference = self._reference(batch)
+            if self.stage.humanline:
+                policy = L.humanline(policy, reference, self.stage.log_eps_p, self.stage.log_eps_r)
+            facts = L.Batch(
+                mask=batch.by_role(batch.mask), values=out.get("values", {}), rewards=out.get("scores", {}),
+                statistics=statistics, **batch.labels,
+            )  # fmt: skip
+            return policy, reference, facts
 
         statistics: dict[str, Tensor] = {}
         if self.loss.prepass:
-            gathered = Sums()
+            gathered = Gathered()
             with torch.no_grad():
                 for batch in microbatches(self.loss.prepass):
-                    policy, reference = forward(batch)
-                    for name, values in self.loss.statistics(policy, reference, _facts(batch, {})).items():
-                        gathered.add(name, values, batch.weight)
-            statistics = {k: torch.tensor(v, device=device) for k, v in means(gathered.over(self.accelerator)).items()}
+                    gathered.add(self.loss.statistics(*forward(batch, {})), batch.weight)
+            statistics = gathered.over(self.accelerator)
         roles = L.ROLES[self.loss.view]
-        count = examples.response_tokens(indices, roles[0]) if self.loss.per_token else len(indices)
+        count = examples.response_tokens(indices, roles) if self.loss.per_token else len(indices)
         parts = microbatches(roles)
         for k, batch in enumerate(parts):
             accumulate = nullcontext() if k == len(parts) - 1 else self.accelerator.no_sync(self.policy)
             with accumulate:
-                policy, reference = forward(batch)
-                out = self.loss(policy, reference, _facts(batch, statistics))
+                policy, reference, facts = forward(batch, statistics)
+                out = self.loss(policy, reference, facts)
                 objective = (out.losses * batch.weight).sum() / count
                 if backward:  # DDP takes the mean over processes of what is a sum
                     self.accelerator.backward(objective * world)
             sums.add("loss", objective)
             for name, rewards in (("chosen", out.chosen_rewards), ("rejected", out.rejected_rewards)):
                 if rewards is not None:
-                    sums.add(f"rewards/{name}", rewards, batch.weight[0].expand_as(rewards))
+                    sums.add(f"rewards/{name}", rewards, (batch.weight[:1] > 0).expand_as(rewards))
             for name, values in out.metrics.items():
                 sums.add(name, values, batch.weight)
             for role in roles if reference else ():
@@ -283,13 +310,20 @@ class Trainer:
         found = {**means(totals), "loss": totals["loss"][0]}
         if "rewards/chosen" in found and "rewards/rejected" in found:
             found["rewards/margin"] = found["rewards/chosen"] - found["rewards/rejected"]
-        found |= {f"batch/{name}": float(value) for name, value in statistics.items()}
+        found |= {f"batch/{name}": float(values.mean()) for name, values in statistics.items()}
         return found, sizes
+
+    @torch.no_grad()
+    def _reference(self, batch: Microbatch) -> dict[str, Tensor]:
+        """role -> (B, T) log-probabilities under the reference, cached or live; empty for a loss without one."""
+        if self.live is not None:
+            return batch.by_role(self.live(batch)["logps"])
+        return {} if batch.reference is None else batch.by_role(batch.reference)
 
     # ---- start, stop, finish -------------------------------------------------------------------------------
 
     def _resume(self) -> int:
-        """Steps already done by an earlier attempt; its log is cut back to them."""
+        """Steps already done by an earlier attempt; its log and its kept models are cut back to them."""
         main = self.accelerator.is_main_process
         if main:
             self.checkpoints.remove_others()
@@ -299,9 +333,9 @@ class Trainer:
             if main:
                 self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
                 self.log_path.write_text("")
+                shutil.rmtree(self.kept, ignore_errors=True)  # of another config
             return 0
-        policy = self.accelerator.unwrap_model(self.policy)
-        meta = self.checkpoints.load(path, policy, self.optimizer.optimizer)
+        meta = self.checkpoints.load(path, *self._parts(), self.accelerator)
         self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         step = int(meta["step"])
         if main:
@@ -328,26 +362,26 @@ class Trainer:
 
     def _save_checkpoint(self, step: int) -> None:
         meta = {"seconds": self.seconds + time.monotonic() - self.started, "tokens": self.tokens}
-        if self.accelerator.is_main_process:
-            policy = self.accelerator.unwrap_model(self.policy)
-            self.checkpoints.save(step, policy, self.optimizer.optimizer, meta)
-        self.accelerator.wait_for_everyone()
+        self.checkpoints.save(step, *self._parts(), meta, self.accelerator)
+
+    def _parts(self) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
+        """What a checkpoint holds: the modules by the names of their files, and the optimiser."""
+        modules = {"weights": self.policy} | ({} if self.live is None else {"reference": self.live})
+        unwrapped = {name: self.accelerator.unwrap_model(module) for name, module in modules.items()}
+        return unwrapped, self.optimizer.optimizer
 
     def _finish(self, step: int) -> None:
         """Publish the model, then the log, then, as the sign that all is whole, the manifest."""
-        state = self.accelerator.get_state_dict(self.policy)
+        self._publish(self.output / "model", merge=True)
         if not self.accelerator.is_main_process:
             return
-        model = self.accelerator.unwrap_model(self.policy).model
-        prefix = "model."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        save(model, weights, self.parent / "model", self.output / "model")
         shutil.copyfile(self.log_path, self.output / "train.jsonl")
         seconds = self.seconds + time.monotonic() - self.started
         manifest = {
             "config": self.settings,
             "weights": hash_weights(self.output / "model"),
             "inputs": self.inputs,
+            "data": {"train": self.examples.counts(), "test": self.held_out.counts()},
             "steps": step,
             "tokens": self.tokens,
             "seconds": seconds,
@@ -360,14 +394,20 @@ class Trainer:
         write_json(self.output / "manifest.json", manifest)
         shutil.rmtree(self.checkpoints.folder)
 
+    def _publish(self, folder: Path, merge: bool) -> None:
+        """Write a model's folder, LoRA merged or its adapters alone."""
+        state = self.accelerator.get_state_dict(self.policy)
+        if not self.accelerator.is_main_process:
+            return
+        prefix = "model."
+        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        save(self._model(), weights, self.parent / "model", folder, self.tokenizer, merge)
 
-def _facts(batch: Microbatch, statistics: dict[str, Tensor]) -> L.Batch:
-    return L.Batch(mask=batch.by_role(batch.mask), desirable=batch.desirable, statistics=statistics)
-
-
-def _tuples(arguments: dict[str, Any]) -> dict[str, Any]:
-    """YAML has lists where torch wants tuples (betas)."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    def _model(self) -> Any:
+        """The model without its wrappers; a fresh one where its weights are sharded, to put them together in."""
+        if not self.accelerator.is_fsdp2:
+            return self.accelerator.unwrap_model(self.policy).model
+        return begin(self.parent / "model", self.settings["attention"], self.loss, self.lora)[0]
 
 
 def peak_memory_gb() -> float:

@@ -1,6 +1,7 @@
 """Evaluation: win rates against a baseline, and lm-evaluation-harness tasks.
 
-Input:   a cell's samples or model; results/judges/{judge}/config.yaml or results/tasks/{task}/config.yaml
+Input:   a cell's samples or model; results/judges/{judge}/config.yaml or results/tasks/{task}/config.yaml;
+         the reward model that judges
 Output:  results/runs/{...}/judged/{judge}.json
          results/runs/{...}/tasks/{task}.json
 """
@@ -11,6 +12,7 @@ rule judge:
         config="results/judges/{judge}/config.yaml",
         samples=W.judged_samples,
         feedback=W.prompts_data,
+        reward_model=W.judging_model,
     output:
         "<run>/judged/{judge}.json",
     log:
@@ -19,6 +21,13 @@ rule judge:
         "<runtime>/judge/{dataset}/{model}/{method}/seed{seed}/{judge}.tsv"
     conda:
         "../envs/evaluate.yaml"
+    threads: W.judging_resource("cpus")
+    resources:
+        gres=W.judging_gres,
+        cpus_per_task=W.judging_resource("cpus"),
+        mem_mb=W.judging_resource("mem_mb"),
+        runtime=W.judging_resource("runtime"),
+        tokens=W.judging_resource("tokens_per_microbatch"),
     shell:
         r"""
         exec &>{log:q}
@@ -26,7 +35,9 @@ rule judge:
             --config {input.config:q} \
             --samples {input.samples:q} \
             --feedback {input.feedback:q} \
-            --output {output:q}
+            --reward-model {input.reward_model:q} \
+            --output {output:q} \
+            --tokens-per-microbatch {resources.tokens}
         """
 
 
@@ -41,6 +52,8 @@ rule task:
         "<logs>/task/{dataset}/{model}/{method}/seed{seed}/{task}.log",
     benchmark:
         "<runtime>/task/{dataset}/{model}/{method}/seed{seed}/{task}.tsv"
+    wildcard_constraints:
+        method=W.policies,
     conda:
         "../envs/evaluate.yaml"
     threads: W.resource("cpus")

@@ -1,7 +1,7 @@
-"""Reference log-probabilities of a cell's model, shared by every cell that starts from it.
+"""Reference log-probabilities of a cell's model, shared by every cell that starts from it; a reward model's scores.
 
 Input:   the model and its manifest; the sequence store
-Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched
+Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched, scores
 """
 
 

@@ -1,7 +1,8 @@
 """Report: the tables and figures of a grid, and what `snakemake --report` shows of them.
 
 Input:   results/grids/{grid}/config.yaml; every cell's judgements, task results, training log and manifest
-Output:  results/tables/{grid}/     main, comparisons, benchmarks (CSV and Markdown), training, cells (CSV)
+Output:  results/tables/{grid}/     main, comparisons, benchmarks (CSV and Markdown), reward_models, training,
+                                    cells (CSV)
          results/figures/{grid}/    win_rate, score, training, benchmarks (SVG, PNG, and the data drawn as CSV)
 """
 
@@ -37,6 +38,7 @@ rule make_tables:
             "main.csv",
             "comparisons.csv",
             "benchmarks.csv",
+            "reward_models.csv",
             "training.csv",
             "cells.csv",
         ),
@@ -70,7 +72,7 @@ rule draw_figures:
         score=report(
             "<figures>/score.svg",
             category="Figures",
-            labels={"figure": "Verified score"},
+            labels={"figure": "Score"},
             caption="captions/score.rst",
         ),
         training=report(

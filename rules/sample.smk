@@ -18,6 +18,8 @@ rule sample:
         "<logs>/sample/{dataset}/{model}/{method}/seed{seed}/{prompts}.log",
     benchmark:
         "<runtime>/sample/{dataset}/{model}/{method}/seed{seed}/{prompts}.tsv"
+    wildcard_constraints:
+        method=W.policies,
     conda:
         "../envs/sample.yaml"
     threads: W.resource("cpus")

@@ -1,8 +1,9 @@
 """Training: the last stage of a cell, from its parent's weights.
 
-Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the parent's log-probabilities
+Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the parent's log-probabilities;
+         a reward model's scores; saved adapters
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
-         checkpoints/ beside them is not declared, so it survives a failure and the next attempt goes on from it
+         checkpoints/ and kept/ beside them are not declared, so they survive a failure, and the next attempt goes on
 """
 
 
@@ -14,6 +15,8 @@ rule train_cell:
         store="<tokens>/store",
         checked=W.checked,
         reference=W.parent_reference,
+        scores=W.scores,
+        adapters=W.adapters,
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",
@@ -34,6 +37,7 @@ rule train_cell:
         runtime=W.resource("runtime"),
         tokens=W.resource("tokens_per_microbatch"),
         launch=W.launcher,
+        checkpointing=W.checkpointing,
     shell:
         r"""
         exec &>{log:q}
@@ -42,7 +46,9 @@ rule train_cell:
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \
             --reference {input.reference:q} \
+            --scores {input.scores:q} \
             --output "$(dirname {output.manifest:q})" \
             --tokens-per-microbatch {resources.tokens} \
+            {resources.checkpointing} \
             --time-limit {resources.runtime}
         """

@@ -11,6 +11,7 @@ import yaml
 
 from halos import config as C
 from halos.grid import Cell, config_slice
+from halos.registry import LOSSES
 
 CATALOGUE: dict[str, Any] = {
     "grid": "g",
@@ -28,10 +29,8 @@ CATALOGUE: dict[str, Any] = {
               "max_prompt_length": 60, "eval_examples": 24}
     },
     "stages": {
+        **{name: {"loss": name, "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3} for name in LOSSES},
         "sft": {"loss": "sft", "lr": 1e-3, "batch_size": 16, "examples": 160},
-        "dpo": {"loss": "dpo", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3},
-        "kto": {"loss": "kto", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3},
-        "simpo": {"loss": "simpo", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3},
         "lora": {"loss": "dpo", "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3,
                  "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
     },
@@ -80,19 +79,37 @@ class World:
                 reference(config, self.results / cell.model_folder, self.store, part, file, 2048)
         return files
 
+    def reference_of(self, run: Path) -> list[Path]:
+        """Both parts of the reference of a trained run, made beside it."""
+        from halos.reference import PARTS, reference
+
+        config = self.results / "runs/d/m/sft/seed1/config.yaml"
+        files = [run / "reference" / f"{part}.safetensors" for part in PARTS]
+        for part, file in zip(PARTS, files, strict=True):
+            if not file.exists():
+                reference(config, run, self.store, part, file, 2048)
+        return files
+
+    def parts(self, stage: C.Stage) -> list[Path]:
+        """The files of the base model's reference that a stage reads."""
+        from halos.reference import PARTS, parts_for
+
+        wanted = parts_for(stage.make_loss(), live=stage.sync_every is not None)
+        files = dict(zip(PARTS, self.reference(), strict=True)) if wanted else {}
+        return [files[part] for part in wanted]
+
     def train(self, output: Path, method: str, seed: int = 1, parent: Path | None = None, **options: Any) -> Path:
         """Train a cell's last stage from the base model (or `parent`) into `output`."""
-        from halos.trainer import make_loss, train
+        from halos.trainer import train
 
         changes = options.pop("changes", {})
         config = self.slice(f"runs/d/m/{method}/seed{seed}", **changes)
-        loss = make_loss(C.read_slice(config)["stage"])
         reference = options.pop("reference", None)
         if reference is None:
-            files = self.reference() if loss.needs_reference else []
-            reference = files if "mismatched" in loss.prepass else files[:1]
+            reference = self.parts(C.Stage(**C.read_slice(config)["stage"]))
         inputs = {"config": config, "parent": parent or self.base, "store": self.store, "reference": reference}
-        train(**inputs, output=output, **{"tokens_per_microbatch": 2048, "time_limit": None, **options})
+        defaults = {"scores": [], "tokens_per_microbatch": 2048, "gradient_checkpointing": False, "time_limit": None}
+        train(**inputs, output=output, **{**defaults, **options})
         return output
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -87,7 +88,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 def test_a_mistake_within_a_verb_ends_the_same_way(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = world.slice("runs/d/m/dpo/seed1")
+    config = world.slice("runs/d/m/simpo/seed1")
     code = main(["train", "--config", str(config), "--parent", str(tmp_path), "--store", str(world.store),
                  "--output", str(tmp_path)])  # fmt: skip
     assert code == 1
@@ -95,6 +96,30 @@ def test_a_mistake_within_a_verb_ends_the_same_way(
         f"error: there is no {tmp_path}/manifest.json; the parent model is not finished",
         "",
     ]
+
+
+def test_train_takes_what_most_stages_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule gives an option without a value where a cell has no such file."""
+    from halos import trainer
+
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(trainer, "train", lambda **options: seen.append(options))
+    command = ["train", "--config", "c", "--parent", "p", "--store", "s", "--output", "o"]
+    for more in (
+        [],
+        ["--reference", "--scores"],
+        ["--reference", "a", "b", "--scores", "c", "--gradient-checkpointing"],
+    ):
+        assert main([*command, *more]) == 0
+    found = [[options[k] for k in ("reference", "scores", "gradient_checkpointing")] for options in seen]
+    assert found == [[[], [], False], [[], [], False], [[Path("a"), Path("b")], [Path("c")], True]]
+    assert (seen[0]["tokens_per_microbatch"], seen[0]["time_limit"]) == (16384, None)
+
+
+def test_a_reference_is_of_every_part_there_is() -> None:
+    from halos.reference import PARTS, SCORES
+
+    assert VERBS["reference"].options["part"].choices == (*PARTS, SCORES)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["train"], ["reference", "--part", "all"]])

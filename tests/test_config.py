@@ -16,7 +16,7 @@ import yaml
 from halos import config as C
 from halos.errors import HalosError
 from halos.grid import config_slice
-from halos.losses import DPO
+from halos.losses.paired import DPO
 from halos.registry import LOSSES
 from tests.conftest import CATALOGUE
 
@@ -68,6 +68,62 @@ MISTAKES = {
     "a seed": ("grids/g/seeds", [-1], ["grids.g.seeds.0: ", "greater than or equal to 0"]),
     "an optimiser": ("stages/dpo/optimizer", "Adamw", ["stages.dpo.optimizer: ", "'AdamW'"]),
     "plugins that are no list": ("plugins", "my.py", ["plugins: "]),
+    "a live reference of a loss without one": ("stages/simpo/humanline", True,
+                                               ["stages.simpo: the loss 'simpo' has no reference: take out humanline"]),
+    "a synced reference of a loss without one": ("stages/sft/sync_reference", 4, ["stages.sft: the loss 'sft' has no"]),
+    "a reference that is never synced": ("stages/dpo/sync_reference", 0, ["stages.dpo.sync_reference: "]),
+    "a clamp from above that is below 0": ("stages/dpo/log_eps_r", -1, ["stages.dpo.log_eps_r: ", "greater than 0"]),
+    "a clamp from below that is above 0": ("stages/dpo/log_eps_p", 1, ["stages.dpo.log_eps_p: ", "less than 0"]),
+    "a reward model for a loss without scores": ("stages/dpo/reward_model", "bradley_terry",
+                                                 ["stages.dpo: the loss 'dpo' reads no scores: take out reward_model"]),
+    "a reward model for a loss of labels": ("stages/ppo/reward_model", "bradley_terry",
+                                            ["stages.ppo: ", "reads no scores", "ppo wants reward: score"]),
+    "a reward model of unknown stages": ("stages/grpo/reward_model", "sft-rn",
+                                         ["stages.grpo.reward_model: sft-rn: there is no 'rn' in stages"]),
+    "a policy for a reward model": ("stages/grpo/reward_model", "sft-dpo",
+                                    ["stages.grpo.reward_model: sft-dpo must end in a reward model"]),
+    "a base model for a reward model": ("stages/grpo/reward_model", "base",
+                                        ["stages.grpo.reward_model: base must end in a reward model"]),
+    "a model's own reward model": ("models/m/stages", {"grpo": {"reward_model": "rm"}},
+                                   ["models.m.stages.grpo.reward_model: rm: there is no 'rm' in stages"]),
+    "a model's own policy for a reward model": ("models/m/stages", {"grpo": {"reward_model": "kto"}},
+                                                ["models.m.stages.grpo.reward_model: kto must end in a reward model"]),
+    "a model's own setting that its loss ignores": ("models/m/stages", {"dpo": {"label_by": "mean"}},
+                                                    ["models.m.stages.dpo: the loss 'dpo' reads the paired view"]),
+    "a reward model among the methods": ("grids/g/methods", ["base", "sft-bradley_terry"],
+                                         ["grids.g.methods: sft-bradley_terry ends in a reward model",
+                                          "name it in reward_models"]),
+    "a policy among the reward models": ("grids/g/reward_models", ["sft-dpo"],
+                                         ["grids.g.reward_models: sft-dpo must end in a reward model"]),
+    "a stage after a reward model": ("grids/g/methods", ["bradley_terry-dpo"],
+                                     ["grids.g.methods: bradley_terry-dpo: no stage can follow bradley_terry",
+                                      "it trains a reward model"]),
+    "a stage after control tokens": ("grids/g/methods", ["sft-csft-dpo"],
+                                     ["grids.g.methods: sft-csft-dpo: no stage can follow csft", "control token"]),
+    "a reward model after control tokens": ("grids/g/reward_models", ["csft-bradley_terry"],
+                                            ["grids.g.reward_models: csft-bradley_terry: no stage can follow csft"]),
+    "few pairs of a loss without pairs": ("stages/kto/pairs_per_prompt", 1,
+                                          ["stages.kto: the loss 'kto' reads the unpaired view", "pairs_per_prompt"]),
+    "shares of labels of a loss without labels": (
+        "stages/dpo", {"loss": "dpo", "desirable_fraction": 0.5, "one_per_prompt": True},
+        ["stages.dpo: the loss 'dpo' reads the paired view: take out desirable_fraction, one_per_prompt"]),
+    "labels of groups": ("stages/grpo/label_by", "best_worst", ["the loss 'grpo' reads the grouped view", "label_by"]),
+    "labels by an unknown statistic": ("stages/kto/label_by", "men",
+                                       ["stages.kto.label_by: 'men' is none of best_worst"]),
+    "labels by a yes": ("stages/kto/label_by", True, ["stages.kto.label_by: True is none of best_worst"]),
+    "a stage that learns from itself": ("stages/ppo", {"loss": "ppo", "reward": "score",
+                                                       "reward_model": "ppo-bradley_terry"},
+                                        ["stages.ppo.reward_model: ppo-bradley_terry: ppo learns from a reward model"]),
+    "another loss for one model": ("models/m/stages", {"dpo": {"loss": "bradley_terry"}},
+                                   ["models.m.stages.dpo.loss: it is dpo for every model; add a stage"]),
+    "no pairs at all": ("stages/dpo/pairs_per_prompt", 0, ["stages.dpo.pairs_per_prompt: "]),
+    "a share of nothing": ("stages/kto/desirable_fraction", 0, ["stages.kto.desirable_fraction: ", "greater than 0"]),
+    "a share of more than all": ("stages/kto/undesirable_fraction", 1.1,
+                                 ["stages.kto.undesirable_fraction: ", "less than or equal to 1"]),
+    "no inner epochs": ("stages/dpo/inner_epochs", 0, ["stages.dpo.inner_epochs: "]),
+    "a norm of 0": ("stages/ppo/value_max_grad_norm", 0, ["stages.ppo.value_max_grad_norm: ", "greater than 0"]),
+    "LoRA's settings": ("stages/lora/lora", {"rank": 4}, ["stages.lora.lora.rank: unknown key"]),
+    "a launcher": ("models/m/resources", {"parallel": "zero3"}, ["models.m.resources.parallel: ", "'ddp' or 'fsdp'"]),
 }  # fmt: skip
 
 
@@ -81,12 +137,124 @@ def test_a_mistake_is_one_sentence_that_says_where_and_what_is_right(mistake: st
     assert [part for part in expected if part not in message] == [], message
 
 
+def test_what_is_refused_elsewhere_is_fine_in_its_place() -> None:
+    """Each setting with a loss that reads it."""
+    content = changed("grids/g/reward_models", ["bradley_terry", "sft-bradley_terry"])
+    content["grids"]["g"]["methods"] = ["base", "csft", "sft-csft", "sft-ppo", "sft-grpo"]
+    content["stages"]["ppo"] |= {"reward": "score", "reward_model": "sft-bradley_terry", "desirable_fraction": 0.5}
+    content["stages"]["grpo"] |= {"reward_model": "bradley_terry", "humanline": True}
+    content["stages"]["kto"] |= {"label_by": 0.5, "one_per_prompt": True, "undesirable_fraction": 1}
+    content["stages"]["dpo"] |= {"pairs_per_prompt": 1, "sync_reference": 8}
+    content["models"]["m"]["stages"] = {"grpo": {"reward_model": "sft-bradley_terry"}}
+    config = C.load(content)
+    assert config.stage("grpo", "m").reward_model == "sft-bradley_terry"
+    assert config.stages["kto"].selection.label_by == 0.5
+
+
 def test_every_mistake_has_a_line_of_its_own() -> None:
     content = changed("stages/dpo/betta", 0.1)
     content["models"]["m"]["labels"] = "x"
     with pytest.raises(HalosError) as caught:
         C.load(content)
     assert sorted(line.split(":")[0] for line in str(caught.value).split("\n")) == ["models.m.labels", "stages.dpo"]
+
+
+READS = [
+    ({"loss": "sft"}, "sft"),
+    ({"loss": "dpo"}, "paired"),
+    ({"loss": "bradley_terry"}, "paired"),
+    ({"loss": "kto"}, "unpaired"),
+    ({"loss": "kto", "label_by": "mean"}, "scored"),
+    ({"loss": "kto", "label_by": 0}, "scored"),
+    ({"loss": "ppo"}, "unpaired"),
+    ({"loss": "ppo", "reward": "score"}, "scored"),
+    ({"loss": "ppo", "reward": "score", "reward_model": "rm"}, "unpaired"),
+    ({"loss": "grpo"}, "grouped"),
+    ({"loss": "grpo", "reward_model": "rm"}, "grouped"),
+]
+
+
+@pytest.mark.parametrize(("settings", "view"), READS)
+def test_a_stage_reads_scored_responses_where_scores_stand_for_labels(settings: dict[str, Any], view: str) -> None:
+    assert C.Stage(**settings).reads == view
+
+
+@pytest.mark.parametrize(
+    ("settings", "every"),
+    [
+        ({}, None),
+        ({"humanline": True}, 1),
+        ({"sync_reference": 16}, 16),
+        ({"humanline": True, "sync_reference": 4}, 4),
+        ({"humanline": False, "sync_reference": None}, None),
+    ],
+)
+def test_humanline_syncs_its_reference_every_step_unless_told_otherwise(
+    settings: dict[str, Any], every: int | None
+) -> None:
+    assert C.Stage(loss="dpo", **settings).sync_every == every
+
+
+OTHERWISE: dict[str, Any] = {
+    "lr": 3e-4, "optimizer": "RAdam", "optimizer_args": {"betas": [0.8, 0.9]}, "decay_norms_and_biases": False,
+    "scheduler": "cosine", "warmup": 7, "batch_size": 9, "epochs": 3, "examples": 50, "inner_epochs": 2,
+    "max_grad_norm": 2.0, "value_max_grad_norm": 0.3, "eval_every": 5, "checkpoint_every": 6, "keep_every": 7,
+    "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"}, "log_eps_p": -0.5, "log_eps_r": 0.7,
+}  # fmt: skip
+BY_TRAIT: dict[str, dict[str, Any]] = {
+    "reference": {"humanline": True, "sync_reference": 3},
+    "scores": {"reward_model": "sft-rm"},
+    "paired": {"pairs_per_prompt": 2},
+    "unpaired": {"desirable_fraction": 0.5, "undesirable_fraction": 0.4, "one_per_prompt": True, "label_by": 0.25},
+}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Every setting that goes with a loss, none at its default, and every hyperparameter that is a number."""
+    loss = LOSSES[name]()
+    settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view, {})}
+    settings |= BY_TRAIT["reference"] if loss.needs_reference else {}
+    settings |= BY_TRAIT["scores"] if loss.needs_scores else {}
+    for field in dataclasses.fields(loss):
+        value = getattr(loss, field.name)
+        settings |= {field.name: value / 2} if isinstance(value, float) and value else {}
+    return settings
+
+
+def test_the_settings_of_these_tests_are_all_there_are() -> None:
+    tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
+    assert tested == set(C.Stage.model_fields) - {"loss", "label"}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_stage_made_of_its_slice_is_that_stage(name: str, given: bool) -> None:
+    """So does the trainer make it, from YAML."""
+    stage = C.Stage(loss=name, **settings_of(name) if given else {})
+    again = C.Stage(**yaml.safe_load(C.dump(C.stage_slice(stage))))
+    for field in set(C.Stage.model_fields) - {"optimizer_args"}:
+        assert getattr(again, field) == getattr(stage, field), field
+    assert again.make_loss() == stage.make_loss()
+    assert type(again.make_loss()) is LOSSES[name]
+    assert again.hyperparameters == dataclasses.asdict(stage.make_loss())  # defaults filled in
+    assert (again.reads, again.sync_every, again.selection) == (stage.reads, stage.sync_every, stage.selection)
+    assert again.optimizer_args == ({"betas": [0.8, 0.9]} if given else C.ADAMW)
+    assert C.Stage(**C.stage_slice(again)) == again
+    assert C.stage_slice(again) == C.stage_slice(stage)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_no_hyperparameter_has_the_name_of_a_training_setting(name: str) -> None:
+    """The setting would take its value."""
+    assert not {field.name for field in dataclasses.fields(LOSSES[name])} & set(C.Stage.model_fields)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_every_setting_of_a_stage_changes_its_slice_but_its_label(name: str) -> None:
+    before = C.stage_slice(C.Stage(loss=name))
+    same = [k for k, v in settings_of(name).items() if C.stage_slice(C.Stage(loss=name, **{k: v})) == before]
+    assert same == []
+    assert C.stage_slice(C.Stage(loss=name, label="A name")) == before
 
 
 def test_the_catalogue_of_the_tests_is_sound() -> None:
@@ -164,7 +332,9 @@ def test_labels_and_resources_are_in_no_slice(folder: str) -> None:
     for kind in ("models", "datasets", "stages", "judges", "tasks", "grids"):
         for entry in labelled[kind].values():
             entry["label"] = "A name"
-    labelled["models"]["m"]["resources"] = {"gpus": 8, "tokens_per_microbatch": 7}
+    labelled["models"]["m"]["resources"] = {
+        "gpus": 8, "tokens_per_microbatch": 7, "parallel": "fsdp", "gradient_checkpointing": True
+    }  # fmt: skip
     assert config_slice(C.load(labelled), folder) == config_slice(C.load(plain), folder)
     assert config_slice(C.load(labelled), "grids/g") != config_slice(C.load(plain), "grids/g")  # tables show them
 

@@ -50,6 +50,15 @@ def test_the_cells_of_a_grid_are_every_combination_in_the_configs_order() -> Non
         cells(load(), "h")
 
 
+def test_reward_models_are_cells_of_their_own() -> None:
+    config = load(methods=["base", "sft"], reward_models=["bradley_terry", "sft-bradley_terry"], seeds=[1, 2])
+    assert [(c.method, c.seed) for c in cells(config, rewards=True)] == [
+        ("bradley_terry", 1), ("bradley_terry", 2), ("sft-bradley_terry", 1), ("sft-bradley_terry", 2)
+    ]  # fmt: skip
+    assert {c.method for c in cells(config)} == {"base", "sft"}
+    assert cells(load(), rewards=True) == []
+
+
 SLICES = {
     "data/d": {"dataset", "sources", "plugins"},
     "tokens/d/m": {"dataset", "model", "max_length", "max_prompt_length", "eval_examples"},
@@ -93,7 +102,8 @@ def test_a_folder_that_no_entry_makes_is_refused(folder: str, says: str) -> None
 
 
 FOLDERS = ["data/d", "tokens/d/m", "models/m", "prompts/p", "judges/j", "tasks/t", *(
-    f"runs/d/m/{method}/seed1" for method in ("base", "sft", "dpo", "sft-dpo", "sft-dpo-kto", "sft-lora")
+    f"runs/d/m/{method}/seed1"
+    for method in ("base", "sft", "dpo", "sft-dpo", "sft-dpo-kto", "sft-lora", "sft-grpo", "sft-bradley_terry")
 )]  # fmt: skip
 EDITS = {
     "stages/sft/lr": ["runs/d/m/sft/seed1"],
@@ -109,9 +119,18 @@ EDITS = {
     "prompts/p/temperature": ["prompts/p"],
     "judges/j/tie_margin": ["judges/j"],
     "tasks/t/limit": ["tasks/t"],
+    "stages/grpo/reward_model": ["runs/d/m/sft-grpo/seed1"],
+    "stages/grpo/humanline": ["runs/d/m/sft-grpo/seed1"],
+    "stages/bradley_terry/keep_every": ["runs/d/m/sft-bradley_terry/seed1"],  # its scores reach sft-grpo as a file
+    "models/m/resources": [],
+    "grids/g/reward_models": [],
     "grids/g/seeds": [],
 }
-VALUES: dict[str, Any] = {"optimizer": "SGD", "sources": [{"name": "toy"}], "attention": "eager", "seeds": [1, 2]}
+VALUES: dict[str, Any] = {
+    "optimizer": "SGD", "sources": [{"name": "toy"}], "attention": "eager", "seeds": [1, 2], "humanline": True,
+    "reward_model": "sft-bradley_terry", "reward_models": ["bradley_terry"],
+    "resources": {"gpus": 4, "parallel": "fsdp", "gradient_checkpointing": True},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("edit", EDITS)

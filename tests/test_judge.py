@@ -1,18 +1,27 @@
-"""Judging: what is counted, and that alpaca_eval's own row says the same."""
+"""Judging: what is counted, and that alpaca_eval's own row says the same; which judges a catalogue may name."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+from halos import config as C
+from halos import rewards
 from halos.config import dump
 from halos.data import feedback as F
 from halos.errors import HalosError
+from halos.grid import config_slice
 from halos.judge import judge
 from halos.registry import VERIFIERS
+from halos.workflow import Workflow
+from tests.conftest import CATALOGUE
+from tests.workflow.conftest import CATALOGUE as SMALL
+from tests.workflow.conftest import Job, Project, copy_files
 
 
 @VERIFIERS.register("test_letters")
@@ -47,13 +56,14 @@ class Case:
         row = {"prompt_id": prompt_id, "prompt": [], "response": response, "sample": sample, "finish_reason": "stop"}
         self.lines.append(json.dumps(row))
 
-    def run(self, **changes: Any) -> dict[str, Any]:
+    def run(self, files: tuple[Path, ...] = (), /, **changes: Any) -> dict[str, Any]:
         content = {"judge": "letters", "kind": "verifier", "verifier": "test_letters", "prompts": "p",
                    "baseline": "target", "tie_margin": 0.0, "plugins": {}}  # fmt: skip
         (self.folder / "judge.yaml").write_text(dump(content | changes))
         (self.folder / "samples.jsonl").write_text("".join(line + "\n" for line in self.lines))
         F.write(self.records, self.folder / "test.parquet")
-        judge(self.folder / "judge.yaml", self.folder / "samples.jsonl", self.folder / "test.parquet", self.output)
+        samples, data = self.folder / "samples.jsonl", self.folder / "test.parquet"
+        judge(self.folder / "judge.yaml", samples, data, self.output, list(files), 2048)
         result: dict[str, Any] = json.loads(self.output.read_text())
         return result
 
@@ -194,3 +204,196 @@ def test_unknown_kinds_and_verifiers_are_named(case: Case) -> None:
         case.run(kind="verifyer")
     with pytest.raises(HalosError, match=r"unknown verifier 'test_letter'.*test_letters"):
         case.run(verifier="test_letter")
+
+
+# ---- a reward model as judge --------------------------------------------------------------------------------------
+
+
+class Letters:
+    """Stands for a reward model: a's less 5, so below 0; none for the word boom."""
+
+    def __init__(self, folder: Path, tokens_per_microbatch: int, **how: Any) -> None:
+        self.made_of = {"folder": folder, "tokens": tokens_per_microbatch, **how}
+        made.append(self)
+
+    def score(self, prompts: list[list[F.Turn]], responses: list[str]) -> list[float | None]:
+        assert len(prompts) == len(responses)
+        bonus = {"generous": 0.5}
+        return [None if "boom" in response else response.count("a") + bonus.get(prompt[0]["content"], 0) - 5
+                for prompt, response in zip(prompts, responses, strict=True)]  # fmt: skip
+
+
+made: list[Letters] = []
+BY_REWARD = {"kind": "reward_model", "reward_model": "rm", "verifier": None}
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Letters]:
+    monkeypatch.setattr(rewards, "RewardModel", Letters)
+    made.clear()
+    return made
+
+
+def test_the_higher_reward_wins_also_below_zero_and_a_missing_one_is_a_failure(
+    case: Case, tmp_path: Path, stand_in: list[Letters]
+) -> None:
+    case.add("q1", "ab", "aa")  # -3 against -4
+    case.add("q2", "aa", "ab", "boom", "ba a")  # a loss, a failure, and a tie of other words
+    case.add("q3", "boom", "aa")  # a failure of the baseline
+    case.add("generous", "bb", "ba")  # -3.5 against -4.5
+    result = case.run((tmp_path,), **BY_REWARD)
+    assert [a["preference"] for a in result["annotations"]] == [2.0, 1.0, None, 1.5, None, 2.0]
+    assert [result[k] for k in ("n", "wins", "losses", "ties", "failures")] == [4, 2, 1, 1, 2]
+    assert result["win_rate"] == 2.5 / 4
+    assert result["kind"] == "reward_model"
+    assert result["scores"]["candidate"] == {"mean": -3.375, "reward": -3.375}  # -3, -4, -3, -3.5
+    assert result["scores"]["baseline"] == {"mean": -3.625, "reward": -3.625}  # -4, -3, -3, -4.5
+    assert [a["candidate_score"] for a in result["annotations"]] == [-3, -4, None, -3, -3, -3.5]
+    assert result["annotations"][2]["criteria"] == {}
+
+
+def test_rewards_within_the_margin_are_a_tie(case: Case, tmp_path: Path, stand_in: list[Letters]) -> None:
+    case.add("q1", "ab", "aa")
+    assert case.run((tmp_path,), **BY_REWARD, tie_margin=1.0)["ties"] == 1
+    assert case.run((tmp_path,), **BY_REWARD, tie_margin=0.9)["wins"] == 1
+
+
+def test_a_reward_model_computes_as_in_its_own_run(case: Case, tmp_path: Path, stand_in: list[Letters]) -> None:
+    case.add("q1", "ab", "aa")
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"config": {"precision": "fp32", "attention": "eager", "seed": 1}}))
+    case.run((tmp_path / "model", manifest), **BY_REWARD)
+    case.run((tmp_path / "mine",), **BY_REWARD)
+    assert [model.made_of for model in stand_in] == [
+        {"folder": tmp_path / "model", "tokens": 2048, "precision": "fp32", "attention": "eager"},
+        {"folder": tmp_path / "mine", "tokens": 2048},
+    ]
+
+
+def test_a_judge_and_its_model_come_together(case: Case, tmp_path: Path) -> None:
+    case.add("q1", "bb", "aa")
+    with pytest.raises(HalosError, match="of kind verifier: --reward-model takes none"):
+        case.run((tmp_path,))
+    with pytest.raises(HalosError, match="of kind reward_model: --reward-model needs its model's folder"):
+        case.run(**BY_REWARD)
+    with pytest.raises(HalosError, match="there is no reward model in"):
+        case.run((tmp_path,), **BY_REWARD)
+
+
+def load(**judge: Any) -> C.Config:
+    """The catalogue of the tests with one more judge, and a reward model for it."""
+    content = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    content["stages"]["rm"] = {"loss": "bradley_terry"}
+    content["judges"]["r"] = {"prompts": "p", **judge}
+    content["grids"]["g"]["judges"] = ["j", "r"]
+    return C.load(content)
+
+
+MISTAKES = {
+    "both": ({"kind": "reward_model", "reward_model": "sft-rm", "verifier": "toy"},
+             "judges.r: a judge of kind reward_model has no verifier: take that out"),
+    "both, the other way": ({"kind": "verifier", "verifier": "toy", "reward_model": "sft-rm", "seed": 1},
+                            "judges.r: a judge of kind verifier has no reward_model and no seed: take that out"),
+    "a folder's seed": ({"kind": "reward_model", "reward_model": "models/rm", "seed": 1},
+                        "judges.r: a judge of kind reward_model, which names a folder, has no seed: take that out"),
+    "no verifier": ({"kind": "verifier"}, "judges.r: a judge of kind verifier names one: give it `verifier:`"),
+    "no reward model": ({"kind": "reward_model"},
+                        "judges.r: a judge of kind reward_model names one: give it `reward_model:`"),
+    "an unknown stage": ({"kind": "reward_model", "reward_model": "sft-rmm"},
+                         "judges.r.reward_model: sft-rmm: there is no 'rmm' in stages; did you mean 'rm'?"),
+    "a policy": ({"kind": "reward_model", "reward_model": "sft-dpo"},
+                 "judges.r.reward_model: sft-dpo must end in a reward model, such as bradley_terry"),
+    "a kind": ({"kind": "verifyer", "verifier": "toy"}, "judges.r.kind: Input should be 'verifier' or 'reward_model'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_contradictory_judge_is_refused_in_one_sentence(mistake: str) -> None:
+    entry, says = MISTAKES[mistake]
+    with pytest.raises(HalosError) as caught:
+        load(**entry)
+    assert str(caught.value) == says
+
+
+def test_the_slice_of_a_judge_holds_what_is_its_own_and_no_key_of_another_kind() -> None:
+    common = {"prompts": "p", "baseline": "target", "tie_margin": 0.0, "plugins": {}}
+    config = load(kind="reward_model", reward_model="sft-rm", label="A name")
+    assert config_slice(config, "judges/j") == {"judge": "j", "kind": "verifier", "verifier": "toy", **common}
+    rewarded = {"judge": "r", "kind": "reward_model", **common}
+    assert config_slice(config, "judges/r") == {**rewarded, "reward_model": "sft-rm", "seed": 1}
+    config = load(kind="reward_model", reward_model="models/mine")
+    assert config_slice(config, "judges/r") == {**rewarded, "reward_model": "models/mine"}
+
+
+def test_an_edited_judge_is_another_slice_for_itself_alone() -> None:
+    one = load(kind="reward_model", reward_model="sft-rm")
+    other = load(kind="reward_model", reward_model="sft-rm", seed=2, tie_margin=0.5)
+    folders = ["models/m", "data/d", "tokens/d/m", "prompts/p", "tasks/t", "judges/j", "grids/g",
+               *(f"runs/d/m/{method}/seed1" for method in ("base", "sft", "sft-dpo", "sft-rm"))]  # fmt: skip
+    assert [folder for folder in folders if config_slice(one, folder) != config_slice(other, folder)] == []
+    assert config_slice(one, "judges/r") != config_slice(other, "judges/r")
+
+
+def wildcards(judge: str) -> SimpleNamespace:
+    return SimpleNamespace(dataset="d", model="m", method="sft-dpo", seed="3", judge=judge)
+
+
+def test_all_cells_are_judged_by_the_reward_model_of_one_seed() -> None:
+    w = Workflow(load(kind="reward_model", reward_model="sft-rm"))
+    assert w.judging_model(wildcards("j")) == []
+    folder = "results/runs/d/m/sft-rm/seed1"
+    assert w.judging_model(wildcards("r")) == [f"{folder}/model", f"{folder}/manifest.json"]
+
+
+def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    w = Workflow(load(kind="reward_model", reward_model="./mine"))
+    with pytest.raises(HalosError, match="there is no reward model in mine"):
+        w.judging_model(wildcards("r"))
+    (tmp_path / "mine").mkdir()
+    content = '{"architectures": ["XForSequenceClassification"], "id2label": {"0": "A"}}'
+    (tmp_path / "mine/config.json").write_text(content)
+    with pytest.raises(HalosError, match="has no chat template"):
+        w.judging_model(wildcards("r"))
+    (tmp_path / "mine/chat_template.jinja").touch()
+    assert w.judging_model(wildcards("r")) == ["mine"]
+
+
+def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> None:
+    config = load(kind="reward_model", reward_model="sft-rm")
+    needs = C.Resources(gpus=2, cpus=8, mem_gb=48, runtime=90, tokens_per_microbatch=512)
+    entry = config.models["m"].model_copy(update={"resources": needs})
+    w = Workflow(config.model_copy(update={"models": {"m": entry}}))
+    names = ("cpus", "mem_mb", "runtime", "tokens_per_microbatch")
+    assert [w.judging_resource(name)(wildcards("r"), 2) for name in names] == [8, 96000, 180, 512]
+    assert [w.judging_resource(name)(wildcards("j"), 2) for name in names] == [1, 4000, 60, 16384]
+    assert (w.judging_gres(wildcards("r")), w.judging_gres(wildcards("j"))) == ("gpu:2", "")
+
+
+def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_its_judge(tmp_path: Path) -> None:
+    """Though the grid does not name it among its `reward_models`."""
+    project = Project(copy_files(tmp_path))
+    project.write_config(SMALL)
+    project.edit({
+        "stages": {**SMALL["stages"], "rm": {"loss": "bradley_terry"}},
+        "judges.rm": {"kind": "reward_model", "reward_model": "sft-rm", "prompts": "p"},
+        "grids.both.judges": ["j", "rm"],
+        "grids.both.seeds": [1, 2],
+        "models.m.resources.gpus": 1,
+    })  # fmt: skip
+    run = project.dry("judged")
+    assert [name for name in run.names if "-rm" in name and not name.startswith("configure")] == [
+        "train_cell sft-rm/seed1"
+    ]
+    judges: dict[str, list[Job]] = {"j": [], "rm": []}
+    for job in run.jobs:
+        if job.rule == "judge":
+            judges[job.wildcards["judge"]].append(job)
+    assert {name: len(jobs) for name, jobs in judges.items()} == {"j": 6, "rm": 6}
+    model = {"results/runs/d/m/sft-rm/seed1/model", "results/runs/d/m/sft-rm/seed1/manifest.json"}
+    assert all(model <= set(job.input) for job in judges["rm"])
+    assert not any(model & set(job.input) for job in judges["j"])
+    assert {job.resources["gres"] for job in judges["rm"]} == {"gpu:1"}
+    assert {job.resources["gres"] for job in judges["j"]} == {""}

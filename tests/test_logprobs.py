@@ -44,7 +44,6 @@ def batch_of(pairs: list[tuple[Tensor, Tensor]], padding: int = 0) -> Microbatch
         mask=torch.arange(longest) < torch.tensor([len(r) for _, r in pairs])[:, None],
         reference=None,
         weight=torch.ones(len(pairs)),
-        desirable=None,
     )
 
 
@@ -68,9 +67,9 @@ def gradients(model: Any, values: Tensor) -> dict[str, Tensor]:
 
 def assert_same(model: Any, wrapped: ResponseLogps, padding: int = 0) -> None:
     pairs = sequences()
-    expected, found = plain(model, pairs), wrapped(batch_of(pairs, padding))
+    expected, found = plain(model, pairs), wrapped(batch_of(pairs, padding))["logps"]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    wanted, got = gradients(model, expected), gradients(model, wrapped(batch_of(pairs, padding)))
+    wanted, got = gradients(model, expected), gradients(model, wrapped(batch_of(pairs, padding))["logps"])
     assert wanted.keys() == got.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
@@ -92,7 +91,7 @@ def test_no_more_than_a_chunk_of_logits_exists_at_one_time(monkeypatch: pytest.M
     wrapped = ResponseLogps(model)
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
-    wrapped(batch_of(sequences())).sum().backward()
+    wrapped(batch_of(sequences()))["logps"].sum().backward()
     assert sum(seen) == 2 * 20  # twice each of the response tokens: the backward pass makes the logits again
     assert max(seen) == 3
     seen.clear()
@@ -106,16 +105,16 @@ def test_a_sequences_values_do_not_depend_on_its_neighbours() -> None:
     wrapped = ResponseLogps(llama())
     pairs = sequences()
     with torch.no_grad():
-        together = wrapped(batch_of(pairs))
+        together = wrapped(batch_of(pairs))["logps"]
         for row, pair in zip(together, pairs, strict=True):
-            alone = wrapped(batch_of([pair], padding=3))[0]
+            alone = wrapped(batch_of([pair], padding=3))["logps"][0]
             torch.testing.assert_close(row[: len(alone)], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_no_token_beyond_a_response_counts() -> None:
     wrapped = ResponseLogps(llama())
     batch = batch_of(sequences())
-    values = wrapped(batch)
+    values = wrapped(batch)["logps"]
     assert (values[~batch.mask] == 0).all()
     assert (values[batch.mask] < 0).all()
 
@@ -123,9 +122,9 @@ def test_no_token_beyond_a_response_counts() -> None:
 @pytest.mark.parametrize("chunk", [2048, 2])
 def test_a_batch_of_empty_responses_gives_zeros(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", chunk)
-    values = ResponseLogps(llama())(batch_of(sequences([(3, 0), (5, 0)])))
+    values = ResponseLogps(llama())(batch_of(sequences([(3, 0), (5, 0)])))["logps"]
     assert values.shape == (2, 0)
-    assert ResponseLogps(llama())(batch_of(sequences([(3, 0), (5, 2)])))[0].tolist() == [0, 0]
+    assert ResponseLogps(llama())(batch_of(sequences([(3, 0), (5, 2)])))["logps"][0].tolist() == [0, 0]
 
 
 def capped() -> Any:
@@ -156,6 +155,11 @@ def test_a_cap_that_random_weights_do_not_reach_is_seen_all_the_same() -> None:
     assert not ResponseLogps(Gemma2ForCausalLM(config)).head_is_plain
 
 
+def test_without_a_value_head_there_are_log_probabilities_and_nothing_else() -> None:
+    for model in (llama(), capped()):
+        assert list(ResponseLogps(model)(batch_of(sequences()))) == ["logps"]
+
+
 def test_looking_at_the_head_leaves_the_model_as_it_was() -> None:
     model = llama().train()
     before = model(torch.arange(9)[None]).logits
@@ -169,6 +173,22 @@ def test_a_model_with_lora_keeps_the_short_way() -> None:
 
     model = with_lora(llama(), {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"})
     torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n), std=0.5)
+    wrapped = ResponseLogps(model)
+    assert wrapped.head_is_plain
+    assert_same(model, wrapped)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_embeddings_that_peft_trains_keep_the_short_way(tied: bool) -> None:
+    """With tied weights, the new rows are part of the output layer, too."""
+    from halos.models import with_lora
+
+    settings = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
+    model = with_lora(llama(tie_word_embeddings=tied), settings, tokens=[7, 8])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "trainable_tokens" in name:
+                parameter.normal_(std=0.5)
     wrapped = ResponseLogps(model)
     assert wrapped.head_is_plain
     assert_same(model, wrapped)

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from halos import config as C
 from halos.config import dump
+from halos.data.batches import Examples
+from halos.data.feedback import Feedback, read
+from halos.data.store import Store
+from halos.data.template import Template
 from halos.errors import HalosError
-from halos.models import accelerator_for, fingerprint, load, make, save, with_lora
+from halos.heads import SequenceScores
+from halos.models import accelerator_for, begin, fingerprint, load, make, save, with_lora
 from halos.provenance import hash_weights
+from halos.registry import LOSSES
 from tests.conftest import CATALOGUE, World
+from tests.data.test_template import SHAPES, turn
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+CSFT, REWARD, DPO = (LOSSES[name]() for name in ("csft", "bradley_terry", "dpo"))
+ROLES = ("chosen", "rejected")
 
 
 def made(tmp_path: Path, feedback: list[Path], **settings: Any) -> Path:
@@ -218,10 +238,447 @@ def test_a_fingerprint_tells_configs_and_inputs_apart() -> None:
     assert one != fingerprint({"lr": 2e-3, "betas": (0.9, 0.95)}, {"weights": "a"})
 
 
-def test_sharded_training_is_refused_and_not_saved_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM", "FSDP"])
+def test_processes_that_are_launched_in_other_ways_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP without `is_fsdp2` is its first version."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(HalosError, match=r"ddp\.yaml"):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
+    with pytest.raises(HalosError, match=r"ddp\.yaml or fsdp\.yaml"):
         accelerator_for("fp32")
+
+
+# ---- control tokens --------------------------------------------------------------------------------------------
+
+CONVERSATIONS = [
+    [turn("user", "Which is the largest ocean?")],
+    [turn("user", "Hello."), turn("assistant", "Good day."), turn("user", "Say more.")],
+    [turn("system", "Be brief."), turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
+]
+
+
+@pytest.fixture(params=SHAPES)
+def parent(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Path:
+    """The base model with one of several chat templates."""
+    return templated(world, tmp_path / "parent", SHAPES[request.param])
+
+
+def templated(world: World, folder: Path, template: str | None = None) -> Path:
+    shutil.copytree(world.base / "model", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def child_of(parent: Path, folder: Path, loss: Any = CSFT) -> tuple[Path, dict[str, int]]:
+    """A model as a training without any step leaves it."""
+    model, tokenizer, control = begin(parent, "sdpa", loss, None)
+    save(model, model.state_dict(), parent, folder, tokenizer)
+    return folder, control
+
+
+def template_of(folder: Path) -> Template:
+    return Template(AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_saved_childs_prompts_are_its_parents_and_then_the_chosen_token(parent: Path, tmp_path: Path) -> None:
+    """So no turn of the history has one, and neither has a prompt without a response to come."""
+    child, control = child_of(parent, tmp_path / "child")
+    before, after = template_of(parent), template_of(child)
+    prompts, longer = before.prompts(CONVERSATIONS, 100), after.prompts(CONVERSATIONS, 101)
+    assert [p.ids for p in longer] == [[*(p.ids or ()), control["chosen"]] for p in prompts]
+    assert not {id for p in prompts for id in p.ids or ()} & set(control.values())
+    without = [after.tokenizer.apply_chat_template(c, tokenize=False) for c in CONVERSATIONS[:2]]
+    assert without == [before.tokenizer.apply_chat_template(c, tokenize=False) for c in CONVERSATIONS[:2]]
+
+
+def test_a_saved_childs_responses_are_its_parents(parent: Path, tmp_path: Path) -> None:
+    child, control = child_of(parent, tmp_path / "child")
+    before, after = template_of(parent), template_of(child)
+    texts = ["Yes.", "  indented\n"]
+    assert (after.lead, after.end) == (before.lead, before.end)
+    assert after.responses(texts) == before.responses(texts)
+    sampled = [[control["chosen"], *after.responses([text])[0]] for text in texts]
+    found = [after.tokenizer.decode(ids, skip_special_tokens=True).removeprefix(after.lead) for ids in sampled]
+    assert found == texts
+
+
+def test_long_prompts_lose_the_same_turns_with_a_control_token(parent: Path, tmp_path: Path) -> None:
+    child, control = child_of(parent, tmp_path / "child")
+    long = [[turn("user", "one " * 20), turn("assistant", "two " * 20), turn("user", "three?")]]
+    [before], [after] = template_of(parent).prompts(long, 30), template_of(child).prompts(long, 31)
+    assert before.dropped_turns == after.dropped_turns == 2
+    assert after.ids == [*(before.ids or ()), control["chosen"]]
+
+
+def test_control_tokens_are_added_to_tokenizer_and_embeddings(world: World, tmp_path: Path) -> None:
+    child, control = child_of(world.base / "model", tmp_path / "child")
+    old, new = (AutoTokenizer.from_pretrained(f) for f in (world.base / "model", child))
+    assert control == {"chosen": len(old), "rejected": len(old) + 1}
+    assert len(new) == len(old) + 2
+    assert new.convert_ids_to_tokens(list(control.values())) == ["<|good|>", "<|bad|>"]
+    assert new("<|good|><|bad|>", add_special_tokens=False)["input_ids"] == list(control.values())
+    assert (new.pad_token, new.eos_token) == (old.pad_token, old.eos_token)
+    assert {*old.all_special_tokens, "<|good|>", "<|bad|>"} == set(new.all_special_tokens)
+    before, after = load(world.base / "model", "sdpa"), load(child, "sdpa")
+    assert after.get_input_embeddings().num_embeddings == after.config.vocab_size == len(new)
+    weights = before.get_input_embeddings().weight
+    assert torch.equal(after.get_input_embeddings().weight[: len(old)], weights)
+    rows = after.get_input_embeddings().weight[len(old) :]
+    assert not torch.equal(rows[0], rows[1])
+
+
+def test_control_tokens_that_the_parent_has_are_not_added_again(world: World, tmp_path: Path) -> None:
+    child, control = child_of(world.base / "model", tmp_path / "child")
+    tokenizer = AutoTokenizer.from_pretrained(child)
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(world.base / "model").chat_template
+    tokenizer.save_pretrained(child)
+    model, again, same = begin(child, "sdpa", CSFT, None)
+    assert same == control
+    assert again is not None
+    assert again.get_vocab() == tokenizer.get_vocab()
+    start = load(child, "sdpa").state_dict()
+    assert all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
+
+
+def test_one_token_of_two_is_added_where_the_parent_has_the_other(world: World, tmp_path: Path) -> None:
+    child, first = child_of(world.base / "model", tmp_path / "child")
+    loss = LOSSES["csft"](rejected_token="<|worse|>")
+    _, tokenizer, control = begin(child, "sdpa", loss, None)
+    assert control == {"chosen": first["chosen"], "rejected": first["rejected"] + 1}
+    assert tokenizer is not None
+    assert {"<|good|>", "<|bad|>", "<|worse|>"} <= set(tokenizer.all_special_tokens)
+
+
+def test_embeddings_with_spare_rows_are_not_resized(world: World, tmp_path: Path) -> None:
+    """Many models have more rows than tokens."""
+    spare = templated(world, tmp_path / "spare")
+    model: Any = load(spare, "sdpa")
+    model.resize_token_embeddings(528, mean_resizing=False)
+    model.save_pretrained(spare)
+    model, tokenizer, control = begin(spare, "sdpa", CSFT, None)
+    assert model.get_input_embeddings().num_embeddings == 528
+    assert tokenizer is not None
+    assert max(control.values()) < len(tokenizer) < 528
+
+
+def test_new_rows_are_the_same_for_the_same_seed_only(world: World) -> None:
+    rows = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        rows.append(begin(world.base / "model", "sdpa", CSFT, None)[0].get_input_embeddings().weight[-2:])
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
+
+
+def test_other_losses_leave_the_parents_tokenizer_alone(world: World) -> None:
+    model, tokenizer, control = begin(world.base / "model", "sdpa", DPO, None)
+    assert (tokenizer, control) == (None, {})
+    start = load(world.base / "model", "sdpa").state_dict()
+    assert all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
+
+
+def test_training_sees_a_prompt_its_control_token_and_its_response(world: World, tmp_path: Path) -> None:
+    """The prompts of chosen responses are those that sampling will have."""
+    child, control = child_of(world.base / "model", tmp_path / "child")
+    before, after = template_of(world.base / "model"), template_of(child)
+    store = Store(world.store)
+    examples = Examples(store, store.view("train", "paired"), "paired", control=control)
+    records: list[Feedback] = [r for r in read(world.results / "data/d/train.parquet") if r.pairs][:12]
+    expected = Counter[tuple[int, ...]]()
+    for record in records:
+        [prompt], [asked] = before.prompts([record.prompt], 60), after.prompts([record.prompt], 61)
+        responses = before.responses(record.responses)
+        for winner, loser in record.pairs:
+            chosen = (*(prompt.ids or ()), control["chosen"], *responses[winner])
+            assert chosen[: -len(responses[winner])] == tuple(asked.ids or ())
+            expected[chosen[:101]] += 1
+            expected[(*(prompt.ids or ()), control["rejected"], *responses[loser])[:101]] += 1
+    seen = Counter[tuple[int, ...]]()
+    for batch in examples.microbatches(np.arange(expected.total() // 2), ROLES, 4096):
+        rows = zip(batch.input_ids.tolist(), batch.lengths.tolist(), strict=True)
+        seen.update(tuple(ids[:length]) for ids, length in rows)
+    assert seen == expected
+
+
+def test_a_child_is_sampled_with_the_chosen_token_and_answers_without_it(world: World, tmp_path: Path) -> None:
+    from halos.sample import sample
+
+    child, control = child_of(world.base / "model", tmp_path / "child")
+    model: Any = load(child, "sdpa")
+    with torch.no_grad():  # whatever it reads, it says the chosen token first
+        model.lm_head.weight.zero_()
+        model.model.embed_tokens.weight[control["chosen"]] = 5.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight[control["chosen"]] = 1.0
+        assert model(torch.tensor([[control["chosen"]]])).logits.argmax() == control["chosen"]
+    model.save_pretrained(child)
+    (tmp_path / "prompts.yaml").write_text(
+        dump({"limit": 3, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4})
+    )
+    feedback = world.results / "data/d/test.parquet"
+    sample(world.slice("runs/d/m/csft/seed1"), tmp_path / "prompts.yaml", feedback, child, world.store,
+           tmp_path / "samples.jsonl", 2)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    records = list(read(feedback))[:3]
+    prompts = template_of(world.base / "model").prompts([r.prompt for r in records], 60)
+    assert [line["prompt_tokens"] for line in lines] == [len(p.ids or ()) + 1 for p in prompts]
+    assert {(line["response"], line["response_tokens"]) for line in lines} == {("", 4)}
+
+
+# ---- LoRA ------------------------------------------------------------------------------------------------------
+
+
+def moved(model: Any) -> Any:
+    """The model with its trained parameters somewhere else."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def trained_beside_adapters(model: Any) -> list[str]:
+    return [name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name]
+
+
+def tied(world: World, folder: Path) -> Path:
+    """The base model with one matrix for its input and its output."""
+    model: Any = load(world.base / "model", "sdpa")
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    save(model, model.state_dict(), world.base / "model", folder)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(params=["untied", "tied"])
+def base(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Path:
+    return tied(world, tmp_path / "tied") if request.param == "tied" else world.base / "model"
+
+
+def test_lora_trains_the_embeddings_of_new_tokens_and_of_no_others(base: Path) -> None:
+    model, tokenizer, control = begin(base, "sdpa", CSFT, LORA)
+    assert tokenizer is not None
+    [name] = trained_beside_adapters(model)
+    rows = dict(model.named_parameters())[name]
+    assert rows.shape == (2, 32)
+    ids = torch.tensor([[5, 6, control["chosen"], 7, 8], [5, 6, control["rejected"], 9, 10]])
+    for row, token in ((0, "chosen"), (1, "rejected")):
+        model.zero_grad()
+        batch = [ids[row].tolist()]
+        model(torch.tensor(batch)).logits.log_softmax(-1)[0, 2, 7].backward()
+        assert rows.grad[row].abs().max() > 0, token
+
+
+def test_a_merged_model_has_the_embeddings_that_were_trained(base: Path, tmp_path: Path) -> None:
+    model, tokenizer, control = begin(base, "sdpa", CSFT, LORA)
+    start = model.get_input_embeddings().weight.detach().clone()
+    moved(model)
+    ids = torch.tensor([[5, 6, control["chosen"], 7, control["rejected"], 8]])
+    with torch.no_grad():
+        unmerged = model(ids).logits
+        expected = copy.deepcopy(model).merge_and_unload()
+        save(model, copy.deepcopy(model.state_dict()), base, tmp_path / "model", tokenizer)
+        saved: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        torch.testing.assert_close(saved(ids).logits, unmerged, rtol=1e-4, atol=1e-5)
+    found, merged = saved.state_dict(), expected.state_dict()
+    assert found.keys() == merged.keys()
+    assert all(torch.equal(found[name], merged[name]) for name in found)
+    rows = saved.get_input_embeddings().weight
+    assert torch.equal(rows[:-2], start[:-2])
+    assert ((rows[-2:] - start[-2:]).abs().amax(-1) > 0.01).all()
+    is_tied = json.loads((base / "config.json").read_text())["tie_word_embeddings"]
+    assert (saved.get_output_embeddings().weight is rows) == is_tied
+    assert not list((tmp_path / "model").glob("adapter*"))
+
+
+def test_training_with_lora_moves_the_new_rows_and_leaves_the_old(world: World, tmp_path: Path) -> None:
+    run = world.train(tmp_path / "run", "csft", seed=1, changes={"lora": LORA, "examples": 16})
+    torch.manual_seed(1)
+    start = begin(world.base / "model", "sdpa", CSFT, None)[0].get_input_embeddings().weight
+    rows = load_file(run / "model/model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(rows[:-2], start[:-2])
+    assert ((rows[-2:] - start[-2:]).abs().amax(-1) > 0).all()
+
+
+def test_lora_trains_and_saves_the_score_of_a_reward_model(world: World, tmp_path: Path) -> None:
+    base = world.base / "model"
+    model, tokenizer, _ = begin(base, "sdpa", REWARD, LORA)
+    [name] = trained_beside_adapters(model)
+    assert "score" in name
+    moved(model)
+    score = dict(model.named_parameters())[name].detach().clone()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        unmerged = model(ids).logits
+        expected = copy.deepcopy(model).merge_and_unload().state_dict()
+        save(model, copy.deepcopy(model.state_dict()), base, tmp_path / "model", tokenizer)
+        saved: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+        torch.testing.assert_close(saved(ids).logits, unmerged, rtol=1e-4, atol=1e-5)
+    assert torch.equal(saved.score.weight, score)
+    found = load_file(tmp_path / "model/model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("loss", [DPO, CSFT, REWARD], ids=lambda loss: type(loss).__name__)
+def test_saved_adapters_go_on_from_where_they_were(loss: Any, base: Path, tmp_path: Path) -> None:
+    """Whatever seed new weights are drawn with, and with everything trained that was trained before."""
+    torch.manual_seed(0)
+    model, tokenizer, _ = begin(base, "sdpa", loss, LORA)
+    moved(model)
+    save(model, model.state_dict(), base, tmp_path / "kept", tokenizer, merge=False)
+    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= names
+    assert "model.safetensors" not in names
+    torch.manual_seed(1)
+    again, _, _ = begin(base, "sdpa", loss, {**LORA, "path": str(tmp_path / "kept")})
+    before, after = ({n: p for n, p in m.named_parameters() if p.requires_grad} for m in (model, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7, 8]])
+        known = slice(512)  # what is said of tokens that never are said is not saved
+        assert torch.equal(again.eval()(ids).logits[..., known], model(ids).logits[..., known])
+    with torch.no_grad():
+        start = begin(base, "sdpa", loss, None)[0].eval()(ids).logits[..., known]
+        assert (model(ids).logits[..., known] - start).abs().max() > 0.01
+
+
+def test_a_folder_without_adapters_is_one_sentence(world: World, tmp_path: Path) -> None:
+    with pytest.raises(HalosError, match=r"^lora\.path: there are no adapters in \S+ \(no adapter_model.*\)$"):
+        begin(world.base / "model", "sdpa", DPO, {**LORA, "path": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(DPO, CSFT), (DPO, REWARD), (REWARD, DPO), (CSFT, DPO)])
+def test_adapters_of_another_kind_of_loss_are_refused(saved: Any, wanted: Any, world: World, tmp_path: Path) -> None:
+    """They would leave new embeddings or a score as they were drawn."""
+    base = world.base / "model"
+    model, tokenizer, _ = begin(base, "sdpa", saved, LORA)
+    save(model, model.state_dict(), base, tmp_path / "kept", tokenizer, merge=False)
+    with pytest.raises(HalosError, match=r"^lora\.path: the adapters in \S+ are of another kind of loss"):
+        begin(base, "sdpa", wanted, {**LORA, "path": str(tmp_path / "kept")})
+
+
+# ---- reward models ---------------------------------------------------------------------------------------------
+
+
+def with_tokens(world: World, folder: Path, change: Callable[[Any], None]) -> Path:
+    templated(world, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    change(tokenizer)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pad_is_eos(tokenizer: Any) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+@pytest.mark.parametrize("pad", [None, pad_is_eos])
+def test_a_trained_reward_model_is_what_transformers_loads(
+    pad: Callable[[Any], None] | None, world: World, tmp_path: Path
+) -> None:
+    """One score, whose padding ends no turn, also when the parent padded with its end of a turn."""
+    parent = tmp_path / "parent"
+    shutil.copytree(world.base, parent)
+    if pad is not None:
+        shutil.rmtree(parent / "model")
+        with_tokens(world, parent / "model", pad)
+    run = world.train(tmp_path / "run", "bradley_terry", parent=parent, changes={"examples": 16})
+    assert [path.name for path in (run / "model").glob("*.safetensors")] == ["model.safetensors"]
+    assert not list((run / "model").glob("*.bin"))
+    model: Any = AutoModelForSequenceClassification.from_pretrained(run / "model").eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(run / "model")
+    template = Template(tokenizer)
+    assert (model.config.num_labels, model.score.weight.shape) == (1, (1, 32))
+    assert model.config.pad_token_id == tokenizer.pad_token_id != template.end
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(parent / "model").chat_template
+
+    prompts, responses = (
+        template.prompts(CONVERSATIONS, 100),
+        template.responses(["The Pacific.", "No!", "I do not."]),
+    )
+    ids = [[*(prompt.ids or ()), *response] for prompt, response in zip(prompts, responses, strict=True)]
+    with torch.no_grad():
+        alone = torch.cat([model(torch.tensor([i])).logits[:, 0] for i in ids])
+        padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        torch.testing.assert_close(model(**padded).logits[:, 0], alone, rtol=1e-4, atol=1e-6)
+        for sequence, score in zip(ids, alone, strict=True):  # vLLM scores the last token that it is given
+            states = model.model(torch.tensor([sequence])).last_hidden_state
+            torch.testing.assert_close(model.score(states[0, -1])[0], score, rtol=1e-4, atol=1e-6)
+    assert len(set(alone.tolist())) == 3
+
+
+def test_a_reward_model_is_no_policy(world: World, tmp_path: Path) -> None:
+    child, _ = child_of(world.base / "model", tmp_path / "child", REWARD)
+    for loss in (DPO, CSFT):
+        with pytest.raises(HalosError, match=r"^the model in \S+ is a reward model"):
+            begin(child, "sdpa", loss, None)
+
+
+def test_the_trainers_scores_are_those_of_the_saved_model(world: World, tmp_path: Path) -> None:
+    model, tokenizer, _ = begin(world.base / "model", "sdpa", REWARD, None)
+    moved(model)
+    store = Store(world.store)
+    batch = next(Examples(store, store.view("train", "paired"), "paired").microbatches(np.arange(6), ROLES, 10**6))
+    with torch.no_grad():
+        scores = SequenceScores(model)(batch)["scores"]
+        save(model, model.state_dict(), world.base / "model", tmp_path / "model", tokenizer)
+        saved: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+        for score, ids, length in zip(scores, batch.input_ids, batch.lengths, strict=True):
+            torch.testing.assert_close(saved(ids[None, :length]).logits[0, 0], score, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "unk", "pad"),
+    [
+        (["<|im_start|>", "<|finetune_right_pad_id|>"], None, "<|finetune_right_pad_id|>"),
+        (["<|im_start|>"], "<unk>", "<unk>"),
+        (["<|im_start|>", "<|other|>"], None, "<|im_start|>"),
+    ],
+)
+def test_padding_is_the_special_token_that_means_least(
+    more: list[str], unk: str | None, pad: str, world: World, tmp_path: Path
+) -> None:
+    tokenizer = bare({"unk_token": unk} if unk else {})
+    tokenizer.add_special_tokens({"extra_special_tokens": more})
+    folder = replaced(world, tmp_path / "model", tokenizer)
+    model, changed, _ = begin(folder, "sdpa", REWARD, None)
+    assert changed is not None
+    assert changed.pad_token == pad
+    assert model.config.pad_token_id == changed.pad_token_id != changed.eos_token_id
+
+
+def test_a_tokenizer_without_another_special_token_cannot_make_a_reward_model(world: World, tmp_path: Path) -> None:
+    folder = replaced(world, tmp_path / "model", bare({}))
+    with pytest.raises(HalosError, match=r"^a reward model needs a padding token .* turn: ") as caught:
+        begin(folder, "sdpa", REWARD, None)
+    assert "\n" not in str(caught.value)
+    assert begin(folder, "sdpa", DPO, None)[1] is None  # any other loss can
+
+
+def bare(special: dict[str, str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that pads with its only end."""
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {word: i for i, word in enumerate(["a", "b", "</s>", *special.values()])}
+    words = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>", **special)
+    tokenizer.chat_template = "{% for m in messages %}a{{ m.content }}{{ eos_token }}{% endfor %}"
+    return tokenizer
+
+
+def replaced(world: World, folder: Path, tokenizer: Any) -> Path:
+    """The base model with another tokenizer."""
+    shutil.copytree(world.base / "model", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -12,8 +12,9 @@ import torch
 
 from halos.data.store import Store
 from halos.errors import HalosError
-from halos.models import load
-from halos.reference import PARTS, Reference, expected_hashes, parts_for, reference
+from halos.models import begin, load, save
+from halos.provenance import hash_weights, write_json
+from halos.reference import PARTS, SCORES, Reference, expected_hashes, parts_for, read_scores, reference
 from halos.registry import LOSSES
 from tests.conftest import World
 
@@ -84,10 +85,101 @@ def test_a_missing_file_says_how_to_make_it(world: World, tmp_path: Path) -> Non
         Reference([tmp_path / "responses.safetensors"], {})
 
 
-def test_the_parts_follow_from_a_losss_traits() -> None:
-    assert parts_for(LOSSES["sft"]) == parts_for(LOSSES["simpo"]) == ()
-    assert parts_for(LOSSES["dpo"]) == ("responses",)
-    assert parts_for(LOSSES["kto"]) == PARTS
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_the_parts_follow_from_a_losss_traits(name: str) -> None:
+    loss = LOSSES[name]()
+    parts = parts_for(loss)
+    assert parts == PARTS[: len(parts)]
+    assert ("responses" in parts) == loss.needs_reference
+    assert ("mismatched" in parts) == (loss.needs_reference and "mismatched" in loss.prepass)
+    assert parts_for(loss, live=True) == ()
+
+
+def test_the_parts_of_some_losses() -> None:
+    assert parts_for(LOSSES["sft"]()) == parts_for(LOSSES["simpo"]()) == parts_for(LOSSES["bradley_terry"]()) == ()
+    assert parts_for(LOSSES["dpo"]()) == parts_for(LOSSES["grpo"]()) == parts_for(LOSSES["ppo"]()) == ("responses",)
+    assert parts_for(LOSSES["kto"]()) == PARTS
+
+
+def test_a_policy_without_its_adapters_is_its_reference_however_long_it_was_trained(
+    world: World, tmp_path: Path
+) -> None:
+    from halos.trainer import Trainer
+
+    config = world.slice("runs/d/m/lora/seed1", lr=0.01, warmup=0)
+    trainer = Trainer(
+        config=config, parent=world.base, store=world.store, output=tmp_path / "run", reference=world.reference()[:1],
+        scores=[], tokens_per_microbatch=2048, gradient_checkpointing=False, time_limit=None,
+    )  # fmt: skip
+    for step in range(3):
+        trainer.step(step)
+    trainer.policy.eval()
+    indices = np.arange(12)
+    for batch in trainer.examples.microbatches(indices, ("chosen", "rejected"), 2048):
+        with torch.no_grad():
+            adapted = trainer.policy(batch)["logps"]
+            with trainer.policy.model.disable_adapter():
+                bare = trainer.policy(batch)["logps"]
+        torch.testing.assert_close(bare, batch.reference, rtol=1e-4, atol=1e-5)
+        assert (adapted - bare).abs().max() > 0.1
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rewarder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reward model that is not trained."""
+    folder = tmp_path_factory.mktemp("rm")
+    torch.manual_seed(3)
+    model, tokenizer, _ = begin(world.base / "model", "sdpa", LOSSES["bradley_terry"](), None)
+    save(model, model.state_dict(), world.base / "model", folder / "model", tokenizer)
+    write_json(folder / "manifest.json", {"weights": hash_weights(folder / "model")})
+    return folder
+
+
+def scores_of(world: World, rewarder: Path, file: Path, budget: int = 2048) -> Path:
+    reference(world.slice("runs/d/m/bradley_terry/seed1"), rewarder, world.store, SCORES, file, budget)
+    return file
+
+
+def test_a_score_for_each_response_is_that_of_the_sequence_alone(world: World, rewarder: Path, tmp_path: Path) -> None:
+    store = Store(world.store)
+    found = read_scores(scores_of(world, rewarder, tmp_path / "scores.safetensors"), store)
+    assert found.dtype == np.float32
+    assert found.shape == (store.n_responses,)
+    model = load(rewarder / "model", "sdpa", score=True).eval()
+    for row in [0, 1, store.n_responses - 1, *np.random.default_rng(0).integers(0, store.n_responses, 30).tolist()]:
+        ids = torch.tensor(np.concatenate(store.sequence(row)), dtype=torch.long)
+        with torch.no_grad():
+            assert found[row] == pytest.approx(float(model(ids[None]).logits[0, 0]), rel=1e-4, abs=1e-6)
+    other = read_scores(scores_of(world, rewarder, tmp_path / "small.safetensors", budget=150), store)
+    np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_policy_has_no_scores_and_a_reward_model_no_log_probabilities(
+    world: World, rewarder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HalosError, match=r"holds LlamaForCausalLM, and a reward model is"):
+        scores_of(world, world.base, tmp_path / "scores.safetensors")
+    with pytest.raises(HalosError, match=r"^the model in \S+ is a reward model"):
+        reference(world.slice("runs/d/m/bradley_terry/seed1"), rewarder, world.store, "responses",
+                  tmp_path / "responses.safetensors", 2048)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_of_another_store_or_what_are_no_scores_are_refused(
+    world: World, rewarder: Path, tmp_path: Path
+) -> None:
+    store = Store(world.store)
+    with pytest.raises(HalosError, match="was made from other part than"):
+        read_scores(world.reference()[0], store)
+    with pytest.raises(HalosError, match="there is no"):
+        read_scores(tmp_path / "scores.safetensors", store)
+    file = scores_of(world, rewarder, tmp_path / "scores.safetensors")
+    store.meta["hash"] = "0" * 64
+    with pytest.raises(HalosError, match="was made from other store than"):
+        read_scores(file, store)
 
 
 def test_the_values_do_not_depend_on_the_token_budget(world: World, tmp_path: Path) -> None:

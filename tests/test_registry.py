@@ -18,7 +18,7 @@ from tests.conftest import CATALOGUE
 LOSS = """
 from dataclasses import dataclass
 
-from halos.losses import DPO, Output
+from halos.losses.paired import DPO
 from halos.registry import LOSSES
 
 
@@ -113,6 +113,17 @@ def test_a_plugin_does_not_replace_a_loss_by_a_class_of_the_same_name(tmp_path: 
     with pytest.raises(HalosError, match="a loss called 'dpo' exists already"):
         load_plugins([file])
     assert LOSSES["dpo"] is known
+
+
+def test_a_hyperparameter_with_the_name_of_a_training_setting_is_refused(tmp_path: Path) -> None:
+    """A value given to it would go to the setting."""
+    file = tmp_path / "plugin.py"
+    file.write_text(LOSS.format(name="mine").replace("strength", "warmup"))
+    content = copy.deepcopy(CATALOGUE)
+    content["plugins"] = [str(file)]
+    content["stages"]["mine"] = {"loss": "mine", "warmup": 5}
+    with pytest.raises(HalosError, match=r"stages\.mine: loss 'mine': its 'warmup' is the name of a training setting"):
+        C.load(content)
 
 
 def test_plugins_add_sources_and_verifiers_too(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +11,35 @@ import pytest
 import yaml
 
 from halos import config as C
+from halos.grid import Cell
 from halos.workflow import Workflow
 from tests.conftest import CATALOGUE
+
+ROOT = Path(__file__).parent.parent
 
 
 def workflow(**resources: Any) -> Workflow:
     catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["models"]["m"]["resources"] = resources
+    return Workflow(C.load(catalogue))
+
+
+STAGES: dict[str, Any] = {
+    "rm": {"loss": "bradley_terry"},
+    "ppo_rm": {"loss": "ppo", "reward": "score", "reward_model": "sft-rm"},
+    "ppo_scores": {"loss": "ppo", "reward": "score"},
+    "kto_live": {"loss": "kto", "humanline": True},
+    "dpo_synced": {"loss": "dpo", "sync_reference": 16},
+    "grpo_rm": {"loss": "grpo", "humanline": True, "reward_model": "rm"},
+    "more": {"loss": "dpo", "lora": {"path": "adapters/mine"}},
+}
+
+
+def with_rewards(*methods: str, reward_models: tuple[str, ...] = (), **resources: Any) -> Workflow:
+    """A grid of two seeds."""
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["stages"] |= STAGES
+    catalogue["grids"]["g"] |= {"methods": list(methods), "reward_models": list(reward_models), "seeds": [1, 2]}
     catalogue["models"]["m"]["resources"] = resources
     return Workflow(C.load(catalogue))
 
@@ -74,3 +99,135 @@ def test_prompts_are_those_of_the_cells_dataset_unless_the_prompt_set_names_anot
     assert w.prompts_data(wildcards("sft", prompts="p")) == "results/data/d/test.parquet"
     assert w.prompts_data(wildcards("sft", judge="j")) == "results/data/d/test.parquet"
     assert w.judged_samples(wildcards("sft", judge="j")) == "results/runs/d/m/sft/seed3/samples/p.jsonl"
+
+
+# ---- reward models -----------------------------------------------------------------------------------------------
+
+
+def test_a_stage_with_a_reward_model_reads_its_scores_of_the_same_dataset_model_and_seed() -> None:
+    w = with_rewards("sft-ppo_rm")
+    assert w.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/sft-rm/seed3/reference/scores.safetensors"]
+    assert w.scores(wildcards("sft-grpo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
+    assert w.scores(wildcards("ppo_rm-dpo")) == []  # those of its last stage alone
+    for method in ("sft-ppo_scores", "sft-grpo", "sft-rm", "sft"):
+        assert w.scores(wildcards(method)) == []
+
+
+def test_a_reward_models_own_settings_for_a_model_reach_its_cells() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["stages"] |= STAGES
+    catalogue["models"]["m"]["stages"] = {"ppo_rm": {"reward_model": "rm"}}
+    w = Workflow(C.load(catalogue))
+    assert w.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
+
+
+def test_the_views_of_a_reward_model_are_checked_before_what_learns_from_it_is_trained() -> None:
+    """Its own and those of its parents, none of which the grid names."""
+
+    def views(*methods: str, view: str = "sft", reward_models: tuple[str, ...] = ()) -> str:
+        w = with_rewards(*methods, reward_models=reward_models)
+        return w.views(SimpleNamespace(dataset="d", model="m", view=view))
+
+    assert views("ppo_rm") == "paired sft unpaired"
+    assert views("grpo_rm") == "grouped paired sft"
+    assert views("ppo_rm-simpo", view="paired") == "paired sft unpaired"  # a parent's reward model
+    assert views("base", reward_models=("rm",)) == "paired sft"
+    assert views("base") == "sft"
+    assert views("ppo_scores") == "scored sft"
+
+
+def test_the_views_of_a_reward_model_that_judges_are_checked_as_well() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["stages"] |= STAGES
+    catalogue["judges"]["j"] = {"kind": "reward_model", "reward_model": "sft-rm", "prompts": "p"}
+    catalogue["grids"]["g"]["methods"] = ["base"]
+    w = Workflow(C.load(catalogue))
+    assert w.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
+
+
+def test_a_cell_asks_for_the_check_of_the_view_that_its_scores_make_of_it() -> None:
+    w = with_rewards("base")
+    checked = {method: w.checked(wildcards(method)).rsplit("/", 1)[1] for method in ("ppo", "ppo_scores", "ppo_rm")}
+    assert checked == {"ppo": "unpaired.json", "ppo_scores": "scored.json", "ppo_rm": "unpaired.json"}
+    assert w.checked(wildcards("sft-grpo_rm")) == "results/tokens/d/m/checked/grouped.json"
+    assert w.checked(wildcards("sft-rm")) == "results/tokens/d/m/checked/paired.json"
+
+
+def test_what_a_cell_is_made_from_holds_its_parents_and_their_reward_models() -> None:
+    w = with_rewards("base")
+    found = [(c.method, c.seed) for c in w.made_from(Cell("d", "m", "sft-ppo_rm-simpo", 3))]
+    assert found == [("sft-ppo_rm-simpo", 3), ("sft-ppo_rm", 3), ("sft-rm", 3), ("sft", 3), ("base", 0), ("sft", 3),
+                     ("base", 0)]  # fmt: skip
+
+
+def test_reward_models_of_a_grid_are_trained_and_logged_and_neither_sampled_nor_judged() -> None:
+    without, w = (with_rewards("base", "sft-dpo", reward_models=r) for r in ((), ("rm", "sft-rm")))
+    more = [f"results/runs/d/m/{method}/seed{seed}" for method in ("rm", "sft-rm") for seed in (1, 2)]
+    assert w.trained() == [*without.trained(), *(f"{folder}/manifest.json" for folder in more)]
+    assert w.logged() == [*without.logged(), *(f"{folder}/train.jsonl" for folder in more)]
+    assert len(without.trained()) == 2  # base is not trained
+    for target in ("sampled", "judged", "benchmarked"):
+        assert getattr(w, target)() == getattr(without, target)()
+        assert len(getattr(w, target)()) == 4
+        assert not [path for path in getattr(w, target)() if "rm/" in path]
+
+
+def test_nothing_follows_a_reward_model_or_control_tokens_and_only_policies_answer() -> None:
+    w = with_rewards("base")
+    for method, trained, policy in (
+        ("sft", True, True), ("base", False, True), ("sft-kto-dpo", True, True), ("sft-csft", True, True),
+        ("rm", True, False), ("sft-rm", True, False), ("rm-sft", False, False), ("sft-rm-dpo", False, False),
+        ("csft-dpo", False, False), ("csft-rm", False, False), ("sft-nope", False, False),
+    ):  # fmt: skip
+        found = bool(re.fullmatch(w.trained_methods, method)), bool(re.fullmatch(w.policies, method))
+        assert found == (trained, policy), method
+        assert bool(re.fullmatch(w.methods, method)) == (trained or policy)
+
+
+# ---- live references and adapters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["kto_live", "sft-dpo_synced", "sft-grpo_rm"])
+def test_a_live_reference_is_no_file(method: str) -> None:
+    assert with_rewards("base").parent_reference(wildcards(method)) == []
+
+
+def test_saved_adapters_are_an_input() -> None:
+    w = with_rewards("base")
+    assert w.adapters(wildcards("sft-more")) == ["adapters/mine/adapter_model.safetensors"]
+    assert w.adapters(wildcards("more-dpo")) == w.adapters(wildcards("lora")) == w.adapters(wildcards("dpo")) == []
+
+
+# ---- how it is run, and not what is made ---------------------------------------------------------------------------
+
+
+def test_sharding_and_checkpointing_are_options_of_the_command() -> None:
+    w = workflow(gpus=8, parallel="fsdp", gradient_checkpointing=True)
+    assert "--config_file profiles/accelerate/fsdp.yaml --num_processes 8 " in w.launcher(wildcards("sft"))
+    assert w.checkpointing(wildcards("sft")) == "--gradient-checkpointing"
+    plain = workflow(gpus=8)
+    assert "--config_file profiles/accelerate/ddp.yaml " in plain.launcher(wildcards("sft"))
+    assert plain.checkpointing(wildcards("sft")) == ""
+    assert workflow(parallel="fsdp").launcher(wildcards("sft")) == "python -m"  # one process has nothing to shard
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_every_launcher_has_its_file(parallel: str) -> None:
+    assert (ROOT / f"profiles/accelerate/{parallel}.yaml").is_file()
+
+
+def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
+    methods, rewards = ("sft-ppo_rm", "sft-kto"), ("sft-rm",)
+    one = with_rewards(*methods, reward_models=rewards)
+    other = with_rewards(
+        *methods, reward_models=rewards, gpus=8, parallel="fsdp", gradient_checkpointing=True, tokens_per_microbatch=9
+    )
+    folders = ["data/d", "tokens/d/m", "models/m", "grids/g"]
+    folders += [f"runs/d/m/{method}/seed1" for method in ("sft", *methods, *rewards)]
+    for folder in folders:
+        assert one.slice(SimpleNamespace(folder=folder)) == other.slice(SimpleNamespace(folder=folder))
+    for target in ("trained", "sampled", "judged", "benchmarked", "logged"):
+        assert getattr(one, target)() == getattr(other, target)()
+    for inputs in ("parent_model", "parent_manifest", "checked", "parent_reference", "scores", "adapters"):
+        for method in (*methods, *rewards):
+            assert getattr(one, inputs)(wildcards(method)) == getattr(other, inputs)(wildcards(method))

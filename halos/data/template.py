@@ -65,6 +65,10 @@ class Template:
         if whole.count(SENTINEL) != 1:
             raise HalosError("the chat template does not show an assistant turn's text once; name another `template:`")
         start, suffix = whole.split(SENTINEL)
+        self.control = 0  # tokens at the end of prompts only: the store's limit does not count them
+        ending = next((token for token in tokenizer.all_special_tokens if before.endswith(token)), None)
+        if ending is not None and not start.startswith(before):
+            before, self.control = before.removesuffix(ending), 1
         self.lead = start[len(before) :] if start.startswith(before) else ""
         self.end = self._end_of_turn(suffix)
 
@@ -99,11 +103,12 @@ class Template:
             return self._render(_alternating(turns), generation=True)
 
     def prompts(self, conversations: list[list[Turn]], max_length: int) -> list[Prompt]:
-        """Token ids of prompts of at most `max_length` tokens.
+        """Token ids of prompts of at most `max_length` tokens, a control token not counted.
 
         A longer one loses its oldest turns first (a system turn stays); the last user turn is always whole.
         """
         out: list[Prompt] = []
+        max_length += self.control
         for turns, ids in zip(conversations, self._tokenize([self.render(t) for t in conversations]), strict=True):
             dropped = 0
             system = turns[:1] if turns[0]["role"] == "system" else []

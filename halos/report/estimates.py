@@ -37,7 +37,7 @@ def measures_of(results: Results, judge: str) -> list[str]:
 
 
 def measures(results: Results) -> pd.DataFrame:
-    """Win rate, verified score and its criteria of every method: over all seeds, with interval, and seed by seed."""
+    """Win rate, score and its criteria of every method: over all seeds, with interval, and seed by seed."""
     found = []
     for judge, ids in product(results.judges, rows(results)):
         for measure in measures_of(results, judge):
@@ -126,6 +126,7 @@ def curves(results: Results) -> pd.DataFrame:
     above zero.
     """
     log = results.training
+    log = log[log["method"].isin(results.methods)]  # a reward model's scores have no place beside policies' rewards
     found = []
     for quantity, unit in QUANTITIES.items():
         there = log[log[quantity].notna()] if quantity in log else log[:0]

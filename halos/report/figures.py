@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from halos.config import BASE
 from halos.report import estimates as E
@@ -64,10 +65,15 @@ COLOURS = {
     "grpo": "#882255",
 }
 """One colour per loss, of the palettes of Okabe & Ito and of Tol, which colour-blind readers tell apart; what colour
-alone cannot tell (thirteen losses), position and direct labels do."""
+alone cannot tell (thirteen losses), position, lines and labels do."""
 
 SPARE = ("#e69f00", "#009e73", "#aa4499", "#6699cc", "#661100")
+LINES = ("-", (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+"""Lines of one colour: of a loss, its variants; and of losses that share a spare colour."""
+FROM_BASE = (0, (4, 1.5))
 GUIDE = "#999999"
+DIRECT_LABELS = 6
+"""Curves that a panel can name at their ends; more have a legend."""
 
 
 def make(config: Path, results: Path, output: Path) -> None:
@@ -135,12 +141,14 @@ def score(results: Results, scores: pd.DataFrame) -> Figure:
         for ax, measure in zip(row, names, strict=False):
             part = mine[mine["measure"] == measure]
             _points(results, ax, part, guide=part["baseline"].mean())
-            ax.set(xlim=limits, title="Score" if measure == SCORE else metric_title(measure))
+            name = results.score_name(ids[0]).capitalize() if measure == SCORE else metric_title(measure)
+            ax.set(xlim=limits, title=name)
         for ax in row[len(names) :]:
             ax.remove()
         if len(panels) > 1:
-            row[0].set_title(f"{_panel_title(results, ids)}: score")
-    figure.supxlabel(f"score; dashed: the baseline's own\n({interval_kind(results, short=True)})", fontsize=8)
+            row[0].set_title(f"{_panel_title(results, ids)}: {results.score_name(ids[0])}")
+    what = " or ".join(dict.fromkeys(results.score_name(ids[0]) for ids in panels))
+    figure.supxlabel(f"{what}; dashed: the baseline's own\n({interval_kind(results, short=True)})", fontsize=8)
     return figure
 
 
@@ -150,12 +158,14 @@ def training(results: Results, curves: pd.DataFrame) -> Figure:
         return _empty("No training in this grid: its only method is `base`.")
     quantities = [q for q in E.QUANTITIES if q in set(curves["quantity"])]
     panels = [ids for ids in product(results.datasets, results.models) if len(_of(curves, ("dataset", "model"), ids))]
-    labels = [results.method_label(m) for m in results.methods]
+    drawn = [m for m in results.methods if m in set(curves["method"])]
+    names = 0.065 * max(len(results.method_label(m)) for m in drawn)
+    crowded = len(drawn) > DIRECT_LABELS
     figure = Figure(layout="constrained")
     axes = figure.subplots(len(panels), len(quantities), squeeze=False)
-    methods = len(curves["method"].unique())
-    height = max(2.1, 0.13 * methods + 0.75)
-    figure.set_size_inches((2.3 + 0.065 * max(map(len, labels))) * len(quantities), height * len(panels) + 0.3)
+    height = max(2.1, 0.13 * len(drawn) + 0.75)
+    width = 2.3 * len(quantities) + names * (1 if crowded else len(quantities)) + 0.4 * crowded
+    figure.set_size_inches(width, height * len(panels) + 0.3)
     for (i, ids), (j, quantity) in product(enumerate(panels), enumerate(quantities)):
         ax = axes[i, j]
         mine = _of(curves, ("dataset", "model", "quantity"), (*ids, quantity))
@@ -172,7 +182,14 @@ def training(results: Results, curves: pd.DataFrame) -> Figure:
             ax.set_title(results.panel_label(*ids), loc="left")
         ax.set_ylabel(_curve_title(mine) if len(mine) else "")
         ax.set_xlabel("examples seen" if i == len(panels) - 1 else "")
-        _end_labels(results, ax, mine, height)
+        _compress(ax, mine)
+        if not crowded:
+            _end_labels(results, ax, mine, height)
+    if crowded:
+        styles = [style(results, m) for m in drawn]
+        lines = [Line2D([], [], color=s["color"], linestyle=s["line"], linewidth=1.5) for s in styles]
+        names_of = [results.method_label(m) for m in drawn]
+        figure.legend(lines, names_of, loc="outside right upper", fontsize=7, frameon=False, handlelength=2.6)
     return figure
 
 
@@ -220,16 +237,18 @@ def benchmark(results: Results, benchmarks: pd.DataFrame) -> Figure:
 
 
 def style(results: Results, method: str) -> dict[str, Any]:
-    """Colour by the loss of the last stage, paler for its variants (`kto_b05`); filled and solid after another stage,
-    open and dashed straight from the base model."""
+    """Colour by the loss of the last stage, paler and with a line of its own for its variants (`kto_b05`); filled after
+    another stage, open and dashed straight from the base model."""
     family = _family(method)
     unknown = [f for f in dict.fromkeys(map(_family, results.methods)) if f not in COLOURS]
-    colour = COLOURS.get(family) or SPARE[unknown.index(family) % len(SPARE)]
+    turn, spare = divmod(unknown.index(family), len(SPARE)) if family in unknown else (0, 0)
     variants = list(dict.fromkeys(m.rsplit("-", 1)[-1] for m in results.methods if _family(m) == family))
-    pale = 0.5 * variants.index(method.rsplit("-", 1)[-1]) / max(1, len(variants) - 1)
-    red, green, blue = (c + (1 - c) * pale for c in to_rgb(colour))
+    variant = variants.index(method.rsplit("-", 1)[-1])
+    pale = 0.45 * variant / max(1, len(variants) - 1)
+    red, green, blue = (c + (1 - c) * pale for c in to_rgb(COLOURS.get(family) or SPARE[spare]))
     chained = "-" in method or family in (BASE, "sft")
-    return {"color": to_hex((red, green, blue)), "line": "-" if chained else (0, (4, 1.5)), "filled": chained}
+    line = LINES[(turn + variant) % len(LINES)] if chained else FROM_BASE
+    return {"color": to_hex((red, green, blue)), "line": line, "filled": chained}
 
 
 def _family(method: str) -> str:
@@ -286,14 +305,25 @@ def _curve_title(mine: pd.DataFrame) -> str:
     return f"{name}\n({where})" if unit in name or unit == "reward" else f"{name}\n({unit}; {where})"
 
 
+def _compress(ax: Axes, mine: pd.DataFrame) -> None:
+    """A scale that is linear about 0 and logarithmic beyond, where one method would flatten the others: the sum of
+    log-probabilities that SLiC has for a reward is a hundred times the odds of ORPO."""
+    largest = mine.assign(mean=mine["mean"].abs()).groupby("method")["mean"].max()
+    usual = largest[largest > 0].median()
+    if largest.max() > 5 * usual:
+        ax.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(usual)), linscale=0.6)
+        ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_ylabel(f"{ax.get_ylabel().removesuffix(')')}; log scale)")
+
+
 def _end_labels(results: Results, ax: Axes, mine: pd.DataFrame, height: float) -> None:
     """Each line's name right of its end, moved up or down where names would overlap."""
     if mine.empty:
         return
     last = mine.groupby("method", sort=False).last().sort_values("mean", kind="stable")
     ax.set(xlim=(0, mine["examples"].max()), ylim=ax.get_ylim())
-    low, high = ax.get_ylim()
-    places = spread((last["mean"].to_numpy() - low) / (high - low), gap=0.125 / (height - 0.7))
+    ends = (ax.transScale + ax.transLimits).transform(last[["examples", "mean"]].to_numpy(dtype=float))
+    places = spread(ends[:, 1], gap=0.125 / (height - 0.7))
     for (method, end), place in zip(last.iterrows(), places, strict=True):
         colour = style(results, str(method))["color"]
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.7, "shrinkA": 1, "shrinkB": 0}

@@ -38,6 +38,7 @@ class Results:
         self.datasets: list[str] = list(content["datasets"])
         self.models: list[str] = list(content["models"])
         self.methods: list[str] = list(content["methods"])
+        self.reward_models: list[str] = list(content.get("reward_models") or [])
         self.seeds: list[int] = list(content["seeds"])
         self.judges: list[str] = list(content.get("judges") or [])
         self.tasks: list[str] = list(content.get("tasks") or [])
@@ -45,11 +46,14 @@ class Results:
 
     @property
     def cells(self) -> list[Cell]:
+        """The policies: what is judged and benchmarked."""
         return [Cell(*ids) for ids in product(self.datasets, self.models, self.methods, self.seeds)]
 
     @property
     def trained(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.stage is not None]
+        """What has a training: policies, then reward models."""
+        rewards = [Cell(*ids) for ids in product(self.datasets, self.models, self.reward_models, self.seeds)]
+        return [cell for cell in (*self.cells, *rewards) if cell.stage is not None]
 
     def label(self, kind: str, name: str) -> str:
         """The name in tables and figures of an entry of the config; its id when it has no label."""
@@ -77,8 +81,18 @@ class Results:
     def _judgements(self) -> dict[tuple[Cell, str], dict[str, Any]]:
         return {(c, j): self._json(f"{c.folder}/judged/{j}.json") for c in self.cells for j in self.judges}
 
+    def kind(self, judge: str) -> str:
+        """verifier, reward_model, ..."""
+        return str(self.judged[self.cells[0], judge].get("kind", judge))
+
+    def score_name(self, judge: str) -> str:
+        """What a judge's score is called: a reward model's has no scale, and is not to be taken for a verifier's."""
+        return "reward" if self.kind(judge) == "reward_model" else "score"
+
     def criteria(self, judge: str) -> list[str]:
-        """The criteria that make up a judge's score, in its own order."""
+        """The criteria that make up a judge's score, in its own order; none where the score is one number by itself."""
+        if self.kind(judge) == "reward_model":
+            return []
         found: dict[str, None] = {}
         for (_, name), content in self.judged.items():
             if name == judge:
@@ -116,7 +130,7 @@ class Results:
 
     def bounded(self, judge: str, measure: str) -> bool:
         """Whether a measure lies between 0 and 1: a win rate, and whatever a verifier gives."""
-        return measure == WIN or self.judged[self.cells[0], judge].get("kind") == "verifier"
+        return measure == WIN or self.kind(judge) == "verifier"
 
     def cut(self, cell: Cell, judge: str) -> float:
         """Share of responses that reached the token limit."""
@@ -161,6 +175,14 @@ class Results:
             return pd.DataFrame(columns=[*CELL, "split", "step", "examples"])
         log: pd.DataFrame = pd.concat(frames, ignore_index=True)
         return log
+
+    def held_out_pairs(self, cell: Cell) -> int | None:
+        """Pairs that a paired loss is evaluated on; None where the store's report is not there."""
+        path = f"{cell.store_folder}/report.json"
+        if not (self.folder / path).is_file():
+            return None
+        pairs: int | None = self._json(path)["views"]["test"].get("paired")
+        return pairs
 
     def manifest(self, cell: Cell) -> dict[str, Any]:
         return self._json(f"{cell.folder}/manifest.json")

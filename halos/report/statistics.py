@@ -164,6 +164,21 @@ def over_seeds(values: ArrayLike, errors: ArrayLike) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(x), 0)
 
 
+def shares(values: ArrayLike, n: int | None) -> Estimate:
+    """Mean of one share per seed, each of the same `n` items, with the interval of `over_seeds` kept within [0, 1].
+
+    Where all are 0, or all 1, there is no spread to see, and the interval is Wilson's.
+
+    Args:
+        values: (seeds,) between 0 and 1.
+        n: items, or None where nobody knows; only the seeds count then.
+    """
+    x = np.asarray(values, dtype=float)
+    e = over_seeds(x, np.sqrt(x * (1 - x) / n) if n else np.full(len(x), np.nan))
+    low, high = wilson(e.mean * n, n) if n and e.mean in (0, 1) else np.clip([e.low, e.high], 0, 1)
+    return Estimate(e.mean, float(low), float(high), e.seeds, 0)
+
+
 def holm(p: ArrayLike) -> Array:
     """p values adjusted for being read together (Holm, 1979, Scand. J. Stat. 6:65-70): the chance of one or more false
     findings among all of them stays below the level. NaN stay NaN and do not count."""

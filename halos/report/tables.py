@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from halos.grid import Cell
 from halos.report import estimates as E
 from halos.report import statistics
 from halos.report.results import CELL, SCORE, WIN, Results
 
+REWARD_METRICS = ["rewards/accuracy", "rewards/margin", "loss"]
+REWARD_MODELS = [*E.ROW, "seeds", "accuracy", "accuracy_low", "accuracy_high", "margin", "loss", "pairs"]
 COSTS = ["seconds", "tokens", "steps", "peak_memory_gb", "parameters"]
 COUNTS = ["n", "wins", "losses", "ties", "failures", "not_judged"]
 NOTHING = "–"
@@ -25,7 +29,8 @@ def make(config: Path, results: Path, output: Path) -> None:
     Args:
         config: the grid's slice of the config.
         results: the results folder.
-        output: folder for cells.csv, training.csv, and main, benchmarks and comparisons as .csv and .md.
+        output: folder for cells.csv, training.csv, reward_models.csv, and main, benchmarks and comparisons as .csv and
+            .md. Reward models are a section of main.md, where there are any.
 
     Raises:
         HalosError: a file of a cell is missing.
@@ -33,13 +38,14 @@ def make(config: Path, results: Path, output: Path) -> None:
     r = Results(config, results)
     training = training_table(r)
     measures, compared, benchmarked = E.measures(r), E.comparisons(r), E.benchmarks(r)
-    main = main_table(r, measures, training)
+    main, rewards = main_table(r, measures, training), reward_models_table(r, training)
     E.write_csv(cells_table(r, training), output / "cells.csv")
     E.write_csv(training, output / "training.csv")
     E.write_csv(main, output / "main.csv")
+    E.write_csv(rewards, output / "reward_models.csv")
     E.write_csv(compared, output / "comparisons.csv")
     E.write_csv(benchmarks_table(r, benchmarked), output / "benchmarks.csv")
-    (output / "main.md").write_text(main_text(r, main))
+    (output / "main.md").write_text(main_text(r, main) + reward_models_text(r, rewards))
     (output / "comparisons.md").write_text(comparisons_text(r, compared))
     (output / "benchmarks.md").write_text(benchmarks_text(r, benchmarked))
 
@@ -120,6 +126,21 @@ def main_table(results: Results, measures: pd.DataFrame, training: pd.DataFrame)
     return pd.DataFrame(found)
 
 
+def reward_models_table(results: Results, training: pd.DataFrame) -> pd.DataFrame:
+    """One row per dataset, model and reward model, of the last evaluation: ranking accuracy with interval, margin and
+    loss, means over seeds."""
+    found = []
+    for ids in product(results.datasets, results.models, results.reward_models):
+        mine = training[(training[E.ROW] == list(ids)).all(axis=1)]
+        values = {name: mine.get(f"eval.{name}", pd.Series(np.nan, mine.index)) for name in REWARD_METRICS}
+        pairs = results.held_out_pairs(Cell(*ids, results.seeds[0]))
+        e = statistics.shares(values["rewards/accuracy"], pairs)
+        means = {"margin": values["rewards/margin"].mean(), "loss": values["loss"].mean()}
+        row: dict[str, Any] = {"accuracy": e.mean, "accuracy_low": e.low, "accuracy_high": e.high, **means}
+        found.append(dict(zip(E.ROW, ids, strict=True)) | {"seeds": len(mine)} | row | {"pairs": pairs})
+    return pd.DataFrame(found, columns=REWARD_MODELS)
+
+
 def benchmarks_table(results: Results, benchmarked: pd.DataFrame) -> pd.DataFrame:
     """Methods x tasks: {task}, {task}_low and {task}_high; with no task, a header only."""
     if benchmarked.empty:
@@ -146,7 +167,8 @@ def main_text(results: Results, main: pd.DataFrame) -> str:
             for measure in [SCORE, *(f"{SCORE}.{c}" for c in results.criteria(judge)), WIN]:
                 name = f"{judge}.{measure}"
                 if main[name].notna().any():
-                    title = {SCORE: "Score", WIN: "Win rate"}.get(measure) or metric_title(measure)
+                    titles = {SCORE: results.score_name(judge).capitalize(), WIN: "Win rate"}
+                    title = titles.get(measure) or metric_title(measure)
                     line[title] = (
                         interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
                         if measure in (SCORE, WIN)
@@ -175,18 +197,39 @@ def main_text(results: Results, main: pd.DataFrame) -> str:
 def main_caption(results: Results, judge: str, main: pd.DataFrame) -> str:
     """Who judged, against what, how many, and what the brackets hold."""
     first = results.judged[results.cells[0], judge]
+    kind, rewards = results.kind(judge).replace("_", " "), results.score_name(judge) == "reward"
     baseline = first.get("baseline", "target")
     against = "the dataset's target" if baseline == "target" else baseline
     values = main.get(f"{judge}.{SCORE}_baseline", pd.Series(dtype=float)).dropna()
-    scores = sorted({number(v) for v in values})
-    scored = f", which itself scores {' to '.join(dict.fromkeys((scores[0], scores[-1])))}" if scores else ""
+    scores = " to ".join(dict.fromkeys((number(values.min()), number(values.max())))) if len(values) else ""
+    scored = f", which itself scores {scores}" if scores else ""
     failed = int(main[f"{judge}.failures"].sum()), int(main[f"{judge}.not_judged"].sum())
     return (
-        f"Judge: {results.label('judges', judge)} ({first.get('kind', judge)}), against {against}{scored}; "
+        f"Judge: {results.label('judges', judge)} ({kind}), against {against}{scored}; "
         f"n = {_range(main[f'{judge}.prompts'])} prompts, {_seeds(results)}. Brackets: {interval_kind(results)}. A tie "
         f"is half a win. {failed[0]} failed and {failed[1]} unjudged responses are left out. Cut off: responses that "
         "reached the token limit. Length: mean characters, method / baseline. Ties and failures: over all seeds."
+        + (" Rewards have no scale: only their differences, by this one judge, mean something." if rewards else "")
     )
+
+
+def reward_models_text(results: Results, rewards: pd.DataFrame) -> str:
+    """The section of the grid's reward models; nothing where it has none."""
+    if rewards.empty:
+        return ""
+    shown = [
+        _names(results, row)
+        | {"Ranking accuracy": interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"])}
+        | {"Margin": number(row["margin"]), "Loss": number(row["loss"])}
+        | {"Pairs": number(row["pairs"], 0), "Seeds": str(row["seeds"])}
+        for row in _records(rewards)
+    ]
+    caption = (
+        "Ranking accuracy: share of held-out pairs whose chosen response scores above the rejected one, at the last "
+        f"evaluation, mean over {_seeds(results)}. Brackets: 95 % interval from the standard error over pairs, which "
+        "all seeds share, and the spread between seeds. Margin: mean score of the chosen less that of the rejected."
+    )
+    return "\n" + "\n\n".join(["## Reward models", caption, markdown(shown)]) + "\n"
 
 
 def comparisons_text(results: Results, compared: pd.DataFrame) -> str:
@@ -199,7 +242,7 @@ def comparisons_text(results: Results, compared: pd.DataFrame) -> str:
         shown = []
         for (*ids, against), pair in of_judge.groupby([*E.ROW, "against"], sort=False):
             line = _names(results, dict(zip(E.ROW, ids, strict=True))) | {"Against": results.method_label(str(against))}
-            for measure, title in ((SCORE, "Score"), (WIN, "Win-rate")):
+            for measure, title in ((SCORE, results.score_name(str(judge)).capitalize()), (WIN, "Win-rate")):
                 d = _records(pair[pair["measure"] == measure])
                 if (of_judge["measure"] == measure).any():
                     text = interval(d[0]["difference"], d[0]["low"], d[0]["high"], sign=True) if d else NOTHING

@@ -17,6 +17,19 @@ ALTERNATING = (
 )
 
 
+MISTRAL = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
+)
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}\n"
+)
+THINKING = CHATML.replace("%}<|assistant|>\n{% endif", "%}<|assistant|>\n<think>\n\n</think>\n\n{% endif")
+SHAPES = {"turns": None, "alternating": ALTERNATING, "mistral": MISTRAL, "chatml": CHATML, "thinking": THINKING}
+
+
 @pytest.fixture
 def tokenizer(world: World) -> Any:
     return AutoTokenizer.from_pretrained(world.base / "model")
@@ -84,6 +97,48 @@ def test_the_end_of_turn_is_the_special_token_after_a_response(tokenizer: Any) -
 def test_eos_ends_a_response_where_the_template_writes_nothing_after_it(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert Template(tokenizer).end == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_special_token_that_ends_prompts_alone_changes_nothing_about_responses(shape: str, tokenizer: Any) -> None:
+    if SHAPES[shape] is not None:
+        tokenizer.chat_template = SHAPES[shape]
+    plain = Template(tokenizer)
+    before = plain.responses(["Yes.", " no\n"])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|good|>"]})
+    tokenizer.chat_template = (
+        tokenizer.chat_template.removesuffix("\n") + "{% if add_generation_prompt %}<|good|>{% endif %}"
+    )
+    template = Template(tokenizer)
+    assert (template.lead, template.end) == (plain.lead, plain.end)
+    assert template.lead == (" " if shape in ("alternating", "mistral") else "")
+    assert template.responses(["Yes.", " no\n"]) == before
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_control_token_takes_no_room_from_a_prompt(shape: str, tokenizer: Any) -> None:
+    """Else a prompt that was trained on would be too long to be sampled for."""
+    if SHAPES[shape] is not None:
+        tokenizer.chat_template = SHAPES[shape]
+    turns = [turn("user", "one two three"), turn("assistant", "four"), turn("user", "five?")]
+    [whole] = Template(tokenizer).prompts([turns], 1000)
+    assert whole.ids is not None
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|good|>"]})
+    ending = "{% if add_generation_prompt %}<|good|>{% endif %}"
+    tokenizer.chat_template = tokenizer.chat_template.removesuffix("\n") + ending
+    for limit, dropped in ((len(whole.ids), 0), (len(whole.ids) - 1, 2)):
+        [prompt] = Template(tokenizer).prompts([turns], limit)
+        assert prompt.dropped_turns == dropped
+    [single] = Template(tokenizer).prompts([turns[-1:]], 1000)
+    assert Template(tokenizer).prompts([turns[-1:]], len(single.ids or ()) - 1) == [single]
+
+
+def test_words_that_end_prompts_alone_are_not_taken_for_a_control_token(tokenizer: Any) -> None:
+    """What stands before a response is then not what prompts end with: nothing leads a response."""
+    tokenizer.chat_template = ALTERNATING.replace("<|assistant|>{% endif", "<|assistant|> good:{% endif")
+    template = Template(tokenizer)
+    assert template.lead == ""
+    assert template.render([turn("user", "a")]).endswith("<|assistant|> good:")
 
 
 @pytest.mark.parametrize("text", [None, "{{ messages[0].content }}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ LABELS = {
 }
 
 PROMPTS = 8
+PAIRS = 48
+WITHOUT_REFERENCE = ("sft", "csft", "simpo", "slic", "orpo", "rm")
 METHODS = ("base", "sft", "sft-kto", "dpo")
 SCORES = {"base": (0, 0), "sft": (2, 4), "sft-kto": (6, 7), "dpo": (1, 3)}
 """How many of the prompts, from the first, each method gets right, with seed 1 and with seed 2."""
@@ -38,16 +41,18 @@ def write(
     judges: tuple[str, ...] = ("toy",),
     tasks: tuple[str, ...] = ("arc",),
     score: Callable[[str, int, int], float] = right,
+    reward_models: tuple[str, ...] = (),
 ) -> tuple[Path, Path]:
     """The config and the results folder of a finished grid.
 
     A response scores 0 or 1 in its one criterion `right`; the baseline scores .5, so that 1 wins and 0 loses. Prompt 7
-    is a tie for everyone.
+    is a tie for everyone. The judge `rm` is a reward model: it says 2 * score - 4, and -3 of the baseline. Reward
+    models are evaluated on PAIRS pairs.
     """
     results = root / "results"
     config = results / "grids" / "small" / "config.yaml"
     content = {"datasets": datasets, "models": models, "methods": methods, "seeds": seeds, "judges": judges}
-    content = {k: list(v) for k, v in {**content, "tasks": tasks}.items()}
+    content = {k: list(v) for k, v in {**content, "tasks": tasks, "reward_models": reward_models}.items()}
     config.parent.mkdir(parents=True)
     config.write_text(yaml.safe_dump({**content, "grid": "small", "label": None, "labels": LABELS}))
     for dataset in datasets:
@@ -61,6 +66,9 @@ def write(
                         dump(folder / "tasks" / f"{task}.json", task_result(task, method, seed))
                     if method != "base":
                         write_training(folder, method, seed)
+            for method, seed in product(reward_models, seeds):
+                write_training(results / "runs" / dataset / model / method / f"seed{seed}", method, seed)
+            dump(results / "tokens" / dataset / model / "report.json", {"views": {"test": {"paired": PAIRS}}})
     return config, results
 
 
@@ -73,6 +81,8 @@ def judged(judge: str, method: str, seed: int, score: Callable[[str, int, int], 
     got = [score(method, seed, prompt) for prompt in range(PROMPTS)]
     preferences = [1.5 if prompt == PROMPTS - 1 else 1 + float(s > 0.5) for prompt, s in enumerate(got)]
     mean = sum(got) / PROMPTS
+    if judge == "rm":
+        return as_rewards(judged("toy", method, seed, score))
     return {
         "judge": judge,
         "kind": "verifier",
@@ -114,8 +124,23 @@ def judged(judge: str, method: str, seed: int, score: Callable[[str, int, int], 
     }
 
 
+def as_rewards(content: dict[str, Any]) -> dict[str, Any]:
+    """A verifier's judgement as that of a reward model."""
+
+    def reward(score: float | None) -> float | None:
+        return None if score is None else 2 * score - 4
+
+    for a in content["annotations"]:
+        a |= {f"{side}_score": reward(a[f"{side}_score"]) for side in ("candidate", "baseline")}
+        a["criteria"] = {} if a["candidate_score"] is None else {"reward": a["candidate_score"]}
+    means = {side: reward(scores["mean"]) for side, scores in content["scores"].items()}
+    scores = {side: {"mean": mean, "reward": mean} for side, mean in means.items()}
+    return {**content, "judge": "rm", "kind": "reward_model", "scores": scores}
+
+
 def task_result(task: str, method: str, seed: int) -> dict[str, Any]:
-    value = {"base": 0.25, "sft": 0.5, "sft-kto": 0.6, "dpo": 0.26}[method] + 0.02 * (seed - 1) * (method != "base")
+    value = {"base": 0.25, "sft": 0.5, "sft-kto": 0.6, "dpo": 0.26}.get(method, 0.4)
+    value += 0.02 * (seed - 1) * (method != "base")
     return {
         "results": {},
         "higher_is_better": {task: {"acc": True}},
@@ -125,11 +150,12 @@ def task_result(task: str, method: str, seed: int) -> dict[str, Any]:
 
 def write_training(folder: Path, method: str, seed: int) -> None:
     """Ten steps of 4 examples, evaluated at 0, 5 and 10. The loss goes from 2 to 1, the margin from 0 to `seed`."""
+    stage = method.rsplit("-", 1)[-1]
     lines: list[dict[str, Any]] = []
     for step in range(11):
         rewards = {} if method == "sft" else {"rewards/margin": seed * step / 10, "rewards/accuracy": 0.5 + step / 40}
         if step:
-            kl = {} if method == "sft" else {"kl": float(step)}
+            kl = {} if stage in WITHOUT_REFERENCE else {"kl": float(step)}
             cost = {"examples": 4 * step, "lr": 1e-5, "grad_norm": 1.0, "tokens_per_second": 1000.0, "seconds": 0.1}
             lines.append({"split": "train", "step": step, "loss": 2 - step / 10, **cost, **rewards, **kl})
         if step % 5 == 0:

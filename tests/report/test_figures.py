@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -156,6 +157,125 @@ def test_a_loss_keeps_its_colour_and_variants_are_told_apart(tmp_path, write_tre
     assert styles["sft-kto_b05"]["color"] not in (styles["sft-kto"]["color"], "#ffffff")
     assert styles["mine"]["color"] == styles["sft-mine"]["color"] == figures.SPARE[0]
     assert styles["cdpo"]["color"] == figures.COLOURS["cdpo"]
+
+
+# ---- reward models, and many methods --------------------------------------------------------------------------------
+
+MANY = ("base", "sft", "csft", "kto", *(f"sft-{stage}" for stage in (
+    "dpo", "dpo_humanline", "cdpo", "ipo", "simpo", "slic", "orpo", "kto", "ppo", "grpo")))  # fmt: skip
+
+
+def two_thirds(method, seed, prompt):
+    return float((len(method) + seed + prompt) % 3 > 0)
+
+
+def no_two_overlap(texts):
+    boxes = [text.get_window_extent() for text in texts]
+    return not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_rewards_are_drawn_where_they_lie_under_their_own_name(tmp_path, write_tree):
+    r = Results(*write_tree(tmp_path, judges=("rm", "toy")))
+    measures = estimates.measures(r)
+    figure = figures.score(r, measures[measures["measure"] != WIN])
+    reward, score, right = figure.axes
+    assert reward.get_title() == "Tiny Llama, rm: reward"
+    assert [score.get_title(), right.get_title()] == ["Tiny Llama, Toy verifier: score", "Right"]
+    assert -4.5 < reward.get_xlim()[0] < -4 < -2 < reward.get_xlim()[1] < -1.5
+    assert -0.5 < score.get_xlim()[0] < 0 < 1 < score.get_xlim()[1] < 1.5
+    assert list(reward.lines[0].get_xdata()) == [-3, -3]
+    assert figure.get_supxlabel().startswith("reward or score")
+
+
+def test_reward_models_are_in_no_figure(tmp_path, write_tree):
+    plain, rewarded = (
+        Results(*write_tree(tmp_path / str(len(models)), reward_models=models)) for models in ((), ("sft-rm",))
+    )
+    pd.testing.assert_frame_equal(estimates.curves(plain), estimates.curves(rewarded))
+    figures.make(tmp_path / "1/results/grids/small/config.yaml", tmp_path / "1/results", tmp_path / "figures")
+    assert "RM" not in (tmp_path / "figures/training.svg").read_text()
+
+
+def test_a_loss_without_a_reference_has_no_log_ratio(tmp_path, write_tree):
+    curves = estimates.curves(Results(*write_tree(tmp_path, methods=MANY, score=two_thirds)))
+    drawn = {quantity: list(dict.fromkeys(of["method"])) for quantity, of in curves.groupby("quantity")}
+    reference = [m for m in MANY if m.split("-")[-1] not in ("base", "sft", "csft", "simpo", "slic", "orpo")]
+    assert drawn["kl"] == reference
+    assert drawn["rewards/margin"] == [m for m in MANY if m not in ("base", "sft")]
+    assert drawn["loss"] == [m for m in MANY if m != "base"]
+
+
+def test_many_curves_have_a_legend_beside_them_in_which_no_two_are_alike(tmp_path, write_tree):
+    r = Results(*write_tree(tmp_path, methods=MANY, score=two_thirds, seeds=(1,)))
+    figure = figures.training(r, estimates.curves(r))
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [r.method_label(m) for m in MANY if m != "base"]
+    assert len({(line.get_color(), line.get_linestyle()) for line in drawn_lines(legend)}) == len(MANY) - 1
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(ax.get_tightbbox()) for ax in figure.axes)
+    assert min(ax.get_window_extent().width for ax in figure.axes) > 1.4 * figure.dpi
+    assert figure.bbox.contains(box.x1, box.y1)
+    assert figure.bbox.contains(box.x0, box.y0)
+    assert no_two_overlap(legend.get_texts())
+    assert not [text for ax in figure.axes for text in ax.texts]
+
+
+def drawn_lines(legend):
+    """What the legend's lines look like, their dashes told by more than `--`."""
+    for line in legend.get_lines():
+        line.get_linestyle = lambda line=line: line._unscaled_dash_pattern
+        yield line
+
+
+def test_few_curves_are_named_at_their_ends(results):
+    figure = figures.training(results, estimates.curves(results))
+    assert not figure.legends
+    assert all(ax.texts for ax in figure.axes)
+
+
+@pytest.mark.parametrize("methods", [MANY[1:5], MANY])
+def test_one_loss_with_large_rewards_does_not_flatten_the_others(tmp_path, write_tree, methods):
+    config, folder = write_tree(tmp_path, methods=(*methods, "slic"), score=two_thirds, seeds=(1,))
+    r = Results(config, folder)
+    assert {ax.get_yscale() for ax in figures.training(r, estimates.curves(r)).axes} == {"linear"}
+    [log] = folder.glob("runs/toy/tiny/slic/*/train.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [{**line, "rewards/margin": 40 * line["rewards/margin"]} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    r = Results(config, folder)
+    figure = figures.training(r, estimates.curves(r))
+    margin = figure.axes[0]
+    assert [ax.get_yscale() for ax in figure.axes] == ["symlog", "linear", "linear"]
+    assert margin.get_ylabel() == "reward margin\n(evaluation; log scale)"
+    figure.draw_without_rendering()
+    height = margin.get_window_extent().height
+    ends = {line.get_ydata()[-1]: margin.transData.transform((0, line.get_ydata()[-1]))[1] for line in margin.lines}
+    start = margin.transData.transform((0, 0))[1]
+    assert ends[1] - start > height / 4  # a margin of 1 beside one of 40
+    places = {text.get_text(): margin.transAxes.transform(text.get_position())[1] for text in margin.texts}
+    if places:  # named where the lines end
+        assert places.pop("SLIC") == pytest.approx(ends[40], abs=height / 10)
+        assert np.mean(list(places.values())) == pytest.approx(ends[1], abs=height / 10)
+
+
+def test_fourteen_methods_fit_the_win_rates(tmp_path, write_tree):
+    r = Results(*write_tree(tmp_path, methods=MANY, score=two_thirds, judges=("toy", "rm")))
+    measures = estimates.measures(r)
+    figure = figures.win_rate(r, measures[measures["measure"] == WIN])
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == [r.method_label(m) for m in MANY]
+    assert no_two_overlap(labels)
+    assert all(figure.bbox.contains(*label.get_window_extent().min) for label in labels)
+
+
+def test_losses_that_share_a_spare_colour_have_lines_of_their_own(tmp_path, write_tree):
+    r = Results(*write_tree(tmp_path))
+    r.methods = [f"sft-{name}" for name in ("robust", "exo", "hinge", "nca", "bco", "sppo", "aot", "discopop")]
+    styles = [figures.style(r, m) for m in r.methods]
+    assert len({s["color"] for s in styles}) == len(figures.SPARE) < len(styles)
+    assert len({(s["color"], s["line"]) for s in styles}) == len(styles)
 
 
 def test_end_labels_keep_their_distance_and_their_order():

@@ -149,3 +149,24 @@ def test_holm_by_hand():
     assert statistics.holm([0.04, 0.01, np.nan, 0.02]) == pytest.approx([0.04, 0.03, np.nan, 0.04], nan_ok=True)
     assert statistics.holm([0.9, 0.8]) == pytest.approx([1, 1])
     assert statistics.holm([]).size == 0
+
+
+def test_shares_have_the_error_of_their_items_and_of_the_seeds_within_bounds():
+    e = statistics.shares([0.7, 0.8], 50)
+    within = np.mean([0.7 * 0.3, 0.8 * 0.2]) / 50
+    half = 1.959964 * np.sqrt(within + 0.005 / 2)  # the variance of .7 and .8 is .005
+    assert (e.mean, e.low, e.high, e.seeds) == pytest.approx((0.75, 0.75 - half, 0.75 + half, 2), abs=1e-6)
+    assert statistics.shares([0.98], 20).high == 1
+    assert statistics.shares([0.02], 20).low == 0
+
+
+def test_shares_that_are_all_right_are_no_certainty():
+    e = statistics.shares([1.0, 1.0], 40)
+    assert (e.low, e.high) == pytest.approx(statistics.wilson(40, 40))
+    assert e.low < 0.95
+
+
+def test_shares_of_unknown_many_items_know_the_seeds_alone():
+    e = statistics.shares([0.7, 0.8, 0.9], None)
+    assert (e.low, e.high) == pytest.approx((0.8 - 4.302653 * 0.1 / 3**0.5, 1.0))
+    assert np.isnan(statistics.shares([0.7], None).low)

@@ -170,7 +170,7 @@ def test_without_judges_and_tasks_every_file_is_written_and_says_so(tmp_path, wr
     out = tmp_path / "tables"
     tables.make(config, results, out)
     names = {f"{n}.{e}" for n in ("main", "benchmarks", "comparisons") for e in ("csv", "md")}
-    assert {p.name for p in out.iterdir()} == names | {"cells.csv", "training.csv"}
+    assert {p.name for p in out.iterdir()} == names | {"cells.csv", "training.csv", "reward_models.csv"}
     assert "No judge in this grid" in (out / "main.md").read_text()
     assert "No judge in this grid" in (out / "comparisons.md").read_text()
     assert "No task in this grid" in (out / "benchmarks.md").read_text()
@@ -227,6 +227,79 @@ def test_numbers_as_a_paper_prints_them():
     assert tables.interval(float("nan"), 0.1, 0.2) == "–"
     assert tables.p_value(0.0002) == "< 0.001"
     assert tables.markdown([{"Method": "a|b", "n": "1"}]).splitlines()[-1] == r"| a\|b   |   1 |"
+
+
+# ---- reward models ------------------------------------------------------------------------------------------------
+
+
+def test_reward_models_are_tabulated_by_themselves(tmp_path, write_tree):
+    config, results = write_tree(tmp_path, reward_models=("sft-rm",))
+    out = tmp_path / "tables"
+    tables.make(config, results, out)
+    row = read(out, "reward_models").loc["sft-rm"]
+    # both seeds rank 75 % of the 48 pairs right: the seeds do not differ, and the pairs do
+    half = 1.959964 * (0.75 * 0.25 / 48) ** 0.5
+    columns = ["accuracy", "accuracy_low", "accuracy_high", "margin", "loss", "pairs", "seeds"]
+    assert row[columns].tolist() == pytest.approx([0.75, 0.75 - half, 0.75 + half, 1.5, 1.0, 48, 2])
+    text = (out / "main.md").read_text()
+    section = text[text.index("## Reward models") :]
+    assert section.splitlines()[-1].split("|")[1:-1] == [
+        " SFT + RM ", " 0.750 [0.628, 0.872] ", "  1.500 ", " 1.000 ", "    48 ", "     2 "
+    ]  # fmt: skip
+    assert "SFT + RM" not in text[: text.index("## Reward models")]
+    assert list(read(out, "main").index) == ["base", "sft", "sft-kto", "dpo"]
+    assert "sft-rm" not in read(out, "cells").index
+    training = read(out, "training", ("method", "seed"))
+    assert training.loc[("sft-rm", 2), ["eval.rewards/margin", "eval.loss", "steps"]].tolist() == [2, 1, 10]
+    assert len(training) == 8
+
+
+def test_a_grid_without_reward_models_says_nothing_of_them(made):
+    assert "Reward model" not in (made / "main.md").read_text()
+    assert pd.read_csv(made / "reward_models.csv").empty
+
+
+def test_reward_models_without_policies_or_a_known_number_of_pairs(tmp_path, write_tree):
+    config, results = write_tree(tmp_path, methods=("base",), reward_models=("rm",), seeds=(1,), judges=(), tasks=())
+    (results / "tokens/toy/tiny/report.json").unlink()
+    tables.make(config, results, tmp_path / "tables")
+    line = (tmp_path / "tables/main.md").read_text().splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["RM", "0.750", "1.000", "1.000", "–", "1"]
+
+
+def test_rewards_are_called_so_and_lie_where_they_lie(tmp_path, write_tree):
+    """A reward is 2 * score - 4 here: between -4 and -2."""
+    config, results = write_tree(tmp_path, judges=("toy", "rm"))
+    out = tmp_path / "tables"
+    tables.make(config, results, out)
+    main = read(out, "main")
+    scores, rewards = (main[[f"{judge}.score{end}" for end in ("", "_low", "_high")]] for judge in ("toy", "rm"))
+    inner = ["sft", "sft-kto"]  # whose intervals are within the bounds of a score
+    assert rewards.loc[inner].to_numpy() == pytest.approx(2 * scores.loc[inner].to_numpy() - 4)
+    assert scores.loc["dpo", "toy.score_low"] == 0
+    assert rewards.loc["dpo", "rm.score_low"] < -4
+    assert main["rm.win_rate"].tolist() == main["toy.win_rate"].tolist()
+    assert not [column for column in main if column.startswith("rm.score.")]
+    before, after = (out / "main.md").read_text().split("Judge: rm (reward model)")
+    assert "Rewards have no scale" not in before
+    assert after.startswith(", against the dataset's target, which itself scores −3.000; n = 8")
+    assert "Rewards have no scale" in after
+    for text, titles in ((before, ["Score", "Right", "Win rate"]), (after, ["Reward", "Win rate", "Ties"])):
+        header = next(line for line in text.splitlines() if line.startswith("|"))
+        assert [title.strip() for title in header.split("|")][2:5] == titles
+    first, second = (out / "comparisons.md").read_text().split("Judge: rm")
+    assert ("Score difference" in first, "Reward difference" in first) == (True, False)
+    assert ("Score difference" in second, "Reward difference" in second) == (False, True)
+
+
+def test_what_the_baseline_scores_is_told_from_the_lowest_to_the_highest(tmp_path, write_tree):
+    config, results = write_tree(tmp_path, judges=("rm",))
+    for path in results.glob("runs/*/*/*/*/judged/rm.json"):
+        content = json.loads(path.read_text())
+        content["scores"]["baseline"]["mean"] = 1.5 if "/dpo/" in str(path) else -10.0 if "/sft/" in str(path) else -3.0
+        path.write_text(json.dumps(content))
+    tables.make(config, results, tmp_path / "tables")
+    assert "which itself scores −10.000 to 1.500;" in (tmp_path / "tables/main.md").read_text()
 
 
 def test_two_runs_write_the_same_bytes(tmp_path, write_tree):

@@ -165,6 +165,116 @@ def test_all_losses_with_one_parent_share_its_reference(fresh: Project) -> None:
     ]
 
 
+# ---- reward models and live references ----------------------------------------------------------------------------
+
+LEARNED: dict[str, Any] = {
+    "stages": {
+        **CATALOGUE["stages"],
+        "rm": {"loss": "bradley_terry"},
+        "ppo": {"loss": "ppo", "reward": "score", "reward_model": "sft-rm"},
+        "grpo": {"loss": "grpo"},
+        "kto": {"loss": "kto", "humanline": True},
+    },
+    "grids.both.methods": ["sft-ppo", "sft-grpo", "sft-kto"],
+    "grids.both.reward_models": ["sft-rm"],
+}
+POLICIES = ("sft-grpo", "sft-kto", "sft-ppo")
+
+
+@pytest.fixture(scope="module")
+def learned(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return small.copy(tmp_path_factory.mktemp("learned") / "project").edit(LEARNED)
+
+
+@pytest.fixture(scope="module")
+def planned(learned: Project) -> Run:
+    return learned.dry("all")
+
+
+def inputs_of(run: Run, name: str) -> list[str]:
+    """What a training reads of references: the parts' paths below the runs."""
+    [job] = [job for job in run.jobs if job.name == f"train_cell {name}"]
+    return sorted(path.removeprefix("results/runs/d/m/") for path in job.input if "/reference/" in path)
+
+
+def test_a_grid_with_a_reward_model_and_a_live_reference_is_so_many_jobs_of_each_rule(planned: Run) -> None:
+    """sft-ppo learns from the scores of sft-rm, sft-grpo from those of the data, sft-kto against itself."""
+    assert planned.rules == {
+        "configure": 3 + 5 + 4,  # data, model, store; the cells; prompts, judge, task, grid
+        "prepare": 1, "model": 1, "tokenize": 1, "check": 4,  # sft, paired, unpaired, grouped
+        "train_cell": 5,
+        "reference": 2,
+        "sample": 3, "judge": 3, "task": 3,
+        "make_tables": 1, "draw_figures": 1, "all": 1,
+    }  # fmt: skip
+    rest = r"(train_cell|reference|sample|judge|task|check) "
+    assert [name for name in planned.names if re.match(rest, name)] == sorted([
+        *(f"check d/m/{view}" for view in ("grouped", "paired", "sft", "unpaired")),
+        *(f"train_cell {method}/seed1" for method in ("sft", "sft-rm", *POLICIES)),
+        "reference sft/seed1 responses", "reference sft-rm/seed1 scores",
+        *(f"{verb} {method}/seed1 {of}" for verb, of in (("sample", "p"), ("judge", "j"), ("task", "t"))
+          for method in POLICIES),
+    ])  # fmt: skip
+
+
+def test_each_cell_reads_its_own_references_and_scores(planned: Run) -> None:
+    responses, scores = "sft/seed1/reference/responses.safetensors", "sft-rm/seed1/reference/scores.safetensors"
+    assert inputs_of(planned, "sft-ppo/seed1") == [scores, responses]
+    assert inputs_of(planned, "sft-grpo/seed1") == [responses]
+    for cell in ("sft-kto/seed1", "sft-rm/seed1", "sft/seed1"):
+        assert inputs_of(planned, cell) == []
+
+
+def test_all_views_are_checked_before_the_first_training(planned: Run) -> None:
+    checks = [job for job in planned.jobs if job.rule == "check"]
+    assert {job.resources["views"] for job in checks} == {"grouped paired sft unpaired"}
+    [sft] = [job for job in planned.jobs if job.name == "train_cell sft/seed1"]
+    assert "results/tokens/d/m/checked/sft.json" in sft.input
+
+
+@pytest.mark.parametrize(
+    "path", ["sft-rm-dpo/seed1/manifest.json", "sft-rm/seed1/samples/p.jsonl", "sft-rm/seed1/tasks/t.json"]
+)
+def test_a_reward_model_answers_nothing_and_ends_its_chain(learned: Project, path: str) -> None:
+    run = learned.snakemake("-n", f"results/runs/d/m/{path}", timeout=60).failed()
+    assert "MissingRuleException" in run.output
+
+
+def test_training_is_all_cells_and_reward_models(learned: Project) -> None:
+    run = learned.dry("train")
+    assert {name for name in run.names if name.startswith("train_cell")} == {
+        f"train_cell {method}/seed1" for method in ("sft", "sft-rm", *POLICIES)
+    }
+    assert not {"sample", "judge", "task", "make_tables"} & set(run.rules)
+
+
+def test_a_reward_model_that_no_grid_names_is_made_for_the_cell_that_learns_from_it(learned: Project) -> None:
+    """With the same seed as the cell."""
+    run = learned.dry("results/runs/d/m/sft-ppo/seed7/manifest.json")
+    assert [name for name in run.names if re.match(r"(train_cell|reference|check) ", name)] == [
+        "check d/m/paired",
+        "check d/m/sft",
+        "check d/m/unpaired",
+        "reference sft-rm/seed7 scores",
+        "reference sft/seed7 responses",
+        "train_cell sft-ppo/seed7",
+        "train_cell sft-rm/seed7",
+        "train_cell sft/seed7",
+    ]
+
+
+def test_sharding_and_checkpointing_are_resources_and_plan_the_same_jobs(
+    learned: Project, planned: Run, tmp_path: Path
+) -> None:
+    resources = {"gpus": 2, "parallel": "fsdp", "gradient_checkpointing": True}
+    run = learned.copy(tmp_path / "project").edit({"models.m.resources": resources}).dry("--profile", "slurm", "all")
+    assert run.names == planned.names
+    launch = "accelerate launch --config_file profiles/accelerate/fsdp.yaml --num_processes 2 -m"
+    for job in run.jobs:
+        if job.rule == "train_cell":
+            assert (job.resources["launch"], job.resources["checkpointing"]) == (launch, "--gradient-checkpointing")
+
+
 # ---- what is refused before any job -------------------------------------------------------------------------------
 
 
@@ -176,6 +286,10 @@ def test_all_losses_with_one_parent_share_its_reference(fresh: Project) -> None:
         (
             {"grids.both.methods": ["sft-ktoo"]},
             r"grids\.both\.methods: sft-ktoo: there is no 'ktoo' in stages.*'kto'\?",
+        ),
+        (
+            {"stages.rm": {"loss": "bradley_terry"}, "grids.both.methods": ["sft-rm"]},
+            r"grids\.both\.methods: sft-rm ends in a reward model, which answers no prompts: name it in reward_models",
         ),
         ({"grid": "bth"}, r"grid: there is no 'bth' in grids; did you mean 'both'\?"),
         (
@@ -263,7 +377,10 @@ def test_what_rules_share_stays_small() -> None:
 def test_nothing_but_the_losses_names_a_loss() -> None:
     """(A view may be called like a loss: sft.)"""
     names = "|".join(set(LOSSES) - set(VIEWS))
-    general = ("halos/trainer.py", "halos/workflow.py", "halos/data/batches.py")
+    general = (
+        "halos/trainer.py", "halos/workflow.py", "halos/data/batches.py", "halos/models.py", "halos/heads.py",
+        "halos/logprobs.py", "halos/optimizer.py", "halos/reductions.py", "halos/reference.py",
+    )  # fmt: skip
     found = Counter[str]()
     for file in [ROOT / "Snakefile", *RULES, *(ROOT / name for name in general)]:
         found[file.name] += len(re.findall(rf"(?<![a-z])({names})(?![a-z])", file.read_text(), flags=re.IGNORECASE))

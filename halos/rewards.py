@@ -1,0 +1,130 @@
+"""Reward models at work: the scores that a saved one gives to responses, for judging and labelling."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from halos.data.feedback import Turn
+from halos.errors import HalosError
+
+log = logging.getLogger(__name__)
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that holds no reward model, by its small files: quick enough to do before anything is run.
+
+    Raises:
+        HalosError: there is no model, it is of another kind, it has several labels, or it has no chat template.
+    """
+    if not (folder / "config.json").is_file():
+        raise HalosError(f"there is no reward model in {folder} (no config.json); put one there or name another folder")
+    config = json.loads((folder / "config.json").read_text())
+    kind = next(iter(config.get("architectures") or ["a model of no known kind"]))
+    if not kind.endswith("ForSequenceClassification"):
+        raise HalosError(f"{folder} holds {kind}, and a reward model is a sequence classifier with one label")
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)  # transformers' own default is two
+    if labels != 1:
+        raise HalosError(f"{folder} is a classifier with {labels} labels, and a reward model has one")
+    tokenizer = folder / "tokenizer_config.json"
+    settings = json.loads(tokenizer.read_text()) if tokenizer.is_file() else {}
+    if not settings.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+        raise HalosError(f"the reward model in {folder} has no chat template; put one there as chat_template.jinja")
+
+
+class RewardModel:
+    """A saved reward model, read once: prompts and responses in, scores out.
+
+    Args:
+        folder: an `AutoModelForSequenceClassification` with one label, with its tokenizer and chat template: the
+            `model/` of a run that trained one, or one from elsewhere.
+        precision: compute type on an accelerator, bf16 or fp32; on the CPU it is float32.
+        attention: attention implementation.
+        tokens_per_microbatch: padded tokens of one forward pass.
+
+    Attributes:
+        positions: tokens that the model has room for; None when it names no limit.
+
+    Raises:
+        HalosError: the folder holds no such model.
+    """
+
+    def __init__(
+        self, folder: Path, precision: str = "bf16", attention: str = "sdpa", tokens_per_microbatch: int = 16384
+    ) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
+        from halos.data.template import Template
+        from halos.models import load
+
+        check(folder)
+        try:
+            self.template = Template(AutoTokenizer.from_pretrained(folder))
+            model: Any = load(folder, attention, score=True)
+        except (OSError, ValueError) as error:
+            raise HalosError(f"cannot load the reward model in {folder}: {' '.join(str(error).split())}") from error
+        self.folder, self.budget = folder, tokens_per_microbatch
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.bf16 = precision == "bf16" and self.device.type != "cpu"
+        self.model = model.to(self.device).eval()
+        config = model.config.get_text_config()
+        config.use_cache = False
+        if config.pad_token_id is None:  # any id that ends no sequence: the score is read off the last other token
+            config.pad_token_id = int(self.template.end == 0)
+        self.padding: int = config.pad_token_id
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+
+    def score(self, prompts: list[list[Turn]], responses: list[str]) -> list[float | None]:
+        """The score of each response to its prompt, in their order; higher is better, and the scale is the model's own.
+
+        A sequence is what the sequence store makes of the same texts, but never truncated. An empty response, one that
+        does not fit the model's positions with its prompt, or one without a finite score gets None, and how many there
+        are is said once. A score depends on nothing but its own prompt and response.
+        """
+        if not responses:
+            return []
+        heads = self.template.prompts(prompts, max_length=sys.maxsize)
+        tails = self.template.responses(responses)
+        sequences = [(*(head.ids or ()), *tail) for head, tail in zip(heads, tails, strict=True)]
+        limit = self.positions or sys.maxsize
+        empty = [not text.strip() for text in responses]
+        wanted = {s for s, nothing in zip(sequences, empty, strict=True) if not nothing and len(s) <= limit}
+        scores = self._scores(sorted(wanted))
+        found = [None if nothing else scores.get(s) for s, nothing in zip(sequences, empty, strict=True)]
+        if failed := found.count(None):
+            long = sum(len(s) > limit and not nothing for s, nothing in zip(sequences, empty, strict=True))
+            log.warning(
+                "%d of %d responses get no score of the reward model in %s: %d are empty, %d are too long for its %s "
+                "positions, %d have no finite score",
+                failed, len(found), self.folder, sum(empty), long, self.positions, failed - sum(empty) - long,
+            )  # fmt: skip
+        return found
+
+    def _scores(self, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+        """The finite scores of different sequences."""
+        import numpy as np
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        from halos.data.batches import cut
+
+        found: dict[tuple[int, ...], float] = {}
+        lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+        bar = tqdm(total=len(sequences), desc="score", unit=" responses", mininterval=1)
+        for part in cut(lengths, self.budget) if sequences else ():
+            rows = [torch.tensor(sequences[i], device=self.device) for i in part]
+            ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                scores = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+            found |= {sequences[i]: x for i, x in zip(part, scores, strict=True) if math.isfinite(x)}
+            bar.update(len(part))
+        bar.close()
+        return found
