@@ -323,7 +323,7 @@ class Trainer:
     # ---- start, stop, finish -------------------------------------------------------------------------------
 
     def _resume(self) -> int:
-        """Steps already done by an earlier attempt; its log and its kept models are cut back to them."""
+        """Steps already done by an earlier attempt; its log is cut back to them. What another run left is removed."""
         main = self.accelerator.is_main_process
         if main:
             self.checkpoints.remove_others()
@@ -333,7 +333,8 @@ class Trainer:
             if main:
                 self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
                 self.log_path.write_text("")
-                shutil.rmtree(self.kept, ignore_errors=True)  # of another config
+                (self.output / "manifest.json").unlink(missing_ok=True)  # it would say that this run is done
+                shutil.rmtree(self.kept, ignore_errors=True)
             return 0
         meta = self.checkpoints.load(path, *self._parts(), self.accelerator)
         self.seconds, self.tokens = meta["seconds"], meta["tokens"]

@@ -112,7 +112,7 @@ class PPO(Loss):
         clipped = batch.mean_over_tokens(((ratio.detach() - 1).abs() > self.clip).to(ratio.dtype), "response")
         metrics = {"clipped": clipped, "value_error": batch.mean_over_tokens(error.detach(), "response")}
         middle = moments["reward"].mean() if self.needs_scores else 0.0
-        rewards = _split(difference.sum(-1), reward > middle)
+        rewards = _split(difference.sum(-1), reward - middle > 1e-6)  # a mean's rounding decides nothing
         return Output((losses * mask).sum(-1), *rewards, metrics)
 
 

@@ -30,24 +30,24 @@ def demo(project: Project) -> Run:
 
 
 def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
-    """base, sft, kto, sft-dpo, sft-kto and sft-simpo of one model on one dataset, each with two seeds."""
+    """base, sft and ten methods from sft, with two seeds, and a reward model for each seed."""
     assert demo.rules == {
-        "configure": 3 + 13 + 5,  # data, model, store; the cells and base/seed0; prompts, judge, two tasks, grid
-        "prepare": 1, "model": 1, "tokenize": 1, "check": 3,
-        "train_cell": 10,
-        "reference": 2 + 2 * 2,  # both parts of base, once for all seeds, and of each sft
-        "sample": 12, "judge": 12, "task": 24,
+        "configure": 3 + 2 + 24 + 5,  # data, model, store; base; what is trained; prompts, judge, tasks, grid
+        "prepare": 1, "model": 1, "tokenize": 1, "check": 4,
+        "train_cell": 2 * 12,
+        "reference": 2 * 3,  # of each sft both parts; of each reward model its scores
+        "sample": 24, "judge": 24, "task": 48,
         "make_tables": 1, "draw_figures": 1, "all": 1,
     }  # fmt: skip
 
 
-def test_a_seed_of_base_is_sampled_but_its_reference_is_made_once(demo: Run) -> None:
-    assert [n for n in demo.names if re.match(r"reference|train_cell|sample", n) and " base/" in n] == [
-        "reference base/seed0 mismatched",
-        "reference base/seed0 responses",
-        "sample base/seed1 held_out",
-        "sample base/seed2 held_out",
-    ]
+def test_a_base_model_is_sampled_for_each_seed_but_its_reference_is_made_once(project: Project, demo: Run) -> None:
+    def of_base(run: Run) -> list[str]:
+        return [n for n in run.names if re.match(r"reference|train_cell|sample", n) and " base/" in n]
+
+    assert of_base(demo) == ["sample base/seed1 held_out", "sample base/seed2 held_out"]
+    wanted = [f"results/runs/toy/tiny/kto/seed{seed}/manifest.json" for seed in (1, 2)]
+    assert of_base(project.dry(*wanted)) == ["reference base/seed0 mismatched", "reference base/seed0 responses"]
 
 
 def test_the_slurm_profile_runs_as_typed_with_the_same_jobs(project: Project, demo: Run) -> None:
