@@ -171,6 +171,11 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
         path = config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
+    for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
+        for trained in (c for c in cell.lineage() if c.stage is not None):
+            lora = config.stage(str(trained.stage), trained.model).lora
+            if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
+                raise HalosError(f"stages.{trained.stage}.lora.path: there are no adapters in {lora.path}")
     for name in g.judges:
         folder = config.judges[name].folder
         if folder is not None:

@@ -100,12 +100,12 @@ class _Rows:
     def grids(config: Config, *_: Any) -> Iterator[Row]:
         for name, g in config.grids.items():
             yield {"grid": name, "cells": len(cells(config, name)), "datasets": ", ".join(g.datasets),
-                   "models": ", ".join(g.models), "methods": ", ".join(g.methods),
+                   "models": ", ".join(g.models), "methods": ", ".join((*g.methods, *g.reward_models)),
                    "seeds": ", ".join(map(str, g.seeds)),
                    "judges": ", ".join(g.judges) or "none",
                    "tasks": ", ".join(g.tasks) or "none"}  # fmt: skip
 
     @staticmethod
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
-        for cell in cells(config, grid):
+        for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
             yield {**cell.__dict__, "state": state(cell, results)}

@@ -224,3 +224,18 @@ def test_a_models_wrong_setting_for_a_stage_is_named() -> None:
     }
     with pytest.raises(HalosError, match=r"models\.m\.stages\.dpo: 'betta' is neither .* did you mean 'beta'"):
         C.load(catalogue)
+
+
+def test_adapters_that_are_missing_are_named_before_anything_runs(tmp_path: Path) -> None:
+    architecture = {"architecture": {"model_type": "llama"}, "tokenizer": {"train_on": "d"}}
+    catalogue = {
+        "grid": "g",
+        "models": {"m": architecture},
+        "datasets": {"d": {"sources": [{"name": "toy"}]}},
+        "stages": {"sft": {"loss": "sft"}, "dpo": {"loss": "dpo", "lora": {"path": str(tmp_path)}}},
+        "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["sft-dpo"]}},
+    }
+    with pytest.raises(HalosError, match=r"^stages\.dpo\.lora\.path: there are no adapters in "):
+        check_files(C.load(catalogue))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    check_files(C.load(catalogue))

@@ -255,7 +255,8 @@ class APODown(Implicit):
 class DiscoPOP(Implicit):
     """(1 - m) dpo + m exp(-(w - l)), with m = sigmoid((w - l) / tau).
 
-    Lu et al. 2024, Discovering Preference Optimization Algorithms, equation 5 (arXiv 2406.08414).
+    Lu et al. 2024, Discovering Preference Optimization Algorithms, equation 5 (arXiv 2406.08414). It is not convex: it
+    rises around a margin of 0, so that from the reference margins fall at first.
     """
 
     tau: Annotated[float, Gt(0), Le(1)] = 0.05
