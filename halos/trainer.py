@@ -92,6 +92,8 @@ class Trainer:
         self.log_path = self.checkpoints.folder / "train.jsonl"
         self.kept = output / "kept"
         self.accelerator = accelerator_for(self.settings["precision"])
+        if self.accelerator.is_fsdp2 and self.stage.optimizer == "Adafactor":
+            raise HalosError("torch's Adafactor cannot train sharded weights: choose another, or `parallel: ddp`")
 
         torch.manual_seed(self.seed)  # new weights are drawn from it: adapters, heads, control tokens
         self.lora = None if self.stage.lora is None else self.stage.lora.model_dump()
@@ -99,7 +101,7 @@ class Trainer:
         self._check_lengths(opened, model, control)
         self.parameters = sum(p.numel() for p in model.parameters())
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.live: nn.Module | None = None
         if self.stage.sync_every:
             self.live = prepare_frozen(ResponseLogps(self._frozen_copy(model)), self.accelerator)
