@@ -241,12 +241,20 @@ class Stage(BaseModel):
             raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
         if self.reward_model is not None and not loss.needs_scores:
             raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (ppo wants reward: score)")
-        views = {"paired": ["pairs_per_prompt"],
-                 "unpaired": ["desirable_fraction", "undesirable_fraction", "one_per_prompt", "label_by"]}  # fmt: skip
-        for view, settings in views.items():
-            changed = [k for k in settings if getattr(self, k) != type(self).model_fields[k].default]
-            if changed and loss.view != view:
-                raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {', '.join(changed)}")
+
+        def changed(*settings: str) -> str:
+            fields = type(self).model_fields
+            return ", ".join(name for name in settings if getattr(self, name) != fields[name].default)
+
+        if not self.humanline and (found := changed("log_eps_p", "log_eps_r")):
+            raise ValueError(f"without humanline: true nothing reads {found}")
+        if loss.head != "value" and (found := changed("value_max_grad_norm")):
+            raise ValueError(f"the loss {self.loss!r} has no value head: take out {found}")
+        if loss.view != "paired" and (found := changed("pairs_per_prompt")):
+            raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {found}")
+        unpaired = changed("desirable_fraction", "undesirable_fraction", "one_per_prompt", "label_by")
+        if loss.view != "unpaired" and unpaired:
+            raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {unpaired}")
         return self
 
     @property

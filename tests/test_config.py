@@ -107,6 +107,10 @@ MISTAKES = {
     "shares of labels of a loss without labels": (
         "stages/dpo", {"loss": "dpo", "desirable_fraction": 0.5, "one_per_prompt": True},
         ["stages.dpo: the loss 'dpo' reads the paired view: take out desirable_fraction, one_per_prompt"]),
+    "clamps without humanline": ("stages/dpo/log_eps_p", -0.5,
+                                 ["stages.dpo: without humanline: true nothing reads log_eps_p"]),
+    "a norm of no value head": ("stages/dpo/value_max_grad_norm", 0.5,
+                                ["stages.dpo: the loss 'dpo' has no value head: take out value_max_grad_norm"]),
     "labels of groups": ("stages/grpo/label_by", "best_worst", ["the loss 'grpo' reads the grouped view", "label_by"]),
     "labels by an unknown statistic": ("stages/kto/label_by", "men",
                                        ["stages.kto.label_by: 'men' is none of best_worst"]),
@@ -198,11 +202,12 @@ def test_humanline_syncs_its_reference_every_step_unless_told_otherwise(
 OTHERWISE: dict[str, Any] = {
     "lr": 3e-4, "optimizer": "RAdam", "optimizer_args": {"betas": [0.8, 0.9]}, "decay_norms_and_biases": False,
     "scheduler": "cosine", "warmup": 7, "batch_size": 9, "epochs": 3, "examples": 50, "inner_epochs": 2,
-    "max_grad_norm": 2.0, "value_max_grad_norm": 0.3, "eval_every": 5, "checkpoint_every": 6, "keep_every": 7,
-    "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"}, "log_eps_p": -0.5, "log_eps_r": 0.7,
+    "max_grad_norm": 2.0, "eval_every": 5, "checkpoint_every": 6, "keep_every": 7,
+    "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"},
 }  # fmt: skip
 BY_TRAIT: dict[str, dict[str, Any]] = {
-    "reference": {"humanline": True, "sync_reference": 3},
+    "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3},
+    "value head": {"value_max_grad_norm": 0.3},
     "scores": {"reward_model": "sft-rm"},
     "paired": {"pairs_per_prompt": 2},
     "unpaired": {"desirable_fraction": 0.5, "undesirable_fraction": 0.4, "one_per_prompt": True, "label_by": 0.25},
@@ -215,6 +220,7 @@ def settings_of(name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view, {})}
     settings |= BY_TRAIT["reference"] if loss.needs_reference else {}
     settings |= BY_TRAIT["scores"] if loss.needs_scores else {}
+    settings |= BY_TRAIT["value head"] if loss.head == "value" else {}
     for field in dataclasses.fields(loss):
         value = getattr(loss, field.name)
         settings |= {field.name: value / 2} if isinstance(value, float) and value else {}
@@ -251,10 +257,20 @@ def test_no_hyperparameter_has_the_name_of_a_training_setting(name: str) -> None
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_every_setting_of_a_stage_changes_its_slice_but_its_label(name: str) -> None:
-    before = C.stage_slice(C.Stage(loss=name))
-    same = [k for k, v in settings_of(name).items() if C.stage_slice(C.Stage(loss=name, **{k: v})) == before]
-    assert same == []
-    assert C.stage_slice(C.Stage(loss=name, label="A name")) == before
+    whole = settings_of(name)
+    sliced = C.stage_slice(C.Stage(loss=name, **whole))
+    assert [
+        k for k in whole if k != "humanline" and C.stage_slice(C.Stage(loss=name, **without(whole, k))) == sliced
+    ] == []
+    assert C.stage_slice(C.Stage(loss=name, **whole, label="A name")) == sliced
+
+
+def test_humanline_changes_a_stages_slice() -> None:
+    assert C.stage_slice(C.Stage(loss="dpo", humanline=True)) != C.stage_slice(C.Stage(loss="dpo"))
+
+
+def without(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
 
 
 def test_the_catalogue_of_the_tests_is_sound() -> None:
