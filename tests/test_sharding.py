@@ -70,16 +70,30 @@ def test_sharded_processes_train_the_same_weights_as_one(world: World, tmp_path:
     runs: dict[str, tuple[str, dict[str, Any]]] = {
         **{name: (name, {}) for name in LOSSES},
         **humanline,
-        "lora": ("lora", {"lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "path": None}}),
+        "lora": (
+            "lora",
+            {
+                "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "path": None},
+                "keep_every": 1,
+            },
+        ),
         "adamw": ("kto", {"optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}}),
+        "kept": ("dpo", {"keep_every": 1}),
+        "checkpointed": ("dpo", {}),
     }
     commands, ones = [], {}
     for name, (stage, changes) in runs.items():
         changes = {**PLAIN, **changes}
-        commands.append(command(world, tmp_path, name, stage, changes))
+        more = ["--gradient-checkpointing"] if name == "checkpointed" else []
+        commands.append(command(world, tmp_path, name, stage, changes, *more))
         ones[name] = world.train(tmp_path / "one" / name, stage, changes=changes, tokens_per_microbatch=400)
     assert launch(tmp_path, commands) == [0] * len(commands)
     start = load_file(world.base / "model/model.safetensors")
+    for name, file in (("kept", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        one, two = (load_file(tmp_path / part / name / "kept/step1" / file) for part in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=3e-4, atol=1e-6)
     for name, one in ones.items():
         two = tmp_path / "two" / name
         assert json.loads((two / "manifest.json").read_text())["processes"] == 2
