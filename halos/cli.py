@@ -62,7 +62,7 @@ GRID_OUTPUT = {
 }
 
 VERBS = {
-    "prepare": Verb("halos.data.sources:prepare", "make a dataset's feedback records from its sources", {
+    "prepare": Verb("halos.data.prepare:prepare", "make a dataset's feedback records from its sources", {
         "config": CONFIG,
         "train": Option("train split to write, parquet"),
         "test": Option("test split to write, parquet"),

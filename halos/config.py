@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-import halos.data.sources
+import halos.data
 import halos.losses
 from halos.data.selection import Selection
 from halos.errors import HalosError

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import halos.data.sources  # noqa: F401  (registers the verifiers of the package)
+import halos.data  # noqa: F401  (registers the verifiers of the package)
 from halos.config import read_slice
 from halos.data import feedback as F
 from halos.errors import HalosError

@@ -128,7 +128,7 @@ def _handlers() -> Iterator[None]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     import torch
 
-    from halos.data.sources import prepare
+    from halos.data.prepare import prepare
     from halos.data.store import tokenize
     from halos.models import make
 

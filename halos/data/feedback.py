@@ -38,6 +38,16 @@ def prompt_id(prompt: list[Turn]) -> str:
     return hashlib.sha256(json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
+def labels_of_pairs(n: int, pairs: Iterable[tuple[int, int]]) -> list[bool | None]:
+    """Whether each of `n` responses is desirable, by (winner, loser) pairs: one that only wins is, one that only loses
+    is not, and None for one that does both or neither."""
+    winners, losers = set(), set()
+    for winner, loser in pairs:
+        winners.add(winner)
+        losers.add(loser)
+    return [None if (i in winners) == (i in losers) else i in winners for i in range(n)]
+
+
 @dataclass(frozen=True)
 class Feedback:
     """One prompt with its responses and what is known of them.

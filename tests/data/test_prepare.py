@@ -1,0 +1,113 @@
+"""`prepare` mixes sources into two disjoint splits and counts every row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from halos.data import feedback
+from halos.data.prepare import prepare
+from halos.errors import HalosError
+from tests.data.files import CHOSEN, PROMPT, REJECTED, comparisons, record, run_prepare, write_lines
+
+
+def test_rows_in_are_rows_out_and_drops(tmp_path: Path) -> None:
+    good = comparisons(300)
+    bad = [{"chosen": CHOSEN, "rejected": CHOSEN}] * 3 + [{"chosen": CHOSEN, "rejected": PROMPT}] * 2
+    bad += [{"chosen": CHOSEN, "rejected": PROMPT + "\n\nAssistant: "}]
+    path = write_lines(tmp_path / "hh.jsonl", good + bad + good[:7])
+    report = run_prepare(tmp_path, {"name": "hh", "options": {"path": str(path)}})
+    drops: Counter[str] = Counter()
+    for split in ("train", "test"):
+        part, source = report[split], report[split]["sources"][0]
+        assert part["rows_in"] == part["rows_out"] + sum(part["drops"].values())
+        assert all(part[key] == source[key] for key in part if key != "sources")
+        assert len(list(feedback.read(tmp_path / f"out/{split}.parquet"))) == part["rows_out"]
+        assert part["pairs"] == part["desirable"] == part["undesirable"] == part["targets"] == part["rows_out"]
+        assert part["responses"] == 2 * part["rows_out"]
+        drops.update(part["drops"])
+    assert report["train"]["rows_in"] + report["test"]["rows_in"] == 313
+    assert drops == {
+        "chosen and rejected are equal": 3,
+        "no assistant turn at the end": 2,
+        "empty response": 1,
+        "duplicate record": 7,
+    }
+
+
+def test_a_test_prompt_never_occurs_in_train(tmp_path: Path) -> None:
+    train = write_lines(tmp_path / "train.jsonl", comparisons(20))
+    test = write_lines(tmp_path / "test.jsonl", comparisons(5))
+    report = run_prepare(tmp_path, {"name": "hh", "options": {"path": {"train": str(train), "test": str(test)}}})
+    assert (report["train"]["rows_out"], report["test"]["rows_out"]) == (15, 5)
+    assert report["train"]["drops"] == {"prompt is in the test split": 5}
+
+
+def test_a_prompt_with_other_responses_is_no_duplicate(tmp_path: Path) -> None:
+    rows = [record(0), record(0), record(0, responses=["yes", "perhaps"])]
+    paths = {
+        "train": str(write_lines(tmp_path / "a.jsonl", rows)),
+        "test": str(write_lines(tmp_path / "b", [record(1)])),
+    }
+    report = run_prepare(tmp_path, {"name": "local", "options": {"path": paths}})
+    assert report["train"]["rows_out"] == 2
+    assert report["train"]["drops"] == {"duplicate record": 1}
+
+
+def test_sources_are_mixed_and_counted_apart(tmp_path: Path) -> None:
+    tied = [record(i, scores=[1.0, 1.0, 1.0], responses=["a", "b", "c"], pairs=[], target=None) for i in range(40)]
+    mine, theirs = write_lines(tmp_path / "f.jsonl", tied), write_lines(tmp_path / "hh.jsonl", comparisons(60))
+    report = run_prepare(
+        tmp_path,
+        {"name": "local", "options": {"path": str(mine), "test_fraction": 0.5}},
+        {"name": "hh", "options": {"path": str(theirs), "test_fraction": 0.5}},
+    )
+    first, second = report["train"]["sources"]
+    assert (first["name"], second["name"]) == ("local", "hh")
+    assert first["ties"] == 3 * first["rows_out"]
+    assert (first["pairs"], first["targets"], second["ties"]) == (0, 0, 0)
+    for key in ("rows_in", "rows_out", "responses", "pairs", "ties"):
+        assert report["train"][key] == first[key] + second[key]
+
+
+def test_multi_turn_prompts_are_counted(tmp_path: Path) -> None:
+    path = str(write_lines(tmp_path / "hh.jsonl", [{"chosen": CHOSEN, "rejected": REJECTED}]))
+    other = str(write_lines(tmp_path / "other.jsonl", comparisons(3)))
+    report = run_prepare(tmp_path, {"name": "hh", "options": {"path": {"train": path, "test": other}}})
+    assert (report["train"]["multi_turn"], report["test"]["multi_turn"]) == (1, 0)
+
+
+def test_a_split_without_rows_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "hh.jsonl", [{"chosen": CHOSEN, "rejected": CHOSEN}])
+    paths = {"train": str(path), "test": str(write_lines(tmp_path / "t.jsonl", comparisons(2)))}
+    with pytest.raises(HalosError, match=r"nothing is left of its train split .*1 chosen and rejected are equal"):
+        run_prepare(tmp_path, {"name": "hh", "options": {"path": paths}})
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "hh.jsonl", comparisons(100))
+    outputs = []
+    for _ in range(2):
+        run_prepare(tmp_path, {"name": "hh", "options": {"path": str(path)}})
+        outputs.append([(tmp_path / "out" / n).read_bytes() for n in ("train.parquet", "test.parquet", "report.json")])
+    assert outputs[0] == outputs[1]
+
+
+def test_a_source_of_ones_own_comes_from_a_plugin(tmp_path: Path) -> None:
+    plugin = tmp_path / "own_source.py"
+    plugin.write_text(
+        "from halos.data.feedback import Feedback\n"
+        "from halos.registry import SOURCES\n"
+        "@SOURCES.register('own')\n"
+        "def own(split, *, word):\n"
+        "    yield Feedback([{'role': 'user', 'content': f'{word} {split}'}], ['a'], 'own', target=0)\n"
+    )
+    config = tmp_path / "config.yaml"
+    entries = [{"name": "own", "options": {"word": "hello"}}]
+    config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {str(plugin): "sha"}}))
+    prepare(config, tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json")
+    assert next(feedback.read(tmp_path / "test.parquet")).prompt[0]["content"] == "hello test"
