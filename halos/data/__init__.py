@@ -1,7 +1,7 @@
 """From named sources to token ids.
 
     feedback     the record, and its files
-    sources      published datasets by name; reading.py has what they share
+    sources      published datasets by name, with oasst and demonstrations; reading.py has what they share
     local        files of one's own; toy.py: the offline dataset and its verifier
     prepare      mixes sources into a train and a test split
     template     chat templates

@@ -1,0 +1,63 @@
+"""A server on this machine that speaks as much of the hub's API as downloading a dataset takes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+Datasets = dict[str, dict[str, dict[str, bytes]]]
+"""name -> commit -> path -> content. `main` is the last commit."""
+
+
+@contextlib.contextmanager
+def serve(datasets: Datasets) -> Iterator[str]:
+    """Serve the datasets until the context ends; gives the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def answer(self, code: int, body: bytes, **headers: str) -> None:
+            self.send_response(code)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            place = unquote(urlparse(self.path).path).strip("/").removeprefix("api/").split("/")
+            _, owner, name, what, revision, *path = place
+            commits = datasets.get(f"{owner}/{name}")
+            if commits is None:
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+            commit = list(commits)[-1] if revision == "main" else revision
+            if commit not in commits:
+                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
+            files = commits[commit]
+            if what == "resolve":
+                content = files["/".join(path)]
+                etag = hashlib.sha1(content).hexdigest()
+                return self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=commit)
+            if what == "tree":
+                tree = [{"type": "file", "path": p, "size": len(c), "oid": "0" * 40} for p, c in files.items()]
+                return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
+            info = {"id": f"{owner}/{name}", "sha": commit, "siblings": [{"rfilename": p} for p in files]}
+            return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
