@@ -6,11 +6,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from halos.errors import HalosError
@@ -28,6 +31,7 @@ SCHEMA = pa.schema(
         "desirable": pa.list_(pa.bool_()),
         "target": pa.int32(),
         "source": pa.string(),
+        "cut": pa.list_(pa.bool_()),
     }
 )
 
@@ -60,6 +64,7 @@ class Feedback:
         pairs: (winner, loser) indices into `responses`.
         desirable: one label for each response, None where it has none, or empty.
         target: index of the response that SFT imitates, or None.
+        cut: for each response whether it was cut before its end, and so is not taught to end there; or empty.
     """
 
     prompt: list[Turn]
@@ -69,8 +74,9 @@ class Feedback:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     desirable: list[bool | None] = field(default_factory=list)
     target: int | None = None
+    cut: list[bool] = field(default_factory=list)
 
-    @property
+    @cached_property
     def prompt_id(self) -> str:
         return prompt_id(self.prompt)
 
@@ -93,6 +99,8 @@ class Feedback:
             return "a score is not a finite number"
         if self.desirable and len(self.desirable) != n:
             return "desirable and responses differ in number"
+        if self.cut and len(self.cut) != n:
+            return "cut and responses differ in number"
         if any(not (0 <= w < n and 0 <= lo < n and w != lo) for w, lo in self.pairs):
             return "a pair names a response that does not exist, or the same one twice"
         if self.target is not None and not 0 <= self.target < n:
@@ -101,8 +109,7 @@ class Feedback:
 
     def row(self) -> dict[str, Any]:
         """The record as a row of SCHEMA."""
-        pairs = [list(p) for p in self.pairs]
-        return {**self.__dict__, "pairs": pairs, "prompt_id": self.prompt_id}
+        return {name: getattr(self, name) for name in SCHEMA.names}
 
 
 def from_row(row: dict[str, Any]) -> Feedback:
@@ -125,27 +132,131 @@ def from_row(row: dict[str, Any]) -> Feedback:
         pairs=[(int(p[0]), int(p[1])) for p in row["pairs"]] if row.get("pairs") is not None else [],
         desirable=list(row["desirable"]) if row.get("desirable") is not None else [],
         target=None if target is None else int(target),
+        cut=list(row["cut"]) if row.get("cut") is not None else [],
     )
 
 
 def write(records: Iterable[Feedback], path: Path, chunk: int = 10_000) -> int:
-    """Write records to a parquet file, `chunk` at a time; returns how many."""
-    count = 0
+    """Write records, `chunk` at a time, and return how many: JSON Lines if the name ends in .jsonl, else parquet.
+
+    In JSON Lines, what is empty is left out. Both forms read back as the same records.
+    """
+    if _is_lines(path):
+        return _write_lines(records, path)
+    count, records = 0, iter(records)
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        rows: list[dict[str, Any]] = []
-        for record in records:
-            rows.append(record.row())
-            count += 1
-            if len(rows) == chunk:
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                rows = []
-        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+        while block := list(islice(records, chunk)):
+            columns = [pa.array([getattr(r, column.name) for r in block], column.type) for column in SCHEMA]
+            writer.write_batch(pa.record_batch(columns, SCHEMA))
+            count += len(block)
     return count
 
 
 def read(path: Path, chunk: int = 1_000) -> Iterator[Feedback]:
-    """The records of a parquet file, read `chunk` at a time."""
+    """The records of a file that `write` made, `chunk` at a time.
+
+    Raises:
+        HalosError: there is no such file, or it holds something else.
+    """
     if not Path(path).is_file():
         raise HalosError(f"there is no feedback file {path}; make it with `python -m halos prepare`")
-    for batch in pq.ParquetFile(path).iter_batches(chunk):
-        yield from map(from_row, batch.to_pylist())
+    if _is_lines(path):
+        yield from _read_lines(path)
+    else:
+        for batch in _parquet(path).iter_batches(chunk):
+            yield from _records(batch)
+
+
+def prompt_ids(path: Path, limit: int | None = None, skip: int = 0, seed: int | None = None) -> pa.StringArray:
+    """The ids of `limit` prompts of a file, or of all: a choice that is random-like, mixes the file's sources, and does
+    not depend on the order of its records.
+
+    Args:
+        path: feedback records; of a parquet file nothing but the ids is read.
+        limit: how many, at most.
+        skip: how many are passed over before them.
+        seed: orders the prompts by the sha256 of seed and id; without it they are in the order of their ids.
+    """
+    if _is_lines(path):
+        ids = pa.array([record.prompt_id for record in read(path)], pa.string()).unique()
+    else:
+        ids = pc.unique(_parquet(path).read(["prompt_id"])["prompt_id"])
+    keys = ids
+    if seed is not None:
+        keys = pa.array([hashlib.sha256(f"{seed} {name.as_py()}".encode()).digest() for name in ids], pa.binary(32))
+    order = pc.array_sort_indices(keys)
+    return ids.take(order[skip:] if limit is None else order[skip : skip + limit])
+
+
+def records_of(path: Path, ids: pa.StringArray) -> Iterator[Feedback]:
+    """All records on the prompts `ids`, in the file's order; no others are made of what is read."""
+    if _is_lines(path):
+        wanted = set(ids.to_pylist())
+        yield from (record for record in read(path) if record.prompt_id in wanted)
+    else:
+        for batch in _parquet(path).iter_batches(1_000):
+            yield from _records(batch.filter(pc.is_in(batch["prompt_id"], ids)))
+
+
+def select_prompts(path: Path, limit: int | None, skip: int = 0, seed: int | None = None) -> list[Feedback]:
+    """The first record of each of the prompts that `prompt_ids` chooses, in its order.
+
+    Raises:
+        HalosError: `skip` passes over every prompt, or there are none.
+    """
+    ids = prompt_ids(path, limit, skip, seed)
+    if not len(ids):
+        raise HalosError(f"{path} has {len(prompt_ids(path))} prompts and {skip} are skipped; skip fewer")
+    first: dict[str, Feedback] = {}
+    for record in records_of(path, ids):
+        first.setdefault(record.prompt_id, record)
+    return [first[name] for name in ids.to_pylist()]
+
+
+def _is_lines(path: Path) -> bool:
+    return Path(path).suffix == ".jsonl"
+
+
+def _write_lines(records: Iterable[Feedback], path: Path) -> int:
+    count = 0
+    with Path(path).open("w", encoding="utf-8") as file:
+        for record in records:
+            row = {name: value for name, value in record.row().items() if value is not None and value != []}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _read_lines(path: Path) -> Iterator[Feedback]:
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield from_row(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError, HalosError) as error:
+                raise HalosError(f"line {number} of {path} is no feedback record ({error}); correct it") from None
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)  # else what was read stays in memory while the file is open
+    except pa.ArrowInvalid as error:
+        raise HalosError(f"{path} cannot be read ({error}); it must be a parquet file, or end in .jsonl") from None
+    if file.schema_arrow.remove_metadata() != SCHEMA:
+        raise HalosError(f"{path} holds no feedback records; make some of it with the source `local`")
+    return file
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
+    """The records of rows of SCHEMA. Lists are cut from whole columns: row by row takes several times as long."""
+    turns, numbers = batch["prompt"].flatten(), batch["pairs"].flatten().flatten().to_pylist()
+    texts = zip(turns.field("role").to_pylist(), turns.field("content").to_pylist(), strict=True)
+    flat = {
+        "prompt": [{"role": role, "content": content} for role, content in texts],
+        "pairs": list(zip(numbers[::2], numbers[1::2], strict=True)),
+        **{name: batch[name].flatten().to_pylist() for name in ("responses", "scores", "desirable", "cut")},
+    }
+    columns: dict[str, Any] = {name: batch[name].to_pylist() for name in ("source", "target")}
+    for name, values in flat.items():
+        bounds = [0, *accumulate(pc.list_value_length(batch[name]).to_pylist())]
+        columns[name] = [values[begin:end] for begin, end in pairwise(bounds)]
+    return map(Feedback, *(columns[column.name] for column in fields(Feedback)))

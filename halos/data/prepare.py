@@ -59,26 +59,45 @@ class Tally:
         return {"rows_in": self.rows_in, "rows_out": self.rows_out, "drops": dict(sorted(self.drops.items())), **counts}
 
 
-def _kept(rows: Iterable[Feedback | Drop], split: str, tally: Tally, test_prompts: set[bytes]) -> Iterator[Feedback]:
+class _Prompts:
+    """Which prompts have been met. Half a sha256 of each is held in memory."""
+
+    def __init__(self) -> None:
+        self.met: set[bytes] = set()
+        self.shared: set[bytes] = set()
+
+    def add(self, record: Feedback) -> None:
+        prompt = _half(record.prompt_id)
+        (self.shared if prompt in self.met else self.met).add(prompt)
+
+    def __contains__(self, record: Feedback) -> bool:
+        return _half(record.prompt_id) in self.met
+
+
+def _half(prompt_id: str) -> bytes:
+    return bytes.fromhex(prompt_id[:32])
+
+
+def _kept(
+    rows: Iterable[Feedback | Drop], tally: Tally, prompts: _Prompts, others: _Prompts | None
+) -> Iterator[Feedback]:
     """The records of one source that stay in its split; `tally` counts them and, by reason, the rest.
 
-    Test prompts are added to `test_prompts`, train records on one of them are dropped. Only hashes are held in memory.
+    What stays is entered into `prompts`, the split's own; prompts of `others`, the test split's, do not stay.
     """
     seen: set[bytes] = set()
     for row in rows:
         tally.rows_in += 1
         reason = row.reason if isinstance(row, Drop) else row.problem()
         if isinstance(row, Feedback) and reason is None:
-            prompt = bytes.fromhex(row.prompt_id)
-            digest = hashlib.sha256(json.dumps([row.prompt_id, row.responses]).encode()).digest()
-            if split == "train" and prompt in test_prompts:
+            digest = hashlib.blake2b(json.dumps({**row.row(), "prompt": None}).encode(), digest_size=16).digest()
+            if others is not None and row in others:
                 reason = "prompt is in the test split"
             elif digest in seen:
                 reason = "duplicate record"
             else:
                 seen.add(digest)
-                if split == "test":
-                    test_prompts.add(prompt)
+                prompts.add(row)
                 tally.add(row)
                 yield row
         if reason is not None:
@@ -88,14 +107,17 @@ def _kept(rows: Iterable[Feedback | Drop], split: str, tally: Tally, test_prompt
 def prepare(config: Path, train: Path, test: Path, report: Path) -> None:
     """Read every source of a dataset, drop (and count) what cannot be used, and write both splits.
 
-    A prompt of the test split never occurs in train. The three files appear together, when all is well.
+    A prompt of the test split never occurs in train. One that occurs in two sources, or in two records of one, stays in
+    each record: sources score on scales of their own, so that their responses are not one group. The three files
+    appear together, when all is well.
 
     Args:
         config: the dataset's slice of the catalogue: `dataset`, `sources`, `plugins`.
-        train: the parquet file of the train split to write.
-        test: that of the test split.
-        report: the JSON file to write: rows, drops by reason and labels, per split and source. rows_in is rows_out
-            plus all drops.
+        train: the parquet file of the train split to write (or .jsonl).
+        test: that of the test split. A source for evaluation alone has this one only.
+        report: the JSON file to write: rows, drops by reason and labels, per split and source (with the commit of what
+            came from the hub), and how many prompts of a split are in more than one record (shared_prompts). rows_in is
+            rows_out plus all drops.
 
     Raises:
         HalosError: a source cannot be read, or a split is left without rows.
@@ -103,27 +125,42 @@ def prepare(config: Path, train: Path, test: Path, report: Path) -> None:
     content = read_slice(config)
     outputs = {"train": Path(train), "test": Path(test)}
     # opened first: a source that checks its files does so before anything is written
-    rows = {s: [SOURCES[entry["name"]](s, **entry["options"]) for entry in content["sources"]] for s in SPLITS}
+    rows = {split: [(e, SOURCES[e["name"]](split, **e["options"])) for e in content["sources"]
+                    if split in getattr(SOURCES[e["name"]], "splits", SPLITS)] for split in SPLITS}  # fmt: skip
     summary: dict[str, Any] = {"dataset": content["dataset"], **dict.fromkeys(SPLITS)}
-    test_prompts: set[bytes] = set()
+    prompts = {split: _Prompts() for split in SPLITS}
 
     with contextlib.ExitStack() as stack:
-        temporary = {path: path.with_name(f".{path.name}.tmp") for path in (*outputs.values(), Path(report))}
+        temporary = {path: path.with_name(f".partial-{path.name}") for path in (*outputs.values(), Path(report))}
         for path in temporary.values():
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.callback(path.unlink, missing_ok=True)
-        for split in ("test", "train"):  # train leaves the prompts of test out
+        for split, others in (("test", None), ("train", prompts["test"])):
             tallies = [Tally() for _ in rows[split]]
-            streams = [_kept(r, split, t, test_prompts) for r, t in zip(rows[split], tallies, strict=True)]
-            records = tqdm(itertools.chain.from_iterable(streams), f"{split} rows", unit="", disable=None)
-            feedback.write(records, temporary[outputs[split]])
+            bar = tqdm(desc=split, unit=" rows", unit_scale=True, mininterval=1, disable=None)
+            streams = (
+                _kept(_counted(found, bar), tally, prompts[split], others)
+                for (_, found), tally in zip(rows[split], tallies, strict=True)
+            )
+            feedback.write(itertools.chain.from_iterable(streams), temporary[outputs[split]])
+            bar.close()
             total = sum(tallies, Tally())
-            _say(content["dataset"], split, total)
-            sources = [{**e, **t.row()} for e, t in zip(content["sources"], tallies, strict=True)]
-            summary[split] = {**total.row(), "sources": sources}
+            if rows[split]:
+                _say(content["dataset"], split, total)
+            sources = [
+                {**entry, **getattr(found, "origin", {}), **tally.row()}
+                for (entry, found), tally in zip(rows[split], tallies, strict=True)
+            ]
+            summary[split] = {**total.row(), "shared_prompts": len(prompts[split].shared), "sources": sources}
         temporary[Path(report)].write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         for path, written in temporary.items():
             os.replace(written, path)
+
+
+def _counted(rows: Iterable[Feedback | Drop], bar: tqdm) -> Iterator[Feedback | Drop]:
+    for row in rows:
+        bar.update()
+        yield row
 
 
 def _say(dataset: str, split: str, total: Tally) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
+from halos.data.drawing import drawn, shares
 from halos.errors import HalosError
 
 if TYPE_CHECKING:  # the store imports the catalogue, which imports this
@@ -23,7 +24,7 @@ class Selection:
     """What a training uses of a view. `label_by` holds for both splits, the others for the train split alone.
 
     Attributes:
-        desirable_fraction, undesirable_fraction: share of the desirable and of the undesirable examples that is kept,
+        keep_desirable, keep_undesirable: share of the desirable and of the undesirable examples that is kept,
             above 0 and at most 1: round(fraction * n) of n, and at least one.
         pairs_per_prompt: keep at most so many pairs of a prompt, at least 1.
         one_per_prompt: keep one response of each prompt.
@@ -34,8 +35,8 @@ class Selection:
             with the mean or median of all scores of the train split.
     """
 
-    desirable_fraction: float = 1.0
-    undesirable_fraction: float = 1.0
+    keep_desirable: float = 1.0
+    keep_undesirable: float = 1.0
     pairs_per_prompt: int | None = None
     one_per_prompt: bool = False
     label_by: Literal["best_worst", "mean", "median"] | float | None = None
@@ -68,28 +69,14 @@ def select(store: Store, split: str, view: str, selection: Selection, seed: int)
     rng = np.random.default_rng([seed, 0, 1])  # [seed, epoch] shuffles
     if view == "paired" and selection.pairs_per_prompt is not None:
         prompts = store.prompt_of(table["chosen"].to_numpy())
-        return table.filter(_drawn(prompts, selection.pairs_per_prompt, rng))
+        return table.filter(drawn(prompts, selection.pairs_per_prompt, rng))
     if unpaired and selection.one_per_prompt:
-        table = table.filter(_drawn(store.prompt_of(table["sequence"].to_numpy()), 1, rng))
-    fractions = {1: selection.desirable_fraction, 0: selection.undesirable_fraction}
+        table = table.filter(drawn(store.prompt_of(table["sequence"].to_numpy()), 1, rng))
+    fractions = {1: selection.keep_desirable, 0: selection.keep_undesirable}
     if unpaired and min(fractions.values()) < 1:
         labels = table["desirable"].cast(pa.int8()).fill_null(-1).to_numpy()  # scored responses may have no label
-        numbers = np.full(len(labels), len(labels))
-        for label, fraction in fractions.items():
-            of_label = labels == label
-            numbers[of_label] = max(1, round(fraction * int(of_label.sum())))
-        table = table.filter(_drawn(labels, numbers, rng))
+        table = table.filter(shares(labels, fractions, rng))
     return table
-
-
-def _drawn(groups: np.ndarray, numbers: int | np.ndarray, rng: np.random.Generator) -> pa.Array:
-    """(N,) bool: a random `numbers` (one, or one a row) of the rows of each group, or all where there are fewer. A
-    larger number adds to what a smaller one draws."""
-    order = np.lexsort((rng.random(len(groups)), groups))
-    ordered = groups[order]
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)  # within the group
-    return pa.array(rank < numbers)
 
 
 def _labelled(store: Store, split: str, label_by: str | float) -> pa.Table:

@@ -15,21 +15,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from halos.config import read_slice
 from halos.data import feedback
+from halos.data.drawing import shares
 from halos.data.feedback import Feedback
 from halos.data.template import Template
 from halos.errors import HalosError
@@ -48,6 +51,8 @@ VIEWS = {
 HAVING = {"unpaired": "desirable", "scored": "score"}
 """The column of the unpaired table in which a row of the view has a value."""
 IDS = pa.schema({"ids": pa.list_(pa.int32())})
+ROWS = 1_000
+"""Rows of ids that are written at once."""
 
 
 class Store:
@@ -125,14 +130,22 @@ def _mapped(path: Path) -> pa.ChunkedArray:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["ids"]
 
 
-def check(store: Path, views: Iterable[str], output: Path) -> None:
-    """The verb: refuse, before anything is trained, a store that lacks a view which some cell of the grid needs."""
+def check(store: Path, views: Iterable[str], feedback: Path | None, prompts: int, output: Path) -> None:
+    """The verb: refuse, before anything is trained, a store that lacks a view which some cell of the grid needs, and a
+    train split with fewer prompts than the rounds of its online stages want."""
     opened = Store(store)
     needed = sorted(set(views))
     for name in needed:
         for split in SPLITS:
             opened.view(split, name)
-    write_json(output, {"views": needed})
+    if prompts and feedback is not None:
+        has = len(pc.unique(pq.read_table(feedback, columns=["prompt_id"])["prompt_id"]))
+        if has < prompts:
+            raise HalosError(
+                f"dataset {opened.meta['dataset']} has {has} prompts in its train split, and the grid's online stages "
+                f"want {prompts}: lower their rounds or prompts_per_round"
+            )
+    write_json(output, {"views": needed, "prompts": prompts})
 
 
 def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, report: Path) -> None:
@@ -155,6 +168,8 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
     builder = _Builder(temporary, template, settings["max_length"], settings["max_prompt_length"])
     found = {"train": builder.add("train", feedback.read(train)),
              "test": builder.add("test", _subset(test, settings["eval_examples"]))}  # fmt: skip
+    fractions = {1: settings.get("keep_desirable", 1.0), 0: settings.get("keep_undesirable", 1.0)}
+    builder.views["train"].keep(fractions)
     counts = builder.finish()
     meta = {**settings, "template": template.hash, **counts}
     meta["hash"] = hash_files(temporary.iterdir())
@@ -169,10 +184,97 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
 
 
 def _subset(path: Path, limit: int) -> Iterator[Feedback]:
-    """The records with the `limit` smallest prompt ids: a fixed, random-like subset that mixes all sources."""
-    ids = sorted(set(pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()))[:limit]
-    wanted = set(ids)
-    return (record for record in feedback.read(path) if record.prompt_id in wanted)
+    """The records on `limit` prompts: a fixed, random-like subset that mixes all sources."""
+    return feedback.records_of(path, feedback.prompt_ids(path, limit))
+
+
+class _Ids:
+    """A file of token ids. Rows are written ROWS at a time, however many are added at once, so that equal rows make
+    equal files."""
+
+    def __init__(self, path: Path) -> None:
+        self.writer = pa.ipc.new_file(str(path), IDS)
+        self.waiting: list[list[int]] = []
+
+    def add(self, ids: list[list[int]]) -> None:
+        self.waiting += ids
+        while len(self.waiting) >= ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        self.writer.write_table(pa.table({"ids": self.waiting[:ROWS]}, IDS))
+        del self.waiting[:ROWS]
+
+    def close(self) -> None:
+        if self.waiting:
+            self._write()
+        self.writer.close()
+
+
+class _Views:
+    """The index tables of a split as they grow: a few numbers for each row."""
+
+    def __init__(self) -> None:
+        self.targets, self.chosen, self.rejected = array("i"), array("i"), array("i")
+        self.sequence, self.desirable, self.score = array("i"), array("b"), array("d")  # without: -1 and NaN
+        self.first, self.sizes, self.scores = array("i"), array("i"), array("d")  # a group's sequences are neighbours
+
+    def add(self, first: int, record: Feedback) -> None:
+        """Enter a record whose first response is sequence `first`."""
+        if record.target is not None:
+            self.targets.append(first + record.target)
+        for winner, loser in record.pairs:
+            self.chosen.append(first + winner)
+            self.rejected.append(first + loser)
+        for j in range(len(record.responses)):
+            label = record.desirable[j] if record.desirable else None
+            if label is not None or record.scores:
+                self.sequence.append(first + j)
+                self.desirable.append(-1 if label is None else label)
+                self.score.append(record.scores[j] if record.scores else math.nan)
+        if record.scores:
+            self.first.append(first)
+            self.sizes.append(len(record.scores))
+            self.scores.extend(record.scores)
+
+    def keep(self, fractions: Mapping[int, float]) -> None:
+        """Leave a random share of the unpaired rows of either label (1 desirable, 0 not), the same in every call."""
+        labels = np.asarray(self.desirable)
+        kept = shares(labels, fractions, np.random.default_rng(0)).to_numpy(zero_copy_only=False)
+        for name in ("sequence", "desirable", "score"):
+            column = getattr(self, name)
+            setattr(self, name, array(column.typecode, np.asarray(column)[kept].tobytes()))
+
+    def tables(self, mismatched: np.ndarray | None) -> dict[str, pa.Table]:
+        """The table of each view; `mismatched` is the last column of the unpaired one, which is empty without it."""
+        n = 0 if mismatched is None else len(mismatched)
+        desirable, score = np.asarray(self.desirable)[:n], np.asarray(self.score)[:n]
+        sizes = np.asarray(self.sizes, dtype=np.int64)
+        ends = np.cumsum(sizes)
+        sequences = np.arange(sizes.sum()) + np.repeat(np.asarray(self.first) - (ends - sizes), sizes)
+        offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+        columns = {
+            "sft": [self.targets],
+            "paired": [self.chosen, self.rejected],
+            "unpaired": [
+                np.asarray(self.sequence)[:n],
+                pa.array(desirable == 1, mask=desirable < 0),
+                pa.array(score, mask=np.isnan(score)),
+                [] if mismatched is None else mismatched,
+            ],
+            "grouped": [
+                pa.ListArray.from_arrays(offsets, pa.array(sequences, pa.int32())),
+                pa.ListArray.from_arrays(offsets, pa.array(np.asarray(self.scores))),
+            ],
+        }
+        return {
+            view: pa.table([_column(c, f.type) for c, f in zip(columns[view], schema, strict=True)], schema=schema)
+            for view, schema in VIEWS.items()
+        }
+
+
+def _column(values: Any, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(np.asarray(values), kind)
 
 
 class _Builder:
@@ -181,19 +283,20 @@ class _Builder:
     def __init__(self, folder: Path, template: Template, max_length: int, max_prompt_length: int) -> None:
         self.folder, self.template = folder, template
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
-        self.prompts = pa.ipc.new_file(str(folder / "prompts.arrow"), IDS)
-        self.responses = pa.ipc.new_file(str(folder / "responses.arrow"), IDS)
+        self.prompts, self.responses = _Ids(folder / "prompts.arrow"), _Ids(folder / "responses.arrow")
         self.prompt_rows: dict[bytes, int] = {}  # by prompt id: records of one prompt share its row
         self.prompt_lengths = array("i")  # of each prompt
         self.prompt = array("i")  # of each sequence: its prompt's row; a real response has its sequence's own row
         self.full_lengths = array("i")  # of each response
         self.keys = array("Q")  # of each sequence: a hash of prompt and response, which draws the mismatched ones
-        self.views: dict[str, dict[str, list[Any]]] = {s: {v: [] for v in VIEWS} for s in SPLITS}
+        self.views = {split: _Views() for split in SPLITS}
 
     def add(self, split: str, records: Iterator[Feedback], chunk: int = 1_000) -> dict[str, Any]:
-        """Add a split; returns its counts for the report."""
+        """Add a split, `chunk` records at a time; returns its counts for the report."""
         dropped: Counter[str] = Counter()
-        counts: Counter[str] = Counter(records=0, prompts_with_dropped_turns=0, truncated_responses=0)
+        counts: Counter[str] = Counter(
+            records=0, prompts_with_dropped_turns=0, truncated_responses=0, responses_without_end=0
+        )
         first = len(self.prompt)
         bar = tqdm(desc=f"tokenize {split}", unit=" records", mininterval=1)
         while block := list(islice(records, chunk)):
@@ -205,20 +308,12 @@ class _Builder:
                 else:
                     counts["prompts_with_dropped_turns"] += prompt.dropped_turns > 0
                     kept.append((record, prompt.ids))
-            texts = self.template.responses([text for record, _ in kept for text in record.responses])
-            self.responses.write_table(pa.table({"ids": texts}, IDS))
+            cut = [flag for record, _ in kept for flag in record.cut or [False] * len(record.responses)]
+            texts = self.template.responses([text for record, _ in kept for text in record.responses], cut)
+            counts["responses_without_end"] += sum(cut)
+            self.responses.add(texts)
             self.full_lengths.extend(map(len, texts))
-            new = []
-            for record, ids in kept:
-                prompt_id = record.prompt_id
-                row = self.prompt_rows.setdefault(bytes.fromhex(prompt_id), len(self.prompt_lengths))
-                if row == len(self.prompt_lengths):
-                    new.append(ids)
-                    self.prompt_lengths.append(len(ids))
-                self._index(split, record)
-                self.prompt.extend([row] * len(record.responses))
-                self.keys.extend(_key(prompt_id, text) for text in record.responses)
-            self.prompts.write_table(pa.table({"ids": new}, IDS))
+            self.prompts.add([ids for record, ids in kept if self._enter(split, record, len(ids))])
             counts["records"] += len(block)
             bar.update(len(block))
         bar.close()
@@ -229,20 +324,16 @@ class _Builder:
         quantiles = {"prompt": _quantiles(lengths[:, 0]), "response": _quantiles(full)}
         return {**counts, "sequences": len(rows), "dropped": dict(dropped), "length_quantiles": quantiles}
 
-    def _index(self, split: str, record: Feedback) -> None:
-        """Enter a record, whose first response will be sequence len(self.prompt), into the views."""
-        views, first = self.views[split], len(self.prompt)
-        if record.target is not None:
-            views["sft"].append((first + record.target,))
-        views["paired"] += [(first + winner, first + loser) for winner, loser in record.pairs]
-        n = len(record.responses)
-        labels = record.desirable or [None] * n
-        scores: list[Any] = record.scores or [None] * n
-        for j, (label, score) in enumerate(zip(labels, scores, strict=True)):
-            if label is not None or score is not None:
-                views["unpaired"].append((first + j, label, score))
-        if record.scores:
-            views["grouped"].append((list(range(first, first + n)), list(record.scores)))
+    def _enter(self, split: str, record: Feedback, length: int) -> bool:
+        """Enter a record, whose prompt has `length` tokens; whether its prompt is a new one."""
+        n = len(self.prompt_lengths)
+        row = self.prompt_rows.setdefault(bytes.fromhex(record.prompt_id[:32]), n)
+        if row == n:
+            self.prompt_lengths.append(length)
+        self.views[split].add(len(self.prompt), record)
+        self.prompt.extend([row] * len(record.responses))
+        self.keys.extend(_key(record.prompt_id, text) for text in record.responses)
+        return row == n
 
     def _prompt_of(self, rows: np.ndarray) -> np.ndarray:
         found: np.ndarray = np.asarray(self.prompt)[rows]
@@ -260,31 +351,23 @@ class _Builder:
         self.responses.close()
         n = len(self.prompt)
         prompts, responses = [np.asarray(self.prompt)], [np.arange(n)]
+        views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         for split in SPLITS:
-            columns = list(zip(*self.views[split]["unpaired"], strict=True)) or [(), (), ()]
-            rows = np.array(columns[0], dtype=np.int64)
+            rows = np.asarray(self.views[split].sequence)
             other = mismatch(self._prompt_of(rows), np.asarray(self.keys)[rows])
-            if other is None:  # a split with a single prompt has nothing to mismatch
-                self.views[split]["unpaired"] = []
-                continue
-            first = sum(map(len, prompts))
-            prompts.append(self._prompt_of(rows))
-            responses.append(rows[other])
-            mismatched = range(first, first + len(rows))
-            self.views[split]["unpaired"] = list(zip(*columns, mismatched, strict=True))
+            first, mismatched = sum(map(len, prompts)), None
+            if other is not None:  # a split with a single prompt has nothing to mismatch
+                prompts.append(self._prompt_of(rows))
+                responses.append(rows[other])
+                mismatched = np.arange(first, first + len(rows))
+            for view, index in self.views[split].tables(mismatched).items():
+                pq.write_table(index, self.folder / f"{split}_{view}.parquet")
+                having = HAVING if view == "unpaired" else {view: index.column_names[0]}
+                views[split] |= {v: index.num_rows - index[column].null_count for v, column in having.items()}
         prompt, response = np.concatenate(prompts), np.concatenate(responses)
         lengths = self._lengths(prompt, response)
         table = {"prompt": prompt, "response": response, "prompt_length": lengths[:, 0], "length": lengths[:, 1]}
         pq.write_table(pa.table({k: v.astype(np.int32) for k, v in table.items()}), self.folder / "sequences.parquet")
-        views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
-        for split in SPLITS:
-            for view, schema in VIEWS.items():
-                columns = list(zip(*self.views[split][view], strict=True)) or [()] * len(schema)
-                arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-                index = pa.table(arrays, schema=schema)
-                pq.write_table(index, self.folder / f"{split}_{view}.parquet")
-                having = HAVING if view == "unpaired" else {view: schema.names[0]}
-                views[split] |= {v: index.num_rows - index[column].null_count for v, column in having.items()}
         return {"n_prompts": len(self.prompt_lengths), "n_responses": n, "n_sequences": len(prompt), "views": views}
 
 
@@ -298,16 +381,14 @@ def mismatch(prompts: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
         prompts: (N,) the prompt of each example.
         keys: (N,) uint64 hash of each example's prompt and response.
     """
-    if len(np.unique(prompts)) < 2:
-        return None
     order = np.argsort(keys, kind="stable")
-    partner = np.roll(order, -1)
-    step = 1
-    while (clash := prompts[partner] == prompts[order]).any():
-        step += 1
-        partner = np.where(clash, np.roll(order, -step), partner)
+    ordered = prompts[order]
+    ends = np.flatnonzero(ordered != np.roll(ordered, -1))  # the last of each run of one prompt
+    if not len(ends):
+        return None
+    own = np.searchsorted(ends, np.arange(len(order))) % len(ends)
     result = np.empty_like(order)
-    result[order] = partner
+    result[order] = order[(ends[own] + 1) % len(order)]
     return result
 
 

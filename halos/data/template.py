@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,30 +108,44 @@ class Template:
 
         A longer one loses its oldest turns first (a system turn stays); the last user turn is always whole.
         """
-        out: list[Prompt] = []
         max_length += self.control
-        for turns, ids in zip(conversations, self._tokenize([self.render(t) for t in conversations]), strict=True):
-            dropped = 0
-            system = turns[:1] if turns[0]["role"] == "system" else []
-            rest = turns[len(system) :]
-            while len(ids) > max_length and len(rest) > 1:
-                rest = rest[1:]
-                while len(rest) > 1 and rest[0]["role"] == "assistant":
-                    rest = rest[1:]
-                dropped = len(turns) - len(system) - len(rest)
-                ids = self._tokenize([self.render(system + rest)])[0]
-            out.append(Prompt(ids if len(ids) <= max_length else None, dropped))
-        return out
+        kept = list(conversations)
+        ids = self._tokenize(list(map(self.render, kept)))
+        # all that are too long lose a turn at once: the tokenizer's threads take a list of texts, not one
+        while cut := [
+            i for i in range(len(kept)) if len(ids[i]) > max_length and len(_shorter(kept[i])) < len(kept[i])
+        ]:
+            for i in cut:
+                kept[i] = _shorter(kept[i])
+            for i, shorter in zip(cut, self._tokenize([self.render(kept[i]) for i in cut]), strict=True):
+                ids[i] = shorter
+        return [
+            Prompt(found if len(found) <= max_length else None, len(turns) - len(rest))
+            for turns, rest, found in zip(conversations, kept, ids, strict=True)
+        ]
 
-    def responses(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of responses, end-of-turn token included."""
-        return [[*ids, self.end] for ids in self._tokenize([self.lead + text for text in texts])]
+    def responses(self, texts: list[str], cut: Sequence[bool] = ()) -> list[list[int]]:
+        """Token ids of responses, the end-of-turn token included, but for those that were `cut` before their end."""
+        whole = [not flag for flag in cut] or [True] * len(texts)
+        every = self._tokenize([self.lead + text for text in texts])
+        return [[*ids, self.end] if ends else ids for ids, ends in zip(every, whole, strict=True)]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
         return ids
+
+
+def _shorter(turns: list[Turn]) -> list[Turn]:
+    """`turns` less the oldest exchange that is not the last turn; itself where there is none. A system turn stays."""
+    system = turns[:1] if turns[0]["role"] == "system" else []
+    rest = turns[len(system) + 1 :]
+    while len(rest) > 1 and rest[0]["role"] == "assistant":
+        rest = rest[1:]
+    return system + rest if rest else turns
 
 
 def _alternating(turns: list[Turn]) -> list[Turn]:

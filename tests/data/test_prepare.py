@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_rows_in_are_rows_out_and_drops(tmp_path: Path) -> None:
     for split in ("train", "test"):
         part, source = report[split], report[split]["sources"][0]
         assert part["rows_in"] == part["rows_out"] + sum(part["drops"].values())
-        assert all(part[key] == source[key] for key in part if key != "sources")
+        assert all(part[key] == source[key] for key in part if key not in ("sources", "shared_prompts"))
         assert len(list(feedback.read(tmp_path / f"out/{split}.parquet"))) == part["rows_out"]
         assert part["pairs"] == part["desirable"] == part["undesirable"] == part["targets"] == part["rows_out"]
         assert part["responses"] == 2 * part["rows_out"]
@@ -55,6 +56,78 @@ def test_a_prompt_with_other_responses_is_no_duplicate(tmp_path: Path) -> None:
     report = run_prepare(tmp_path, {"name": "local", "options": {"path": paths}})
     assert report["train"]["rows_out"] == 2
     assert report["train"]["drops"] == {"duplicate record": 1}
+
+
+def test_a_record_with_other_labels_or_scores_is_no_duplicate(tmp_path: Path) -> None:
+    rows = [record(0), record(0, scores=[0.0, 1.0]), record(0, desirable=[True, False]), record(0, target=1), record(0)]
+    rows += [record(0, pairs=[[1, 0]])]
+    paths = {
+        "train": str(write_lines(tmp_path / "a.jsonl", rows)),
+        "test": str(write_lines(tmp_path / "b.jsonl", [record(1)])),
+    }
+    report = run_prepare(tmp_path, {"name": "local", "options": {"path": paths}})
+    assert (report["train"]["rows_out"], report["train"]["drops"]) == (5, {"duplicate record": 1})
+
+
+def test_a_prompt_of_two_sources_stays_in_two_records_and_is_counted(tmp_path: Path) -> None:
+    test = str(write_lines(tmp_path / "t.jsonl", [record(100)]))
+    first = str(write_lines(tmp_path / "a.jsonl", [record(i) for i in range(5)]))
+    twice = [record(4, responses=["a", "b"]), record(5), record(3), record(6), record(6, responses=["c", "d"])]
+    second = str(write_lines(tmp_path / "b.jsonl", twice))
+    entries = [{"name": "local", "options": {"path": {"train": path, "test": test}}} for path in (first, second)]
+    report = run_prepare(tmp_path, *entries)
+    assert report["train"]["rows_out"] == 10
+    assert report["train"]["shared_prompts"] == 3  # 3 and 4 of both, 6 of two records
+    assert report["test"]["shared_prompts"] == 1
+    assert sum(len(r.responses) for r in feedback.read(tmp_path / "out/train.parquet")) == 20
+
+
+def test_splits_are_written_as_json_lines_if_so_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "hh.jsonl", comparisons(60))
+    run_prepare(tmp_path, {"name": "hh", "options": {"path": str(path)}})
+    outputs = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    prepare(tmp_path / "config.yaml", *outputs, tmp_path / "report.json")
+    for output in outputs:
+        assert list(feedback.read(output)) == list(feedback.read(tmp_path / f"out/{output.stem}.parquet"))
+
+
+def plugin_dataset(tmp_path: Path, text: str, *names: str) -> Path:
+    """The config of a dataset whose sources are in a plugin."""
+    plugin = tmp_path / "own_source.py"
+    header = "from halos.data.feedback import Feedback\nfrom halos.registry import SOURCES\n"
+    plugin.write_text(header + text)
+    config = tmp_path / "config.yaml"
+    entries = [{"name": name, "options": {}} for name in names]
+    config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {str(plugin): "sha"}}))
+    return config
+
+
+def test_a_source_for_evaluation_alone_is_not_asked_for_train(tmp_path: Path) -> None:
+    text = (
+        "@SOURCES.register('only_test')\n"
+        "def only_test(split):\n"
+        "    assert split == 'test'\n"
+        "    yield Feedback([{'role': 'user', 'content': 'Why?'}], ['a'], 'own', target=0)\n"
+        "only_test.splits = ('test',)\n"
+    )
+    files = tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json"
+    prepare(plugin_dataset(tmp_path, text, "only_test"), *files)
+    assert [len(list(feedback.read(file))) for file in files[:2]] == [0, 1]
+    assert json.loads(files[2].read_text())["train"]["sources"] == []
+
+
+def test_the_commit_of_what_came_from_the_hub_is_reported(tmp_path: Path) -> None:
+    text = (
+        "class Rows(list):\n"
+        "    origin = {'hub': 'owner/name', 'commit': 'c0ffee'}\n"
+        "@SOURCES.register('from_hub')\n"
+        "def from_hub(split):\n"
+        "    return Rows([Feedback([{'role': 'user', 'content': split}], ['a'], 'own', target=0)])\n"
+    )
+    prepare(plugin_dataset(tmp_path, text, "from_hub"), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r")
+    for split in ("train", "test"):
+        [source] = json.loads((tmp_path / "r").read_text())[split]["sources"]
+        assert (source["hub"], source["commit"]) == ("owner/name", "c0ffee")
 
 
 def test_sources_are_mixed_and_counted_apart(tmp_path: Path) -> None:

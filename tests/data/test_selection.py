@@ -131,8 +131,8 @@ FRACTIONS = {  # of 60 desirable and 137 undesirable examples
 def test_exactly_the_asked_fraction_of_either_label_is_kept(store: Store, fraction: float) -> None:
     desirable, undesirable = FRACTIONS[fraction]
     for selection, expected in (
-        (Selection(desirable_fraction=fraction), (desirable, 137)),
-        (Selection(undesirable_fraction=fraction), (60, undesirable)),
+        (Selection(keep_desirable=fraction), (desirable, 137)),
+        (Selection(keep_undesirable=fraction), (60, undesirable)),
         (Selection(fraction, fraction), (desirable, undesirable)),
     ):
         assert counts(select(store, "train", "unpaired", selection, 1)) == expected
@@ -159,8 +159,8 @@ def test_the_fraction_of_one_label_does_not_move_what_is_kept_of_the_other(store
 # ---- seeds and splits ------------------------------------------------------------------------------------------------
 
 DRAWS = {
-    "desirable_fraction": ("unpaired", Selection(desirable_fraction=0.5)),
-    "undesirable_fraction": ("unpaired", Selection(undesirable_fraction=0.5)),
+    "keep_desirable": ("unpaired", Selection(keep_desirable=0.5)),
+    "keep_undesirable": ("unpaired", Selection(keep_undesirable=0.5)),
     "one_per_prompt": ("unpaired", Selection(one_per_prompt=True)),
     "one_per_prompt_scored": ("scored", Selection(one_per_prompt=True)),
     "pairs_per_prompt": ("paired", Selection(pairs_per_prompt=2)),
@@ -199,7 +199,7 @@ def test_by_default_a_training_uses_the_whole_view(store: Store, split: str, vie
 
 @pytest.mark.parametrize("view", ["sft", "grouped", "paired"])
 def test_settings_of_unpaired_examples_leave_the_other_views_alone(store: Store, view: str) -> None:
-    unpaired = Selection(desirable_fraction=0.1, undesirable_fraction=0.1, one_per_prompt=True, label_by="mean")
+    unpaired = Selection(keep_desirable=0.1, keep_undesirable=0.1, one_per_prompt=True, label_by="mean")
     assert select(store, "train", view, unpaired, 1).equals(store.view("train", view))
 
 

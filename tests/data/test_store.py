@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
 from halos.config import dump
 from halos.data import feedback
 from halos.data.feedback import Feedback
-from halos.data.store import Store, check, mismatch, tokenize
+from halos.data.store import Store, _Builder, check, mismatch, tokenize
+from halos.data.template import Template
 from halos.errors import HalosError
+from halos.provenance import hash_files
 from tests.conftest import World
 
 
@@ -20,7 +24,7 @@ def ask(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def make(tmp_path: Path, world: World, records: list[Feedback], **settings: int) -> tuple[Store, dict[str, Any]]:
+def make(tmp_path: Path, world: World, records: list[Feedback], **settings: float) -> tuple[Store, dict[str, Any]]:
     """A store with `records` in both splits."""
     config = tmp_path / "config.yaml"
     config.write_text(dump({"dataset": "d", "model": "m", "max_length": 60, "max_prompt_length": 40,
@@ -55,6 +59,16 @@ def test_the_views_hold_what_the_records_say(tmp_path: Path, world: World) -> No
     [group] = store.view("train", "grouped").to_pylist()
     assert [text(row) for row in group["sequences"]] == ["Yes it is.<|end|>", "No.<|end|>"]
     assert group["scores"] == [1.0, 0.0]
+
+
+def test_a_group_holds_its_own_responses_wherever_it_stands(tmp_path: Path, world: World) -> None:
+    three = Feedback(ask("What?"), ["One.", "Two.", "Three."], "x", scores=[3.0, 1.0, 2.0])
+    store, _ = make(tmp_path, world, [OTHER, PAIR, OTHER, three])
+    groups = store.view("train", "grouped").to_pylist()
+    assert groups == [
+        {"sequences": [1, 2], "scores": [1.0, 0.0]},
+        {"sequences": [4, 5, 6], "scores": [3.0, 1.0, 2.0]},
+    ]
 
 
 def test_responses_with_a_label_are_unpaired_and_those_with_a_score_scored(tmp_path: Path, world: World) -> None:
@@ -114,8 +128,16 @@ def test_the_mismatched_draw_follows_the_examples_and_not_their_order() -> None:
     assert {int(shuffled[i]): int(shuffled[j]) for i, j in enumerate(moved)} == dict(enumerate(plain.tolist()))
 
 
+def test_an_example_is_mismatched_with_the_next_one_of_another_prompt_round_the_circle() -> None:
+    prompts, keys = np.array([0, 0, 1, 0, 1, 0]), np.array([60, 20, 30, 40, 50, 10], dtype=np.uint64)
+    other = mismatch(prompts, keys)  # in the circle: 5 1 2 3 4 0, whose prompts are 0 0 1 0 1 0
+    assert other is not None
+    assert other.tolist() == [2, 2, 3, 4, 0, 2]
+
+
 def test_one_prompt_alone_has_no_mismatch() -> None:
     assert mismatch(np.zeros(3, dtype=int), np.arange(3, dtype=np.uint64)) is None
+    assert mismatch(np.zeros(0, dtype=int), np.zeros(0, dtype=np.uint64)) is None
 
 
 def test_a_truncated_response_has_no_end_of_turn_and_is_counted(tmp_path: Path, world: World) -> None:
@@ -138,10 +160,10 @@ def test_a_prompt_that_cannot_fit_is_dropped_with_its_reason(tmp_path: Path, wor
 def test_a_view_without_rows_is_refused_with_what_there_is(tmp_path: Path, world: World) -> None:
     store, _ = make(tmp_path, world, [OTHER, Feedback(ask("What?"), ["So."], "x", desirable=[True])])
     with pytest.raises(HalosError, match=r"no rows for the paired view .*it has unpaired"):
-        check(store.folder, ["paired", "unpaired"], tmp_path / "checked.json")
+        check(store.folder, ["paired", "unpaired"], None, 0, tmp_path / "checked.json")
     assert not (tmp_path / "checked.json").exists()
-    check(store.folder, ["unpaired"], tmp_path / "checked.json")
-    assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["unpaired"]}
+    check(store.folder, ["unpaired"], None, 0, tmp_path / "checked.json")
+    assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["unpaired"], "prompts": 0}
 
 
 def test_labels_and_scores_that_are_wanting_are_told_apart(tmp_path: Path, world: World) -> None:
@@ -156,9 +178,79 @@ def test_labels_and_scores_that_are_wanting_are_told_apart(tmp_path: Path, world
     with pytest.raises(HalosError, match=r"no rows for the scored view .*it has unpaired\): give its records scores"):
         stores["labelled"].view("test", "scored")
     with pytest.raises(HalosError, match=r"no rows for the unpaired view .*it has scored, grouped\): .*label_by"):
-        check(stores["scored"].folder, ["scored", "unpaired"], tmp_path / "checked.json")
-    check(stores["scored"].folder, ["scored"], tmp_path / "checked.json")
-    assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["scored"]}
+        check(stores["scored"].folder, ["scored", "unpaired"], None, 0, tmp_path / "checked.json")
+    check(stores["scored"].folder, ["scored"], None, 0, tmp_path / "checked.json")
+    assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["scored"], "prompts": 0}
+
+
+def test_the_store_does_not_depend_on_how_many_records_are_added_at_once(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halos.data.store.ROWS", 16)
+    rng = np.random.default_rng(0)
+    records = [
+        Feedback(ask(f"Number {rng.integers(20)}?"), [f"It is {i}, {j}." for j in range(1 + i % 3)], "x", target=0)
+        for i in range(50)
+    ]
+    feedback.write(records, tmp_path / "data.parquet")
+    template, hashes = Template(AutoTokenizer.from_pretrained(world.base / "model")), set()
+    for chunk in (1, 7, 16, 1000):
+        folder = tmp_path / str(chunk)
+        folder.mkdir()
+        builder = _Builder(folder, template, 60, 40)
+        for split in ("train", "test"):
+            builder.add(split, feedback.read(tmp_path / "data.parquet"), chunk)
+        builder.finish()
+        hashes.add(hash_files(folder.iterdir()))
+    assert len(hashes) == 1
+    assert len(pa.ipc.open_file(str(tmp_path / "7/responses.arrow")).read_all()) == 2 * sum(
+        1 + i % 3 for i in range(50)
+    )
+
+
+def labels(*kinds: bool | None) -> list[Feedback]:
+    """A record for each label, on a prompt of its own, with a score."""
+    return [
+        Feedback(ask(f"Number {i}?"), [f"It is {i}."], "x", scores=[float(i)], desirable=[kind], target=0)
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def test_a_share_of_the_labels_is_kept_in_train_alone(tmp_path: Path, world: World) -> None:
+    records = labels(*[True, False, False, None] * 11)
+    kept: dict[float, set[int]] = {}
+    for share in (1.0, 0.5, 0.2, 0.01):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        store, _ = make(folder, world, records, keep_desirable=share)
+        rows = store.view("train", "scored").to_pylist()
+        found = Counter(row["desirable"] for row in rows)
+        assert found == {True: max(1, round(share * 11)), False: 22, None: 11}
+        assert store.view("test", "scored").num_rows == 44
+        assert store.view("train", "sft").num_rows == 44
+        assert store.meta["views"]["train"]["unpaired"] == found[True] + found[False]
+        sequences = {row["sequence"] for row in rows}
+        for row in rows:  # what is left out is no mismatch of another either
+            assert mismatched_with(store, row["mismatched"]) in sequences
+        kept[share] = {row["sequence"] for row in rows if row["desirable"]}
+    assert kept[0.01] < kept[0.2] < kept[0.5] < kept[1.0]
+
+
+def mismatched_with(store: Store, row: int) -> int:
+    """The real sequence whose response a mismatched one has."""
+    response = store.sequence(row)[1].tolist()
+    return next(i for i in range(store.n_responses) if store.sequence(i)[1].tolist() == response)
+
+
+def test_the_share_of_one_label_does_not_move_what_is_kept_of_the_other(tmp_path: Path, world: World) -> None:
+    records, kept = labels(*[True, False] * 10), []
+    for name, settings in (("a", {}), ("b", {"keep_desirable": 0.3})):
+        (tmp_path / name).mkdir()
+        store, _ = make(tmp_path / name, world, records, keep_undesirable=0.5, **settings)
+        rows = store.view("train", "unpaired").to_pylist()
+        kept.append([row["sequence"] for row in rows if not row["desirable"]])
+    assert len(kept[0]) == 5
+    assert kept[0] == kept[1]
 
 
 def test_equal_input_makes_an_equal_store_and_other_limits_another(tmp_path: Path, world: World) -> None:
@@ -179,3 +271,16 @@ def test_the_evaluation_subset_does_not_depend_on_the_order_of_the_records(tmp_p
         found.append(sorted(store.sequence(row)[0].tolist() for row in rows))
     assert len(found[0]) == 5
     assert found[0] == found[1]
+
+
+def test_a_response_that_was_cut_is_not_taught_to_end(world: World, tmp_path: Path) -> None:
+    """A sample that met its token limit, beside one that ended."""
+    records = [Feedback(ask(f"Is it {i}?"), ["The opposite is", "Fast."], "s", scores=[0.0, 1.0], cut=[True, False])
+               for i in range(2)]  # fmt: skip
+    opened, report = make(tmp_path, world, records)
+    template = Template(AutoTokenizer.from_pretrained(world.base / "model"))
+    (cut, whole), *_ = opened.view("train", "grouped")["sequences"].to_pylist()
+    assert opened.sequence(cut)[1].tolist() == template.responses(["The opposite is"])[0][:-1]
+    assert opened.sequence(whole)[1].tolist() == template.responses(["Fast."])[0]
+    assert opened.sequence(whole)[1][-1] == template.end
+    assert report["train"]["responses_without_end"] == 2

@@ -71,6 +71,20 @@ def test_a_long_prompt_loses_its_oldest_turns_and_keeps_system_and_last_user_tur
     assert len(short.ids or []) <= 30
 
 
+@pytest.mark.parametrize("shape", ["turns", "alternating"])
+def test_a_prompt_does_not_depend_on_those_beside_it(shape: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = SHAPES[shape] or tokenizer.chat_template
+    template = Template(tokenizer)
+    roles, conversations = ("user", "assistant"), []
+    for n in range(1, 8):
+        turns = [turn(roles[k % 2], f"word {k} " * (k + n)) for k in range(n)]
+        turns.append(turn("user", "last?"))  # every other time after another user turn
+        conversations += [turns, [turn("system", "Be brief."), *turns]]
+    together = template.prompts(conversations, 60)
+    assert together == [template.prompts([turns], 60)[0] for turns in conversations]
+    assert len({prompt.dropped_turns for prompt in together}) > 3
+
+
 def test_a_last_turn_that_cannot_fit_is_refused_and_not_cut(tokenizer: Any) -> None:
     [prompt] = Template(tokenizer).prompts([[turn("user", "word " * 50)]], 10)
     assert prompt.ids is None
