@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import halos.data  # noqa: F401  (registers the verifiers of the package)
 from halos.config import read_slice
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.provenance import write_json
-from halos.registry import VERIFIERS, suggest
-
-if TYPE_CHECKING:
-    from halos.rewards import RewardModel
+from halos.registry import suggest
+from halos.sample import read_samples
+from halos.scores import Score, by_reward_model, by_verifier, open_reward_model
 
 BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
 """Preferences, in alpaca_eval's convention."""
 
-log = logging.getLogger(__name__)
-Scores = dict[str, float]
+KINDS = ("verifier", "reward_model")
 
 
 @dataclass(frozen=True)
@@ -47,62 +41,22 @@ class Verdict:
 
     Attributes:
         preference: 1 the baseline wins, 2 the candidate wins, 1.5 a tie; None when the judge failed.
-        candidate: score for each criterion, a verifier's between 0 and 1; empty when there is none.
-        baseline: the same.
+        candidate, baseline: the scores of both.
     """
 
     preference: float | None
-    candidate: Scores = field(default_factory=dict)
-    baseline: Scores = field(default_factory=dict)
+    candidate: Score
+    baseline: Score
 
 
-def by_verifier(config: dict[str, Any], comparisons: list[Comparison], _: RewardModel | None) -> list[Verdict]:
-    """The response with the higher mean over the verifier's criteria wins.
-
-    A verifier that raises, or gives no finite score, has failed on that response: the comparison is counted as a
-    failure and decides nothing.
-    """
-    verifier = VERIFIERS[config["verifier"]]
-    prompts = {c.prompt_id: c.prompt for c in comparisons}
-
-    @cache  # the baseline's response is met once for each sample of its prompt
-    def score(prompt_id: str, response: str) -> Scores:
-        try:
-            scores = {name: float(value) for name, value in verifier(prompts[prompt_id], response).items()}
-        except Exception as error:
-            log.warning("verifier %s failed: %s: %s", config["verifier"], type(error).__name__, error)
-            return {}
-        return scores if all(map(math.isfinite, scores.values())) else {}
-
-    margin = config["tie_margin"]
-    return [decide(score(c.prompt_id, c.candidate), score(c.prompt_id, c.baseline), margin) for c in comparisons]
-
-
-def by_reward_model(config: dict[str, Any], comparisons: list[Comparison], model: RewardModel | None) -> list[Verdict]:
-    """The response with the higher score wins; where either has none, the comparison is counted as a failure."""
-    assert model is not None
-    texts = [c.candidate for c in comparisons] + [c.baseline for c in comparisons]
-    scores = model.score([c.prompt for c in comparisons] * 2, texts)
-    named: list[Scores] = [{} if score is None else {"reward": score} for score in scores]
-    n = len(comparisons)
-    return [decide(ours, its, config["tie_margin"]) for ours, its in zip(named[:n], named[n:], strict=True)]
-
-
-def decide(candidate: Scores, baseline: Scores, tie_margin: float) -> Verdict:
-    """The higher mean wins, and means at most `tie_margin` apart are a tie; nothing is decided where one is missing."""
-    if not candidate or not baseline:
+def decide(candidate: Score, baseline: Score, tie_margin: float) -> Verdict:
+    """The higher score wins, scores at most `tie_margin` apart are a tie; nothing is decided where one is missing."""
+    if candidate.value is None or baseline.value is None:
         return Verdict(None, candidate, baseline)
-    lead = fmean(candidate.values()) - fmean(baseline.values())
+    lead = candidate.value - baseline.value
     if abs(lead) <= tie_margin + 1e-9:  # .4 - .3 is above .1 in floating point
         return Verdict(TIE, candidate, baseline)
     return Verdict(CANDIDATE_WINS if lead > 0 else BASELINE_WINS, candidate, baseline)
-
-
-KINDS: dict[str, Callable[[dict[str, Any], list[Comparison], RewardModel | None], list[Verdict]]] = {
-    "verifier": by_verifier,
-    "reward_model": by_reward_model,
-}
-"""kind of judge -> function(config slice, comparisons, its reward model) that gives a verdict for each comparison."""
 
 
 def judge(
@@ -125,14 +79,19 @@ def judge(
             could be decided.
     """
     content = read_slice(config)
-    if content["kind"] not in KINDS:
-        raise HalosError(f"judge {content['judge']}: unknown kind {content['kind']!r}{suggest(content['kind'], KINDS)}")
+    name, kind = f"judge {content['judge']}", content["kind"]
+    if kind not in KINDS:
+        raise HalosError(f"{name}: unknown kind {kind!r}{suggest(kind, KINDS)}")
     rows = read_samples(samples)
     comparisons = compare(rows, feedback, samples)
-    model = _reward_model(content, reward_model, tokens_per_microbatch)
-    verdicts = KINDS[content["kind"]](content, comparisons, model)
+    model = open_reward_model(name, kind, reward_model, tokens_per_microbatch)
+    score = by_verifier if model is None else by_reward_model(model)
+    texts = [c.candidate for c in comparisons] + [c.baseline for c in comparisons]
+    scores = score(content, [c.prompt for c in comparisons] * 2, texts)
+    sides = zip(scores[: len(comparisons)], scores[len(comparisons) :], strict=True)
+    verdicts = [decide(candidate, baseline, content["tie_margin"]) for candidate, baseline in sides]
     if all(v.preference is None for v in verdicts):
-        raise HalosError(f"judge {content['judge']} failed on all {len(verdicts)} responses; see its messages above")
+        raise HalosError(f"{name} failed on all {len(verdicts)} responses; see its messages above")
     row, preferences = aggregate(content["judge"], comparisons, [v.preference for v in verdicts])
     decided = [(c, v) for c, v, p in zip(comparisons, verdicts, preferences, strict=True) if p is not None]
     error = row["standard_error"]
@@ -164,59 +123,15 @@ def judge(
                     "prompt_id": c.prompt_id,
                     "sample": c.sample,
                     "preference": preference,
-                    "candidate_score": _mean(v.candidate),
-                    "baseline_score": _mean(v.baseline),
-                    "criteria": v.candidate,
+                    "candidate_score": v.candidate.value,
+                    "baseline_score": v.baseline.value,
+                    "criteria": dict(v.candidate.criteria),
                     "finish_reason": c.finish_reason,
                 }
                 for c, v, preference in zip(comparisons, verdicts, preferences, strict=True)
             ],
         },
     )
-
-
-def _reward_model(content: dict[str, Any], files: list[Path], tokens: int) -> RewardModel | None:
-    """The reward model that a judge scores with, as its own run computed: the manifest tells how."""
-    if bool(files) != (content["kind"] == "reward_model"):
-        says = "takes none" if files else "needs its model's folder"
-        raise HalosError(f"judge {content['judge']} is of kind {content['kind']}: --reward-model {says}")
-    if not files:
-        return None
-    from halos.rewards import RewardModel
-
-    folder, *manifest = files
-    run = json.loads(manifest[0].read_text())["config"] if manifest else {}
-    how = {key: run[key] for key in ("precision", "attention") if key in run}
-    return RewardModel(folder, tokens_per_microbatch=tokens, **how)
-
-
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The lines of a samples file.
-
-    Raises:
-        HalosError: there is none, one is not a sample, or one occurs twice.
-    """
-    if not path.is_file():
-        raise HalosError(f"there is no samples file {path}; make it with `python -m halos sample`")
-    rows: list[dict[str, Any]] = []
-    seen: set[tuple[str, int]] = set()
-    for number, line in enumerate(path.open(), 1):
-        try:
-            row = json.loads(line)
-            key = (row["prompt_id"], row["sample"])
-            if not isinstance(row["response"], str):
-                raise TypeError("response is not text")
-        except (ValueError, TypeError, KeyError) as error:
-            raise HalosError(
-                f"{path}, line {number} is not a sample ({type(error).__name__}: {error}); delete it and sample again"
-            ) from None
-        if key in seen:
-            raise HalosError(f"{path}, line {number}: sample {key[1]} of prompt {key[0]} is there twice; sample again")
-        seen.add(key)
-        rows.append(row)
-    if not rows:
-        raise HalosError(f"{path} holds no samples; delete it and sample again")
-    return rows
 
 
 def compare(rows: list[dict[str, Any]], feedback: Path, samples: Path) -> list[Comparison]:
@@ -298,13 +213,9 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _mean(scores: Scores) -> float | None:
-    return fmean(scores.values()) if scores else None
-
-
-def _means(scores: list[Scores]) -> dict[str, float | None]:
+def _means(scores: list[Score]) -> dict[str, float | None]:
     """The mean of each criterion, and of the criteria's means, over the responses that have a score."""
-    scored = [s for s in scores if s]
+    scored = [s.criteria for s in scores if s.criteria]
     criteria = sorted({name for s in scored for name in s})
     overall = fmean(fmean(s.values()) for s in scored) if scored else None
     return {"mean": overall, **{name: fmean(s[name] for s in scored if name in s) for name in criteria}}

@@ -59,6 +59,7 @@ class RewardModel:
         self, folder: Path, precision: str = "bf16", attention: str = "sdpa", tokens_per_microbatch: int = 16384
     ) -> None:
         import torch
+        from accelerate import PartialState
         from transformers import AutoTokenizer
 
         from halos.data.template import Template
@@ -71,7 +72,8 @@ class RewardModel:
         except (OSError, ValueError) as error:
             raise HalosError(f"cannot load the reward model in {folder}: {' '.join(str(error).split())}") from error
         self.folder, self.budget = folder, tokens_per_microbatch
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.processes = PartialState(cpu=not torch.accelerator.is_available())
+        self.device = self.processes.device
         self.bf16 = precision == "bf16" and self.device.type != "cpu"
         self.model = model.to(self.device).eval()
         config = model.config.get_text_config()
@@ -86,7 +88,8 @@ class RewardModel:
 
         A sequence is what the sequence store makes of the same texts, but never truncated. An empty response, one that
         does not fit the model's positions with its prompt, or one without a finite score gets None, and how many there
-        are is said once. A score depends on nothing but its own prompt and response.
+        are is said once. A score depends on nothing but its own prompt and response. Of several processes, which are
+        all given the same texts, each scores a share, and all get all scores.
         """
         if not responses:
             return []
@@ -108,17 +111,20 @@ class RewardModel:
         return found
 
     def _scores(self, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-        """The finite scores of different sequences."""
+        """The finite scores of different sequences; this process computes its share of them."""
         import numpy as np
         import torch
+        from accelerate.utils import gather_object
         from torch.nn.utils.rnn import pad_sequence
 
         from halos.data.batches import cut
 
         found: dict[tuple[int, ...], float] = {}
         lengths = np.array([len(s) for s in sequences], dtype=np.int64)
-        bar = tqdm(total=len(sequences), desc="score", unit=" responses", mininterval=1)
-        for part in cut(lengths, self.budget) if sequences else ():
+        rank, world = self.processes.process_index, self.processes.num_processes
+        parts = cut(lengths, self.budget, world)[rank::world] if sequences else []
+        bar = tqdm(total=sum(map(len, parts)), desc="score", unit=" responses", mininterval=1, disable=rank > 0)
+        for part in filter(len, parts):
             rows = [torch.tensor(sequences[i], device=self.device) for i in part]
             ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -127,4 +133,4 @@ class RewardModel:
             found |= {sequences[i]: x for i, x in zip(part, scores, strict=True) if math.isfinite(x)}
             bar.update(len(part))
         bar.close()
-        return found
+        return {sequence: score for share in gather_object([found]) for sequence, score in share.items()}

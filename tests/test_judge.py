@@ -12,6 +12,7 @@ import yaml
 
 from halos import config as C
 from halos import rewards
+from halos.catalogue import Resources
 from halos.config import dump
 from halos.data import feedback as F
 from halos.errors import HalosError
@@ -363,7 +364,7 @@ def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
 
 def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> None:
     config = load(kind="reward_model", reward_model="sft-rm")
-    needs = C.Resources(gpus=2, cpus=8, mem_gb=48, runtime=90, tokens_per_microbatch=512)
+    needs = Resources(gpus=2, cpus=8, mem_gb=48, runtime=90, tokens_per_microbatch=512)
     entry = config.models["m"].model_copy(update={"resources": needs})
     w = Workflow(config.model_copy(update={"models": {"m": entry}}))
     names = ("cpus", "mem_mb", "runtime", "tokens_per_microbatch")
