@@ -21,6 +21,7 @@ pathvars:
     base="results/models/{model}",
     tokens="results/tokens/{dataset}/{model}",
     run="results/runs/{dataset}/{model}/{method}/seed{seed}",
+    reports="results/reports/{dataset}/{model}",
     tables="results/tables/{grid}",
     figures="results/figures/{grid}",
     logs="results/logs",
@@ -32,6 +33,7 @@ include: "rules/models.smk"
 include: "rules/reference.smk"
 include: "rules/train.smk"
 include: "rules/sample.smk"
+include: "rules/online.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
@@ -41,8 +43,9 @@ wildcard_constraints:
     dataset=W.ids("datasets"),
     model=W.ids("models"),
     method=W.methods,
-    seed=r"\d+",
+    seed=rf"\d+|{ROUND}",
     prompts=W.ids("prompts"),
+    labeller=W.ids("labellers"),
     judge=W.ids("judges"),
     task=W.ids("tasks"),
     grid=W.grid,
@@ -60,6 +63,7 @@ localrules:
     figures,
     configure,
     check,
+    join,
 
 
 rule all:
@@ -70,6 +74,7 @@ rule all:
         W.sampled,
         W.judged,
         W.benchmarked,
+        W.described,
         expand("results/tables/{grid}/main.md", grid=W.grid),
         expand("results/figures/{grid}/win_rate.svg", grid=W.grid),
 

@@ -55,6 +55,7 @@ CONFIG = Option("config.yaml of the folder that is made: `python -m halos config
 FEEDBACK = Option("feedback records, parquet")
 STORE = Option("sequence store")
 TOKENS = Option("padded tokens of one forward pass on one device", int, default=16384)
+REWARD_MODEL = Option("a reward model's folder and its manifest, for that kind", many=True, default=[])
 GRID_OUTPUT = {
     "config": CONFIG,
     "results": Option("the results folder", default=Path("results")),
@@ -84,6 +85,8 @@ VERBS = {
     "check": Verb("halos.data.store:check", "refuse a store that lacks a view which the grid's losses need", {
         "store": STORE,
         "views": Option("views that are needed", str, many=True),
+        "feedback": Option("train split, where prompts are needed", default=None),
+        "prompts": Option("prompts of it that are needed", int, default=0),
         "output": Option("JSON to write"),
     }),
     "reference": Verb("halos.reference:reference", "cache a model's log-probabilities of a sequence store", {
@@ -101,6 +104,7 @@ VERBS = {
         "store": STORE,
         "output": Option("the run's folder"),
         "reference": Option("the parent's log-probabilities, each part that the loss reads", many=True, default=[]),
+        "reference_of": Option("folder of the reference, with manifest.json (default: the parent)", default=None),
         "scores": Option("a reward model's scores, for a stage with one", many=True, default=[]),
         "tokens_per_microbatch": TOKENS,
         "gradient_checkpointing": Option("less memory for more time: forward passes run twice", bool, default=False),
@@ -108,20 +112,34 @@ VERBS = {
     }),
     "sample": Verb("halos.sample:sample", "sample a model's responses to a prompt set", {
         "config": CONFIG,
-        "prompts": Option("config.yaml of the prompt set"),
-        "feedback": FEEDBACK,
+        "prompts": Option("config.yaml of each prompt set", many=True),
+        "feedback": Option("feedback records whose prompts are answered, for each prompt set", many=True),
         "model": Option("model folder"),
         "store": STORE,
-        "output": Option("samples to write, JSON lines"),
+        "output": Option("samples to write, JSON lines, for each prompt set", many=True),
         "batch": Option("responses generated side by side", int, default=64),
+    }),
+    "label": Verb("halos.label:label", "make feedback records from samples, scored by a labeller", {
+        "config": CONFIG,
+        "samples": Option("files of samples, JSON lines", many=True),
+        "output": Option("feedback records to write, .parquet or .jsonl, for each file of samples", many=True),
+        "report": Option("report to write, JSON: scored, failed, labels"),
+        "reward_model": REWARD_MODEL,
+        "tokens_per_microbatch": TOKENS,
+        "concurrency": Option("calls at one time, for a model that is asked", int, default=16),
+        "requests_per_minute": Option("the most calls there may be, for a model that is asked", int, default=None),
+    }),
+    "join": Verb("halos.online:join", "put the rounds of an online stage together as one run", {
+        "config": CONFIG,
+        "rounds": Option("the rounds' folders, in order", many=True),
+        "output": Option("the run's folder"),
     }),
     "judge": Verb("halos.judge:judge", "judge samples against a baseline", {
         "config": CONFIG,
         "samples": Option("samples, JSON lines"),
         "feedback": FEEDBACK,
         "output": Option("judgement to write, JSON"),
-        "reward_model": Option("a reward model's folder and its manifest, for a judge of that kind", many=True,
-                               default=[]),
+        "reward_model": REWARD_MODEL,
         "tokens_per_microbatch": TOKENS,
     }),
     "task": Verb("halos.tasks:evaluate", "run an lm-evaluation-harness task", {
@@ -129,6 +147,13 @@ VERBS = {
         "model": Option("model folder"),
         "feedback": Option("test split, for a local task", default=None),
         "output": Option("result to write, JSON"),
+    }),
+    "describe": Verb("halos.report.data:describe", "report on a dataset as a model sees it", {
+        "data": Option("report of prepare, JSON, with the splits beside it"),
+        "tokens": Option("report of tokenize, JSON"),
+        "store": STORE,
+        "model": Option("model folder, for its tokenizer"),
+        "output": Option("folder to write to"),
     }),
     "tables": Verb("halos.report.tables:make", "aggregate a grid into tables", GRID_OUTPUT),
     "figures": Verb("halos.report.figures:make", "draw a grid's figures", GRID_OUTPUT),
@@ -153,7 +178,8 @@ def parser() -> argparse.ArgumentParser:
         for option, declared in verb.options.items():
             declared.add(sub, option)
     sub = verbs.add_parser("list", help="what there is", description="print a table of what there is")
-    sub.add_argument("what", choices=("models", "datasets", "sources", "stages", "losses", "prompts", "judges",
+    sub.add_argument("what", choices=("models", "datasets", "sources", "stages", "losses", "prompts", "labellers",
+                                      "judges",
                                       "verifiers", "tasks", "grids", "cells"))  # fmt: skip
     sub.add_argument("--grid", help="whose cells (default: the config's)")
     sub.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")

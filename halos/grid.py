@@ -10,23 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from halos import config as C
+from halos.api import read_key
+from halos.catalogue import Labeller
 from halos.data.template import read_template
 from halos.errors import HalosError
 from halos.models import is_model
 from halos.registry import SOURCES, VERIFIERS, plugin_slice
 from halos.rewards import check as check_rewards
 
-RUN = re.compile(r"runs/(?P<dataset>[^/]+)/(?P<model>[^/]+)/(?P<method>[^/]+)/seed(?P<seed>\d+)")
+RESULTS = "results"
+RUN = re.compile(
+    r"runs/(?P<dataset>[^/]+)/(?P<model>[^/]+)/(?P<method>[^/]+)/seed(?P<seed>\d+)(/round(?P<round>\d+))?(?=/|$)"
+)
+FRESH = re.compile(r".*/fresh/(?P<split>train|test)")
+"""The prompts of a round of an online stage, and what is made of them, below the round's folder."""
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """The unit that is trained, judged, rerun and tabulated."""
+    """The unit that is trained, judged, rerun and tabulated, or a round of one whose stage is online.
+
+    Attributes:
+        round: from 1; 0 for the cell itself, which holds what its last round made.
+    """
 
     dataset: str
     model: str
     method: str
     seed: int
+    round: int = 0
 
     @property
     def stage(self) -> str | None:
@@ -35,18 +47,29 @@ class Cell:
 
     @property
     def parent(self) -> Cell | None:
-        """The cell whose weights this one starts from. A base model has no training and so no seed: as a parent it is
-        always seed 0, and its one reference pass serves all seeds."""
+        """The cell whose weights this one starts from: of a round, the round before. A base model has no training and
+        so no seed: as a parent it is always seed 0, and its one reference pass serves all seeds."""
         if self.stage is None:
             return None
+        if self.round > 1:
+            return replace(self, round=self.round - 1)
         if "-" not in self.method:
-            return replace(self, method=C.BASE, seed=0)
-        return replace(self, method=self.method.rsplit("-", 1)[0])
+            return replace(self, method=C.BASE, seed=0, round=0)
+        return replace(self, method=self.method.rsplit("-", 1)[0], round=0)
+
+    def rounds(self, number: int) -> list[Cell]:
+        return [replace(self, round=i) for i in range(1, number + 1)]
+
+    @property
+    def ids(self) -> dict[str, str | int]:
+        """What names it: the keys of config slices and tables."""
+        return {k: v for k, v in self.__dict__.items() if v or k != "round"}
 
     @property
     def folder(self) -> str:
         """Below the results folder."""
-        return f"runs/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+        folder = f"runs/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+        return f"{folder}/round{self.round}" if self.round else folder
 
     @property
     def model_folder(self) -> str:
@@ -69,7 +92,7 @@ class Cell:
         match = RUN.search(str(folder))
         if match is None:
             raise HalosError(f"{folder} is no cell; a cell is runs/DATASET/MODEL/METHOD/seedN")
-        return cls(match["dataset"], match["model"], match["method"], int(match["seed"]))
+        return cls(match["dataset"], match["model"], match["method"], int(match["seed"]), int(match["round"] or 0))
 
 
 def cells(config: C.Config, grid: str | None = None, rewards: bool = False) -> list[Cell]:
@@ -102,11 +125,18 @@ def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
         cell = Cell.of(folder)
         model = entry(config, "models", cell.model)
         entry(config, "datasets", cell.dataset)
-        content: dict[str, Any] = {**cell.__dict__, "attention": model.attention, "precision": model.precision}
+        content: dict[str, Any] = {**cell.ids, "attention": model.attention, "precision": model.precision}
         if cell.stage is not None:
             for name in cell.method.split("-"):
                 entry(config, "stages", name)
             stage = config.stage(cell.stage, cell.model)
+            rounds = stage.online.rounds if stage.online else 0
+            if cell.round > rounds:
+                raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")
+            if stage.online and cell.round and (fresh := FRESH.fullmatch(folder)):
+                return stage.online.prompts(fresh["split"], cell.round, cell.seed)
+            if cell.round:  # how many there are, and where their data comes from, is not what trains one of them
+                stage = stage.model_copy(update={"online": None})
             content |= {"stage": C.stage_slice(stage), "plugins": C.stage_plugins(stage)}
         return content
     if kind == "grids":
@@ -115,7 +145,8 @@ def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
     if kind == "tokens":
         dataset = entry(config, "datasets", ids[0])
         entry(config, "models", ids[1])
-        content = {k: getattr(dataset, k) for k in ("max_length", "max_prompt_length", "eval_examples")}
+        keys = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
+        content = {k: getattr(dataset, k) for k in keys}
         return {"dataset": ids[0], "model": ids[1], **content}
     if kind == "data":
         sources = entry(config, "datasets", ids[0]).sources
@@ -125,11 +156,11 @@ def config_slice(config: C.Config, folder: str) -> dict[str, Any]:
         model = entry(config, "models", ids[0])
         text = None if model.template is None else read_template(model.template)  # an edited file is another model
         return {"model": ids[0], **C.identity(model), "chat_template": text}
-    if kind == "judges":
-        judge = entry(config, "judges", ids[0])
-        own = {key: value for key, value in C.identity(judge).items() if key not in judge.foreign}
-        plugins = plugin_slice(VERIFIERS.plugin(judge.verifier)) if judge.verifier else {}
-        return {"judge": ids[0], **own, "plugins": plugins}
+    if kind in ("judges", "labellers"):
+        scorer = entry(config, kind, ids[0])
+        own = {key: value for key, value in C.identity(scorer).items() if key not in scorer.foreign}
+        plugins = plugin_slice(VERIFIERS.plugin(scorer.verifier)) if scorer.verifier else {}
+        return {kind.removesuffix("s"): ids[0], **own, "plugins": plugins}
     if kind == "prompts":
         return {"prompts": ids[0], **C.identity(entry(config, "prompts", ids[0]))}
     if kind == "tasks":
@@ -146,13 +177,14 @@ def labels(config: C.Config) -> dict[str, dict[str, str]]:
 
 
 def state(cell: Cell, results: Path) -> str:
-    """`done`, `resumable` (stopped, with a checkpoint) or `to do`, by what stands in the cell's folder."""
+    """`done`, `resumable` (stopped, with a checkpoint or a finished round) or `to do`, by what stands in its folder."""
     folder = results / cell.folder
     if cell.stage is None:
         return "done" if (results / cell.model_folder / "model" / "config.json").exists() else "to do"
     if (folder / "manifest.json").exists():
         return "done"
-    return "resumable" if any((folder / "checkpoints").glob("step*")) else "to do"
+    begun = ("checkpoints/step*", "round*/manifest.json", "round*/checkpoints/step*")
+    return "resumable" if any(any(folder.glob(pattern)) for pattern in begun) else "to do"
 
 
 def check_files(config: C.Config, grid: str | None = None) -> None:
@@ -165,7 +197,7 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
     for name in g.datasets:
         for source in config.datasets[name].sources:
             for file in source.files:
-                if not Path(file).is_file():
+                if not Path(file).is_file() and Path(file).parts[0] != RESULTS:  # what is in there, a rule can make
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
     for name in g.models:
         path = config.models[name].path
@@ -173,10 +205,28 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
     for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
         for trained in (c for c in cell.lineage() if c.stage is not None):
-            lora = config.stage(str(trained.stage), trained.model).lora
+            stage = config.stage(str(trained.stage), trained.model)
+            lora = stage.lora
             if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
                 raise HalosError(f"stages.{trained.stage}.lora.path: there are no adapters in {lora.path}")
-    for name in g.judges:
-        folder = config.judges[name].folder
-        if folder is not None:
-            check_rewards(folder)
+    for scorer in (*map(config.judges.get, g.judges), *labellers(config, grid)):
+        if scorer is not None and scorer.folder is not None:
+            check_rewards(scorer.folder)
+
+
+def labellers(config: C.Config, grid: str | None = None) -> list[Labeller]:
+    """Those that label the rounds of a grid's online stages."""
+    every = [c for cell in cells(config, grid) for c in cell.lineage() if c.stage is not None]
+    stages = [config.stage(str(cell.stage), cell.model) for cell in every]
+    return [config.labellers[name] for name in sorted({stage.online.label for stage in stages if stage.online})]
+
+
+def check_keys(config: C.Config, grid: str | None = None) -> None:
+    """Refuse a grid that will ask a server whose key is not in the environment.
+
+    Raises:
+        HalosError: naming the variable.
+    """
+    for labeller in labellers(config, grid):
+        if labeller.openai is not None:
+            read_key(labeller.openai.base_url, labeller.openai.key_variable)

@@ -80,6 +80,13 @@ class _Rows:
                    "max new tokens": p.max_new_tokens}  # fmt: skip
 
     @staticmethod
+    def labellers(config: Config, *_: Any) -> Iterator[Row]:
+        for name, found in config.labellers.items():
+            by = found.verifier or found.reward_model or (found.openai.model if found.openai else None)
+            how = {"binary": f"above {found.threshold}", "pairwise": found.pairs, "scalar": ""}[found.feedback]
+            yield {"labeller": name, "kind": found.kind, "by": by, "feedback": f"{found.feedback} {how}".strip()}
+
+    @staticmethod
     def judges(config: Config, *_: Any) -> Iterator[Row]:
         for name, j in config.judges.items():
             yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model, "prompts": j.prompts,
@@ -108,4 +115,4 @@ class _Rows:
     @staticmethod
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
         for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
-            yield {**cell.__dict__, "state": state(cell, results)}
+            yield {**cell.ids, "state": state(cell, results)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from halos.config import Stage
+from halos.catalogue import Stage
 from halos.errors import HalosError
 
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos import losses as L
+from halos.catalogue import Stage
 from halos.checkpoints import Checkpoints
-from halos.config import Stage, read_slice
+from halos.config import read_slice
 from halos.data.batches import Examples, GlobalBatches, Microbatch
 from halos.data.selection import select
 from halos.data.store import Store
@@ -56,7 +57,8 @@ class Trainer:
         parent: folder of the parent, with `model/` and `manifest.json`.
         store: sequence store of the cell's dataset and model.
         output: the run's folder; `model/`, `train.jsonl` and, last, `manifest.json` appear there when done.
-        reference: files of the parent's log-probabilities, one for each part the loss reads; none for a live reference.
+        reference: files of the reference's log-probabilities, one for each part the loss reads; none for a live one.
+        reference_of: folder of the reference, with `manifest.json`; None where it is the parent.
         scores: a reward model's scores of the store, or none to read the data's own.
         tokens_per_microbatch: padded tokens of one forward pass on one device.
         gradient_checkpointing: run forward passes again in the backward pass instead of keeping what they made.
@@ -74,6 +76,7 @@ class Trainer:
         store: Path,
         output: Path,
         reference: list[Path],
+        reference_of: Path | None,
         scores: list[Path],
         tokens_per_microbatch: int,
         gradient_checkpointing: bool,
@@ -87,7 +90,10 @@ class Trainer:
         self.loss = self.stage.make_loss()
         self.parent, self.output, self.budget = parent, output, tokens_per_microbatch
         opened = Store(store)
+        frozen = expected_hashes(reference_of or parent, opened)
         self.inputs = self._check_inputs(opened, reference, scores)
+        if frozen["weights"] != self.inputs["weights"] and reference:
+            self.inputs["reference"] = frozen["weights"]
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(self.settings, self.inputs))
         self.log_path = self.checkpoints.folder / "train.jsonl"
         self.kept = output / "kept"
@@ -114,7 +120,7 @@ class Trainer:
             module = ResponseLogps(model, head)
         self.policy, self.optimizer = self.accelerator.prepare(module, make_optimizer(module, self.stage))
 
-        cached = Reference(reference, expected_hashes(parent, opened)) if reference else None
+        cached = Reference(reference, frozen) if reference else None
         rewarded = read_scores(scores[0], opened) if scores else None
         self.examples, self.held_out = (
             Examples(opened, select(opened, split, self.stage.reads, self.stage.selection, self.seed), self.loss.view,

@@ -12,12 +12,14 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from halos.config import BASE, Config, Resources, Stage, dump
-from halos.grid import Cell, cells, config_slice
+from halos.catalogue import Resources, Scorer, Stage
+from halos.config import BASE, Config, dump
+from halos.grid import RESULTS, Cell, cells, config_slice
 from halos.reference import SCORES, parts_for
 from halos.rewards import check
 
-RESULTS = "results"
+PROMPTS = "prompts"
+"""Stands for a view where an online stage wants prompts alone of a dataset."""
 
 
 class Workflow:
@@ -50,6 +52,15 @@ class Workflow:
         return self._chains(list(self.config.stages))
 
     @property
+    def offline_methods(self) -> str:
+        return self._chains([name for name, stage in self.config.stages.items() if stage.online is None])
+
+    @property
+    def online_methods(self) -> str:
+        """A pattern that matches every method whose last stage is trained in rounds."""
+        return self._chains([name for name, stage in self.config.stages.items() if stage.online is not None])
+
+    @property
     def policies(self) -> str:
         """A pattern that matches every method whose model answers prompts."""
         return f"{BASE}|{self._chains([name for name, loss in self._losses() if loss.head != 'score'])}"
@@ -76,10 +87,19 @@ class Workflow:
         return self.runs(*(f"samples/{prompts}.jsonl" for prompts in self.prompts))
 
     def judged(self, *_: Any) -> list[str]:
-        return self.runs(*(f"judged/{judge}.json" for judge in self.judges))
+        """Of every cell, and of the rounds of online stages but the last, which is the cell's own."""
+        names = [f"judged/{judge}.json" for judge in self.judges]
+        rounds = [c for cell in self.cells for c in self.rounds(cell)[:-1]]
+        return self.runs(*names) + [f"{RESULTS}/{cell.folder}/{name}" for cell, name in product(rounds, names)]
 
     def benchmarked(self, *_: Any) -> list[str]:
         return self.runs(*(f"tasks/{task}.json" for task in self.tasks))
+
+    def described(self, *_: Any) -> list[str]:
+        grid = self.config.grids[self.grid]
+        return [
+            f"{RESULTS}/reports/{dataset}/{model}/report.json" for dataset, model in product(grid.datasets, grid.models)
+        ]
 
     def logged(self, *_: Any) -> list[str]:
         return [f"{RESULTS}/{cell.folder}/train.jsonl" for cell in (*self.cells, *self.reward_models) if cell.stage]
@@ -106,16 +126,23 @@ class Workflow:
                      if j is not None and j.method is not None for c in self.cells]  # fmt: skip
         here = [c for c in (*self.cells, *self.reward_models, *of_judges)
                 if (c.dataset, c.model) == (wildcards.dataset, wildcards.model)]  # fmt: skip
-        cells = {found for cell in here for found in self.made_from(cell)}
-        return " ".join(sorted({self.stage(cell).reads for cell in cells if cell.stage} | {wildcards.view}))
+        stages = [self.stage(found) for cell in here for found in self.made_from(cell) if found.stage]
+        needed = {stage.reads for stage in stages if stage.online is None} | {wildcards.view}
+        return " ".join(sorted(needed - {PROMPTS}))
+
+    def fresh_prompts(self, wildcards: Any) -> int:
+        """How many prompts the rounds of the grid's online stages want of a dataset."""
+        stages = [self.stage(found) for cell in self.cells if cell.dataset == wildcards.dataset
+                  for found in self.made_from(cell) if found.stage]  # fmt: skip
+        return max((s.online.rounds * s.online.prompts_per_round for s in stages if s.online), default=0)
 
     def made_from(self, cell: Cell) -> Iterator[Cell]:
         """A cell, its parents, and the reward models that they learn from."""
         for found in cell.lineage():
             yield found
-            reward_model = self.reward_model(found)
-            if reward_model is not None:
-                yield from self.made_from(reward_model)
+            teacher = self.teacher(found)
+            if teacher is not None:
+                yield from self.made_from(teacher)
 
     # ---- inputs of a cell ----------------------------------------------------------------------------------
 
@@ -123,10 +150,19 @@ class Workflow:
         assert cell.stage is not None, "a base model has no stage; rules that ask for one never match method base"
         return self.config.stage(cell.stage, cell.model)
 
-    def reward_model(self, cell: Cell) -> Cell | None:
-        """The cell whose scores a cell's loss reads."""
-        method = self.stage(cell).reward_model if cell.stage else None
-        return None if method is None else replace(cell, method=method)
+    def teacher(self, cell: Cell) -> Cell | None:
+        """The cell of the reward model that a cell learns from: by its scores of the data, or as the labeller."""
+        stage = self.stage(cell) if cell.stage else None
+        method = None if stage is None else self.config.teacher(stage)
+        if stage is None or method is None:
+            return None
+        seed = cell.seed if stage.online is None else self.config.labellers[stage.online.label].seed
+        return replace(cell, method=method, seed=seed, round=0)
+
+    def rounds(self, cell: Cell) -> list[Cell]:
+        """The rounds of a cell whose stage is online; none of another."""
+        online = self.stage(cell).online if cell.stage else None
+        return cell.rounds(online.rounds) if online else []
 
     def model(self, wildcards: Any) -> str:
         """The cell's model folder."""
@@ -144,7 +180,8 @@ class Workflow:
     def checked(self, wildcards: Any) -> str:
         """The sign that the store has the view that the cell's loss reads, and all others that the grid needs."""
         cell = _cell(wildcards)
-        return f"{RESULTS}/{cell.store_folder}/checked/{self.stage(cell).reads}.json"
+        stage = self.stage(cell)
+        return f"{RESULTS}/{cell.store_folder}/checked/{PROMPTS if stage.online else stage.reads}.json"
 
     def parent_reference(self, wildcards: Any) -> list[str]:
         """The parts of the parent's log-probabilities that the cell's loss reads."""
@@ -155,7 +192,7 @@ class Workflow:
 
     def scores(self, wildcards: Any) -> list[str]:
         """The scores that the cell's reward model gives, if it has one."""
-        cell = self.reward_model(_cell(wildcards))
+        cell = self.teacher(_cell(wildcards))
         return [] if cell is None else [f"{RESULTS}/{cell.folder}/reference/{SCORES}.safetensors"]
 
     def adapters(self, wildcards: Any) -> list[str]:
@@ -180,14 +217,86 @@ class Workflow:
             HalosError: the judge names a folder without one. (Snakemake itself would say nothing where there are
                 judgements already: it takes them as given.)
         """
-        judge = self.config.judges[wildcards.judge]
-        if judge.folder is not None:
-            check(judge.folder)
-            return [str(judge.folder)]
-        if judge.method is None:
+        return self._scoring_model(self.config.judges[wildcards.judge], wildcards)
+
+    @staticmethod
+    def _scoring_model(scorer: Scorer, wildcards: Any) -> list[str]:
+        if scorer.folder is not None:
+            check(scorer.folder)
+            return [str(scorer.folder)]
+        if scorer.method is None:
             return []
-        cell = Cell(wildcards.dataset, wildcards.model, judge.method, judge.seed)
+        cell = Cell(wildcards.dataset, wildcards.model, scorer.method, scorer.seed)
         return [f"{RESULTS}/{cell.folder}/{name}" for name in ("model", "manifest.json")]
+
+    # ---- labelling, and the rounds of online stages -----------------------------------------------------------
+
+    def round_manifests(self, wildcards: Any) -> list[str]:
+        return [f"{RESULTS}/{cell.folder}/manifest.json" for cell in self.rounds(_cell(wildcards))]
+
+    def last_model(self, wildcards: Any) -> str:
+        return f"{RESULTS}/{self.rounds(_cell(wildcards))[-1].folder}/model"
+
+    def anchor(self, wildcards: Any) -> Cell:
+        """The reference of a round: the policy that it starts from, or the one that the first round started from."""
+        cell = _cell(wildcards)
+        online = self.stage(cell).online
+        assert online is not None, "only rules of online stages ask"
+        parent = (replace(cell, round=0) if online.reference == "fixed" else cell).parent
+        assert parent is not None
+        return parent
+
+    def anchor_config(self, wildcards: Any) -> str:
+        return f"{RESULTS}/{self.anchor(wildcards).folder}/config.yaml"
+
+    def anchor_model(self, wildcards: Any) -> str:
+        return f"{RESULTS}/{self.anchor(wildcards).model_folder}/model"
+
+    def anchor_manifest(self, wildcards: Any) -> str:
+        return f"{RESULTS}/{self.anchor(wildcards).model_folder}/manifest.json"
+
+    def round_reference(self, wildcards: Any) -> list[str]:
+        """The parts of the reference of a round that its loss reads."""
+        cell = _cell(wildcards)
+        stage = self.stage(cell)
+        parts = parts_for(stage.make_loss(), live=stage.sync_every is not None)
+        return [f"{RESULTS}/{cell.folder}/fresh/reference/{part}.safetensors" for part in parts]
+
+    def _labeller(self, wildcards: Any) -> str:
+        """The labeller that a rule names, or the one of the round's stage."""
+        named: str | None = getattr(wildcards, "labeller", None)
+        if named is not None:
+            return named
+        online = self.stage(_cell(wildcards)).online
+        assert online is not None, "only rules of online stages name no labeller"
+        return online.label
+
+    def labeller(self, wildcards: Any) -> str:
+        return f"{RESULTS}/labellers/{self._labeller(wildcards)}/config.yaml"
+
+    def labelling_model(self, wildcards: Any) -> list[str]:
+        """The reward model that labels, if one does: its folder, and its manifest where it is of a method."""
+        return self._scoring_model(self.config.labellers[self._labeller(wildcards)], wildcards)
+
+    def labelling_resource(self, name: str) -> Callable[..., Any]:
+        """A resource of labelling: a reward model's is that of the cell's model; another's the default of models."""
+        return self._scoring_resource(name, lambda wildcards: self.config.labellers[self._labeller(wildcards)])
+
+    def labelling_gres(self, wildcards: Any) -> str:
+        model = self.config.labellers[self._labeller(wildcards)].reward_model
+        return "" if model is None else self.gres(wildcards)
+
+    def labelling_launcher(self, wildcards: Any) -> str:
+        """Several processes for a reward model where there are several GPUs; each holds all of it."""
+        model = self.config.labellers[self._labeller(wildcards)].reward_model
+        gpus = self.config.models[wildcards.model].resources.gpus
+        return "python -m" if model is None or gpus < 2 else _launch("ddp", gpus)
+
+    def labelling_limits(self, wildcards: Any) -> str:
+        """How fast a model behind an API is asked; options, so that changing them reruns nothing."""
+        labeller = self.config.labellers[self._labeller(wildcards)]
+        most = labeller.requests_per_minute
+        return f"--concurrency {labeller.concurrency}" + (f" --requests-per-minute {most}" if most else "")
 
     # ---- resources -----------------------------------------------------------------------------------------
 
@@ -206,15 +315,18 @@ class Workflow:
 
     def judging_resource(self, name: str) -> Callable[..., int]:
         """A resource of a judge: a reward model's is that of the cell's model; a program's is the default of models."""
+        return self._scoring_resource(name, lambda wildcards: self.config.judges[wildcards.judge])
+
+    def _scoring_resource(self, name: str, scorer: Callable[[Any], Scorer]) -> Callable[..., int]:
         of_model = self.resource(name)
 
-        def of_judge(wildcards: Any, attempt: int) -> int:
-            if self.config.judges[wildcards.judge].reward_model is not None:
+        def of_scorer(wildcards: Any, attempt: int) -> int:
+            if scorer(wildcards).reward_model is not None:
                 return of_model(wildcards, attempt)
             default = Resources()
             return int(1000 * default.mem_gb if name == "mem_mb" else getattr(default, name))
 
-        return of_judge
+        return of_scorer
 
     def judging_gres(self, wildcards: Any) -> str:
         """Slurm's generic resources of a judge: GPUs for a reward model alone."""
@@ -230,8 +342,7 @@ class Workflow:
         resources = self.config.models[wildcards.model].resources
         if resources.gpus < 2:
             return "python -m"
-        config = f"profiles/accelerate/{resources.parallel}.yaml"
-        return f"accelerate launch --config_file {config} --num_processes {resources.gpus} -m"
+        return _launch(resources.parallel, resources.gpus)
 
     def checkpointing(self, wildcards: Any) -> str:
         """The option that saves activations' memory, or nothing."""
@@ -240,8 +351,13 @@ class Workflow:
         )
 
 
+def _launch(parallel: str, processes: int) -> str:
+    return f"accelerate launch --config_file profiles/accelerate/{parallel}.yaml --num_processes {processes} -m"
+
+
 def _cell(wildcards: Any) -> Cell:
-    return Cell(wildcards.dataset, wildcards.model, wildcards.method, int(wildcards.seed))
+    """The cell of a rule; the seed of a round is `1/round2`."""
+    return Cell.of(f"runs/{wildcards.dataset}/{wildcards.model}/{wildcards.method}/seed{wildcards.seed}")
 
 
 def _parent(wildcards: Any) -> Cell:

@@ -1,7 +1,7 @@
 """What the rules share: the validated config.
 
 Input:   config.yaml, with what the command line or a profile adds
-Output:  W, whose methods say what each rule reads (halos/workflow.py)
+Output:  W, whose methods say what each rule reads (halos/workflow.py); ROUND, the seed of a round
 """
 
 import sys
@@ -12,12 +12,17 @@ sys.path.insert(0, str(workflow.basedir))
 
 from halos.config import load
 from halos.errors import HalosError
-from halos.grid import check_files
+from halos.grid import check_files, check_keys
 from halos.workflow import Workflow
 
 try:
     CONFIG = load(dict(config))
     check_files(CONFIG)
+    if workflow.is_main_process:  # a job may run where the keys are not
+        check_keys(CONFIG)
     W = Workflow(CONFIG)
 except HalosError as error:
     raise WorkflowError(str(error))
+
+# a round of an online stage is a cell of its own, below the cell's folder
+ROUND = r"\d+/round\d+"

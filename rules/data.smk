@@ -82,6 +82,7 @@ rule tokenize:
 rule check:
     input:
         store="<tokens>/store",
+        feedback="<data>/train.parquet",
     output:
         "<tokens>/checked/{view}.json",
     log:
@@ -90,11 +91,14 @@ rule check:
         "../envs/train.yaml"
     resources:
         views=W.views,
+        prompts=W.fresh_prompts,
     shell:
         r"""
         exec &>{log:q}
         python -m halos check \
             --store {input.store:q} \
             --views {resources.views} \
+            --feedback {input.feedback:q} \
+            --prompts {resources.prompts} \
             --output {output:q}
         """

@@ -15,6 +15,7 @@ rule train_cell:
         store="<tokens>/store",
         checked=W.checked,
         reference=W.parent_reference,
+        reference_of=W.parent_manifest,
         scores=W.scores,
         adapters=W.adapters,
     output:
@@ -26,7 +27,8 @@ rule train_cell:
     benchmark:
         "<runtime>/train/{dataset}/{model}/{method}/seed{seed}.tsv"
     wildcard_constraints:
-        method=W.trained_methods,
+        method=W.offline_methods,
+        seed=r"\d+",
     conda:
         "../envs/train.yaml"
     threads: W.resource("cpus")
@@ -46,6 +48,7 @@ rule train_cell:
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \
             --reference {input.reference:q} \
+            --reference-of "$(dirname {input.reference_of:q})" \
             --scores {input.scores:q} \
             --output "$(dirname {output.manifest:q})" \
             --tokens-per-microbatch {resources.tokens} \

@@ -110,7 +110,8 @@ class World:
         if reference is None:
             reference = self.parts(C.Stage(**C.read_slice(config)["stage"]))
         inputs = {"config": config, "parent": parent or self.base, "store": self.store, "reference": reference}
-        defaults = {"scores": [], "tokens_per_microbatch": 2048, "gradient_checkpointing": False, "time_limit": None}
+        defaults = {"scores": [], "reference_of": None, "tokens_per_microbatch": 2048, "gradient_checkpointing": False,
+                    "time_limit": None}  # fmt: skip
         train(**inputs, output=output, **{**defaults, **options})
         return output
 

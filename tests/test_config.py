@@ -105,8 +105,8 @@ MISTAKES = {
     "few pairs of a loss without pairs": ("stages/kto/pairs_per_prompt", 1,
                                           ["stages.kto: the loss 'kto' reads the unpaired view", "pairs_per_prompt"]),
     "shares of labels of a loss without labels": (
-        "stages/dpo", {"loss": "dpo", "desirable_fraction": 0.5, "one_per_prompt": True},
-        ["stages.dpo: the loss 'dpo' reads the paired view: take out desirable_fraction, one_per_prompt"]),
+        "stages/dpo", {"loss": "dpo", "keep_desirable": 0.5, "one_per_prompt": True},
+        ["stages.dpo: the loss 'dpo' reads the paired view: take out keep_desirable, one_per_prompt"]),
     "clamps without humanline": ("stages/dpo/log_eps_p", -0.5,
                                  ["stages.dpo: without humanline: true nothing reads log_eps_p"]),
     "a norm of no value head": ("stages/dpo/value_max_grad_norm", 0.5,
@@ -117,13 +117,13 @@ MISTAKES = {
     "labels by a yes": ("stages/kto/label_by", True, ["stages.kto.label_by: True is none of best_worst"]),
     "a stage that learns from itself": ("stages/ppo", {"loss": "ppo", "reward": "score",
                                                        "reward_model": "ppo-bradley_terry"},
-                                        ["stages.ppo.reward_model: ppo-bradley_terry: ppo learns from a reward model"]),
+                                        ["stages.ppo: its reward model ppo-bradley_terry: ppo learns from a reward"]),
     "another loss for one model": ("models/m/stages", {"dpo": {"loss": "bradley_terry"}},
                                    ["models.m.stages.dpo.loss: it is dpo for every model; add a stage"]),
     "no pairs at all": ("stages/dpo/pairs_per_prompt", 0, ["stages.dpo.pairs_per_prompt: "]),
-    "a share of nothing": ("stages/kto/desirable_fraction", 0, ["stages.kto.desirable_fraction: ", "greater than 0"]),
-    "a share of more than all": ("stages/kto/undesirable_fraction", 1.1,
-                                 ["stages.kto.undesirable_fraction: ", "less than or equal to 1"]),
+    "a share of nothing": ("stages/kto/keep_desirable", 0, ["stages.kto.keep_desirable: ", "greater than 0"]),
+    "a share of more than all": ("stages/kto/keep_undesirable", 1.1,
+                                 ["stages.kto.keep_undesirable: ", "less than or equal to 1"]),
     "no inner epochs": ("stages/dpo/inner_epochs", 0, ["stages.dpo.inner_epochs: "]),
     "a norm of 0": ("stages/ppo/value_max_grad_norm", 0, ["stages.ppo.value_max_grad_norm: ", "greater than 0"]),
     "LoRA's settings": ("stages/lora/lora", {"rank": 4}, ["stages.lora.lora.rank: unknown key"]),
@@ -145,9 +145,9 @@ def test_what_is_refused_elsewhere_is_fine_in_its_place() -> None:
     """Each setting with a loss that reads it."""
     content = changed("grids/g/reward_models", ["bradley_terry", "sft-bradley_terry"])
     content["grids"]["g"]["methods"] = ["base", "csft", "sft-csft", "sft-ppo", "sft-grpo"]
-    content["stages"]["ppo"] |= {"reward": "score", "reward_model": "sft-bradley_terry", "desirable_fraction": 0.5}
+    content["stages"]["ppo"] |= {"reward": "score", "reward_model": "sft-bradley_terry", "keep_desirable": 0.5}
     content["stages"]["grpo"] |= {"reward_model": "bradley_terry", "humanline": True}
-    content["stages"]["kto"] |= {"label_by": 0.5, "one_per_prompt": True, "undesirable_fraction": 1}
+    content["stages"]["kto"] |= {"label_by": 0.5, "one_per_prompt": True, "keep_undesirable": 1}
     content["stages"]["dpo"] |= {"pairs_per_prompt": 1, "sync_reference": 8}
     content["models"]["m"]["stages"] = {"grpo": {"reward_model": "sft-bradley_terry"}}
     config = C.load(content)
@@ -210,7 +210,8 @@ BY_TRAIT: dict[str, dict[str, Any]] = {
     "value head": {"value_max_grad_norm": 0.3},
     "scores": {"reward_model": "sft-rm"},
     "paired": {"pairs_per_prompt": 2},
-    "unpaired": {"desirable_fraction": 0.5, "undesirable_fraction": 0.4, "one_per_prompt": True, "label_by": 0.25},
+    "policy": {"online": {"rounds": 2, "prompts_per_round": 8, "samples_per_prompt": 3, "label": "l"}},
+    "unpaired": {"keep_desirable": 0.5, "keep_undesirable": 0.4, "one_per_prompt": True, "label_by": 0.25},
 }
 
 
@@ -220,6 +221,8 @@ def settings_of(name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view, {})}
     settings |= BY_TRAIT["reference"] if loss.needs_reference else {}
     settings |= BY_TRAIT["scores"] if loss.needs_scores else {}
+    policy = loss.head != "score" and not loss.control and not loss.needs_scores
+    settings |= BY_TRAIT["policy"] if policy else {}
     settings |= BY_TRAIT["value head"] if loss.head == "value" else {}
     for field in dataclasses.fields(loss):
         value = getattr(loss, field.name)

@@ -61,7 +61,15 @@ def test_reward_models_are_cells_of_their_own() -> None:
 
 SLICES = {
     "data/d": {"dataset", "sources", "plugins"},
-    "tokens/d/m": {"dataset", "model", "max_length", "max_prompt_length", "eval_examples"},
+    "tokens/d/m": {
+        "dataset",
+        "model",
+        "max_length",
+        "max_prompt_length",
+        "eval_examples",
+        "keep_desirable",
+        "keep_undesirable",
+    },
     "judges/j": {"judge", "kind", "verifier", "prompts", "baseline", "tie_margin", "plugins"},
     "runs/d/m/base/seed0": {"dataset", "model", "method", "seed", "attention", "precision"},
     "runs/d/m/sft-dpo/seed1": {"dataset", "model", "method", "seed", "attention", "precision", "stage", "plugins"},
@@ -113,6 +121,7 @@ EDITS = {
     ],  # sft-dpo-kto reruns through its parent's files
     "stages/dpo/optimizer": ["runs/d/m/dpo/seed1", "runs/d/m/sft-dpo/seed1"],
     "datasets/d/max_length": ["tokens/d/m"],
+    "datasets/d/keep_desirable": ["tokens/d/m"],
     "datasets/d/sources": ["data/d"],
     "models/m/seed": ["models/m"],
     "models/m/attention": ["models/m", *(f for f in FOLDERS if f.startswith("runs"))],
@@ -127,7 +136,8 @@ EDITS = {
     "grids/g/seeds": [],
 }
 VALUES: dict[str, Any] = {
-    "optimizer": "SGD", "sources": [{"name": "toy"}], "attention": "eager", "seeds": [1, 2], "humanline": True,
+    "optimizer": "SGD", "keep_desirable": 0.25,
+    "sources": [{"name": "toy"}], "attention": "eager", "seeds": [1, 2], "humanline": True,
     "reward_model": "sft-bradley_terry", "reward_models": ["bradley_terry"],
     "resources": {"gpus": 4, "parallel": "fsdp", "gradient_checkpointing": True},
 }  # fmt: skip

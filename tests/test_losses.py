@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halos.config import Stage
+from halos.catalogue import Stage
 from halos.losses import ROLES, Batch, Loss, Output, log_sigmoid
 from halos.registry import LOSSES
 from tests.closed_forms import (

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from halos.config import ADAMW, Stage, stage_slice
+from halos.catalogue import ADAMW, Stage
+from halos.config import stage_slice
 from halos.errors import HalosError
 from halos.optimizer import learning_rate, make_optimizer
 

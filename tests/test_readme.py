@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halos.data.feedback import from_row
+from halos import config as C
+from halos.data.feedback import from_row, read
 from tests.conftest import World
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -44,6 +46,44 @@ def test_the_loss_of_ones_own_trains_as_written(world: World, tmp_path: Path) ->
     assert first["loss"] == pytest.approx(0.5)
     assert last["loss"] < 0.5
     assert json.loads((run / "manifest.json").read_text())["config"]["stage"]["beta"] == 0.2
+
+
+def test_the_dataset_of_ones_own_is_made_as_written(tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(block("python", "def helpdesk"))
+    (tmp_path / "data").mkdir()
+    rows = [f'"Why is it {i}?","It is {i}, since {i}.",{"" if i % 10 == 0 else "No."}\n' for i in range(100)]
+    (tmp_path / "data/helpdesk.csv").write_text("question,solved,failed\n" + "".join(rows))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({
+        "grid": "g", **yaml.safe_load(block("yaml", "helpdesk:")), "models": {"m": {"path": "m"}},
+        "grids": {"g": {"datasets": ["helpdesk"], "models": ["m"], "methods": ["base"]}},
+    }))  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def halos(*words: str) -> str:
+        command = [sys.executable, "-m", "halos", *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        ).stdout  # fmt: skip
+
+    (tmp_path / "slice.yaml").write_text(halos("config", "data/helpdesk"))
+    halos("prepare", "--config", "slice.yaml", "--train", "train.parquet", "--test", "test.parquet",
+          "--report", "report.json")  # fmt: skip
+    report = json.loads((tmp_path / "report.json").read_text())
+    splits = [report[split] for split in ("train", "test")]
+    assert sum(split["rows_out"] for split in splits) == 90
+    assert sum(split["drops"].get("no failed answer", 0) for split in splits) == 10
+    records = [record for split in ("train", "test") for record in read(tmp_path / f"{split}.parquet")]
+    assert {record.responses[0] for record in records} == {f"It is {i}, since {i}." for i in range(100) if i % 10}
+
+
+def test_the_labeller_and_the_online_stage_are_ones() -> None:
+    catalogue = yaml.safe_load(block("yaml", "labellers:"))
+    config = C.load({**catalogue, "grid": "g", "models": {"m": {"path": "m"}},
+                     "datasets": {"d": {"sources": [{"name": "toy"}]}},
+                     "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["dpo_online"]}}})  # fmt: skip
+    online = config.stages["dpo_online"].online
+    assert online is not None
+    assert online.rounds == 3
 
 
 def test_the_feedback_record_is_one() -> None:

@@ -109,7 +109,7 @@ def test_a_policy_without_its_adapters_is_its_reference_however_long_it_was_trai
     config = world.slice("runs/d/m/lora/seed1", lr=0.01, warmup=0)
     trainer = Trainer(
         config=config, parent=world.base, store=world.store, output=tmp_path / "run", reference=world.reference()[:1],
-        scores=[], tokens_per_microbatch=2048, gradient_checkpointing=False, time_limit=None,
+        reference_of=None, scores=[], tokens_per_microbatch=2048, gradient_checkpointing=False, time_limit=None,
     )  # fmt: skip
     for step in range(3):
         trainer.step(step)

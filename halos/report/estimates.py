@@ -19,6 +19,7 @@ ROW = ["dataset", "model", "method"]
 MEASURES = ["judge", *ROW, "measure", "seed", "mean", "low", "high", "baseline", "seeds", "prompts"]
 COMPARISONS = [*ROW, "against", "judge", "measure", "difference", "low", "high", "p", "p_holm", "seeds", "prompts"]
 BENCHMARKS = [*ROW, "task", "metric", "value", "low", "high", "reference", "change", "clear", "seeds", "n"]
+ROUNDS = ["judge", *ROW, "round", "measure", "mean", "low", "high", "seeds", "prompts"]
 CURVES = [*ROW, "quantity", "split", "unit", "examples", "mean", "min", "max", "seeds"]
 
 POINTS = 40
@@ -150,6 +151,25 @@ def curves(results: Results) -> pd.DataFrame:
         order = [rows(results).index(ids) for ids in zip(*(stats[key] for key in ROW), strict=True)]
         found.append(stats.assign(order=order).sort_values(["order", "examples"]))
     return pd.concat(found, ignore_index=True)[CURVES] if found else pd.DataFrame(columns=CURVES)
+
+
+def rounds(results: Results) -> pd.DataFrame:
+    """Score, or win rate where a judge gives no score, after each round of the methods that are trained online: over
+    all seeds, with interval. Round 0 is the parent method, where the grid has it."""
+    found = []
+    for judge, ids in product(results.judges, rows(results)):
+        cells = [cell for cell in results.cells if (cell.dataset, cell.model, cell.method) == ids]
+        last = max(map(results.rounds, cells))
+        parent = ids[2].rsplit("-", 1)[0] if "-" in ids[2] else BASE
+        measure = SCORE if not results.values(judge, *ids, SCORE).empty else WIN
+        for number in range(last + 1) if last else ():
+            method, of_round = (ids[2], number % last) if number else (parent, 0)
+            values = results.values(judge, *ids[:2], method, measure, of_round)
+            if values.empty:
+                continue
+            e = statistics.estimate(values, bounded=results.bounded(judge, measure))
+            found.append((judge, *ids, number, measure, e.mean, e.low, e.high, e.seeds, e.prompts))
+    return pd.DataFrame(found, columns=ROUNDS)
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

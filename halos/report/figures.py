@@ -77,7 +77,7 @@ DIRECT_LABELS = 6
 
 
 def make(config: Path, results: Path, output: Path) -> None:
-    """Write win_rate, score, training and benchmarks as .svg, .png and .csv.
+    """Write win_rate, score, training, rounds and benchmarks as .svg, .png and .csv.
 
     Args:
         config: the grid's slice of the config.
@@ -91,13 +91,14 @@ def make(config: Path, results: Path, output: Path) -> None:
     measures = E.measures(r)
     wins = measures[measures["measure"] == WIN]
     scores = measures[measures["measure"] != WIN]
-    curves, benchmarks = E.curves(r), E.benchmarks(r)
+    curves, over_rounds, benchmarks = E.curves(r), E.rounds(r), E.benchmarks(r)
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         save(win_rate(r, wins), wins, output / "win_rate")
         save(score(r, scores), scores, output / "score")
         save(training(r, curves), curves, output / "training")
+        save(rounds(r, over_rounds), over_rounds, output / "rounds")
         save(benchmark(r, benchmarks), benchmarks, output / "benchmarks")
 
 
@@ -190,6 +191,36 @@ def training(results: Results, curves: pd.DataFrame) -> Figure:
         lines = [Line2D([], [], color=s["color"], linestyle=s["line"], linewidth=1.5) for s in styles]
         names_of = [results.method_label(m) for m in drawn]
         figure.legend(lines, names_of, loc="outside right upper", fontsize=7, frameon=False, handlelength=2.6)
+    return figure
+
+
+def rounds(results: Results, over_rounds: pd.DataFrame) -> Figure:
+    """A panel per judge, dataset and model: the score after each round of the methods that are trained online."""
+    if over_rounds.empty:
+        return _empty("No method of this grid is trained online, in rounds.")
+    panels = list(over_rounds[["judge", "dataset", "model"]].drop_duplicates().itertuples(index=False, name=None))
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=len(set(over_rounds["measure"])) == 1)[0]
+    figure.set_size_inches(2.6 * len(panels) + 1.6, 2.5)
+    last = int(over_rounds["round"].max())
+    for ax, ids in zip(axes, panels, strict=True):
+        mine = _of(over_rounds, ("judge", "dataset", "model"), ids)
+        methods = list(dict.fromkeys(mine["method"]))
+        for k, method in enumerate(methods):
+            line = mine[mine["method"] == method]
+            s = style(results, method)
+            x = line["round"] + 0.05 * (k - (len(methods) - 1) / 2)  # intervals beside each other
+            ax.plot(x, line["mean"], "o-", color=s["color"], linewidth=1.3, markersize=4,
+                    label=results.method_label(method))  # fmt: skip
+            ax.vlines(x, line["low"], line["high"], color=s["color"], linewidth=1.1)
+        ax.grid(axis="y")
+        ax.set_xticks(range(last + 1))
+        ax.set_xlabel("rounds done")
+        ax.set_title(_panel_title(results, ids), loc="left")
+        name = "win rate" if mine["measure"].iloc[0] == WIN else results.score_name(ids[0])
+        ax.set_ylabel(f"{name}\n({interval_kind(results, short=True)})")
+    names = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(names.values()), list(names), loc="outside right upper", fontsize=7, frameon=False)
     return figure
 
 

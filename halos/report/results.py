@@ -79,7 +79,13 @@ class Results:
 
     @cached_property
     def _judgements(self) -> dict[tuple[Cell, str], dict[str, Any]]:
-        return {(c, j): self._json(f"{c.folder}/judged/{j}.json") for c in self.cells for j in self.judges}
+        cells = [*self.cells, *(r for cell in self.cells for r in cell.rounds(self.rounds(cell) - 1))]
+        return {(c, j): self._json(f"{c.folder}/judged/{j}.json") for c in cells for j in self.judges}
+
+    def rounds(self, cell: Cell) -> int:
+        """Rounds of a cell whose stage was trained online; 0 of another. The last one's result is the cell's."""
+        manifest = self.folder / cell.folder / "manifest.json"  # of a base model, none is there
+        return len(self.manifest(cell).get("rounds", ())) if manifest.is_file() else 0
 
     def kind(self, judge: str) -> str:
         """verifier, reward_model, ..."""
@@ -101,7 +107,8 @@ class Results:
 
     @cached_property
     def _values(self) -> dict[tuple[str, ...], pd.DataFrame]:
-        """{(judge, dataset, model, method): measures by seed and prompt_id, each the mean over a prompt's samples}."""
+        """{(judge, dataset, model, method, round): measures by seed and prompt_id, each the mean over a prompt's
+        samples}."""
         rows = []
         for (cell, judge), content in self._judgements.items():
             for a in content["annotations"]:
@@ -111,18 +118,20 @@ class Results:
                     | {WIN: np.nan if preference is None else preference - 1, SCORE: a.get("candidate_score")}
                     | {f"{SCORE}.{criterion}": value for criterion, value in (a.get("criteria") or {}).items()}
                 )
-        keys = ["judge", *CELL, "prompt_id"]
+        keys = ["judge", *CELL[:-1], "round", "seed", "prompt_id"]
         frame = pd.DataFrame(rows, columns=None if rows else keys).set_index(keys).astype(float)
         means = frame.groupby(level=keys).mean()
-        groups = means.groupby(level=keys[:4])
-        return {tuple(map(str, key)): part.droplevel([0, 1, 2, 3]) for key, part in groups}
+        groups = means.groupby(level=keys[:5])
+        return {tuple(map(str, key)): part.droplevel([0, 1, 2, 3, 4]) for key, part in groups}
 
-    def values(self, judge: str, dataset: str, model: str, method: str, measure: str) -> pd.DataFrame:
+    def values(
+        self, judge: str, dataset: str, model: str, method: str, measure: str, after_round: int = 0
+    ) -> pd.DataFrame:
         """Seeds x prompts of one measure: `win_rate` (1 win, .5 tie, 0 loss), `score`, or `score.{criterion}`.
 
         NaN where a prompt was not judged; empty when the judge does not give this measure.
         """
-        found = self._values.get((judge, dataset, model, method))
+        found = self._values.get((judge, dataset, model, method, str(after_round)))
         if found is None or measure not in found:
             return pd.DataFrame()
         table: pd.DataFrame = found[measure].dropna().unstack("prompt_id")
@@ -146,7 +155,7 @@ class Results:
             ours = content["halos"]
             better = {m: up for by in (content.get("higher_is_better") or {}).values() for m, up in by.items()}
             rows.append(
-                {**cell.__dict__, "task": task, "metric": ours["metric"], "value": ours["value"]}
+                {**cell.ids, "task": task, "metric": ours["metric"], "value": ours["value"]}
                 | {"stderr": _number(ours.get("stderr")), "n": _number(ours.get("n"))}
                 | {"higher_is_better": better.get(ours["metric"].split(",")[0]) is not False}
             )
@@ -170,7 +179,7 @@ class Results:
                 known = np.interp(frame["step"], [0, *seen["step"]], [0, *seen["examples"]])
                 frame["examples"] = frame["examples"].fillna(pd.Series(known, index=frame.index))
             numbers = frame.drop(columns="split").apply(pd.to_numeric, errors="coerce")
-            frames.append(numbers.assign(split=frame["split"], **cell.__dict__))
+            frames.append(numbers.assign(split=frame["split"], **cell.ids))
         if not frames:
             return pd.DataFrame(columns=[*CELL, "split", "step", "examples"])
         log: pd.DataFrame = pd.concat(frames, ignore_index=True)

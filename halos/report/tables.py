@@ -57,9 +57,9 @@ def training_table(results: Results) -> pd.DataFrame:
     last = log.groupby([*CELL, "split"]).last().to_dict("index")
     found = []
     for cell in results.trained:
-        row: dict[str, Any] = dict(cell.__dict__)
+        row: dict[str, Any] = dict(cell.ids)
         for split in ("train", "eval"):
-            numbers = last.get((*cell.__dict__.values(), split), {})
+            numbers = last.get((*cell.ids.values(), split), {})
             row |= {f"{split}.{name}": value for name, value in numbers.items() if pd.notna(value)}
         manifest = results.manifest(cell)
         found.append(row | {name: manifest.get(name) for name in COSTS})
@@ -72,7 +72,7 @@ def cells_table(results: Results, training: pd.DataFrame) -> pd.DataFrame:
     """One row per cell: counts, lengths and scores of each judge, tasks, and the row of training.csv."""
     found = []
     for cell in results.cells:
-        row: dict[str, Any] = dict(cell.__dict__)
+        row: dict[str, Any] = dict(cell.ids)
         for judge in results.judges:
             j = results.judged[cell, judge]
             row |= {f"{judge}.{name}": j.get(name) for name in COUNTS}

@@ -13,8 +13,9 @@ from matplotlib.colors import to_hex
 from halos.errors import HalosError
 from halos.report import estimates, figures
 from halos.report.results import WIN, Results
+from tests.report.conftest import SCORES, judged
 
-NAMES = ("win_rate", "score", "training", "benchmarks")
+NAMES = ("win_rate", "score", "training", "rounds", "benchmarks")
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ def test_every_figure_is_written_three_times_the_same_each_time(tmp_path, write_
     assert {p.name for p in (tmp_path / "a").iterdir()} == {f"{n}.{e}" for n in NAMES for e in ("svg", "png", "csv")}
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    for name in NAMES:  # text stays text, with the labels, and nothing dates it
+    for name in set(NAMES) - {
+        "rounds"
+    }:  # of which this grid has none; text stays text, with the labels, and nothing dates it
         svg = (tmp_path / "a" / f"{name}.svg").read_text()
         assert "SFT + KTO" in svg
         assert "DPO (0.1)" in svg
@@ -284,3 +287,39 @@ def test_end_labels_keep_their_distance_and_their_order():
     assert places[0] == 0.1
     assert places[2] == pytest.approx(np.mean([0.5, 0.5, 0.52]))
     assert places[-1] <= 1
+
+
+@pytest.fixture
+def online(tmp_path, write_tree):
+    """sft-kto in three rounds: as its parent after one, better by a prompt after two, and its cell's after three."""
+    config, folder = write_tree(tmp_path)
+    for seed in (1, 2):
+        cell = folder / f"runs/toy/tiny/sft-kto/seed{seed}"
+        manifest = json.loads((cell / "manifest.json").read_text())
+        (cell / "manifest.json").write_text(json.dumps({**manifest, "rounds": [{}, {}, {}]}))
+        for number in (1, 2):
+            (cell / f"round{number}/judged").mkdir(parents=True)
+            content = judged("toy", "sft", seed, lambda m, s, p, n=number: float(p < SCORES[m][s - 1] + n - 1))
+            (cell / f"round{number}/judged/toy.json").write_text(json.dumps(content))
+    return Results(config, folder)
+
+
+def test_a_method_is_followed_over_its_rounds_from_its_parent_to_its_cell(online):
+    table = estimates.rounds(online)
+    assert table["method"].unique().tolist() == ["sft-kto"]
+    assert table["round"].tolist() == [0, 1, 2, 3]
+    means = [np.mean(scores) / 8 for scores in (SCORES["sft"], SCORES["sft"], (3, 5), SCORES["sft-kto"])]
+    assert table["mean"].tolist() == pytest.approx(means)
+    assert (table["low"] <= table["mean"]).all()
+    assert (table["mean"] <= table["high"]).all()
+    (ax,) = figures.rounds(online, table).axes
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == [0, 1, 2, 3]
+    assert line.get_ydata().tolist() == pytest.approx(means)
+
+
+def test_rounds_are_not_taken_for_the_method_itself(online, tmp_path, write_tree):
+    (tmp_path / "plain").mkdir()
+    plain = Results(*write_tree(tmp_path / "plain"))
+    pd.testing.assert_frame_equal(estimates.measures(online), estimates.measures(plain))
+    assert estimates.rounds(plain).empty

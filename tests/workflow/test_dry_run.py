@@ -18,7 +18,7 @@ from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 TARGETS = ("all", "train", "samples", "judged", "tasks", "tables", "figures")
-GPU_RULES = {"train_cell", "reference", "sample", "task"}
+GPU_RULES = {"train_cell", "train_round", "reference", "reference_round", "sample", "sample_round", "task"}
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +30,18 @@ def demo(project: Project) -> Run:
 
 
 def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
-    """base, sft and ten methods from sft, with two seeds, and a reward model for each seed."""
+    """base, sft and eleven methods from sft, one of them online, with two seeds, and a reward model for each seed."""
+    rounds = 2 * 3
     assert demo.rules == {
-        "configure": 3 + 2 + 24 + 5,  # data, model, store; base; what is trained; prompts, judge, tasks, grid
-        "prepare": 1, "model": 1, "tokenize": 1, "check": 4,
+        # data, model, store; base; what is trained; a round with its two prompt sets; prompts, judge, labeller, tasks,
+        # grid
+        "configure": 3 + 2 + 26 + 3 * rounds + 6,
+        "prepare": 1, "model": 1, "tokenize": 1, "check": 5, "describe": 1,
         "train_cell": 2 * 12,
         "reference": 2 * 3,  # of each sft both parts; of each reward model its scores
-        "sample": 24, "judge": 24, "task": 48,
+        "sample_round": rounds, "label_round": rounds, "tokenize_round": rounds, "reference_round": 2 * rounds,
+        "train_round": rounds, "join": 2,
+        "sample": 26 + 4, "judge": 26 + 4, "task": 52,  # two rounds of each seed are judged beside their cell
         "make_tables": 1, "draw_figures": 1, "all": 1,
     }  # fmt: skip
 
@@ -63,7 +68,9 @@ def test_every_grid_of_the_config_resolves_or_names_the_local_file_that_it_lacks
         return
     g = CONFIG["grids"][grid]
     cells = len(g["datasets"]) * len(g["models"]) * len(g["methods"]) * len(g.get("seeds", [1]))
-    assert run.rules["judge"] == cells * len(g.get("judges", ()))
+    online = [CONFIG["stages"][m.rsplit("-", 1)[-1]]["online"]["rounds"] - 1 for m in g["methods"] if "_online" in m]
+    rounds = sum(online) * len(g.get("seeds", [1]))
+    assert run.rules["judge"] == (cells + rounds) * len(g.get("judges", ()))
     assert run.rules["task"] == cells * len(g.get("tasks", ()))
     assert run.rules["make_tables"] == run.rules["draw_figures"] == 1
 
@@ -201,7 +208,7 @@ def test_a_grid_with_a_reward_model_and_a_live_reference_is_so_many_jobs_of_each
     """sft-ppo learns from the scores of sft-rm, sft-grpo from those of the data, sft-kto against itself."""
     assert planned.rules == {
         "configure": 3 + 5 + 4,  # data, model, store; the cells; prompts, judge, task, grid
-        "prepare": 1, "model": 1, "tokenize": 1, "check": 4,  # sft, paired, unpaired, grouped
+        "prepare": 1, "model": 1, "tokenize": 1, "describe": 1, "check": 4,  # sft, paired, unpaired, grouped
         "train_cell": 5,
         "reference": 2,
         "sample": 3, "judge": 3, "task": 3,
@@ -336,7 +343,7 @@ def test_gpus_memory_and_time_of_a_job_are_those_of_its_model(project: Project) 
             assert (job.resources["mem_mb"], job.resources["runtime"]) == ("48000", "90")
             # (threads would be cut down to the cores of the machine that submits)
             assert (job.resources["slurm_partition"], job.resources["cpus_per_task"]) == ("gpu", "8")
-    launchers = {job.resources["launch"] for job in run.jobs if job.rule == "train_cell"}
+    launchers = {job.resources["launch"] for job in run.jobs if job.rule in ("train_cell", "train_round")}
     assert launchers == {"accelerate launch --config_file profiles/accelerate/ddp.yaml --num_processes 2 -m"}
 
 
@@ -350,7 +357,7 @@ def test_a_model_without_gpus_asks_for_none_and_is_started_by_python(demo: Run) 
 
 def rules_of(file: Path) -> dict[str, str]:
     """{name: text} of the rules of a file."""
-    parts = re.split(r"^rule (\w+):\n", file.read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^(?:use )?rule (\w+(?: as \w+ with)?):\n", file.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -363,9 +370,12 @@ def test_a_rules_file_opens_with_a_docstring_and_each_rule_has_a_log_and_one_cal
     assert not re.search(r"\blambda\b|^\s*run:|^\s*checkpoint\b", text, flags=re.MULTILINE)
     for name, body in rules_of(file).items():
         assert "    log:\n" in body, name
-        assert "    shell:\n" in body, name
-        if name not in {"configure", "check", "make_tables", "draw_figures"}:
+        if name not in {"configure", "check", "join", "describe", "make_tables", "draw_figures"}:
             assert "    benchmark:\n" in body, name
+        if " as " in name:  # the same call of another rule
+            assert "    shell:\n" not in body, name
+            continue
+        assert "    shell:\n" in body, name
         if name != "configure":
             assert body.count(" halos ") == 1, name
 

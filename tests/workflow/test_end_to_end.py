@@ -107,7 +107,8 @@ def test_the_report_holds_tables_and_figures(done: Project) -> None:
         names = [Path(name).name for name in archive.namelist()]
     assert "report.html" in names
     assert {"main.md", "comparisons.md", "benchmarks.md"} <= set(names)
-    assert {"win_rate.svg", "score.svg", "training.svg", "benchmarks.svg"} <= set(names)
+    assert {"win_rate.svg", "score.svg", "training.svg", "rounds.svg", "benchmarks.svg"} <= set(names)
+    assert {"report.json", "rows.svg", "lengths.svg", "examples.html"} <= set(names)
 
 
 # ---- what a change reruns -----------------------------------------------------------------------------------------
