@@ -1,6 +1,6 @@
 """Time and memory of `prepare` and `tokenize` at 10k, 100k and 1M rows of preference data.
 
-    python -m benchmarks.data_scale            # all three sizes: about 20 minutes on 2 cores, 10 GB of disk
+    python -m benchmarks.data_scale            # all three sizes: about 20 minutes on 2 cores, 5 GB of disk
     python -m benchmarks.data_scale --quick    # 1k and 10k: one minute
 
 Rows are made up, the same on every machine, as long as those of Anthropic's HH: half of all conversations have at most

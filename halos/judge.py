@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow as pa
+
 from halos.config import read_slice
 from halos.data import feedback as F
 from halos.errors import HalosError
@@ -140,7 +142,8 @@ def compare(rows: list[dict[str, Any]], feedback: Path, samples: Path) -> list[C
     Raises:
         HalosError: a prompt that the feedback does not have, or no prompt with a target.
     """
-    records = {record.prompt_id: record for record in F.read(feedback)}
+    wanted = pa.array({row["prompt_id"] for row in rows}, pa.string())
+    records = {record.prompt_id: record for record in F.records_of(feedback, wanted)}
     comparisons = []
     for row in rows:
         record = records.get(row["prompt_id"])

@@ -23,11 +23,11 @@ def run(world: World, output: Path, seed: int = 1, batch: int = 4, **changes: An
     """Sample from the base model to the test prompts, or to `feedback`."""
     feedback = changes.pop("feedback", world.results / "data/d/test.parquet")
     model = changes.pop("model", world.base / "model")
-    prompts = {"limit": 6, "samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, **changes}
+    prompts = {"skip": 0, "limit": 6, "samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, **changes}
     output.parent.mkdir(parents=True, exist_ok=True)
     (output.parent / "prompts.yaml").write_text(dump(prompts))
     config = world.slice(f"runs/d/m/base/seed{seed}")
-    sample(config, output.parent / "prompts.yaml", feedback, model, world.store, output, batch)
+    sample(config, [output.parent / "prompts.yaml"], [feedback], model, world.store, [output], batch)
     return [json.loads(line) for line in output.read_text().split("\n")[:-1]]
 
 
@@ -54,7 +54,7 @@ def test_greedy_text_does_not_depend_on_the_batch(world: World, tmp_path: Path) 
 
 def test_lines_are_in_the_order_of_prompts_and_samples_and_say_how_they_were_made(world: World, tmp_path: Path) -> None:
     lines = run(world, tmp_path / "a.jsonl", batch=5)
-    records = [r for r, _ in zip(F.read(world.results / "data/d/test.parquet"), range(6), strict=False)]
+    records = F.select_prompts(world.results / "data/d/test.parquet", 6)
     assert [(line["prompt_id"], line["sample"]) for line in lines] == [
         (r.prompt_id, k) for r in records for k in (0, 1)
     ]
@@ -69,9 +69,34 @@ def test_a_prompt_is_answered_once_and_the_limit_counts_prompts_that_differ(worl
     records = [F.Feedback([{"role": "user", "content": text}], ["x"], "s") for text in "aabbccdd"]
     F.write(records, tmp_path / "data.parquet")
     lines = run(world, tmp_path / "a.jsonl", feedback=tmp_path / "data.parquet", limit=3)
-    assert [line["prompt"][0]["content"] for line in lines] == list("aabbcc")  # two samples of each
+    by_id = sorted("abcd", key=lambda text: F.prompt_id([{"role": "user", "content": text}]))
+    assert [line["prompt"][0]["content"] for line in lines] == [text for text in by_id[:3] for _ in range(2)]
     lines = run(world, tmp_path / "b.jsonl", feedback=tmp_path / "data.parquet", limit=None, samples=1)
-    assert [line["prompt"][0]["content"] for line in lines] == list("abcd")
+    assert [line["prompt"][0]["content"] for line in lines] == by_id
+    lines = run(world, tmp_path / "c.jsonl", feedback=tmp_path / "data.parquet", skip=1, limit=2, samples=1)
+    assert [line["prompt"][0]["content"] for line in lines] == by_id[1:3]
+
+
+def test_several_prompt_sets_are_answered_by_the_model_that_is_loaded_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    alone = [run(world, tmp_path / f"{skip}.jsonl", skip=skip, limit=3) for skip in (0, 3)]
+    load, loads = AutoModelForCausalLM.from_pretrained, []
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or load(*a, **k))
+    how = {"limit": 3, "samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
+    for skip in (0, 3):
+        (tmp_path / f"{skip}.yaml").write_text(dump({**how, "skip": skip}))
+    outputs = [tmp_path / "both/a.jsonl", tmp_path / "both/b.jsonl"]
+    data = world.results / "data/d/test.parquet"
+    sample(world.slice("runs/d/m/base/seed1"), [tmp_path / "0.yaml", tmp_path / "3.yaml"], [data, data],
+           world.base / "model", world.store, outputs, 4)  # fmt: skip
+    assert [[json.loads(line) for line in path.open()] for path in outputs] == alone
+    assert len(loads) == 1
+    with pytest.raises(HalosError, match="as many --feedback and --output as --prompts"):
+        sample(world.slice("runs/d/m/base/seed1"), [tmp_path / "0.yaml"], [data, data], world.base / "model",
+               world.store, outputs, 4)  # fmt: skip
 
 
 class Killed(BaseException):
@@ -193,5 +218,5 @@ def test_a_prompt_beyond_the_stores_limit_is_left_out(world: World, tmp_path: Pa
 
 def test_no_prompt_at_all_is_refused(world: World, tmp_path: Path) -> None:
     F.write([], tmp_path / "data.parquet")
-    with pytest.raises(HalosError, match="holds no prompts to sample for"):
+    with pytest.raises(HalosError, match="has 0 prompts"):
         run(world, tmp_path / "a.jsonl", feedback=tmp_path / "data.parquet")

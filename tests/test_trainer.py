@@ -65,7 +65,7 @@ def setup(
     config = world.slice(f"runs/d/m/{stage}/seed{seed}", **changes)
     config.write_text(C.dump({**read_slice(config), "precision": precision}))
     files = world.parts(C.Stage(**read_slice(config)["stage"]))
-    return Trainer(config, world.base, world.store, output, files, [], budget, False, None)
+    return Trainer(config, world.base, world.store, output, files, None, [], budget, False, None)
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:

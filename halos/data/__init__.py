@@ -5,7 +5,8 @@
     local        files of one's own; toy.py: the offline dataset and its verifier
     prepare      mixes sources into a train and a test split
     template     chat templates
-    store        every text tokenised once; selection.py picks from it, batches.py cuts it into microbatches
+    store        every text tokenised once; selection.py picks from it (drawing.py: at random), batches.py cuts it into
+                 microbatches
 
 The sources and verifiers of the package are registered here.
 """

@@ -158,8 +158,6 @@ def read(path: Path, chunk: int = 1_000) -> Iterator[Feedback]:
     Raises:
         HalosError: there is no such file, or it holds something else.
     """
-    if not Path(path).is_file():
-        raise HalosError(f"there is no feedback file {path}; make it with `python -m halos prepare`")
     if _is_lines(path):
         yield from _read_lines(path)
     else:
@@ -206,7 +204,7 @@ def select_prompts(path: Path, limit: int | None, skip: int = 0, seed: int | Non
     """
     ids = prompt_ids(path, limit, skip, seed)
     if not len(ids):
-        raise HalosError(f"{path} has {len(prompt_ids(path))} prompts and {skip} are skipped; skip fewer")
+        raise HalosError(f"{path} has {len(prompt_ids(path))} prompts, of which {skip} are skipped: none is left")
     first: dict[str, Feedback] = {}
     for record in records_of(path, ids):
         first.setdefault(record.prompt_id, record)
@@ -215,6 +213,11 @@ def select_prompts(path: Path, limit: int | None, skip: int = 0, seed: int | Non
 
 def _is_lines(path: Path) -> bool:
     return Path(path).suffix == ".jsonl"
+
+
+def _check(path: Path) -> None:
+    if not Path(path).is_file():
+        raise HalosError(f"there is no feedback file {path}; make it with `python -m halos prepare`")
 
 
 def _write_lines(records: Iterable[Feedback], path: Path) -> int:
@@ -228,6 +231,7 @@ def _write_lines(records: Iterable[Feedback], path: Path) -> int:
 
 
 def _read_lines(path: Path) -> Iterator[Feedback]:
+    _check(path)
     with Path(path).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -237,6 +241,7 @@ def _read_lines(path: Path) -> Iterator[Feedback]:
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
+    _check(path)
     try:
         file = pq.ParquetFile(path, pre_buffer=False)  # else what was read stays in memory while the file is open
     except pa.ArrowInvalid as error:

@@ -244,7 +244,7 @@ def _encodable(content: Any) -> bool:
 
 def _parquet_contents(file: Path, layout: type[BaseModel]) -> Iterator[Any]:
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:  # else what was read stays in memory
             columns = [name for name in layout.model_fields if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(256, columns=columns):
                 yield from batch.to_pylist()

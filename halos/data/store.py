@@ -26,14 +26,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from halos.config import read_slice
 from halos.data import feedback
 from halos.data.drawing import shares
-from halos.data.feedback import Feedback
+from halos.data.feedback import Feedback, prompt_ids
 from halos.data.template import Template
 from halos.errors import HalosError
 from halos.provenance import hash_files, write_json
@@ -139,7 +138,7 @@ def check(store: Path, views: Iterable[str], feedback: Path | None, prompts: int
         for split in SPLITS:
             opened.view(split, name)
     if prompts and feedback is not None:
-        has = len(pc.unique(pq.read_table(feedback, columns=["prompt_id"])["prompt_id"]))
+        has = len(prompt_ids(feedback))
         if has < prompts:
             raise HalosError(
                 f"dataset {opened.meta['dataset']} has {has} prompts in its train split, and the grid's online stages "

@@ -155,7 +155,7 @@ def test_a_seed_gives_another_order_that_does_not_depend_on_the_records_order(ma
 
 
 def test_skipping_every_prompt_says_how_many_there_are(many: Path) -> None:
-    with pytest.raises(HalosError, match="has 200 prompts and 200 are skipped"):
+    with pytest.raises(HalosError, match="has 200 prompts, of which 200 are skipped"):
         feedback.select_prompts(many, 10, skip=200)
 
 
