@@ -197,13 +197,13 @@ def test_a_child_is_sampled_with_the_chosen_token_and_answers_without_it(world: 
         assert model(torch.tensor([[control["chosen"]]])).logits.argmax() == control["chosen"]
     model.save_pretrained(child)
     (tmp_path / "prompts.yaml").write_text(
-        dump({"limit": 3, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4})
+        dump({"skip": 0, "limit": 3, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 4})
     )
     feedback = world.results / "data/d/test.parquet"
-    sample(world.slice("runs/d/m/csft/seed1"), tmp_path / "prompts.yaml", feedback, child, world.store,
-           tmp_path / "samples.jsonl", 2)  # fmt: skip
+    sample(world.slice("runs/d/m/csft/seed1"), [tmp_path / "prompts.yaml"], [feedback], child, world.store,
+           [tmp_path / "samples.jsonl"], 2)  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    records = list(read(feedback))[:3]
+    records = select_prompts(feedback, 3)
     prompts = template_of(world.base / "model").prompts([r.prompt for r in records], 60)
     assert [line["prompt_tokens"] for line in lines] == [len(p.ids or ()) + 1 for p in prompts]
     assert {(line["response"], line["response_tokens"]) for line in lines} == {("", 4)}
