@@ -17,7 +17,7 @@ from transformers import (
 
 from halos.config import dump
 from halos.data.batches import Examples
-from halos.data.feedback import Feedback, read
+from halos.data.feedback import Feedback, read, select_prompts
 from halos.data.store import Store
 from halos.data.template import Template
 from halos.models import begin, load, save
