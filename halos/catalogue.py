@@ -201,7 +201,7 @@ class Stage(BaseModel):
         "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam",
         "Rprop",
     ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
-    optimizer_args: Settings = Field({}, description="its arguments; AdamW's defaults are ADAMW of halos.config")
+    optimizer_args: Settings = Field({}, description="its arguments; AdamW's defaults are ADAMW of halos.catalogue")
     decay_norms_and_biases: bool = Field(
         True, description="whether weight decay applies to one-dimensional weights too"
     )
