@@ -197,7 +197,7 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
     for name in g.datasets:
         for source in config.datasets[name].sources:
             for file in source.files:
-                if not Path(file).is_file() and Path(file).parts[0] != RESULTS:  # what is in there, a rule can make
+                if not Path(file).is_file() and not Path(file).is_relative_to(RESULTS):  # a rule can make what is there
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
     for name in g.models:
         path = config.models[name].path

@@ -185,10 +185,12 @@ class Workflow:
 
     def parent_reference(self, wildcards: Any) -> list[str]:
         """The parts of the parent's log-probabilities that the cell's loss reads."""
-        stage = self.stage(_cell(wildcards))
-        folder = f"{RESULTS}/{_parent(wildcards).folder}/reference"
+        return self._reference(_cell(wildcards), f"{_parent(wildcards).folder}/reference")
+
+    def _reference(self, cell: Cell, folder: str) -> list[str]:
+        stage = self.stage(cell)
         parts = parts_for(stage.make_loss(), live=stage.sync_every is not None)
-        return [f"{folder}/{part}.safetensors" for part in parts]
+        return [f"{RESULTS}/{folder}/{part}.safetensors" for part in parts]
 
     def scores(self, wildcards: Any) -> list[str]:
         """The scores that the cell's reward model gives, if it has one."""
@@ -258,9 +260,7 @@ class Workflow:
     def round_reference(self, wildcards: Any) -> list[str]:
         """The parts of the reference of a round that its loss reads."""
         cell = _cell(wildcards)
-        stage = self.stage(cell)
-        parts = parts_for(stage.make_loss(), live=stage.sync_every is not None)
-        return [f"{RESULTS}/{cell.folder}/fresh/reference/{part}.safetensors" for part in parts]
+        return self._reference(cell, f"{cell.folder}/fresh/reference")
 
     def _labeller(self, wildcards: Any) -> str:
         """The labeller that a rule names, or the one of the round's stage."""

@@ -178,6 +178,10 @@ def test_missing_local_files_are_refused_before_anything_is_run(tmp_path: Path) 
     config = C.load(content)
     with pytest.raises(HalosError, match=rf"datasets\.local: source local wants {data}"):
         check_files(config)
+    content["datasets"]["local"]["sources"][0]["options"]["path"] = "results/runs/d/m/sft/seed1/labelled/p/l.parquet"
+    with pytest.raises(HalosError, match=r"models\.own: there is no model"):  # the labels can be made by a rule
+        check_files(C.load(content))
+    content["datasets"]["local"]["sources"][0]["options"]["path"] = str(data)
     data.write_text("")
     with pytest.raises(HalosError, match=rf"models\.own: there is no model in {model}"):
         check_files(config)

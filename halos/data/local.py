@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -42,7 +43,7 @@ EMPTY = "empty response"
 """What someone may well have said: the row is dropped, where any other problem is the file's."""
 
 
-class _Row(BaseModel):
+class _Row(BaseModel, ABC):
     """One row of a file. Fields of other names are the user's own notes."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -53,9 +54,9 @@ class _Row(BaseModel):
 
     split: Literal["train", "test"] | None = None
 
+    @abstractmethod
     def record(self) -> Feedback:
         """Raises ValueError when the fields do not go together."""
-        raise NotImplementedError
 
 
 class _Record(_Row):
