@@ -60,7 +60,7 @@ class _Rows:
         for name, s in config.stages.items():
             hyperparameters = dataclasses.asdict(s.make_loss())
             yield {"stage": name, "loss": s.loss, "lr": f"{s.lr:g}", "batch": s.batch_size, "epochs": s.epochs,
-                   "LoRA": "yes" if s.lora else "no",
+                   "LoRA": "yes" if s.lora else "no", "rounds": s.online.rounds if s.online else "",
                    "hyperparameters": ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
                                                 for k, v in hyperparameters.items())}  # fmt: skip
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from halos.data import feedback as F
+from tests.api_server import RIGHT, SERVER_ERROR, ApiServer
 from tests.workflow.conftest import Project, trainer_of
 
 pytestmark = pytest.mark.slow  # the finished rounds that they share take longer than 20 seconds
@@ -180,3 +181,28 @@ def test_samples_of_any_cell_are_labelled_on_demand(done: Project) -> None:
     (done.path / target).unlink()  # made again, because the dataset is made of it
     run = done.snakemake("results/data/mine/train.parquet").ok()
     assert [n.split()[0] for n in run.names if not n.startswith("configure")] == ["label", "prepare"]
+
+
+def test_a_server_labels_within_the_workflow_once_and_its_key_is_written_nowhere(done: Project) -> None:
+    key, target = "sk-workflow-0123456789", "results/runs/d/m/sft/seed1/labelled/p/asked.parquet"
+
+    def grade(messages: list[dict[str, str]]) -> str:
+        return f"Score: {1 + len(messages[-1]['content']) % 10}"
+
+    with ApiServer(faults=lambda _, nth: SERVER_ERROR if nth == 1 else RIGHT, answer=grade) as server:
+        asked = {"model": "m", "base_url": server.base_url, "key_variable": "THE_KEY"}
+        done.edit({"labellers.asked": {"kind": "openai", "openai": asked, "feedback": "binary"}})
+        first = done.snakemake(target, THE_KEY=key, NO_PROXY="127.0.0.1").ok()
+        assert {request.key for request in server.requests} == {key}
+        records, calls = list(F.read(done.path / target)), server.count
+        assert len(records) == 8
+        assert all(1 <= score <= 10 for record in records for score in record.scores)
+
+        (done.path / target).unlink()
+        again = done.edit({"labellers.asked.threshold": 3}).snakemake(target, THE_KEY=key, NO_PROXY="127.0.0.1").ok()
+        assert server.count == calls
+    assert again.rules["label"] == 1
+    assert [r.scores for r in F.read(done.path / target)] == [r.scores for r in records]
+    written = [path for path in done.path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert written == []
+    assert key not in first.output + again.output
