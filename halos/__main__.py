@@ -4,4 +4,10 @@ import sys
 
 from halos.cli import main
 
-sys.exit(main())
+code = main()
+if "torch" in sys.modules:  # processes that just exit may abort while others still talk to them
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+sys.exit(code)

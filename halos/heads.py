@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from halos.data.batches import Microbatch
+from halos.logprobs import rows_of
 
 
 class ValueHead(nn.Module):
@@ -40,7 +41,12 @@ class SequenceScores(nn.Module):
 
     def forward(self, batch: Microbatch) -> dict[str, Tensor]:
         """`scores`: (S,) float32."""
-        columns = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-        padding = columns >= batch.lengths[:, None]
-        ids = batch.input_ids.masked_fill(padding, self.model.config.pad_token_id)
-        return {"scores": self.model(input_ids=ids, use_cache=False).logits[:, 0].float()}
+        layout, rows = batch.layout, rows_of(batch)
+        if batch.packing is None:
+            columns = torch.arange(layout.input_ids.shape[1], device=layout.input_ids.device)
+            padding = columns > layout.ends.index[:, None] % layout.input_ids.shape[1]
+            rows["input_ids"] = layout.input_ids.masked_fill(padding, self.model.config.pad_token_id)
+            return {"scores": self.model(**rows).logits[:, 0].float()}
+        network = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        hidden = getattr(network, network.base_model_prefix)(**rows).last_hidden_state
+        return {"scores": network.score(layout.ends(hidden.flatten(0, 1)))[:, 0].float()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -169,7 +170,8 @@ def _link(origin: Path, folder: Path) -> None:
 
 
 def accelerator_for(precision: str) -> Accelerator:
-    """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals.
+    """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals, and of
+    memory that each operation gets anew from the system.
 
     Weights are float32. With bf16, single processes and DDP compute under autocast; FSDP2 computes on bfloat16 copies
     of its shards, but reduces gradients, and gives its outputs, in float32.
@@ -183,6 +185,7 @@ def accelerator_for(precision: str) -> Accelerator:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
+    _keep_freed_memory()
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     more: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     if precision == "bf16" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
@@ -197,6 +200,18 @@ def accelerator_for(precision: str) -> Accelerator:
     if accelerator.num_processes != wanted:
         raise HalosError(f"{wanted} processes were launched but {accelerator.num_processes} found each other")
     return accelerator
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors free for the next ones: page by page from the system, it costs as much time as what
+    is computed in it."""
+    import ctypes
+
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:

@@ -25,8 +25,12 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
         groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
     # YAML has lists where torch wants tuples (betas)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stage.optimizer_args.items()}
+    kind = getattr(torch.optim, stage.optimizer)
+    if stage.optimizer in ("Adam", "AdamW") and "foreach" not in arguments:
+        # one pass over the weights instead of ten; torch has the same of others, but not for sharded weights
+        arguments.setdefault("fused", True)
     try:
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, stage.optimizer)(groups, lr=stage.lr, **arguments)
+        optimizer: torch.optim.Optimizer = kind(groups, lr=stage.lr, **arguments)
     except (TypeError, ValueError) as error:
         raise HalosError(f"optimizer_args of {stage.optimizer}: {error}") from error
     return optimizer

@@ -8,6 +8,7 @@ that would use it with others is refused.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PARTS = ("responses", "mismatched")
 SCORES = "scores"
+MADE_FROM = "made_from"
+"""One key for all: safetensors writes several in any order, and equal passes would make unequal files."""
 
 
 class Reference:
@@ -54,7 +57,7 @@ def _open(file: Path, expected: dict[str, str]) -> tuple[int, np.ndarray, np.nda
     if not file.is_file():
         raise HalosError(f"there is no {file}; make it with `python -m halos reference`")
     with safe_open(file, framework="pt") as opened:  # torch maps the file instead of reading it
-        made_from = opened.metadata()
+        made_from = json.loads((opened.metadata() or {}).get(MADE_FROM, "{}"))
         differs = [name for name, value in expected.items() if made_from.get(name) != value]
         if differs:
             raise HalosError(
@@ -80,8 +83,12 @@ def parts_for(loss: Any, live: bool = False) -> tuple[str, ...]:
     return PARTS if "mismatched" in loss.prepass else PARTS[:1]
 
 
+WINDOW = 2048
+"""Sequences after which a pass that was stopped can go on; microbatches are cut within them."""
+
+
 def reference(config: Path, parent: Path, store: Path, part: str, output: Path, tokens_per_microbatch: int) -> None:
-    """The verb: one pass of `parent` over a part of the store.
+    """The verb: one pass of `parent` over a part of the store. A pass that was stopped goes on after its last window.
 
     Args:
         config: slice of the parent's cell (`attention`, `precision`).
@@ -90,44 +97,98 @@ def reference(config: Path, parent: Path, store: Path, part: str, output: Path, 
         part: `responses` or `mismatched`; `scores` when the parent is a reward model.
         output: safetensors file: `logps` (float32, all response tokens, or one score each, in the order of their rows),
             `offsets` (int64).
-        tokens_per_microbatch: padded tokens of one forward pass.
+        tokens_per_microbatch: tokens of one forward pass, padding included.
     """
     import torch
 
-    from halos.data.batches import collate, cut
+    from halos.data.batches import collate
+    from halos.data.cutting import cut, pack
     from halos.data.store import Store
     from halos.heads import SequenceScores
     from halos.logprobs import ResponseLogps
     from halos.models import accelerator_for, load
+    from halos.packed import pack_rows
     from halos.rewards import check
 
     settings = read_slice(config)
     opened: Store = Store(store)
-    first, last = (opened.n_responses, len(opened)) if part == "mismatched" else (0, opened.n_responses)
-    lengths = opened.lengths[first:last]
-    kept = np.ones(len(lengths), np.int64) if part == SCORES else lengths[:, 1]
-    offsets = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
-    values = np.zeros(offsets[-1], dtype=np.float32)
+    rows = np.arange(opened.n_responses, len(opened)) if part == "mismatched" else np.arange(opened.n_responses)
+    kept = np.ones(len(rows), np.int64) if part == SCORES else opened.lengths[rows, 1].astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(kept)])
+    first = opened.n_responses if part == "mismatched" else 0
+    made_from = {**expected_hashes(parent, opened), "first": str(first), "part": part}
     accelerator = accelerator_for(settings["precision"])
     if part == SCORES:
         check(parent / "model")
     network = load(parent / "model", settings["attention"], score=part == SCORES)
-    model = accelerator.prepare(SequenceScores(network) if part == SCORES else ResponseLogps(network)).eval()
-    batches = cut(lengths.sum(-1), tokens_per_microbatch) if len(lengths) else []
-    bar = tqdm(total=int(lengths.sum()), desc=f"reference {part}", unit=" tokens", unit_scale=True, mininterval=1)
-    with torch.inference_mode():
-        for batch in batches:
-            [found] = model(collate(opened, batch + first).to(accelerator.device)).values()
-            found = found.reshape(len(batch), -1).float().cpu().numpy()
-            for i, row in enumerate(batch):
-                values[offsets[row] : offsets[row + 1]] = found[i, : kept[row]]
-            bar.update(int(lengths[batch].sum()))
+    module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
+    padded = pack_rows(module, int(opened.lengths.sum(-1).max()))
+    if padded is not None:
+        print(f"sequences are padded and prompts not shared, because {padded}", file=sys.stderr)
+    model = accelerator.prepare(module).eval()
+    done = _Done(output.with_name(f".{output.name}.partial"), {**made_from, **settings}, offsets)
+    tokens = opened.lengths[rows].sum(-1)
+    bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",
+               unit=" tokens", unit_scale=True, mininterval=1)  # fmt: skip
+    for start in range(done.rows, len(rows), WINDOW):
+        window = rows[start : start + WINDOW]
+        lengths, budget = opened.lengths[window], tokens_per_microbatch
+        parts = pack(opened.prompt_of(window), lengths, budget) if padded is None else cut(lengths.sum(-1), budget)
+        values = [np.zeros(0, np.float32)] * len(window)
+        for chosen in parts:
+            batch = collate(opened, window[chosen], packed=padded is None).to(accelerator.device)
+            with torch.inference_mode():
+                [found] = model(batch).values()
+            for k, row in zip(chosen, found.reshape(len(chosen), -1).float().cpu().numpy(), strict=True):
+                values[k] = row[: kept[start + k]]
+            bar.update(batch.tokens)
+        done.add(values)
     bar.close()
-    made_from = {**expected_hashes(parent, opened), "first": str(first), "part": part}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.partial")
-    save_file({"logps": values, "offsets": offsets}, temporary, metadata=made_from)
+    temporary = output.with_name(f".{output.name}.whole")
+    save_file(
+        {"logps": done.values(), "offsets": offsets},
+        temporary,
+        metadata={MADE_FROM: json.dumps(made_from, sort_keys=True)},
+    )
     temporary.replace(output)
+    done.remove()
+
+
+class _Done:
+    """What a pass has computed so far: float32 values in the order of their rows, in a file that grows by windows.
+
+    Args:
+        path: the file; what its values depend on stands beside it.
+        belongs_to: all that they depend on. A file that belongs to something else is begun anew.
+        offsets: (rows + 1,) where each row's values begin.
+
+    Attributes:
+        rows: how many an earlier attempt has done.
+    """
+
+    def __init__(self, path: Path, belongs_to: dict[str, Any], offsets: np.ndarray) -> None:
+        self.path, self.label = path, path.with_name(f"{path.name}.json")
+        label = json.dumps(belongs_to, sort_keys=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not (self.path.is_file() and self.label.is_file() and self.label.read_text() == label):
+            self.path.write_bytes(b"")
+            self.label.write_text(label)
+        starts = [*range(0, len(offsets) - 1, WINDOW), len(offsets) - 1]
+        whole = int(np.searchsorted(offsets[starts], self.path.stat().st_size // 4, side="right")) - 1
+        self.rows = starts[whole]
+        with self.path.open("r+b") as file:
+            file.truncate(4 * int(offsets[self.rows]))  # a window that was cut off in writing is done again
+
+    def add(self, values: list[np.ndarray]) -> None:
+        with self.path.open("ab") as file:
+            file.write(np.concatenate(values).tobytes())
+
+    def values(self) -> np.ndarray:
+        return np.fromfile(self.path, dtype=np.float32)
+
+    def remove(self) -> None:
+        self.path.unlink()
+        self.label.unlink()
 
 
 def expected_hashes(parent: Path, store: Store) -> dict[str, str]:

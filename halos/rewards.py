@@ -117,7 +117,7 @@ class RewardModel:
         from accelerate.utils import gather_object
         from torch.nn.utils.rnn import pad_sequence
 
-        from halos.data.batches import cut
+        from halos.data.cutting import cut
 
         found: dict[tuple[int, ...], float] = {}
         lengths = np.array([len(s) for s in sequences], dtype=np.int64)

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from halos import losses as L
 from halos.catalogue import Stage
 from halos.checkpoints import Checkpoints
 from halos.config import read_slice
-from halos.data.batches import Examples, GlobalBatches, Microbatch
+from halos.data.batches import Ahead, Examples, GlobalBatches, Microbatch, Share
 from halos.data.selection import select
 from halos.data.store import Store
 from halos.errors import HalosError
@@ -31,10 +32,14 @@ from halos.heads import SequenceScores, ValueHead
 from halos.logprobs import ResponseLogps
 from halos.models import accelerator_for, begin, fingerprint, save
 from halos.optimizer import learning_rate, make_optimizer
+from halos.packed import pack_rows
 from halos.provenance import environment, hash_files, hash_weights, write_json
 from halos.reductions import Gathered, Sums, means
 from halos.reference import Reference, expected_hashes, parts_for, read_scores
 from halos.sharding import copy_weights, keep_float32, prepare_frozen
+
+Given = tuple[L.Logps, L.Logps, L.Batch]
+"""What a loss is called with."""
 
 MARGIN = 120
 """Seconds kept free before a time limit, for the checkpoint."""
@@ -108,29 +113,30 @@ class Trainer:
         self.parameters = sum(p.numel() for p in model.parameters())
         if gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+        head = ValueHead(model.config.get_text_config().hidden_size) if self.loss.head == "value" else None
+        module: nn.Module = SequenceScores(model) if self.loss.head == "score" else ResponseLogps(model, head)
+        padded = pack_rows(module, self._longest(opened, control))
+        if padded is not None:
+            self._say(f"sequences are padded and prompts not shared, because {padded}")
         self.live: nn.Module | None = None
         if self.stage.sync_every:
-            self.live = prepare_frozen(ResponseLogps(self._frozen_copy(model)), self.accelerator)
-        if self.loss.head == "score":
-            module: nn.Module = SequenceScores(model)
-        else:
-            head = ValueHead(model.config.get_text_config().hidden_size) if self.loss.head == "value" else None
-            if head is not None:
-                keep_float32(head, self.accelerator)
-            module = ResponseLogps(model, head)
+            self.live = prepare_frozen(self._frozen_copy(module), self.accelerator)
+        if head is not None:
+            keep_float32(head, self.accelerator)
         self.policy, self.optimizer = self.accelerator.prepare(module, make_optimizer(module, self.stage))
 
         cached = Reference(reference, frozen) if reference else None
         rewarded = read_scores(scores[0], opened) if scores else None
         self.examples, self.held_out = (
             Examples(opened, select(opened, split, self.stage.reads, self.stage.selection, self.seed), self.loss.view,
-                     cached, rewarded, control)
+                     cached, rewarded, control, packed=padded is None)
             for split in ("train", "test")
         )  # fmt: skip
         self.batches = GlobalBatches(
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
+        self.ahead = Ahead(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
         self.stop_signal: int | None = None
 
@@ -157,17 +163,29 @@ class Trainer:
     def _check_lengths(self, store: Store, model: Any, control: dict[str, int]) -> None:
         """Refuse sequences that are longer than the model has positions for."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = int(store.lengths.sum(-1).max()) + bool(control)
+        longest = self._longest(store, control)
         if positions is not None and longest > positions:
             raise HalosError(
                 f"a sequence of {longest} tokens does not fit the model's {positions} positions: lower the dataset's "
                 f"max_length"
             )
 
-    def _frozen_copy(self, model: nn.Module) -> nn.Module:
+    @staticmethod
+    def _longest(store: Store, control: dict[str, int]) -> int:
+        """Tokens of the longest sequence."""
+        return int(store.lengths.sum(-1).max()) + bool(control)
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, file=sys.stderr)
+
+    def _frozen_copy(self, module: nn.Module) -> nn.Module:
         """For a live reference. What is not trained is shared, not copied, where weights are not sharded."""
-        fixed = [] if self.accelerator.is_fsdp2 else [p for p in model.parameters() if not p.requires_grad]
-        return copy.deepcopy(model, {id(p): p for p in fixed}).requires_grad_(False).eval()
+        fixed = [] if self.accelerator.is_fsdp2 else [p for p in module.parameters() if not p.requires_grad]
+        copied: Any = copy.deepcopy(module, {id(p): p for p in fixed}).requires_grad_(False).eval()
+        copied.value_head = None
+        frozen: nn.Module = copied
+        return frozen
 
     # ---- the loop ------------------------------------------------------------------------------------------
 
@@ -208,7 +226,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.policy.train()
-        found, sizes = self._over_batch(self.examples, self.batches[step], backward=True)
+        found, sizes = self._over_batch(self.ahead(step), backward=True)
         norm = self._clip()
         self._check(found, step + 1, norm)
         if self.live is not None and self.stage.sync_every and (step + 1) % self.stage.sync_every == 0:
@@ -224,7 +242,8 @@ class Trainer:
             "lr": lr,
             "grad_norm": norm,
             "tokens_per_second": sizes["tokens"] / seconds,
-            "padding_share": 1 - sizes["tokens"] / sizes["padded"],
+            "padding_share": 1 - sizes["real"] / sizes["positions"],
+            "shared_share": 1 - sizes["real"] / sizes["tokens"],
             "peak_memory_gb": peak_memory_gb(),
             "seconds": seconds,
         }
@@ -244,7 +263,7 @@ class Trainer:
     def evaluate(self, step: int) -> dict[str, float]:
         """The same quantities over the fixed evaluation subset, as one global batch, after `step` steps."""
         self.policy.eval()
-        found, _ = self._over_batch(self.held_out, np.arange(len(self.held_out)), backward=False)
+        found, _ = self._over_batch(self._prepare(self.held_out, np.arange(len(self.held_out))), backward=False)
         self._check(found, step)
         return found
 
@@ -255,71 +274,71 @@ class Trainer:
                 lr = self.stage.lr
                 raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
 
-    def _over_batch(
-        self, examples: Examples, indices: np.ndarray, backward: bool
-    ) -> tuple[dict[str, float], dict[str, int]]:
+    def _prepare(self, examples: Examples, indices: np.ndarray) -> Share:
+        """This process's share of a global batch, on its device."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        return examples.share(indices, self.loss, self.budget, rank, world).to(self.accelerator.device)
+
+    def _over_batch(self, share: Share, backward: bool) -> tuple[dict[str, float], dict[str, int]]:
         """Run a global batch, with backward passes or without.
 
         Returns:
-            What is logged of it, and its `tokens` and `padded` tokens, over all processes.
+            What is logged of it, and over all processes: `tokens` of its sequences, `positions` that were computed, and
+            how many of them are `real`, no padding.
         """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        device = self.accelerator.device
-
-        def microbatches(roles: tuple[str, ...]) -> list[Microbatch]:
-            return [b.to(device) for b in examples.microbatches(indices, roles, self.budget, rank, world)]
-
+        world = self.accelerator.num_processes
         sums = Sums()
-
-        def forward(batch: Microbatch, statistics: dict[str, Tensor]) -> tuple[L.Logps, L.Logps, L.Batch]:
-            """What a loss is called with."""
-            real = 0.0 if batch.filler else 1.0  # all that a filler holds is padding
-            sums.add("tokens", batch.lengths.sum() * real)
-            sums.add("padded", torch.tensor(float(batch.input_ids.numel()), device=device))
-            out = {name: batch.by_role(values) for name, values in self.policy(batch).items()}
-            policy: L.Logps = out.get("logps", {})
-            reference = self._reference(batch)
-            if self.stage.humanline:
-                policy = L.humanline(policy, reference, self.stage.log_eps_p, self.stage.log_eps_r)
-            facts = L.Batch(
-                mask=batch.by_role(batch.mask), values=out.get("values", {}), rewards=out.get("scores", {}),
-                statistics=statistics, **batch.labels,
-            )  # fmt: skip
-            return policy, reference, facts
-
-        statistics: dict[str, Tensor] = {}
-        if self.loss.prepass:
-            gathered = Gathered()
-            with torch.no_grad():
-                for batch in microbatches(self.loss.prepass):
-                    gathered.add(self.loss.statistics(*forward(batch, {})), batch.weight)
-            statistics = gathered.over(self.accelerator)
-        roles = L.ROLES[self.loss.view]
-        count = examples.response_tokens(indices, roles) if self.loss.per_token else len(indices)
-        parts = microbatches(roles)
-        for k, batch in enumerate(parts):
-            accumulate = nullcontext() if k == len(parts) - 1 else self.accelerator.no_sync(self.policy)
+        with torch.no_grad():
+            statistics = self._statistics([(self._forward(part, sums), part) for part in share.before])
+        for k, part in enumerate(share.parts):
+            accumulate = nullcontext() if k == len(share.parts) - 1 else self.accelerator.no_sync(self.policy)
             with accumulate:
-                policy, reference, facts = forward(batch, statistics)
-                out = self.loss(policy, reference, facts)
-                objective = (out.losses * batch.weight).sum() / count
+                policy, reference, batch = given = self._forward(part, sums)
+                if self.loss.prepass and not share.before:  # all is in this one microbatch, so its statistics are those
+                    with torch.no_grad():
+                        seen = given if part.following is None else self._forward(part.following, sums)
+                        statistics = self._statistics([(seen, part)])
+                out = self.loss(policy, reference, replace(batch, statistics=statistics))
+                objective = (out.losses * part.weight).sum() / share.count
                 if backward:  # DDP takes the mean over processes of what is a sum
                     self.accelerator.backward(objective * world)
             sums.add("loss", objective)
             for name, rewards in (("chosen", out.chosen_rewards), ("rejected", out.rejected_rewards)):
                 if rewards is not None:
-                    sums.add(f"rewards/{name}", rewards, (batch.weight[:1] > 0).expand_as(rewards))
+                    sums.add(f"rewards/{name}", rewards, (part.weight[:1] > 0).expand_as(rewards))
             for name, values in out.metrics.items():
-                sums.add(name, values, batch.weight)
-            for role in roles if reference else ():
-                sums.add("kl", (policy[role] - reference[role]).sum(-1), batch.weight)
+                sums.add(name, values, part.weight)
+            for role in part.roles if reference else ():
+                sums.add("kl", (policy[role] - reference[role]).sum(-1), part.weight)
         totals = sums.over(self.accelerator)
-        sizes = {name: int(totals.pop(name)[0]) for name in ("tokens", "padded")}
+        sizes = {name: int(totals.pop(name)[0]) for name in ("tokens", "real", "positions")}
         found = {**means(totals), "loss": totals["loss"][0]}
         if "rewards/chosen" in found and "rewards/rejected" in found:
             found["rewards/margin"] = found["rewards/chosen"] - found["rewards/rejected"]
         found |= {f"batch/{name}": float(values.mean()) for name, values in statistics.items()}
         return found, sizes
+
+    def _forward(self, part: Microbatch, sums: Sums) -> Given:
+        """What a loss is called with; its sizes are added to the sums."""
+        for name, count in (("tokens", part.tokens), ("real", part.real), ("positions", part.positions)):
+            sums.add(name, torch.tensor(float(count)).to(self.accelerator.device, non_blocking=True))
+        out = {name: part.by_role(values) for name, values in self.policy(part).items()}
+        policy: L.Logps = out.get("logps", {})
+        reference = self._reference(part)
+        if self.stage.humanline:
+            policy = L.humanline(policy, reference, self.stage.log_eps_p, self.stage.log_eps_r)
+        batch = L.Batch(
+            mask=part.by_role(part.mask), values=out.get("values", {}), rewards=out.get("scores", {}), statistics={},
+            **part.labels,
+        )  # fmt: skip
+        return policy, reference, batch
+
+    def _statistics(self, passes: list[tuple[Given, Microbatch]]) -> dict[str, Tensor]:
+        """The loss's statistics of what all processes have run."""
+        gathered = Gathered()
+        for given, part in passes:
+            gathered.add(self.loss.statistics(*given), part.weight)
+        return gathered.over(self.accelerator) if passes else {}
 
     @torch.no_grad()
     def _reference(self, batch: Microbatch) -> dict[str, Tensor]:
@@ -347,8 +366,8 @@ class Trainer:
         meta = self.checkpoints.load(path, *self._parts(), self.accelerator)
         self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         step = int(meta["step"])
+        self._say(f"going on from step {step} of {len(self.batches)}")
         if main:
-            print(f"going on from step {step} of {len(self.batches)}", file=sys.stderr)
             lines = [line for line in self.log_path.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
             self.log_path.write_text("".join(line + "\n" for line in lines))
         return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from halos.cli import VERBS, main
-from halos.config import load
+from halos.config import dump, load
+from halos.data import feedback as F
 from halos.grid import config_slice
 from tests.conftest import CATALOGUE, World
 
@@ -72,6 +74,80 @@ def test_looking_around_imports_nothing_heavy(arguments: list[str]) -> None:
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stderr.strip() == "[]"
+
+
+HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "lm_eval", "alpaca_eval", "scipy", "sklearn",
+         "matplotlib", "openai", "snakemake", "trl", "wandb", "vllm"}  # fmt: skip
+MODEL = {"torch", "transformers", "accelerate", "scipy"}  # transformers brings accelerate and scipy
+NEEDED: dict[str, set[str]] = {
+    "prepare": set(),
+    "check": set(),
+    "label": set(),
+    "judge": {"alpaca_eval", "datasets", "scipy", "sklearn"},  # alpaca_eval brings the others
+    "tokenize": MODEL - {"scipy"},
+    "sample": MODEL,
+    "reference": MODEL,
+    "train": MODEL,
+    "task": {*MODEL, "lm_eval", "datasets"},
+}
+"""What a verb may import of what is heavy."""
+
+
+def small_job(verb: str, world: World, folder: Path) -> list[str]:
+    """The command of a verb on a small model without adapters, or on feedback that is judged by rule."""
+    results = world.results
+    train, test = (results / f"data/d/{split}.parquet" for split in ("train", "test"))
+    record = next(F.read(test))
+    line = {"prompt_id": record.prompt_id, "prompt": record.prompt, "response": "x", "sample": 0}
+    (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "labeller.yaml").write_text(dump({"labeller": "l", "kind": "verifier", "verifier": "toy",
+                                                "feedback": "binary", "threshold": "mean", "pairs": "max",
+                                                "min_margin": 0.0}))  # fmt: skip
+    cell = world.slice("runs/d/m/sft/seed1", examples=16)
+    options: dict[str, dict[str, Any]] = {
+        "prepare": {"config": world.slice("data/d"), "train": folder / "a", "test": folder / "b"},
+        "check": {"store": world.store, "views": "paired"},
+        "label": {"config": folder / "labeller.yaml", "samples": folder / "samples.jsonl"},
+        "judge": {"config": world.slice("judges/j"), "samples": folder / "samples.jsonl", "feedback": test},
+        "tokenize": {"config": world.slice("tokens/d/m"), "train": train, "test": test, "model": world.base / "model"},
+        "sample": {"config": cell, "prompts": world.slice("prompts/p"), "feedback": test, "model": world.base / "model",
+                   "store": world.store},
+        "reference": {"config": cell, "parent": world.base, "store": world.store, "part": "mismatched"},
+        "train": {"config": cell, "parent": world.base, "store": world.store},
+        "task": {"config": world.slice("tasks/t"), "model": world.base / "model", "feedback": test},
+    }  # fmt: skip
+    made = {name: folder / name for name in ("output", "report") if name in VERBS[verb].options}
+    return [verb, *(str(x) for name, value in {**options[verb], **made}.items() for x in (f"--{name}", value))]
+
+
+@pytest.mark.parametrize("verb", NEEDED)
+def test_a_verb_imports_only_what_it_needs_and_the_garbage_collector_hardly_runs(
+    verb: str, world: World, tmp_path: Path
+) -> None:
+    code = (
+        "import atexit, gc, json, sys, halos.cli\n"
+        "atexit.register(lambda: print(json.dumps([gc.get_stats()[2]['collections'], gc.get_freeze_count()])))\n"
+        "code = halos.cli.main(sys.argv[1:])\n"
+        "print(code, *sys.modules)"
+    )
+    job = small_job(verb, world, tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, *job], cwd=ROOT, capture_output=True, text=True, check=True)
+    *_, last, at_exit = done.stdout.splitlines()
+    assert last.startswith("0 "), done.stderr
+    assert HEAVY & set(last.split()) - NEEDED[verb] == set()
+    collections, frozen = json.loads(at_exit)
+    assert collections <= 2  # of all objects; there would be some 10 while torch is imported
+    assert frozen > 10_000
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [("tables", {"scipy"}), ("figures", {"scipy", "matplotlib"}), ("data", {"scipy", "matplotlib"})],
+)
+def test_a_report_imports_no_model(module: str, needed: set[str]) -> None:
+    code = f"import sys, halos.report.{module}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == needed
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

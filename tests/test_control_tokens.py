@@ -23,6 +23,7 @@ from halos.data.template import Template
 from halos.models import begin, load, save
 from halos.registry import LOSSES
 from tests.conftest import World
+from tests.data.test_layout import ids_of
 from tests.data.test_template import SHAPES, turn
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
@@ -177,8 +178,7 @@ def test_training_sees_a_prompt_its_control_token_and_its_response(world: World,
             expected[(*(prompt.ids or ()), control["rejected"], *responses[loser])[:101]] += 1
     seen = Counter[tuple[int, ...]]()
     for batch in examples.microbatches(np.arange(expected.total() // 2), ROLES, 4096):
-        rows = zip(batch.input_ids.tolist(), batch.lengths.tolist(), strict=True)
-        seen.update(tuple(ids[:length]) for ids, length in rows)
+        seen.update(ids_of(batch.layout))
     assert seen == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from halos.heads import SequenceScores, ValueHead
 from halos.logprobs import ResponseLogps
-from tests.test_logprobs import SIZES, batch_of, capped, llama, scaled, sequences
+from halos.packed import pack_rows
+from tests.test_logprobs import PACKED, SIZES, batch_of, capped, llama, scaled, sequences, wrap
 
 Pairs = list[tuple[Tensor, Tensor]]
 PAD = 49
@@ -35,45 +37,52 @@ def plain_values(model: Any, value_head: ValueHead, pairs: Pairs) -> Tensor:
 # ---- values ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [llama, capped, scaled])
-@pytest.mark.parametrize("padding", [0, 7])
-def test_a_value_is_that_of_the_state_before_its_token(make: Any, padding: int) -> None:
+MODELS = pytest.mark.parametrize(
+    ("make", "packed"), [(llama, False), (llama, True), (capped, False), (scaled, False), (scaled, True)]
+)
+
+
+@MODELS
+def test_a_value_is_that_of_the_state_before_its_token(make: Any, packed: bool) -> None:
     model, value_head = make(), head()
     pairs = sequences()
     with torch.no_grad():
-        found = ResponseLogps(model, value_head)(batch_of(pairs, padding))
+        expected = plain_values(model, value_head, pairs)
+        without = wrap(copy.deepcopy(model), packed)(batch_of(pairs, packed))
+        found = wrap(model, packed, value_head)(batch_of(pairs, packed))
         assert list(found) == ["logps", "values"]
-        torch.testing.assert_close(found["values"], plain_values(model, value_head, pairs), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found["logps"], ResponseLogps(model)(batch_of(pairs, padding))["logps"])
+        torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["logps"], without["logps"])
 
 
-@pytest.mark.parametrize("make", [llama, capped])
-def test_a_token_changes_the_values_of_those_after_it_and_no_others(make: Any) -> None:
-    wrapped = ResponseLogps(make(), head())
+@MODELS
+def test_a_token_changes_the_values_of_those_after_it_and_no_others(make: Any, packed: bool) -> None:
+    wrapped = wrap(make(), packed, head())
     [(prompt, response)] = sequences([(4, 7)])
     other = response.clone()
     other[3] = response[3] % 40 + 3
     assert other[3] != response[3]
     with torch.no_grad():
-        a, b = (wrapped(batch_of([(prompt, r)]))["values"][0] for r in (response, other))
+        a, b = (wrapped(batch_of([(prompt, r)], packed))["values"][0] for r in (response, other))
     torch.testing.assert_close(a[:4], b[:4], rtol=1e-5, atol=1e-6)
     assert ((a[4:] - b[4:]).abs() > 1e-4).all()
 
 
-def test_values_beyond_a_response_are_0() -> None:
-    batch = batch_of(sequences())
-    values = ResponseLogps(llama(), head())(batch)["values"]
+@PACKED
+def test_values_beyond_a_response_are_0(packed: bool) -> None:
+    batch = batch_of(sequences(), packed)
+    values = wrap(llama(), packed, head())(batch)["values"]
     assert values.shape == batch.mask.shape
     assert (values[~batch.mask] == 0).all()
     assert (values[batch.mask] != 0).all()
 
 
-@pytest.mark.parametrize("make", [llama, capped])
-def test_no_gradient_of_a_value_reaches_the_model(make: Any) -> None:
+@MODELS
+def test_no_gradient_of_a_value_reaches_the_model(make: Any, packed: bool) -> None:
     model, value_head = make(), head()
-    wrapped = ResponseLogps(model, value_head)
+    wrapped = wrap(model, packed, value_head)
     assert wrapped.head_is_plain == (make is llama)
-    wrapped(batch_of(sequences()))["values"].square().sum().backward()
+    wrapped(batch_of(sequences(), packed))["values"].square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is not None] == []
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in value_head.parameters())
 
@@ -111,7 +120,7 @@ def test_values_of_a_bf16_model_are_float32(make: Any) -> None:
     batch = batch_of(sequences([(3, 6)]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = ResponseLogps(model, value_head)(batch)
-        states = model.get_decoder()(input_ids=batch.input_ids).last_hidden_state[0, 2:8]
+        states = model.get_decoder()(input_ids=batch.layout.input_ids).last_hidden_state[0, 2:8]
     assert {values.dtype for values in found.values()} == {torch.float32}
     with torch.no_grad():
         assert torch.equal(found["values"][0], value_head(states)[:, 0])
@@ -139,32 +148,41 @@ def words(lengths: list[tuple[int, int]]) -> Pairs:
 LENGTHS = [(3, 6), (9, 1), (2, 4), (5, 0), (2, 9)]
 
 
-@pytest.mark.parametrize("padding", [0, 7])
-def test_a_score_is_that_of_the_sequence_alone(padding: int) -> None:
+def scorer(model: Any, packed: bool) -> SequenceScores:
+    wrapped = SequenceScores(model)
+    assert not packed or pack_rows(wrapped, 100) is None
+    return wrapped
+
+
+@PACKED
+def test_a_score_is_that_of_the_sequence_alone(packed: bool) -> None:
     """By transformers' own pooling, without any padding."""
     model, pairs = reward_model(), words(LENGTHS)
     with torch.no_grad():
-        found = SequenceScores(model)(batch_of(pairs, padding))
         expected = torch.cat([model(input_ids=torch.cat(pair)[None]).logits[:, 0] for pair in pairs])
+        found = scorer(model, packed)(batch_of(pairs, packed))
     assert list(found) == ["scores"]
     assert len(set(expected.tolist())) == len(pairs)
     torch.testing.assert_close(found["scores"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_score_is_read_off_the_last_token_as_vllm_reads_it() -> None:
+@PACKED
+def test_a_score_is_read_off_the_last_token_as_vllm_reads_it(packed: bool) -> None:
     """vLLM knows of no padding: it applies the score layer to the state of the last token that it is given."""
     model, pairs = reward_model(), words(LENGTHS)
+    alone = copy.deepcopy(model)
     with torch.no_grad():
-        found = SequenceScores(model)(batch_of(pairs, 3))["scores"]
+        found = scorer(model, packed)(batch_of(pairs, packed))["scores"]
         for score, pair in zip(found, pairs, strict=True):
-            states = model.model(input_ids=torch.cat(pair)[None]).last_hidden_state
+            states = alone.model(input_ids=torch.cat(pair)[None]).last_hidden_state
             torch.testing.assert_close(score, model.score(states[0, -1])[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_score_is_float32_under_bf16_and_has_a_gradient() -> None:
-    model = reward_model()
+@PACKED
+def test_a_score_is_float32_under_bf16_and_has_a_gradient(packed: bool) -> None:
+    wrapped = scorer(model := reward_model(), packed)
     with torch.autocast("cpu", torch.bfloat16):
-        scores = SequenceScores(model)(batch_of(words(LENGTHS)))["scores"]
+        scores = wrapped(batch_of(words(LENGTHS), packed))["scores"]
     assert scores.dtype == torch.float32
     (scores[0] - scores[1]).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

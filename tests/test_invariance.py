@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.conftest import World
 from tests.test_trainer import CASES, PLAIN, log, setup, weights
 
 ROOT = Path(__file__).parent.parent
-UNLIKE = {"split", "padding_share", "rewards/accuracy"}
+UNLIKE = {"split", "padding_share", "shared_share", "rewards/accuracy"}
 """What may differ in the log of a batch that is cut otherwise: rounding decides the accuracy where policy and reference
 are equal."""
 
@@ -152,10 +153,16 @@ def assert_noise_decides_nothing(plain: PlainBatch, policy: L.Logps, reference: 
         torch.testing.assert_close(gradient(1e-5), expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
 
 
+def plainly(model: Any) -> Any:
+    """The model itself, with transformers' own attention."""
+    (model.get_base_model() if hasattr(model, "get_base_model") else model).set_attn_implementation("sdpa")
+    return model
+
+
 def plain_gradient(trainer: Trainer, world: World, forward: Forward) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient of the first global batch, the reference run anew."""
     plain, loss, stage = PlainBatch(trainer, world), trainer.loss, trainer.stage
-    modules = {"model.": copy.deepcopy(trainer.policy.model).train()}
+    modules = {"model.": plainly(copy.deepcopy(trainer.policy.model).train())}
     if loss.head == "value":
         modules["value_head.layers."] = copy.deepcopy(trainer.policy.value_head.layers)
     read = {role: plain.read(forward, *modules.values(), role=role) for role in plain.rows}
@@ -203,18 +210,24 @@ def test_the_gradient_of_a_global_batch_is_the_plain_one_however_it_is_cut(
                 parameter[: len(better[name])] = better[name]
     loss, expected = plain_gradient(trainer, world, one_by_one)
     padded, same = plain_gradient(trainer, world, padded_on_the_left)
-    assert padded == pytest.approx(loss, rel=1e-5)
-    found: dict[int | str, dict[str, Tensor]] = {"padded on the left": same}
-    sizes = []
-    for budget in (1, 250, 10**6):
-        trainer.budget = budget
+    assert padded == pytest.approx(loss, rel=1e-5, abs=1e-6)
+    found: dict[Any, dict[str, Tensor]] = {"padded on the left": same}
+    assert trainer.examples.packed
+    sizes: dict[bool, list[dict[str, int]]] = {True: [], False: []}
+    for packed, budget in product((True, False), (1, 250, 10**6)):
+        if not packed:
+            for wrapped in filter(None, (trainer.policy, trainer.live)):
+                plainly(wrapped.model)
+        trainer.budget, trainer.examples.packed = budget, packed
         trainer.policy.train().zero_grad()
-        metrics, size = trainer._over_batch(trainer.examples, trainer.batches[0], backward=True)
-        assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
+        metrics, size = trainer._over_batch(trainer._prepare(trainer.examples, trainer.batches[0]), backward=True)
+        assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert metrics.get("batch/kl", 1) > 0.1  # or the z of KTO would be 0, and prove nothing
-        found[budget] = {n: p.grad.clone() for n, p in trainer.policy.named_parameters()}
-        sizes.append(size["padded"])
-    assert sizes[0] <= sizes[1] < sizes[2]  # one row at a time has least padding
+        found[packed, budget] = {n: p.grad.clone() for n, p in trainer.policy.named_parameters()}
+        sizes[packed].append(size)
+    padding = [1 - size["real"] / size["positions"] for size in sizes[False]]
+    assert padding[0] <= padding[1] < padding[2]  # one row at a time has least
+    assert all(size["positions"] == size["real"] <= size["tokens"] for size in sizes[True])
     for actual in found.values():
         assert actual.keys() == expected.keys()
         for name, gradient in expected.items():
@@ -366,7 +379,8 @@ def test_a_filler_counts_in_no_metric(world: World, tmp_path: Path, monkeypatch:
                                    "reduce": staticmethod(lambda total, reduction: total)})()  # fmt: skip
         monkeypatch.setattr(trainer, "accelerator", alone)
         with torch.no_grad():
-            found.append(trainer._over_batch(trainer.examples, np.array([0, 1, 2]), backward=False))
+            share = trainer._prepare(trainer.examples, np.array([0, 1, 2]))
+            found.append(trainer._over_batch(share, backward=False))
     assert [set(metrics) == {"loss"} for metrics, _ in found] == [False, False, False, True]
     assert [sizes["tokens"] > 0 for _, sizes in found] == [True, True, True, False]
     assert sum(metrics["loss"] for metrics, _ in found) == pytest.approx(math.log(2), abs=1e-4)

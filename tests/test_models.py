@@ -32,9 +32,11 @@ from halos.data.template import Template
 from halos.errors import HalosError
 from halos.heads import SequenceScores
 from halos.models import accelerator_for, begin, fingerprint, load, make, save, with_lora
+from halos.packed import pack_rows
 from halos.provenance import hash_weights
 from halos.registry import LOSSES
 from tests.conftest import CATALOGUE, World
+from tests.data.test_layout import ids_of
 from tests.test_control_tokens import CONVERSATIONS, child_of, templated
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
@@ -444,13 +446,18 @@ def test_the_trainers_scores_are_those_of_the_saved_model(world: World, tmp_path
     model, tokenizer, _ = begin(world.base / "model", "sdpa", REWARD, None)
     moved(model)
     store = Store(world.store)
-    batch = next(Examples(store, store.view("train", "paired"), "paired").microbatches(np.arange(6), ROLES, 10**6))
-    with torch.no_grad():
-        scores = SequenceScores(model)(batch)["scores"]
-        save(model, model.state_dict(), world.base / "model", tmp_path / "model", tokenizer)
-        saved: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
-        for score, ids, length in zip(scores, batch.input_ids, batch.lengths, strict=True):
-            torch.testing.assert_close(saved(ids[None, :length]).logits[0, 0], score, rtol=1e-4, atol=1e-6)
+    save(model, model.state_dict(), world.base / "model", tmp_path / "model", tokenizer)
+    saved: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    wrapped = SequenceScores(model)
+    for packed in (False, True):
+        assert not packed or pack_rows(wrapped, 100) is None
+        examples = Examples(store, store.view("train", "paired"), "paired", packed=packed)
+        [batch] = examples.microbatches(np.arange(6), ROLES, 10**6)
+        with torch.no_grad():
+            scores = wrapped(batch.to(torch.device("cpu")))["scores"]
+            for score, ids in zip(scores, ids_of(batch.layout), strict=True):
+                alone = saved(torch.tensor([ids])).logits[0, 0]
+                torch.testing.assert_close(alone, score, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ for case, processes in CASES.items():
     collected = {name: sorted(values.tolist()) for name, values in gathered.over(accelerator).items()}
     found[case] = [collected, means(sums.over(accelerator))]
 print(json.dumps([accelerator.num_processes, found]))
+accelerator.end_training()
 """
 
 

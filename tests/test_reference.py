@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from safetensors import safe_open
 
+from halos.config import dump, read_slice
+from halos.data.batches import Microbatch
 from halos.data.store import Store
 from halos.errors import HalosError
 from halos.models import begin, load, save
@@ -116,6 +121,7 @@ def test_a_policy_without_its_adapters_is_its_reference_however_long_it_was_trai
     trainer.policy.eval()
     indices = np.arange(12)
     for batch in trainer.examples.microbatches(indices, ("chosen", "rejected"), 2048):
+        batch = batch.to(trainer.accelerator.device)
         with torch.no_grad():
             adapted = trainer.policy(batch)["logps"]
             with trainer.policy.model.disable_adapter():
@@ -204,3 +210,132 @@ def test_a_store_without_mismatched_sequences_makes_an_empty_part(world: World, 
     reference(world.slice("runs/d/m/base/seed0"), world.base, folder, "mismatched", file, 2048)
     with pytest.raises(HalosError, match="is in no part"):
         Reference([file], {})[n]
+
+
+# ---- a pass that is stopped --------------------------------------------------------------------------------------
+
+
+def content(file: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """All that a file holds, to the last bit; safetensors writes the metadata in any order."""
+    with safe_open(file, framework="np") as opened:
+        return opened.metadata(), {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
+
+
+class Killed(BaseException):
+    """What ends a process from outside."""
+
+
+class Pass:
+    """Passes over a store, whose forward passes are counted, with windows of 100 sequences.
+
+    Attributes:
+        calls: forward passes of the last run, those of a trial left out.
+        after: how many there had been when each window was written.
+        limit: the forward pass that kills the run, or None.
+    """
+
+    def __init__(self, world: World, parent: Path, part: str, attention: str, patch: pytest.MonkeyPatch) -> None:
+        from halos import reference as module
+        from halos.heads import SequenceScores
+        from halos.logprobs import ResponseLogps
+
+        self.world, self.parent, self.part, self.attention, self.precision = world, parent, part, attention, "fp32"
+        self.calls, self.limit, self.after = 0, -1, list[int]()
+        patch.setattr(module, "WINDOW", 100)
+        kind = SequenceScores if part == SCORES else ResponseLogps
+        forward, add = kind.forward, module._Done.add
+
+        def counted(network: Any, batch: Microbatch) -> dict[str, torch.Tensor]:
+            if batch.tokens > 1:
+                if self.calls == self.limit:
+                    raise Killed
+                self.calls += 1
+            found: dict[str, torch.Tensor] = forward(network, batch)
+            return found
+
+        def added(done: Any, values: list[np.ndarray]) -> None:
+            add(done, values)
+            self.after.append(self.calls)
+
+        patch.setattr(kind, "forward", counted)
+        patch.setattr(module._Done, "add", added)
+
+    def run(self, output: Path, killed_at: int | None = None) -> Path:
+        settings = read_slice(self.world.slice("runs/d/m/bradley_terry/seed1"))
+        config = output.parent.with_name("config.yaml")
+        config.write_text(dump({**settings, "attention": self.attention, "precision": self.precision}))
+        self.calls, self.limit, self.after = 0, -1 if killed_at is None else killed_at, []
+        file = output / "out.safetensors"
+        if killed_at is None:
+            reference(config, self.parent, self.world.store, self.part, file, 400)
+            assert [p.name for p in output.iterdir()] == [file.name]
+            return file
+        with pytest.raises(Killed):
+            reference(config, self.parent, self.world.store, self.part, file, 400)
+        assert not file.exists()
+        return file.with_name(f".{file.name}.partial")
+
+
+@pytest.mark.parametrize(
+    ("part", "attention"),
+    [("responses", "sdpa"), ("mismatched", "sdpa"), ("responses", "eager"), (SCORES, "sdpa"), (SCORES, "eager")],
+)
+def test_a_pass_that_was_killed_goes_on_after_its_last_whole_window_and_makes_the_same_file(
+    part: str, attention: str, world: World, rewarder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = Pass(world, rewarder if part == SCORES else world.base, part, attention, monkeypatch)
+    expected = content(passing.run(tmp_path / "whole"))
+    every, total = list(passing.after), passing.calls
+    assert len(every) >= 4
+    assert 0 < every[0] < every[1] < every[2] < every[3] <= total
+    for k, (window, cut) in enumerate([(3, 0), (3, -3), (2, 5), (1, 0), (0, 0)]):
+        partial = passing.run(tmp_path / str(k), killed_at=every[window] + 1)
+        whole = partial.read_bytes()
+        partial.write_bytes(whole[:cut] if cut < 0 else whole + b"\0" * cut)  # a window that was cut off in writing
+        found = content(passing.run(tmp_path / str(k)))
+        assert passing.calls == total - every[window - (cut < 0)]
+        assert found == expected
+
+
+@pytest.mark.parametrize("change", ["weights", "attention", "precision", "label"])
+def test_a_pass_of_something_else_is_begun_anew(
+    change: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = Pass(world, world.base, "responses", "sdpa", monkeypatch)
+    partial = passing.run(tmp_path / "run", killed_at=20)
+    assert partial.stat().st_size > 0
+    partial.write_bytes(b"\0" * partial.stat().st_size)  # none of it may be seen again
+    if change == "label":
+        partial.with_name(f"{partial.name}.json").unlink()
+    elif change == "weights":
+        passing.parent = tmp_path / "parent"
+        shutil.copytree(world.base, passing.parent)
+        manifest = json.loads((world.base / "manifest.json").read_text())
+        write_json(passing.parent / "manifest.json", {**manifest, "weights": "0" * 64})
+    elif change == "attention":
+        passing.attention = "eager"
+    else:
+        passing.precision = "bf16"
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        file = passing.run(tmp_path / "run")
+        assert passing.after[0] > 0
+        assert len(passing.after) == -(-Store(world.store).n_responses // 100)
+        values = Reference([file], {})
+        assert all((values[row] < 0).all() for row in range(Store(world.store).n_responses))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_parent_that_cannot_be_packed_says_so_and_gives_the_same_values(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(dump({**read_slice(world.slice("runs/d/m/base/seed0")), "attention": "eager"}))
+    file = tmp_path / "responses.safetensors"
+    reference(config, world.base, world.store, "responses", file, 2048)
+    said = "sequences are padded and prompts not shared, because attention `eager` knows no packed rows"
+    assert said in capsys.readouterr().err
+    one, other = Reference([file], {}), Reference(world.reference()[:1], {})
+    for row in range(Store(world.store).n_responses):
+        np.testing.assert_allclose(one[row], other[row], rtol=1e-4, atol=1e-5)

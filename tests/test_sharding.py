@@ -107,6 +107,7 @@ def test_sharded_processes_train_the_same_weights_as_one(world: World, tmp_path:
                 )
         for x, y in zip(read(one), read(two), strict=True):
             assert x.keys() == y.keys()
+            assert x["split"] == "eval" or x["padding_share"] == y["padding_share"] == 0
             for key in ("loss", "grad_norm", "kl", "rewards/margin"):
                 if key in x:
                     assert x[key] == pytest.approx(y[key], rel=1e-3, abs=1e-4), (name, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from halos.reference import expected_hashes
 from halos.registry import LOSSES
 from halos.trainer import Trainer, learning_rate
 from tests.conftest import World
+from tests.data.test_layout import ids_of
 
 HUMANLINE = ("dpo", "grpo", "kto", "ppo")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -116,7 +118,7 @@ def test_the_cached_reference_is_the_base_models_in_every_epoch_and_in_evaluatio
         for roles in {L.ROLES[trainer.loss.view], trainer.loss.prepass} - {()}:
             for batch in examples.microbatches(indices, roles, 2048):
                 with torch.no_grad():
-                    policy = trainer.policy(batch)["logps"]
+                    policy = trainer.policy(batch.to(trainer.accelerator.device))["logps"]
                 assert policy.abs().min() == 0 or batch.mask.all()
                 torch.testing.assert_close(policy, batch.reference, rtol=0, atol=1e-4)
 
@@ -141,6 +143,8 @@ def test_the_ratios_of_a_step_are_those_of_one_update(world: World, tmp_path: Pa
     before = copy.deepcopy(trainer.policy.model)
     trainer.step(2)
     after = copy.deepcopy(trainer.policy.model)
+    for model in (before, after):
+        model.set_attn_implementation("sdpa")
     rows = np.concatenate([trainer.examples.rows[role][trainer.batches[3]] for role in ("chosen", "rejected")])
     store = Store(world.store)
     expected = float((plain_logps(after, store, rows) - plain_logps(before, store, rows)).mean())
@@ -250,7 +254,7 @@ def test_no_gradient_of_a_value_reaches_the_model(world: World, tmp_path: Path) 
     found = []
     for weight in (0.0, 1e6):
         trainer = setup(world, tmp_path, "ppo", value_weight=weight)
-        trainer._over_batch(trainer.examples, trainer.batches[0], backward=True)
+        trainer._over_batch(trainer._prepare(trainer.examples, trainer.batches[0]), backward=True)
         found.append({n: p.grad.clone() for n, p in trainer.policy.named_parameters()})
     for name, gradient in found[0].items():
         assert torch.equal(gradient, found[1][name]) == name.startswith("model.")
@@ -295,12 +299,86 @@ def test_gradient_checkpointing_changes_no_weight(
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
-def test_kto_runs_each_response_and_its_mismatched_one_once(world: World, tmp_path: Path) -> None:
-    trainer = setup(world, tmp_path, "kto")
-    rows: list[int] = []
-    trainer.policy.model.get_input_embeddings().register_forward_hook(lambda m, i, out: rows.append(out.shape[0]))
+def runs(trainer: Trainer) -> list[Counter[int]]:
+    """What the passes over a step are of: the tokens that each one is given, with or without a gradient."""
+    found: list[Counter[int]] = []
+
+    def seen(module: Any, inputs: Any, out: Tensor) -> None:
+        found.append(Counter(inputs[0].flatten().tolist()))
+
+    handle = trainer.policy.model.get_input_embeddings().register_forward_hook(seen)
     trainer.step(0)
-    assert sum(rows) == 2 * trainer.stage.batch_size
+    handle.remove()
+    return found
+
+
+def test_kto_runs_prompts_and_responses_once_and_of_mismatched_ones_the_response_and_the_token_before_it(
+    world: World, tmp_path: Path
+) -> None:
+    """One pass over all: z is known before the loss is needed."""
+    trainer, store = setup(world, tmp_path, "kto", budget=10**6), Store(world.store)
+    responses, mismatched = (trainer.examples.rows[role][trainer.batches[0]] for role in ("response", "mismatched"))
+    prompts = {store.prompt_of(np.array([row]))[0]: store.sequence(row)[0] for row in responses}
+    once, again = runs(trainer)
+    assert once == Counter(np.concatenate([*prompts.values(), *(store.sequence(r)[1] for r in responses)]).tolist())
+    expected = [np.append(prompt[-1:], response) for prompt, response in map(store.sequence, mismatched)]
+    assert again == Counter(np.concatenate(expected).tolist())
+
+
+def test_kto_of_several_microbatches_runs_mismatched_sequences_before_all_others(world: World, tmp_path: Path) -> None:
+    trainer, store = setup(world, tmp_path, "kto", budget=120), Store(world.store)
+    order: list[bool] = []
+    trainer.policy.register_forward_hook(lambda module, inputs, out: order.append(out["logps"].requires_grad))
+    found = runs(trainer)
+    before = order.count(False)
+    assert order == [False] * before + [True] * (len(order) - before)
+    assert len(found) == len(order)
+    assert 1 < before < len(order) - 1
+    for role, part in (("mismatched", found[:before]), ("response", found[before:])):
+        sequences = [store.sequence(row) for row in trainer.examples.rows[role][trainer.batches[0]]]
+        prompts = {tuple(prompt.tolist()) for prompt, _ in sequences}
+        tokens = sum(map(len, prompts)) + sum(len(response) for _, response in sequences)
+        assert sum(map(Counter.total, part)) == tokens
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES.values(), ids=CASES)
+def test_a_batch_that_is_one_microbatch_is_run_once(
+    name: str, changes: dict[str, Any], world: World, tmp_path: Path
+) -> None:
+    """Whatever statistics of the whole batch the loss wants: only those of other sequences cost anything."""
+    trainer = setup(world, tmp_path, name, budget=10**6, **changes)
+    passes: list[tuple[str, ...]] = []
+    trainer.policy.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].roles))
+    trainer.step(0)
+    roles = L.ROLES[trainer.loss.view]
+    extra = tuple(role for role in trainer.loss.prepass if role not in roles)
+    assert passes == [roles, extra][: 1 + bool(extra)]
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto", "ppo", "bradley_terry", "lora", "csft"])
+def test_a_model_that_cannot_be_packed_says_so_and_is_trained_to_the_same_weights(
+    stage: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {**PLAIN, "examples": 24}
+    if stage == "lora":
+        changes["lora"] = {"r": 4, "alpha": 8, "dropout": 0.0}
+    config = world.slice(f"runs/d/m/{stage}/seed1", **changes)
+    files = world.parts(C.Stage(**read_slice(config)["stage"]))
+    said = "sequences are padded and prompts not shared, because attention `eager` knows no packed rows\n"
+    for attention, padded in (("sdpa", False), ("eager", True)):
+        config.write_text(C.dump({**read_slice(config), "attention": attention}))
+        capsys.readouterr()
+        Trainer(config, world.base, world.store, tmp_path / attention, files, None, [], 500, False, None).run()
+        assert (said in capsys.readouterr().err) == padded
+    start, one, other = (weights(run) for run in (world.base, tmp_path / "sdpa", tmp_path / "eager"))
+    for name, value in one.items():
+        atol = 1e-7
+        if name in start and start[name].shape == value.shape:
+            atol += 1e-4 * float((value - start[name]).abs().max())
+        torch.testing.assert_close(other[name], value, rtol=1e-6, atol=atol)
+    assert all(line["padding_share"] == 0 for line in log(tmp_path / "sdpa") if line["split"] == "train")
+    for line in log(tmp_path / "eager"):
+        assert line["split"] == "eval" or (line["padding_share"] > 0 and line["shared_share"] == 0)
 
 
 def test_the_terms_of_slic_are_both_of_whole_responses(world: World, tmp_path: Path) -> None:
@@ -318,7 +396,7 @@ def test_a_control_token_stands_in_a_sequence_once_in_every_epoch(world: World, 
     for step in (0, trainer.batches.per_epoch, 2 * trainer.batches.per_epoch):
         trainer.step(step)
         for batch in trainer.examples.microbatches(trainer.batches[step], ("chosen", "rejected"), 2048):
-            assert torch.isin(batch.input_ids, tokens).sum(-1).tolist() == [1] * len(batch.input_ids)
+            assert {int(np.isin(ids, tokens).sum()) for ids in ids_of(batch.layout)} == {1}
 
 
 # ---- the optimiser ---------------------------------------------------------------------------------------------
@@ -393,13 +471,13 @@ def test_the_log_has_a_line_for_each_step_and_evaluations_before_during_and_afte
     assert [line["examples"] for line in lines if line["split"] == "train"] == list(range(8, 65, 8))
     same = {"split", "step", "examples", "loss", "kl", "rewards/chosen", "rewards/rejected", "rewards/margin",
             "rewards/accuracy"}  # fmt: skip
-    more = {"lr", "grad_norm", "tokens_per_second", "padding_share", "peak_memory_gb", "seconds"}
+    more = {"lr", "grad_norm", "tokens_per_second", "padding_share", "shared_share", "peak_memory_gb", "seconds"}
     for line in lines:
         assert set(line) == same | (more if line["split"] == "train" else set())
         assert all(math.isfinite(v) for k, v in line.items() if k != "split")
         assert line["rewards/margin"] == pytest.approx(line["rewards/chosen"] - line["rewards/rejected"])
         assert 0 <= line["rewards/accuracy"] <= 1
-        assert line["split"] == "eval" or 0 <= line["padding_share"] < 1
+        assert line["split"] == "eval" or (line["padding_share"] == 0 < line["shared_share"] < 1)
 
 
 def test_the_first_step_from_the_reference_has_loss_log_2_and_no_kl(world: World, tmp_path: Path) -> None:

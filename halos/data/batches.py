@@ -6,9 +6,9 @@ processes, is a matter of memory and speed and does not change its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from halos.attention import Packing
+from halos.data import layout as layouts
+from halos.data.cutting import cut, pack
+from halos.data.layout import Layout, Text
 from halos.data.store import Store
+from halos.losses.base import ROLES, Loss
 from halos.reference import Reference
 
 
@@ -27,41 +32,78 @@ class Microbatch:
 
     Attributes:
         roles: the R roles.
-        input_ids: (S, L) int64, prompt then response, padded on the right.
-        prompt_lengths: (S,) int64.
+        layout: the tokens in rows.
         mask: (S, T) bool, True for each response token.
         reference: (S, T) float32 log-probabilities under the reference, or None.
-        weight: (B,) float32, the share of its example: 1, or 1 / the size of its group; 0 for a filler that only keeps
-            processes in step.
+        weight: (B,) float32, the share of its example: 1, or 1 / the size of its group.
+        tokens: of its sequences, each with the whole of its prompt; 0 for a filler, a copy of another's example that
+            only keeps processes in step.
         labels: name -> (B,) what is known of the responses: desirable, scores, advantages.
+        packing: of a packed row, what the attention needs to know; else None.
+        following: the same responses in other roles, whose prompts are those of this row, to be run after it.
     """
 
     roles: tuple[str, ...]
-    input_ids: Tensor
-    prompt_lengths: Tensor
+    layout: Layout
     mask: Tensor
     reference: Tensor | None
     weight: Tensor
+    tokens: int
     labels: Mapping[str, Tensor] = field(default_factory=dict)
+    packing: Packing | None = None
+    following: Microbatch | None = None
 
     def by_role(self, values: Tensor) -> dict[str, Tensor]:
         """(S, ...) -> {role: (B, ...)}."""
         return dict(zip(self.roles, values.chunk(len(self.roles)), strict=True))
 
-    def to(self, device: torch.device) -> Microbatch:
+    def to(self, device: torch.device, prompts: Packing | None = None) -> Microbatch:
+        """The same on a device; `prompts` is the packing of the row that holds the prompts, if it is another."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved, labels={k: v.to(device) for k, v in self.labels.items()})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | Layout)}
+        labels = {k: v.to(device) for k, v in self.labels.items()}
+        segments = self.layout.segments
+        packing = None if segments is None else Packing(segments, device, prompts)
+        following = None if self.following is None else self.following.to(device, packing)
+        return replace(self, **moved, labels=labels, packing=packing, following=following)
 
-    @property
-    def lengths(self) -> Tensor:
-        """(S,) tokens of each sequence."""
-        return self.prompt_lengths + self.mask.sum(-1)
+    def emptied(self) -> Microbatch:
+        """A filler made of this: all is run, and nothing counts."""
+        following = None if self.following is None else self.following.emptied()
+        return replace(self, weight=torch.zeros_like(self.weight), tokens=0, following=following)
 
     @property
     def filler(self) -> bool:
-        """Whether its only example is another one's, to keep processes in step."""
-        return not bool(self.weight[0])
+        return not self.tokens
+
+    @property
+    def positions(self) -> int:
+        """What the model computes, padding included."""
+        return self.layout.input_ids.numel()
+
+    @property
+    def real(self) -> int:
+        """Positions that hold a token of an example, and no filler's or padding."""
+        return 0 if self.filler else self.positions - self.layout.padding
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of a global batch, cut into microbatches, as many in every process.
+
+    Attributes:
+        parts: what the loss is computed of.
+        before: what its statistics are computed of in a pass of their own. There is none where one microbatch holds
+            everything, as its statistics are known before its loss is needed.
+        count: examples, or for a loss per token response tokens, of the whole global batch.
+    """
+
+    parts: list[Microbatch]
+    before: list[Microbatch]
+    count: int
+
+    def to(self, device: torch.device) -> Share:
+        return Share([b.to(device) for b in self.parts], [b.to(device) for b in self.before], self.count)
 
 
 COLUMNS = {
@@ -86,6 +128,7 @@ class Examples:
         reference: log-probabilities of the reference model, by sequence row, if the loss wants them.
         scores: (sequences,) of a reward model, by sequence row, instead of the data's own.
         control: role -> a token that stands between that role's prompts and responses.
+        packed: whether microbatches are packed rows, with each prompt once, instead of padded ones.
 
     Attributes:
         rows: role -> (M,) sequence rows of the M responses.
@@ -101,8 +144,9 @@ class Examples:
         reference: Reference | None = None,
         scores: np.ndarray | None = None,
         control: Mapping[str, int] | None = None,
+        packed: bool = False,
     ) -> None:
-        self.store, self.reference, self.control = store, reference, control or {}
+        self.store, self.reference, self.control, self.packed = store, reference, control or {}, packed
         columns = {role: table[column] for role, column in COLUMNS[view].items()}
         sizes = np.ones(table.num_rows, dtype=np.int64)
         if view == "grouped":
@@ -142,29 +186,68 @@ class Examples:
         return sum(int(self.store.lengths[self.rows[role][found], 1].sum()) for role in roles)
 
     def lengths(self, responses: np.ndarray, roles: Sequence[str]) -> np.ndarray:
-        """(n,) tokens of the longest of each response's sequences."""
-        per_role = [self.store.lengths[self.rows[role][responses]].sum(-1) + (role in self.control) for role in roles]
-        longest: np.ndarray = np.max(per_role, axis=0)
-        return longest
+        """(n, 2) tokens of each response's prompt, and of what follows it in all roles together."""
+        rows = [self.rows[role][responses] for role in roles]
+        tails = [self.store.lengths[r, 1] + (role in self.control) for r, role in zip(rows, roles, strict=True)]
+        return np.stack([self.store.lengths[rows[0], 0], np.sum(tails, axis=0)], axis=1)
+
+    def share(self, indices: np.ndarray, loss: Loss, budget: int, rank: int = 0, world: int = 1) -> Share:
+        """What a process runs of a global batch of examples, for a loss with these traits."""
+        roles = ROLES[loss.view]
+        others = tuple(role for role in loss.prepass if role not in roles)
+        parts = list(self.microbatches(indices, roles, budget, rank, world, following=others))
+        at_once = len(parts) == 1 and (not others or parts[0].following is not None)
+        apart = loss.prepass and not at_once
+        before = list(self.microbatches(indices, loss.prepass, budget, rank, world)) if apart else []
+        return Share(parts, before, self.response_tokens(indices, roles) if loss.per_token else len(indices))
 
     def microbatches(
-        self, indices: np.ndarray, roles: tuple[str, ...], budget: int, rank: int = 0, world: int = 1
+        self,
+        indices: np.ndarray,
+        roles: tuple[str, ...],
+        budget: int,
+        rank: int = 0,
+        world: int = 1,
+        following: tuple[str, ...] = (),
     ) -> Iterator[Microbatch]:
-        """This process's share of a global batch of examples, the same number of microbatches in every process."""
+        """This process's share of a global batch of examples, the same number of microbatches in every process.
+
+        A global batch that is one packed microbatch to each process also gets the roles that follow it.
+        """
         responses = self.responses(indices)
-        parts = cut(self.lengths(responses, roles), budget // len(roles), world)
+        lengths = self.lengths(responses, roles)
+        if self.packed:
+            parts = pack(self.store.prompt_of(self.rows[roles[0]][responses]), lengths, budget, world)
+        else:
+            longest = [
+                self.store.lengths[self.rows[role][responses]].sum(-1) + (role in self.control) for role in roles
+            ]
+            parts = cut(np.max(longest, axis=0), budget // len(roles), world)
+        behind = following if self.packed and len(parts) == world else ()
         for part in parts[rank::world]:
-            yield self._collate(responses[part], roles) if len(part) else self._filler(responses[:1], roles)
+            yield self._collate(responses[part if len(part) else [0]], roles, behind, filler=not len(part))
 
-    def _collate(self, responses: np.ndarray, roles: tuple[str, ...]) -> Microbatch:
+    def _collate(
+        self, responses: np.ndarray, roles: tuple[str, ...], following: tuple[str, ...], filler: bool
+    ) -> Microbatch:
+        rows, texts = self._texts(responses, roles)
+        layout = (layouts.packed if self.packed else layouts.padded)(texts)
+        batch = self._labelled(microbatch(self.store, rows, layout, self.reference), responses, roles)
+        if following and layout.segments is not None:
+            rows, behind = self._texts(responses, following)
+            after = microbatch(self.store, rows, layouts.follow(behind, texts, layout.segments), self.reference)
+            batch = replace(batch, following=self._labelled(after, responses, following))
+        return batch.emptied() if filler else batch
+
+    def _texts(self, responses: np.ndarray, roles: tuple[str, ...]) -> tuple[np.ndarray, list[Text]]:
         rows = np.concatenate([self.rows[role][responses] for role in roles])
-        control = np.repeat([self.control.get(role, -1) for role in roles], len(responses))
-        labels = {name: torch.from_numpy(values[responses]) for name, values in self.labels.items()}
-        batch = collate(self.store, rows, self.reference, control)
-        return replace(batch, roles=roles, weight=torch.from_numpy(self.weight[responses]), labels=labels)
+        return rows, texts_of(
+            self.store, rows, np.repeat([self.control.get(role, -1) for role in roles], len(responses))
+        )
 
-    def _filler(self, responses: np.ndarray, roles: tuple[str, ...]) -> Microbatch:
-        return replace(self._collate(responses, roles), weight=torch.zeros(1))
+    def _labelled(self, batch: Microbatch, responses: np.ndarray, roles: tuple[str, ...]) -> Microbatch:
+        labels = {name: torch.from_numpy(values[responses]) for name, values in self.labels.items()}
+        return replace(batch, roles=roles, weight=torch.from_numpy(self.weight[responses]), labels=labels)
 
 
 def advantages(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -182,86 +265,40 @@ def advantages(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return found
 
 
-def collate(
-    store: Store, rows: np.ndarray, reference: Reference | None = None, control: np.ndarray | None = None
-) -> Microbatch:
-    """The sequences `rows` as one microbatch with a single role.
-
-    Args:
-        control: (S,) the token between prompt and response, -1 for none.
-    """
-    lengths = store.lengths[rows].astype(np.int64)
+def texts_of(store: Store, rows: np.ndarray, control: np.ndarray | None = None) -> list[Text]:
+    """Sequences of a store, with a token between prompt and response where `control`, (S,), is not -1."""
     before = np.full(len(rows), -1) if control is None else control
-    lengths[:, 0] += before >= 0
-    ids = np.zeros((len(rows), lengths.sum(-1).max()), dtype=np.int64)
-    values = np.zeros((len(rows), lengths[:, 1].max()), dtype=np.float32)
-    for i, row in enumerate(rows):
+    keys = store.prompt_of(rows)
+    found = []
+    for row, key, token in zip(rows, keys.tolist(), before.tolist(), strict=True):
         prompt, response = store.sequence(row)
-        start = lengths[i, 0]
-        ids[i, : len(prompt)] = prompt
-        if before[i] >= 0:
-            ids[i, start - 1] = before[i]
-        ids[i, start : start + len(response)] = response
-        if reference is not None:
-            values[i, : len(response)] = reference[row]
-    mask = np.arange(values.shape[1]) < lengths[:, 1:]
+        tail = response if token < 0 else np.concatenate([[token], response])
+        found.append(Text(key, prompt, tail, lead=int(token >= 0)))
+    return found
+
+
+def microbatch(store: Store, rows: np.ndarray, layout: Layout, reference: Reference | None = None) -> Microbatch:
+    """The sequences `rows`, laid out, as a microbatch with a single role."""
+    lengths = store.lengths[rows, 1]
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    values = np.zeros(mask.shape, dtype=np.float32)
+    if reference is not None:
+        for i, row in enumerate(rows):
+            values[i, : lengths[i]] = reference[row]
     return Microbatch(
         roles=("response",),
-        input_ids=torch.from_numpy(ids),
-        prompt_lengths=torch.from_numpy(lengths[:, 0]),
+        layout=layout,
         mask=torch.from_numpy(mask),
         reference=None if reference is None else torch.from_numpy(values),
         weight=torch.ones(len(rows)),
+        tokens=int(layout.lengths.sum()),
     )
 
 
-OVERHEAD = 128
-"""What one more microbatch costs, in tokens: it keeps `cut` from cutting finer than is worth it."""
-
-
-def cut(lengths: np.ndarray, budget: int, world: int = 1) -> list[np.ndarray]:
-    """Cut examples into microbatches of at most `budget` padded tokens, similar lengths together, least padding.
-
-    Args:
-        lengths: (n,) tokens of each example.
-        budget: tokens of a microbatch, padding counted; an example longer than it gets one of its own.
-        world: the number of microbatches is made a multiple of it, the largest first, so that each process, taking
-            every world-th, has about as much to do as the others.
-
-    Returns:
-        Positions into `lengths`; empty arrays where there are fewer examples than processes.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    parts: list[np.ndarray] = []
-    for start in range(0, len(order), 512):
-        window = order[start : start + 512]
-        bounds = _best_cuts(lengths[window], budget)
-        parts += [window[i:j] for i, j in pairwise(bounds)]
-    while len(parts) % world:
-        widest = max(range(len(parts)), key=lambda k: len(parts[k]))
-        half = len(parts[widest]) // 2
-        if half:
-            parts[widest : widest + 1] = [parts[widest][:half], parts[widest][half:]]
-        else:
-            parts.append(order[:0])
-    return sorted(parts, key=lambda part: -len(part) * int(lengths[part].max(initial=0)))
-
-
-def _best_cuts(lengths: np.ndarray, budget: int) -> list[int]:
-    """Bounds of consecutive parts of descending `lengths` with the least padded tokens and overhead in all: cheapest[j]
-    is the cost of the first j, and its last part begins at begins[j]."""
-    n = len(lengths)
-    cheapest, begins = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
-    for j in range(1, n + 1):
-        first = np.arange(j)
-        padded = lengths[first] * (j - first)
-        cost = np.where((padded <= budget) | (first == j - 1), cheapest[:j] + padded + OVERHEAD, np.inf)
-        begins[j] = np.argmin(cost)
-        cheapest[j] = cost[begins[j]]
-    bounds = [n]
-    while bounds[-1]:
-        bounds.append(int(begins[bounds[-1]]))
-    return bounds[::-1]
+def collate(store: Store, rows: np.ndarray, packed: bool = False, control: np.ndarray | None = None) -> Microbatch:
+    """The sequences `rows` as a microbatch with a single role, packed into one row or with a row for each."""
+    layout = (layouts.packed if packed else layouts.padded)(texts_of(store, rows, control))
+    return microbatch(store, rows, layout)
 
 
 class GlobalBatches:
@@ -299,3 +336,24 @@ class GlobalBatches:
         """Examples seen in the first `step` steps."""
         epochs, within = divmod(-(-step // self.inner_epochs), self.per_epoch)
         return epochs * self.n + min(within * self.batch_size, self.n)
+
+
+class Ahead:
+    """Prepares the next step's data in a thread, while the one before is trained on.
+
+    Args:
+        prepare: step -> its data.
+        steps: how many there are.
+    """
+
+    def __init__(self, prepare: Callable[[int], Share], steps: int) -> None:
+        self._prepare, self._steps = prepare, steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._waiting: dict[int, Future[Share]] = {}
+
+    def __call__(self, step: int) -> Share:
+        now = self._waiting.pop(step, None) or self._thread.submit(self._prepare, step)
+        self._waiting.clear()
+        if step + 1 < self._steps:
+            self._waiting[step + 1] = self._thread.submit(self._prepare, step + 1)
+        return now.result()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import Counter
-from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -12,12 +13,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from halos.data.batches import Examples, GlobalBatches, Microbatch, advantages, collate, cut
+from halos.data.batches import Ahead, Examples, GlobalBatches, Microbatch, advantages, collate
 from halos.data.store import Store
+from halos.losses import ROLES
 from halos.reference import Reference, expected_hashes
+from halos.registry import LOSSES
 from tests.conftest import World
-
-LENGTHS = np.random.default_rng(0).lognormal(5, 0.7, 300).astype(int) + 1
+from tests.data.test_layout import ids_of
 
 
 def examples_of(world: World, view: str, **more: Any) -> Examples:
@@ -27,67 +29,28 @@ def examples_of(world: World, view: str, **more: Any) -> Examples:
 
 def texts(batch: Microbatch) -> list[tuple[int, ...]]:
     """The ids of each sequence, without padding."""
-    rows = zip(batch.input_ids.tolist(), batch.lengths.tolist(), strict=True)
-    return [tuple(ids[:length]) for ids, length in rows]
+    return ids_of(batch.layout)
+
+
+def starts(batch: Microbatch) -> list[int]:
+    """Where each response begins in its sequence."""
+    found: list[int] = (batch.layout.lengths - batch.mask.sum(-1).numpy()).tolist()
+    return found
 
 
 def whole(store: Store, row: int) -> tuple[int, ...]:
     return tuple(np.concatenate(store.sequence(row)).tolist())
 
 
-def padded(parts: list[np.ndarray], lengths: np.ndarray = LENGTHS) -> list[int]:
-    return [len(part) * int(lengths[part].max(initial=0)) for part in parts]
+PACKED = pytest.mark.parametrize("packed", [True, False])
 
 
-@pytest.mark.parametrize("world", [1, 3, 4])
-@pytest.mark.parametrize("budget", [1, 500, 2000, 10**9])
-def test_every_example_is_in_one_microbatch(budget: int, world: int) -> None:
-    parts = cut(LENGTHS, budget, world)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(LENGTHS)))
-    assert len(parts) % world == 0
-
-
-@pytest.mark.parametrize("n", [1, 300, 1100])
-def test_a_microbatch_keeps_to_the_budget_unless_one_example_is_larger(n: int) -> None:
-    lengths = np.random.default_rng(n).integers(1, 900, n)
-    for part, tokens in zip(parts := cut(lengths, 700), padded(parts, lengths), strict=True):
-        assert tokens <= 700 or len(part) == 1
-
-
-def test_padding_and_microbatches_are_no_more_than_of_sorted_examples_cut_when_full() -> None:
-    greedy: list[list[int]] = [[]]
-    for i in np.argsort(-LENGTHS, kind="stable"):
-        if (len(greedy[-1]) + 1) * max(LENGTHS[[*greedy[-1], i]]) > 2000:
-            greedy.append([])
-        greedy[-1].append(i)
-    naive = padded([np.array(part) for part in greedy])
-    found = padded(cut(LENGTHS, 2000))
-    assert sum(found) + 128 * len(found) <= sum(naive) + 128 * len(naive)
-    unsorted = [np.arange(start, min(start + 8, 300)) for start in range(0, 300, 8)]
-    assert sum(found) < 0.8 * sum(padded(unsorted))
-    assert sum(found) < 1.1 * LENGTHS.sum()
-
-
-def test_the_largest_microbatches_come_first_so_that_processes_have_about_as_much_to_do() -> None:
-    parts = cut(LENGTHS, 2000, world=2)
-    sizes = padded(parts)
-    assert all(a >= b for a, b in pairwise(sizes))
-    work = sum(sizes[0::2]), sum(sizes[1::2])
-    assert max(work) < 1.1 * min(work)
-
-
-@pytest.mark.parametrize(("n", "world", "fillers"), [(1, 1, 0), (1, 4, 3), (3, 4, 1), (4, 4, 0), (5, 4, 3), (12, 4, 0)])
-def test_there_are_fillers_only_where_no_microbatch_can_be_split(n: int, world: int, fillers: int) -> None:
-    empty = [part for part in cut(np.full(n, 10), 10, world) if not len(part)]
-    assert len(empty) == fillers
-    assert not any(not len(part) for part in cut(np.full(8, 10), 10**6, 4))  # split rather than filled
-
-
-def test_a_filler_has_no_weight_and_the_shares_of_all_processes_make_the_batch(world: World) -> None:
-    groups = examples_of(world, "grouped")
+@PACKED
+def test_a_filler_has_no_weight_and_the_shares_of_all_processes_make_the_batch(packed: bool, world: World) -> None:
+    groups = examples_of(world, "grouped", packed=packed)
     pair = int(np.flatnonzero(np.diff(groups.offsets) == 2)[0])
     for examples, indices, expected in (
-        (examples_of(world, "unpaired"), [5, 3, 8], [0, 1, 1, 1]),
+        (examples_of(world, "unpaired", packed=packed), [5, 3, 8], [0, 1, 1, 1]),
         (groups, [pair], [0, 0, 0.5, 0.5]),
     ):
         shares = [list(examples.microbatches(np.array(indices), ("response",), 4096, k, 4)) for k in range(4)]
@@ -95,6 +58,8 @@ def test_a_filler_has_no_weight_and_the_shares_of_all_processes_make_the_batch(w
         weights = [float(batch.weight.sum()) for [batch] in shares]
         assert sorted(weights) == expected
         assert [batch.filler for [batch] in shares] == [weight == 0 for weight in weights]
+        assert [batch.real == 0 for [batch] in shares] == [weight == 0 for weight in weights]
+        assert all(batch.positions > 0 for [batch] in shares)
 
 
 def test_a_batch_is_a_part_of_the_epochs_permutation() -> None:
@@ -141,27 +106,47 @@ def test_each_global_batch_is_repeated_as_often_as_asked_before_the_next(inner: 
     assert batches.examples_until(0) == 0
 
 
-def test_sequences_are_padded_on_the_right_and_their_responses_masked(world: World) -> None:
+@PACKED
+def test_sequences_are_collated_whole_and_their_responses_masked(packed: bool, world: World) -> None:
     store = Store(world.store)
-    rows = np.array([0, 7, 20])
-    batch = collate(store, rows)
-    assert batch.input_ids.shape == (3, store.lengths[rows].sum(-1).max())
-    assert batch.mask.shape == (3, store.lengths[rows, 1].max())
-    for i, row in enumerate(rows):
+    rows = np.array([0, 7, 20, 1])
+    batch = collate(store, rows, packed)
+    prompts = {store.prompt_of(rows)[k]: store.lengths[row, 0] for k, row in enumerate(rows)}
+    width = store.lengths[rows].sum(-1).max()
+    shape = (1, sum(prompts.values()) + store.lengths[rows, 1].sum()) if packed else (4, width)
+    assert len(prompts) == 3
+    assert batch.layout.input_ids.shape == shape
+    assert batch.mask.shape == (4, store.lengths[rows, 1].max())
+    assert texts(batch) == [whole(store, row) for row in rows]
+    assert starts(batch) == store.lengths[rows, 0].tolist()
+    for row, mask in zip(rows, batch.mask.tolist(), strict=True):
+        response = int(store.lengths[row, 1])
+        assert mask == [True] * response + [False] * (len(mask) - response)
+    assert batch.tokens == store.lengths[rows].sum()
+    assert batch.positions == shape[0] * shape[1]
+    assert batch.real == (batch.positions if packed else batch.tokens)
+
+
+@PACKED
+def test_a_control_token_of_a_sequence_is_collated_as_no_part_of_its_response(packed: bool, world: World) -> None:
+    store = Store(world.store)
+    rows = np.array([0, 1, 7])
+    batch = collate(store, rows, packed, control=np.array([77, -1, 78]))
+    for text, start, row, token in zip(texts(batch), starts(batch), rows, (77, None, 78), strict=True):
         prompt, response = store.sequence(row)
-        ids = batch.input_ids[i].tolist()
-        assert ids == [*whole(store, row)] + [0] * (len(ids) - len(prompt) - len(response))
-        assert int(batch.prompt_lengths[i]) == len(prompt)
-        mask = batch.mask[i].tolist()
-        assert mask == [True] * len(response) + [False] * (len(mask) - len(response))
-    assert batch.lengths.tolist() == store.lengths[rows].sum(-1).tolist()
+        control = () if token is None else (token,)
+        assert text == (*prompt.tolist(), *control, *response.tolist())
+        assert start == len(prompt) + len(control)
+    tokens = [token for row in rows for token in store.sequence(row)[1].tolist()]
+    assert batch.layout.targets.tolist() == tokens
 
 
+@PACKED
 @pytest.mark.parametrize("control", [{}, {"response": 77, "mismatched": 78}])
-def test_reference_values_stand_under_their_tokens(control: dict[str, int], world: World) -> None:
+def test_reference_values_stand_under_their_tokens(control: dict[str, int], packed: bool, world: World) -> None:
     store = Store(world.store)
     reference = Reference(world.reference(), expected_hashes(world.base, store))
-    examples = examples_of(world, "unpaired", reference=reference, control=control)
+    examples = examples_of(world, "unpaired", reference=reference, control=control, packed=packed)
     indices = np.array([0, 3, 11, 40])
     for role in ("response", "mismatched"):
         expected = {whole(store, row): reference[row].tolist() for row in examples.rows[role][indices]}
@@ -169,21 +154,20 @@ def test_reference_values_stand_under_their_tokens(control: dict[str, int], worl
         for batch in examples.microbatches(indices, (role,), 200):
             assert batch.reference is not None
             assert (batch.reference[~batch.mask] == 0).all()
-            for text, start, mask, values in zip(
-                texts(batch), batch.prompt_lengths.tolist(), batch.mask, batch.reference, strict=True
-            ):
+            for text, start, mask, values in zip(texts(batch), starts(batch), batch.mask, batch.reference, strict=True):
                 prompt = text[: start - 1] if control else text[:start]
                 assert values[mask].tolist() == expected[(*prompt, *text[start:])]
                 seen += 1
         assert seen == 4
 
 
-def test_roles_stand_one_below_the_other(world: World) -> None:
-    store, examples = Store(world.store), examples_of(world, "paired")
+@PACKED
+def test_roles_stand_one_below_the_other(packed: bool, world: World) -> None:
+    store, examples = Store(world.store), examples_of(world, "paired", packed=packed)
     seen = Counter[tuple[tuple[int, ...], tuple[int, ...]]]()
     for batch in examples.microbatches(np.arange(6), ("chosen", "rejected"), 600):
-        assert batch.input_ids.numel() <= 600
-        parts = batch.by_role(batch.input_ids)
+        assert batch.positions <= 600
+        parts = batch.by_role(batch.mask)
         assert list(parts) == ["chosen", "rejected"]
         assert {len(ids) for ids in parts.values()} == {len(batch.weight)}
         half = len(batch.weight)
@@ -192,8 +176,9 @@ def test_roles_stand_one_below_the_other(world: World) -> None:
     assert seen == Counter((whole(store, chosen), whole(store, rejected)) for chosen, rejected in pairs)
 
 
-def test_labels_and_scores_stay_with_their_responses(world: World) -> None:
-    store, examples = Store(world.store), examples_of(world, "unpaired")
+@PACKED
+def test_labels_and_scores_stay_with_their_responses(packed: bool, world: World) -> None:
+    store, examples = Store(world.store), examples_of(world, "unpaired", packed=packed)
     table = store.view("train", "unpaired").to_pylist()[:30]
     expected = Counter((whole(store, row["sequence"]), row["desirable"], np.float32(row["score"])) for row in table)
     assert {label for _, label, _ in expected} == {True, False}
@@ -205,13 +190,121 @@ def test_labels_and_scores_stay_with_their_responses(world: World) -> None:
     assert seen == expected
 
 
-def test_moving_a_microbatch_moves_every_tensor(world: World) -> None:
-    batch = next(examples_of(world, "unpaired").microbatches(np.arange(4), ("response",), 4096))
+@PACKED
+def test_moving_a_microbatch_moves_every_tensor(packed: bool, world: World) -> None:
+    reference = Reference(world.reference(), expected_hashes(world.base, Store(world.store)))
+    examples = examples_of(world, "unpaired", reference=reference, packed=packed)
+    [batch] = examples.microbatches(np.arange(4), ("response",), 10**6, following=("mismatched",))
     moved = batch.to(torch.device("meta"))
-    assert isinstance(moved, Microbatch)
-    tensors = [v for v in (*moved.__dict__.values(), *moved.labels.values()) if isinstance(v, torch.Tensor)]
-    assert len(tensors) == 4 + 2
-    assert {t.device.type for t in tensors} == {"meta"}
+    seen = [moved] if moved.following is None else [moved, moved.following]
+    assert len(seen) == 1 + packed
+    for part in seen:
+        tensors = [v for v in (*vars(part).values(), *part.labels.values(), part.layout.input_ids)
+                   if isinstance(v, torch.Tensor)]  # fmt: skip
+        assert len(tensors) == 3 + 2 + 1
+        assert {t.device.type for t in tensors} == {"meta"}
+        assert (part.packing is not None) == packed
+        assert part.packing is None or part.packing.device.type == "meta"
+    if moved.following is not None:
+        assert moved.following.packing is not None
+        assert moved.following.packing.prompts is moved.packing
+
+
+# ---- what follows ------------------------------------------------------------------------------------------------
+
+
+def test_mismatched_responses_follow_a_row_that_is_all_of_a_processs_share(world: World) -> None:
+    store, examples = Store(world.store), examples_of(world, "unpaired", packed=True)
+    indices = np.array([5, 3, 8, 30, 2])
+    for world_size, budget, follows in ((1, 10**6, True), (2, 10**6, True), (1, 60, False), (2, 30, False)):
+        seen = Counter[tuple[tuple[int, ...], tuple[int, ...]]]()
+        for rank in range(world_size):
+            parts = list(examples.microbatches(indices, ("response",), budget, rank, world_size, ("mismatched",)))
+            assert (len(parts) == 1) == follows
+            for batch in parts:
+                after = batch.following
+                assert (after is not None) == follows
+                if after is not None:
+                    assert after.roles == ("mismatched",)
+                    assert after.weight.tolist() == batch.weight.tolist()
+                    assert {k: v.tolist() for k, v in after.labels.items()} == {
+                        k: v.tolist() for k, v in batch.labels.items()
+                    }
+                    assert after.positions == len(after.weight) + after.mask.sum()  # of a prompt its last token only
+                    seen.update(zip(texts(batch), ids_of(after.layout, batch.layout), strict=True))
+        rows = (examples.rows[role][indices] for role in ("response", "mismatched"))
+        expected = Counter((whole(store, one), whole(store, other)) for one, other in zip(*rows, strict=True))
+        assert seen == (expected if follows else Counter())
+    padded = examples_of(world, "unpaired").microbatches(indices, ("response",), 10**6, following=("mismatched",))
+    assert [batch.following for batch in padded] == [None]
+
+
+def test_what_follows_a_filler_counts_as_little(world: World) -> None:
+    examples = examples_of(world, "unpaired", packed=True)
+    for rank in range(2):
+        [batch] = examples.microbatches(np.array([4]), ("response",), 10**6, rank, 2, ("mismatched",))
+        assert batch.following is not None
+        assert batch.filler == batch.following.filler == (rank == 1)
+        assert float(batch.following.weight.sum()) == (rank == 0)
+
+
+@PACKED
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_share_has_a_pass_before_it_only_where_statistics_cannot_be_had_otherwise(
+    name: str, packed: bool, world: World
+) -> None:
+    loss = LOSSES[name]()
+    examples = examples_of(world, loss.view, packed=packed)
+    indices, roles = np.array([5, 3, 8, 30, 2]), ROLES[loss.view]
+    others = [role for role in loss.prepass if role not in roles]
+    tokens = examples.response_tokens(indices, roles)
+    for budget, processes in ((10**6, 1), (10**6, 2), (60, 1), (60, 2), (10**6, 7)):
+        shares = [examples.share(indices, loss, budget, rank, processes) for rank in range(processes)]
+        assert {share.count for share in shares} == {tokens if loss.per_token else 5}
+        assert len({(len(share.parts), len(share.before)) for share in shares}) == 1
+        for share in shares:
+            one = len(share.parts) == 1
+            assert all(part.roles == roles for part in share.parts)
+            assert all(part.roles == loss.prepass for part in share.before)
+            assert bool(share.before) == bool(loss.prepass and not (one and (packed or not others)))
+            assert [part.following is not None for part in share.parts] == [bool(packed and one and others)] * len(
+                share.parts
+            )
+        if shares[0].before:
+            assert sum(float(part.weight.sum()) for share in shares for part in share.before) == pytest.approx(5)
+
+
+def test_the_next_steps_data_is_prepared_meanwhile_and_each_step_gets_its_own() -> None:
+    class Data:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+    made: list[tuple[int, bool]] = []
+    alive: dict[int, weakref.ref[Data]] = {}
+    done = [threading.Event() for _ in range(6)]
+
+    def prepare(step: int) -> Any:
+        made.append((step, threading.current_thread() is threading.main_thread()))
+        done[step].set()
+        if step == 4:
+            raise ValueError("step 4")
+        alive[step] = weakref.ref(data := Data(step))
+        return data
+
+    ahead: Any = Ahead(prepare, 6)
+    assert ahead(0).step == 0
+    assert done[1].wait(10)
+    assert [step for step, _ in made] == [0, 1]
+    assert ahead(1).step == 1
+    assert done[2].wait(10)
+    assert ahead(3).step == 3  # not the next one, as in a run that goes on from a checkpoint
+    assert done[4].wait(10)
+    with pytest.raises(ValueError, match="step 4"):
+        ahead(4)
+    assert ahead(5).step == 5
+    assert [alive[step]() for step in (0, 1, 2, 3)] == [None] * 4  # what was used, or never asked for, is let go
+    assert [step for step, _ in made] == [0, 1, 2, 3, 4, 5]  # each once, and none after the last
+    assert not any(in_main for _, in_main in made)
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------
@@ -293,10 +386,13 @@ def test_a_score_that_is_missing_makes_no_advantage_of_its_group_known_and_leave
     assert found[2:].tolist() == [-1, 1]
 
 
-@pytest.mark.parametrize(("budget", "processes"), [(10**6, 1), (300, 1), (100, 1), (300, 3)])
-def test_a_global_batch_of_groups_holds_each_whole_however_it_is_cut(budget: int, processes: int, world: World) -> None:
+@PACKED
+@pytest.mark.parametrize(("budget", "processes"), [(10**6, 1), (300, 1), (60, 1), (300, 3)])
+def test_a_global_batch_of_groups_holds_each_whole_however_it_is_cut(
+    budget: int, processes: int, packed: bool, world: World
+) -> None:
     """Prompts differ between groups, so the prompt tells a response's group. The weights of a group sum to 1."""
-    store, examples = Store(world.store), examples_of(world, "grouped")
+    store, examples = Store(world.store), examples_of(world, "grouped", packed=packed)
     groups = store.view("train", "grouped")["sequences"].to_pylist()
     indices = np.array([4, 0, 9, 3, 20])
     prompts = {tuple(store.sequence(groups[i][0])[0].tolist()): i for i in indices}
@@ -307,14 +403,14 @@ def test_a_global_batch_of_groups_holds_each_whole_however_it_is_cut(budget: int
             if batch.filler:
                 continue
             held.update(texts(batch))
-            of = [prompts[text[:start]] for text, start in zip(texts(batch), batch.prompt_lengths, strict=True)]
+            of = [prompts[text[:start]] for text, start in zip(texts(batch), starts(batch), strict=True)]
             parts.update(set(of))
             for group, weight in zip(of, batch.weight.tolist(), strict=True):
                 assert weight == pytest.approx(1 / len(groups[group]))
                 weights[group] += weight
     assert held == Counter(whole(store, row) for i in indices for row in groups[i])
     assert weights == {i: pytest.approx(1) for i in indices}
-    assert (max(parts.values()) > 1) == (budget < 10**6)  # a group is split
+    assert (max(parts.values()) > 1) == (budget == 60 or (budget == 300 and not packed))  # a group is split
 
 
 def test_a_global_batch_is_of_groups_and_not_of_responses(world: World) -> None:
@@ -342,9 +438,10 @@ def test_response_tokens_are_those_of_all_roles_and_of_whole_groups(world: World
 # ---- control tokens --------------------------------------------------------------------------------------------
 
 
-def test_a_control_token_stands_between_prompt_and_response_of_its_role(world: World) -> None:
+@PACKED
+def test_a_control_token_stands_between_prompt_and_response_of_its_role(packed: bool, world: World) -> None:
     store, control = Store(world.store), {"chosen": 600, "rejected": 601}
-    examples = examples_of(world, "paired", control=control)
+    examples = examples_of(world, "paired", control=control, packed=packed)
     expected = Counter[tuple[int, ...]]()
     for role, token in control.items():
         for row in examples.rows[role][:20]:
@@ -353,31 +450,51 @@ def test_a_control_token_stands_between_prompt_and_response_of_its_role(world: W
     seen = Counter[tuple[int, ...]]()
     for batch in examples.microbatches(np.arange(20), ("chosen", "rejected"), 500):
         seen.update(texts(batch))
-        roles = batch.by_role(torch.arange(len(batch.input_ids)))
+        roles = batch.by_role(torch.arange(len(batch.mask)))
         for role, rows in roles.items():
             for i in rows.tolist():
-                start = int(batch.prompt_lengths[i])
-                assert int(batch.input_ids[i, start - 1]) == control[role]
-                assert int(batch.mask[i].sum()) == int(batch.lengths[i]) - start
+                assert texts(batch)[i][starts(batch)[i] - 1] == control[role]
     assert seen == expected
 
 
-def test_a_control_token_of_one_role_leaves_the_other_alone(world: World) -> None:
-    examples, plain = (examples_of(world, "paired", control=control) for control in ({"chosen": 600}, None))
+@PACKED
+def test_a_control_token_of_one_role_leaves_the_other_alone(packed: bool, world: World) -> None:
+    examples, plain = (
+        examples_of(world, "paired", control=control, packed=packed) for control in ({"chosen": 600}, None)
+    )
     [batch], [without] = (list(e.microbatches(np.arange(3), ("chosen", "rejected"), 10**6)) for e in (examples, plain))
-    assert (batch.by_role(batch.lengths)["chosen"] - without.by_role(without.lengths)["chosen"]).tolist() == [1] * 3
+    assert (batch.layout.lengths - without.layout.lengths).tolist() == [1] * 3 + [0] * 3
     assert texts(batch)[3:] == texts(without)[3:]
 
 
-def test_control_tokens_count_in_the_budget(world: World) -> None:
-    control, roles = {"chosen": 600, "rejected": 601}, ("chosen", "rejected")
-    examples, plain = examples_of(world, "paired", control=control), examples_of(world, "paired")
+@PACKED
+def test_control_tokens_count_in_the_budget(packed: bool, world: World) -> None:
+    roles = ("chosen", "rejected")
+    plain, *more = (
+        examples_of(world, "paired", control=control, packed=packed)
+        for control in (None, {"chosen": 600}, {"chosen": 600, "rejected": 601})
+    )
     responses = np.arange(40)
-    assert (examples.lengths(responses, roles) - plain.lengths(responses, roles)).tolist() == [1] * 40
-    budget = 2 * 8 * int(plain.lengths(responses, roles)[:8].max())
-    for examples_, at_most in ((plain, budget), (examples, budget)):
-        sizes = [b.input_ids.numel() for b in examples_.microbatches(responses, roles, budget)]
-        assert max(sizes) <= at_most
+    for k, examples in enumerate(more, 1):
+        found = examples.lengths(responses, roles) - plain.lengths(responses, roles)
+        assert found.tolist() == [[0, k]] * 40
+    longest = int(plain.store.lengths.sum(-1).max()) + 1
+    for budget in range(2 * longest, 700, 37):
+        for examples in (plain, *more):
+            sizes = [batch.positions for batch in examples.microbatches(responses, roles, budget)]
+            assert max(sizes) <= budget
+
+
+@PACKED
+def test_a_microbatch_keeps_to_the_budget_in_all_its_roles_unless_one_example_is_larger(
+    packed: bool, world: World
+) -> None:
+    examples = examples_of(world, "paired", packed=packed)
+    for budget in (1, 150, 400, 2000):
+        batches = list(examples.microbatches(np.arange(40), ("chosen", "rejected"), budget))
+        assert all(batch.positions <= budget or len(batch.weight) == 1 for batch in batches)
+        assert sum(len(batch.weight) for batch in batches) == 40
+        assert (len(batches) == 40) == (budget == 1)
 
 
 def test_the_number_of_response_tokens_counts_no_control_token(world: World) -> None:
