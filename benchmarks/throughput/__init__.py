@@ -5,12 +5,13 @@
     python -m benchmarks.throughput --losses dpo --profiles hh --peers trl-best --pairs 9    # a choice
 
 **What is the same.** Both sides train the same model from the same weights on the same examples in the same order: sft,
-dpo (beta 0.1) and kto (beta 0.1); global batches of 8 examples (2 with the larger model; --batch); float32; no dropout;
-AdamW with the same settings, a constant learning rate and the same clipping; the same number of threads; denormal
-numbers flushed to zero. No sequence reaches the limits of 1024 tokens (512 of the prompt) at which either side would
-cut it. The token ids of each example, the number of tokens of each step and, for sft and dpo, the loss of the first
-steps must agree, else the run fails. KTO's losses differ by definition and are only printed: its KL term is estimated
-over the mismatched responses of a global batch here, over other ones and a microbatch at a time in TRL.
+dpo (beta 0.1) and kto (beta 0.1); global batches of 8 examples (4 where sequences are long, 2 with the larger model);
+float32; no dropout; AdamW with the same settings, a constant learning rate and the same clipping; the same number of
+threads; denormal numbers flushed to zero. No sequence reaches the limits of 1024 tokens (512 of the prompt) at which
+either side would cut it. The token ids of each example, the number of tokens of each step and, for sft and dpo, the
+loss of the first steps must agree, else the run fails. KTO's losses differ by definition and are only printed: its KL
+term is estimated over the mismatched responses of a global batch here, over other ones and a microbatch at a time in
+TRL.
 
 **Data and models.** Words are made up and each is one token; lengths are log-normal. Half of all sequences have at most
 as many tokens as those of a known dataset have: `ultrafeedback` 409, `hh` 186, `tldr` 416, of which 0.42, 2.15 and 11.1
@@ -19,17 +20,16 @@ shape of SmolLM2-135M. Their weights are random: speed does not depend on them.
 
 **Peers.** `trl-default` has TRL's defaults (gradient checkpointing on; the reference in memory, run at each step; the
 global batch as one microbatch). `trl-best` has what is fastest on a CPU: no gradient checkpointing, the reference
-computed before the training, and the fastest of the microbatches that give the global batch, found in a short search
-for each loss. `trl-packing`, for sft, is trl-best with TRL's packing (best fit decreasing, to 1024 tokens; a mask keeps
-examples from seeing each other): its batches hold other examples, so tokens a second are compared and losses are not.
-On a CPU TRL computes the logits of the prompt, too, a chunk at a time; on a GPU its kernel leaves them out, as we do
-everywhere.
+computed before the training, and the microbatch that was fastest when tried. `trl-packing`, for sft, is trl-best with
+TRL's packing (best fit decreasing, to 1024 tokens; a mask keeps examples from seeing each other): its batches hold
+other examples, so tokens a second are compared and losses are not. On a CPU TRL computes the logits of the prompt, too,
+a chunk at a time; on a GPU its kernel leaves them out, as we do everywhere.
 
-**Times.** Each side lives in a process of its own, both do a step to warm up, then they take turns, first one and then
-the other beginning, while the idle one sleeps. A step's time holds all that it takes: loading its data, forward,
-backward, the optimiser, its log. A ratio is of the two steps of a pair, so that a machine that others use as well slows
-both; the median counts. TRL runs its own `train()`, we `Trainer.step`. The reference's time is apart: ours covers the
-whole store with its two test prompts and includes hashing and writing it, TRL's its training set.
+**Times.** Each side lives in a process of its own. They take turns, forwards and backwards, while the idle ones sleep.
+A step's time holds all that it takes: loading its data, forward, backward, the optimiser, its log. A ratio is of the
+same step of both, so that a machine that others use as well slows both; the median counts, and so the first step, which
+warms up, does not. TRL runs its own `train()`, we `Trainer.step`. The reference's time is apart: ours covers the whole
+store with its two test prompts and includes hashing and writing it, TRL's its training set.
 
 Prints each step and writes benchmarks/results/throughput.csv, and docs/throughput.svg from it. Columns: loss, profile,
 model, peer; ratio_examples_per_s (ours over TRL's, median of pairs), ratio_min, ratio_max; ratio_peak_memory (ours over

@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choice.add_argument("--models", nargs="+", choices=tuple(MODELS))
     choice.add_argument("--peers", nargs="+", choices=PEERS)
     parser.add_argument("--pairs", type=int, default=5, help="measured steps of each side (%(default)s)")
-    parser.add_argument("--batch", type=int, help="examples of a global batch, even; by default what suits the model")
+    parser.add_argument("--batch", type=int, help="examples of a global batch, even; by default what suits")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side (%(default)s)")
     parser.add_argument("--tokens-per-microbatch", type=int, default=TOKENS_PER_MICROBATCH, help="ours (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where data goes, and stays; by default a temporary folder")
@@ -87,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = chosen.folder or Path(temporary)
         pairs = 2 if chosen.quick else chosen.pairs
         try:
-            rows = run(comparisons, folder, chosen.threads, pairs, chosen.tokens_per_microbatch)
+            rows = run(comparisons, folder, chosen.threads, pairs, chosen.tokens_per_microbatch, chosen.batch)
             write(rows, Path(os.devnull) if chosen.quick else chosen.output)
         except HalosError as error:
             sys.exit(f"error: {error}")
@@ -103,8 +102,6 @@ def chosen_comparisons(chosen: argparse.Namespace) -> list[Comparison]:
                      chosen.peers or PEERS)  # fmt: skip
     else:
         found = everything()
-    if chosen.batch:
-        found = [replace(c, model=replace(c.model, batch=chosen.batch)) for c in found]
     return found
 
 

@@ -6,10 +6,11 @@ import multiprocessing
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,8 +30,9 @@ COLUMNS = (
     "peak_gflops", "useful_share", "useful_share_unshared", "date", "cpu", "threads", "versions",
 )  # fmt: skip
 PEERS = ("trl-default", "trl-best", "trl-packing")
-SIZES = (1, 2, 8)
-"""Microbatches that the search for TRL's fastest tries, as far as they divide the global batch."""
+FASTEST = {"sft": 1, "dpo": 1, "kto": 2}
+"""TRL's fastest microbatch on a CPU, of 1, 2, 4 and 8: 1 pads nothing but a pair, and with 1 its KTO has no KL."""
+OURS = "halos"
 CHECKED = 3
 """Steps whose losses must agree."""
 TOLERANCE = 1e-3
@@ -89,122 +91,122 @@ class Side:
 
 
 def run(
-    comparisons: Sequence[Comparison], folder: Path, threads: int, pairs: int, budget: int
+    comparisons: Sequence[Comparison], folder: Path, threads: int, pairs: int, budget: int, batch: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A row of COLUMNS for each comparison.
+    """A row of COLUMNS for each comparison; the peers of one training are measured side by side.
 
     Args:
         folder: for data, models and logs.
         threads: of each side.
-        pairs: measured steps of each side, after one to warm up.
+        pairs: measured steps of each side.
         budget: our tokens_per_microbatch.
+        batch: examples of a global batch; by default what suits model and profile.
 
     Raises:
         HalosError: a side failed, or their work was not equal.
     """
-    found: dict[str, Setting] = {}  # by loss: the search takes long
-    prepared: dict[str, dict[str, Any]] = {}
-    for c in comparisons:
-        task = Task(c.loss, c.profile, c.model, c.model.batch, pairs + 1, threads, budget, folder)
-        if task.name not in prepared:
-            print(f"\n{task.name}: data, reference", flush=True)
-            with Side(sides.prepare, task.here / "prepare.log", threads, task) as side:
-                prepared[task.name] = side.receive()
-        if c.peer == "trl-default":
-            setting = Setting(task.batch, 1)
-        else:
-            if c.loss not in found:
-                found[c.loss] = fastest(task)
-            setting = found[c.loss].of(task.batch)
-        if c.peer == "trl-packing":
-            tokens = sum(p + sum(t) for step in prepared[task.name]["examples"] for p, t, _ in step) / task.steps
-            packs = max(1, int(tokens / c.profile.max_total))
-            setting = Setting(1, packs, {**setting.options, "packing": True})
-        yield compare(task, c.peer, setting, prepared[task.name], pairs)
+    for (loss, profile, model), group in groupby(comparisons, lambda c: (c.loss, c.profile, c.model)):
+        task = Task(loss, profile, model, batch or min(model.batch, profile.batch), pairs, threads, budget, folder)
+        print(f"\n{task.name}: data, reference", flush=True)
+        with Side(sides.prepare, task.here / "prepare.log", threads, task) as side:
+            prepared = side.receive()
+        examples = [[Example(*found) for found in step] for step in prepared["examples"]]
+        settings = {c.peer: setting(task, c.peer, examples) for c in group}
+        yield from compare(task, settings, examples, prepared["reference_seconds"])
 
 
-def fastest(task: Task) -> Setting:
-    """TRL's best: no gradient checkpointing, the reference computed before, and the fastest microbatch by its second
-    step."""
+def setting(task: Task, peer: str, examples: list[list[Example]]) -> Setting:
+    """How a peer runs a task."""
+    if peer == "trl-default":
+        return Setting(task.batch, 1)
     options = {"gradient_checkpointing": False} | ({} if task.loss == "sft" else {"precompute_ref_log_probs": True})
-    sizes = [n for n in SIZES if n <= task.batch and task.batch % n == 0 and (task.loss != "kto" or n > 1)]
-    if task.batch not in sizes:
-        sizes.append(task.batch)
-    settings = [Setting(size, task.batch // size, options) for size in sizes]
-    with Side(sides.search, task.here / "search.log", task.threads, task, settings) as side:
-        seconds = {size: side.receive()["seconds"] for size in sizes}
-    best = min(sizes, key=lambda size: seconds[size])
-    print(f"{task.name}: TRL's step by microbatch: {', '.join(f'{n}: {s:.2f} s' for n, s in seconds.items())}",
-          flush=True)  # fmt: skip
-    return Setting(best, task.batch // best, options)
+    if peer == "trl-packing":
+        tokens = sum(e.prompt + sum(e.trained) for step in examples for e in step) / task.steps
+        return Setting(1, max(1, int(tokens / task.profile.max_total)), {**options, "packing": True})
+    size = FASTEST[task.loss]
+    return Setting(size, task.batch // size, options)
 
 
-def compare(task: Task, peer: str, setting: Setting, prepared: dict[str, Any], pairs: int) -> dict[str, Any]:
-    """A row of COLUMNS: both sides step in turn on the same examples, and the machine's peak is taken in between."""
-    print(f"\n{task.name} against {peer} ({setting})\n"
-          f"{'step':>6}{'ours s':>9}{'TRL s':>9}{'ratio':>8}{'our loss':>12}{'TRL loss':>12}", flush=True)  # fmt: skip
-    examples = [[Example(*found) for found in step] for step in prepared["examples"]]
+def compare(
+    task: Task, settings: dict[str, Setting], examples: list[list[Example]], reference_seconds: float | None
+) -> list[dict[str, Any]]:
+    """A row of COLUMNS for each peer: all sides step in turn on the same examples, and the machine's peak is taken in
+    between."""
     tokens = [sum(e.prompt * len(e.trained) + sum(e.trained) for e in step) for step in examples]
-    packing = bool(setting.options.get("packing"))
-    a: list[dict[str, Any]] = []
-    b: list[dict[str, Any]] = []
     gflops: list[float] = []
-    with (
-        Side(sides.ours, task.here / "ours.log", task.threads, task) as ours,
-        Side(sides.theirs, task.here / f"{peer}.log", task.threads, task, setting, task.steps) as theirs,
-    ):
-        ready, peer_ready = ours.receive(), theirs.receive()
-        for step in range(pairs + 1):  # the first warms up
-            for side, rows in ((ours, a), (theirs, b))[:: 1 if step % 2 else -1]:
-                rows.append(side.step())
-            if not packing:
-                check_equal(task.loss, step, a[-1]["loss"], b[-1]["loss"], tokens[step], b[-1]["tokens"])
-            ratio = (b[-1]["seconds"] / b[-1]["tokens"]) / (a[-1]["seconds"] / tokens[step])
-            print(f"{step or 'warm':>6}{a[-1]['seconds']:>9.2f}{b[-1]['seconds']:>9.2f}{ratio:>8.2f}"
-                  f"{a[-1]['loss']:>12.6f}{b[-1]['loss']:>12.6f}", flush=True)  # fmt: skip
+    with ExitStack() as stack:
+        logs = {name: task.here / f"{name}.log" for name in (OURS, *settings)}
+        parts = {OURS: stack.enter_context(Side(sides.ours, logs[OURS], task.threads, task))}
+        for peer, how in settings.items():
+            print(f"{task.name} against {peer} ({how})", flush=True)
+            side = Side(sides.theirs, logs[peer], task.threads, task, how, task.steps)
+            parts[peer] = stack.enter_context(side)
+        ready = {name: side.receive() for name, side in parts.items()}
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
+        print(f"{'side':>12}{'step':>5}{'seconds':>9}{'ratio':>8}{'loss':>12}", flush=True)
+        for step in range(task.steps):
+            for name in list(parts)[:: 1 if step % 2 else -1]:
+                rows[name].append(parts[name].step())
+            for name, found in rows.items():
+                if name in settings and not settings[name].options.get("packing"):
+                    check_equal(task.loss, step, rows[OURS][-1]["loss"], found[-1]["loss"], tokens[step],
+                                found[-1]["tokens"])  # fmt: skip
+                ratio = "" if name == OURS else f"{speeds(found)[-1] ** -1 * speeds(rows[OURS], tokens)[-1]:.2f}"
+                print(f"{name:>12}{step + 1:>5}{found[-1]['seconds']:>9.2f}{ratio:>8}{found[-1]['loss']:>12.6f}",
+                      flush=True)  # fmt: skip
             gflops += [matrix_gflops(task.threads) for _ in range(3)]
-    speed = [n / found["seconds"] for n, found in zip(tokens, a, strict=True)][1:]
-    peer_speed = [found["tokens"] / found["seconds"] for found in b][1:]
-    ratios = [x / y for x, y in zip(speed, peer_speed, strict=True)]
+    speed = speeds(rows[OURS], tokens)
     per_example = sum(tokens) / (task.batch * len(tokens))
     shape, peak = Shape.of(task.model.config), median(gflops)
 
     def share(shared: bool) -> float:
-        rates = [useful_flops(shape, step, shared) / found["seconds"] for step, found in zip(examples, a, strict=True)]
-        return median(rates[1:]) / peak / 1e9
+        rates = [useful_flops(shape, step, shared) / found["seconds"]
+                 for step, found in zip(examples, rows[OURS], strict=True)]  # fmt: skip
+        return float(f"{median(rates) / peak / 1e9:.3g}")
 
-    return {
-        "loss": task.loss,
-        "profile": task.profile.name,
-        "model": task.model.name,
-        "peer": peer,
-        "ratio_examples_per_s": round(median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "ratio_peak_memory": round(a[-1]["peak_gb"] / b[-1]["peak_gb"], 3),
-        "pairs": pairs,
-        "examples_per_s": round(median(speed) / per_example, 3),
-        "peer_examples_per_s": round(median(peer_speed) / per_example, 3),
-        "tokens_per_s": round(median(speed), 1),
-        "peer_tokens_per_s": round(median(peer_speed), 1),
-        "peak_memory_gb": round(a[-1]["peak_gb"], 3),
-        "peer_peak_memory_gb": round(b[-1]["peak_gb"], 3),
-        "baseline_memory_gb": round(ready["baseline_gb"], 3),
-        "peer_baseline_memory_gb": round(peer_ready["baseline_gb"], 3),
-        "reference_seconds": seconds_or_none(prepared["reference_seconds"]),
-        "peer_reference_seconds": seconds_or_none(peer_ready["reference_seconds"]),
-        "loss_value": round(a[-1]["loss"], 6),
-        "peer_loss_value": round(b[-1]["loss"], 6),
-        "batch": task.batch,
-        "peer_setting": str(setting),
-        "peak_gflops": round(peak, 1),
-        "useful_share": float(f"{share(shared=True):.3g}"),
-        "useful_share_unshared": float(f"{share(shared=False):.3g}"),
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu(),
-        "threads": task.threads,
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
-    }
+    def row(peer: str) -> dict[str, Any]:
+        peer_speed = speeds(rows[peer])
+        ratios = [x / y for x, y in zip(speed, peer_speed, strict=True)]
+        ours, theirs = rows[OURS][-1], rows[peer][-1]
+        return {
+            "loss": task.loss,
+            "profile": task.profile.name,
+            "model": task.model.name,
+            "peer": peer,
+            "ratio_examples_per_s": round(median(ratios), 3),
+            "ratio_min": round(min(ratios), 3),
+            "ratio_max": round(max(ratios), 3),
+            "ratio_peak_memory": round(ours["peak_gb"] / theirs["peak_gb"], 3),
+            "pairs": task.steps,
+            "examples_per_s": round(median(speed) / per_example, 3),
+            "peer_examples_per_s": round(median(peer_speed) / per_example, 3),
+            "tokens_per_s": round(median(speed), 1),
+            "peer_tokens_per_s": round(median(peer_speed), 1),
+            "peak_memory_gb": round(ours["peak_gb"], 3),
+            "peer_peak_memory_gb": round(theirs["peak_gb"], 3),
+            "baseline_memory_gb": round(ready[OURS]["baseline_gb"], 3),
+            "peer_baseline_memory_gb": round(ready[peer]["baseline_gb"], 3),
+            "reference_seconds": seconds_or_none(reference_seconds),
+            "peer_reference_seconds": seconds_or_none(ready[peer]["reference_seconds"]),
+            "loss_value": round(ours["loss"], 6),
+            "peer_loss_value": round(theirs["loss"], 6),
+            "batch": task.batch,
+            "peer_setting": str(settings[peer]),
+            "peak_gflops": round(peak, 1),
+            "useful_share": share(shared=True),
+            "useful_share_unshared": share(shared=False),
+            "date": datetime.now(UTC).date().isoformat(),
+            "cpu": cpu(),
+            "threads": task.threads,
+            "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl")),
+        }
+
+    return [row(peer) for peer in settings]
+
+
+def speeds(rows: list[dict[str, Any]], tokens: list[int] | None = None) -> list[float]:
+    """Tokens a second of each step, of the side's own tokens unless others are given."""
+    return [(found["tokens"] if tokens is None else tokens[k]) / found["seconds"] for k, found in enumerate(rows)]
 
 
 def check_equal(loss: str, step: int, ours: float, theirs: float, tokens: int, peer_tokens: int) -> None:

@@ -32,6 +32,7 @@ class Profile:
         ratio: median prompt over median response.
         prompt_spread, response_spread: standard deviations of the logarithms.
         correlation: of the logarithms of the two responses to a prompt.
+        batch: examples of a global batch, fewer where steps take long.
         max_prompt, max_total: no prompt, and no sequence, is longer.
     """
 
@@ -41,6 +42,7 @@ class Profile:
     prompt_spread: float
     response_spread: float
     correlation: float
+    batch: int
     max_prompt: int = 512
     max_total: int = 1024
 
@@ -48,9 +50,9 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("hh", 186, 2.15, 0.9, 0.9, 0.3),
-        Profile("ultrafeedback", 409, 0.42, 1.0, 0.7, 0.5),
-        Profile("tldr", 416, 11.1, 0.45, 0.4, 0.3),
+        Profile("hh", 186, 2.15, 0.9, 0.9, 0.3, batch=8),
+        Profile("ultrafeedback", 409, 0.42, 1.0, 0.7, 0.5, batch=4),
+        Profile("tldr", 416, 11.1, 0.45, 0.4, 0.3, batch=4),
     )
 }
 

@@ -11,7 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,6 @@ class Setting:
     microbatch: int
     accumulation: int
     options: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, batch: int) -> Setting:
-        """The same for another global batch."""
-        size = min(self.microbatch, batch)
-        return replace(self, microbatch=size, accumulation=batch // size)
 
     def __str__(self) -> str:
         options = "".join(f" {key}={value}" for key, value in self.options.items())
@@ -254,20 +249,6 @@ def theirs(pipe: Connection, task: Task, setting: Setting, steps: int) -> None:
     if pipe.recv():
         begun = time.perf_counter()
         trainer.train()
-
-
-def search(pipe: Connection, task: Task, settings: list[Setting]) -> None:
-    """Send the seconds that TRL's second step takes by each setting."""
-    import_trl(task)
-    for setting in settings:
-        times = [time.perf_counter()]
-
-        def step_done(loss: float, tokens: int, times: list[float] = times) -> bool:
-            times.append(time.perf_counter())
-            return True
-
-        trl_trainer(task, setting, 2, step_done).train()
-        pipe.send({"seconds": times[2] - times[1]})
 
 
 def import_trl(task: Task) -> None:
