@@ -185,7 +185,8 @@ def accelerator_for(precision: str) -> Accelerator:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
-    _keep_freed_memory()
+    if not torch.accelerator.is_available():
+        _keep_freed_memory()
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     more: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     if precision == "bf16" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
