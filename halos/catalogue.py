@@ -67,7 +67,9 @@ class Resources(Strict):
     cpus: Positive = Field(1, description="CPU cores of one job")
     mem_gb: Positive = Field(4, description="main memory of one job, GB; doubled on a retry")
     runtime: Positive = Field(60, description="minutes before the scheduler ends a job; doubled on a retry")
-    tokens_per_microbatch: Positive = Field(16384, description="padded tokens in one forward pass on one device")
+    tokens_per_microbatch: Positive = Field(
+        16384, description="tokens in one forward pass on one device, padding included"
+    )
     generate_batch: Positive = Field(64, description="responses generated side by side on one device")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="several GPUs: each holds all weights, or its shard")
     gradient_checkpointing: bool = Field(False, description="less memory for more time: forward passes are run twice")

@@ -56,7 +56,7 @@ class Verb:
 CONFIG = Option("config.yaml of the folder that is made: `python -m halos config FOLDER` writes one")
 FEEDBACK = Option("feedback records, parquet")
 STORE = Option("sequence store")
-TOKENS = Option("padded tokens of one forward pass on one device", int, default=16384)
+TOKENS = Option("tokens of one forward pass on one device, padding included", int, default=16384)
 REWARD_MODEL = Option("a reward model's folder and its manifest, for that kind", many=True, default=[])
 GRID_OUTPUT = {
     "config": CONFIG,

@@ -74,7 +74,7 @@ def judge(
             lengths (characters), scores, and what was decided for each response. Lengths and scores are means over the
             decided comparisons; a prompt without a target is counted in `not_judged`.
         reward_model: for a judge of that kind, the model's folder and, where it has one, its manifest; else nothing.
-        tokens_per_microbatch: padded tokens of one forward pass of the reward model.
+        tokens_per_microbatch: tokens of one forward pass of the reward model.
 
     Raises:
         HalosError: samples are missing, malformed or of other prompts, the reward model is missing or none, or nothing

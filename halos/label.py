@@ -90,7 +90,7 @@ def label(
         report: JSON to write: what was scored, failed and made, for each file. Answers of a model that was asked are
             kept beside it, in answers.jsonl, and not asked for again.
         reward_model: for a labeller of that kind, the model's folder and, where it has one, its manifest; else nothing.
-        tokens_per_microbatch: padded tokens of one forward pass of the reward model.
+        tokens_per_microbatch: tokens of one forward pass of the reward model.
         concurrency: calls at one time, for a model that is asked.
         requests_per_minute: the most there may be; None for no limit.
 

@@ -46,7 +46,7 @@ class RewardModel:
             `model/` of a run that trained one, or one from elsewhere.
         precision: compute type on an accelerator, bf16 or fp32; on the CPU it is float32.
         attention: attention implementation.
-        tokens_per_microbatch: padded tokens of one forward pass.
+        tokens_per_microbatch: tokens of one forward pass, padding included.
 
     Attributes:
         positions: tokens that the model has room for; None when it names no limit.

@@ -65,7 +65,7 @@ class Trainer:
         reference: files of the reference's log-probabilities, one for each part the loss reads; none for a live one.
         reference_of: folder of the reference, with `manifest.json`; None where it is the parent.
         scores: a reward model's scores of the store, or none to read the data's own.
-        tokens_per_microbatch: padded tokens of one forward pass on one device.
+        tokens_per_microbatch: tokens of one forward pass on one device, padding included.
         gradient_checkpointing: run forward passes again in the backward pass instead of keeping what they made.
         time_limit: minutes after which to stop with a checkpoint, or None.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.throughput.__main__ import RESULTS
+from benchmarks.throughput.table import markdown
 from halos import config as C
 from halos.data.feedback import from_row, read
 from tests.conftest import World
@@ -22,6 +24,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 def block(language: str, containing: str) -> str:
     [found] = [b for b in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in b]
     return str(found)
+
+
+def test_the_table_of_speed_is_that_of_the_results() -> None:
+    assert f"\n{markdown(RESULTS)}\n\n" in README
 
 
 def test_the_loss_of_ones_own_trains_as_written(world: World, tmp_path: Path) -> None:

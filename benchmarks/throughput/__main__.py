@@ -8,12 +8,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import benchmarks.throughput
 from benchmarks.throughput.compare import COLUMNS, PEERS, Comparison, run
 from benchmarks.throughput.data import MODELS, PROFILES
+from benchmarks.throughput.table import markdown
 from halos.errors import HalosError
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +37,10 @@ SUMMARY = (
 
 def everything() -> list[Comparison]:
     """The small model: each loss and profile, and packing where lengths differ most. The large one: a few."""
-    found = plan([SMALL], LOSSES, list(PROFILES), PEERS)
-    return [c for c in found if c.peer != "trl-packing" or c.profile.name == "ultrafeedback"] + few(LARGE)
+    found = plan([SMALL], LOSSES, list(PROFILES), ("trl-default", "trl-best"))
+    packing = Comparison("sft", PROFILES["ultrafeedback"], MODELS[SMALL], "trl-packing")
+    at = found.index(replace(packing, peer="trl-best"))
+    return [*found[: at + 1], packing, *found[at + 1 :], *few(LARGE)]
 
 
 def few(model: str) -> list[Comparison]:
@@ -46,14 +50,15 @@ def few(model: str) -> list[Comparison]:
 def plan(
     models: Sequence[str], losses: Sequence[str], profiles: Sequence[str], peers: Sequence[str]
 ) -> list[Comparison]:
-    """All comparisons of a choice, those of one training side by side. Packing is for sft alone."""
+    """All comparisons of a choice, those of one training side by side. Packing is for sft alone, and a reference for
+    the others."""
     return [
         Comparison(loss, PROFILES[profile], MODELS[model], peer)
         for model in models
         for loss in losses
         for profile in profiles
         for peer in peers
-        if peer != "trl-packing" or loss == "sft"
+        if {"trl-packing": loss == "sft", "trl-precomputed": loss != "sft"}.get(peer, True)
     ]
 
 
@@ -75,10 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where data goes, and stays; by default a temporary folder")
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV to write (%(default)s)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="figure to draw of it (%(default)s)")
-    parser.add_argument("--draw", action="store_true", help="measure nothing; draw the figure of --output again")
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing; draw --output again and print README's table of it"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.draw:
         draw(chosen.output, chosen.figure)
+        print(markdown(chosen.output))
         return
     comparisons = chosen_comparisons(chosen)
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(chosen.threads)}

@@ -29,7 +29,7 @@ COLUMNS = (
     "reference_seconds", "peer_reference_seconds", "loss_value", "peer_loss_value", "batch", "peer_setting",
     "peak_gflops", "useful_share", "useful_share_unshared", "date", "cpu", "threads", "versions",
 )  # fmt: skip
-PEERS = ("trl-default", "trl-best", "trl-packing")
+PEERS = ("trl-default", "trl-precomputed", "trl-best", "trl-packing")
 FASTEST = {"sft": 1, "dpo": 1, "kto": 2}
 """TRL's fastest microbatch on a CPU, of 1, 2, 4 and 8: 1 pads nothing but a pair, and with 1 its KTO has no KL."""
 OURS = "halos"
@@ -119,7 +119,10 @@ def setting(task: Task, peer: str, examples: list[list[Example]]) -> Setting:
     """How a peer runs a task."""
     if peer == "trl-default":
         return Setting(task.batch, 1)
-    options = {"gradient_checkpointing": False} | ({} if task.loss == "sft" else {"precompute_ref_log_probs": True})
+    reference = {} if task.loss == "sft" else {"precompute_ref_log_probs": True}
+    if peer == "trl-precomputed":
+        return Setting(task.batch, 1, reference)
+    options = {"gradient_checkpointing": False, **reference}
     if peer == "trl-packing":
         tokens = sum(e.prompt + sum(e.trained) for step in examples for e in step) / task.steps
         return Setting(1, max(1, int(tokens / task.profile.max_total)), {**options, "packing": True})

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from halos.report.figures import GUIDE, STYLE
 
-COLOURS = {"trl-default": "#0072b2", "trl-best": "#d55e00", "trl-packing": "#8c8c8c"}
-NAMES = {"trl-default": "TRL's defaults", "trl-best": "TRL's best", "trl-packing": "TRL's best, packed"}
+COLOURS = {"trl-default": "#0072b2", "trl-precomputed": "#56b4e9", "trl-best": "#d55e00", "trl-packing": "#8c8c8c"}
+NAMES = {"trl-default": "TRL's defaults", "trl-precomputed": "reference precomputed", "trl-best": "TRL's best",
+         "trl-packing": "TRL's best, packed"}  # fmt: skip
 
 
 def save(results: Path, output: Path) -> None:
