@@ -19,12 +19,12 @@ times as many in the prompt as in the response. `llama` has 19M parameters and a
 shape of SmolLM2-135M. Their weights are random: speed does not depend on them.
 
 **Peers.** `trl-default` has TRL's defaults (gradient checkpointing on; the reference in memory, run at each step; the
-global batch as one microbatch). `trl-precomputed`, which runs when asked for, differs by
-the reference alone, computed before the training. `trl-best` has what is fastest on a CPU: no gradient checkpointing, the reference
-computed before the training, and the microbatch that was fastest when tried. `trl-packing`, for sft, is trl-best with
-TRL's packing (best fit decreasing, to 1024 tokens; a mask keeps examples from seeing each other): its batches hold
-other examples, so tokens a second are compared and losses are not. On a CPU TRL computes the logits of the prompt, too,
-a chunk at a time; on a GPU its kernel leaves them out, as we do everywhere.
+global batch as one microbatch). `trl-precomputed`, which runs when asked for, differs by the reference alone, computed
+before the training. `trl-best` has what is fastest on a CPU: no gradient checkpointing, the reference computed before
+the training, and the microbatch that was fastest when tried. `trl-packing`, for sft, is trl-best with TRL's packing
+(best fit decreasing, to 1024 tokens; a mask keeps examples from seeing each other): its batches hold other examples, so
+tokens a second are compared and losses are not. On a CPU TRL computes the logits of the prompt, too, a chunk at a time;
+on a GPU its kernel leaves them out, as we do everywhere.
 
 **Times.** Each side lives in a process of its own. They take turns, forwards and backwards, while the idle ones sleep.
 A step's time holds all that it takes: loading its data, forward, backward, the optimiser, its log. A ratio is of the
