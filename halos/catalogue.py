@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,16 +64,37 @@ class Strict(BaseModel):
 class Resources(Strict):
     """What a job of this model needs. Never part of a run's identity: changing it reruns nothing."""
 
-    gpus: int = Field(0, ge=0, description="GPUs on one node; 0 trains on the CPU")
+    gpus: int = Field(0, ge=0, description="GPUs of a node that a training has; 0 trains on the CPU")
+    nodes: Positive = Field(1, description="nodes of a training, on a Slurm cluster; gpus, cpus and mem_gb are of each")
     cpus: Positive = Field(1, description="CPU cores of one job")
     mem_gb: Positive = Field(4, description="main memory of one job, GB; doubled on a retry")
     runtime: Positive = Field(60, description="minutes before the scheduler ends a job; doubled on a retry")
     tokens_per_microbatch: Positive = Field(
         16384, description="tokens in one forward pass on one device, padding included"
     )
-    generate_batch: Positive = Field(64, description="responses generated side by side on one device")
+    generate_batch: Positive = Field(
+        64, description="responses generated side by side on one device; vLLM is handed 16 times as many at a time"
+    )
+    sampler: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="what generates responses; auto is vLLM where the model has GPUs, else transformers"
+    )
+    tensor_parallel: Positive = Field(1, description="GPUs of one sampling job, over which vLLM splits the model")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="several GPUs: each holds all weights, or its shard")
     gradient_checkpointing: bool = Field(False, description="less memory for more time: forward passes are run twice")
+
+    @model_validator(mode="after")
+    def shards_on_gpus(self) -> Resources:
+        if self.parallel == "fsdp" and self.nodes > 1 and not self.gpus:
+            raise ValueError("weights are sharded over GPUs: give `gpus`, or leave out `parallel: fsdp`")
+        return self
+
+    @model_validator(mode="after")
+    def sampled_on_its_gpus(self) -> Resources:
+        if self.tensor_parallel > max(1, self.gpus):
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} is above gpus ({self.gpus}): lower it")
+        if self.tensor_parallel > 1 and self.sampler == "transformers":
+            raise ValueError("transformers samples on one GPU: take out tensor_parallel, or say `sampler: vllm`")
+        return self
 
 
 class Tokenizer(Strict):
@@ -80,6 +102,20 @@ class Tokenizer(Strict):
 
     train_on: str = Field(description="id of the dataset whose train split it is trained on")
     vocab_size: Positive = 1024
+
+
+class Size(Strict):
+    """A causal language model's published figures, for planning before its files are here."""
+
+    parameters: Positive
+    layers: Positive
+    hidden_size: Positive
+    intermediate_size: Positive = Field(description="width of the feed-forward layers")
+    vocab_size: Positive
+    key_value_size: Positive | None = Field(
+        None, description="width of all keys of a token, where heads share them; by default hidden_size"
+    )
+    tied: bool = Field(False, description="whether the output layer is the embedding")
 
 
 class Model(Strict):
@@ -98,6 +134,7 @@ class Model(Strict):
         {}, description="settings of stages that differ for this model: {stage id: {setting: value}}"
     )
     label: str | None = Field(None, description="name in tables and figures")
+    size: Size | None = Field(None, description="for `python -m halos plan`, of a hub model that is not here yet")
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -190,6 +227,12 @@ class Online(Strict):
 
 
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
+
+
+@cache
+def _adapter(loss: type) -> TypeAdapter[Any]:
+    """Kept, as making one takes milliseconds, and a grid asks for losses thousands of times."""
+    return TypeAdapter(loss)
 
 
 class Stage(BaseModel):
@@ -322,7 +365,8 @@ class Stage(BaseModel):
 
     def make_loss(self) -> halos.losses.Loss:
         """The loss, its hyperparameters brought to their declared types: YAML reads 1e-1 as text."""
-        loss: halos.losses.Loss = TypeAdapter(LOSSES[self.loss]).validate_python(self.hyperparameters)
+        kind: Any = LOSSES[self.loss]
+        loss: halos.losses.Loss = _adapter(kind).validate_python(self.hyperparameters)
         return loss
 
 
@@ -383,32 +427,134 @@ class Scorer(Strict):
         return {"verifier", "reward_model", "openai", "seed"} - own
 
 
-class Judge(Scorer):
-    """What decides wins between a cell's responses and a baseline's."""
-
-    prompts: str = Field(description="id of the prompt set whose samples are judged")
-    baseline: Literal["target"] = Field("target", description="the dataset's SFT target for the same prompt")
-    tie_margin: float = Field(0.0, ge=0, description="scores this close together are a tie")
-
-
 INSTRUCTIONS = """\
 You rate responses of an assistant. Rate how well the response below ends its conversation, from {low} to {high}: is \
 it helpful, correct and concise? Answer with one line, `Score: N`, and nothing else."""
 
 
-class OpenAI(Strict):
-    """A model behind OpenAI's API, or any server that speaks it, which is asked to score a response."""
+class Server(Strict):
+    """OpenAI, or any server that speaks its API, and how it is called."""
 
-    model: str
     base_url: str | None = Field(None, description="address of the server, up to /v1; by default OpenAI's own")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
+    seed: int | None = 0
+    timeout: float = Field(60.0, gt=0, description="seconds for one attempt")
+    attempts: Positive = Field(6, description="of one call, the first included")
+
+
+class OpenAI(Server):
+    """A model behind OpenAI's API that is asked to score a response."""
+
+    model: str
     instructions: str = Field(INSTRUCTIONS, description="system message; {low} and {high} are the ends of the scale")
     scale: tuple[float, float] = (1.0, 10.0)
     temperature: float = Field(0.0, ge=0)
     max_tokens: Positive = Field(64, description="of an answer")
-    seed: int | None = 0
-    timeout: float = Field(60.0, gt=0, description="seconds for one attempt")
-    attempts: Positive = Field(6, description="of one call, the first included")
+
+
+class Prices(Strict):
+    """Dollars for a million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+PLACES = ("{instruction}", "{output_1}", "{output_2}")
+"""What a judge's prompt stands around: the conversation, and the two responses in the order in which they are shown."""
+
+
+class Comparer(Server):
+    """A model behind OpenAI's API that is asked which of two responses is better: by a prompt of one's own, which asks
+    for a last line `Verdict: A`, `Verdict: B` or `Verdict: tie`, or by one of alpaca_eval's annotators."""
+
+    model: str | None = Field(None, description="with an annotator, by default its own")
+    prompt: str | None = Field(
+        None, description="what is asked, around {instruction}, {output_1} and {output_2}: a turn, or several in ChatML"
+    )
+    annotator: str | None = Field(
+        None, description="prompt, model and reading of the answer: weighted_alpaca_eval_gpt4_turbo"
+    )
+    temperature: float | None = Field(None, ge=0, description="by default the annotator's own, or 0")
+    max_tokens: Positive | None = Field(None, description="of an answer; by default the annotator's own, or 512")
+    prices: Prices | None = Field(None, description="to say what judging costs, before and after")
+
+    @model_validator(mode="after")
+    def one_question(self) -> Comparer:
+        if (self.prompt is None) == (self.annotator is None):
+            raise ValueError("give exactly one of prompt and annotator")
+        if self.prompt is not None and self.model is None:
+            raise ValueError("a prompt of one's own is for a model: give `model:`")
+        if self.annotator is not None:
+            from halos.annotators import read_annotator
+
+            try:
+                read_annotator(self.annotator)
+            except HalosError as error:
+                raise ValueError(str(error)) from None
+        if missing := [place for place in PLACES if place not in (self.prompt or "".join(PLACES))]:
+            raise ValueError(f"the prompt has no {' and no '.join(missing)}: put what is compared there")
+        return self
+
+
+class FromFile(Strict):
+    """A file of outputs as AlpacaEval's: a JSON list, or JSON lines, of {instruction, output}."""
+
+    file: str
+
+
+class FromCell(Strict):
+    """The samples of another cell of the same dataset and model, to the same prompts."""
+
+    method: str
+    seed: Literal["same"] | Annotated[int, Field(ge=0)] = "same"
+
+
+def _baseline(value: Any) -> Any:
+    """One sentence for a mistake, as above."""
+    known = value == "target" or isinstance(value, FromFile | FromCell)
+    if not known and not (isinstance(value, dict) and set(value) in ({"file"}, {"method"}, {"method", "seed"})):
+        raise ValueError(f"{value!r} is none of target, {{file: PATH}} and {{method: METHOD, seed: same}}")
+    return value
+
+
+class Judge(Scorer):
+    """What decides wins between a cell's responses and a baseline's."""
+
+    kind: Literal["verifier", "reward_model", "openai"]  # type: ignore[assignment]
+    openai: Comparer | None = None
+    prompts: str = Field(description="id of the prompt set whose samples are judged")
+    baseline: Annotated[Literal["target"] | FromFile | FromCell, BeforeValidator(_baseline)] = Field(
+        "target", description="the dataset's target for the same prompt, a file of outputs, or another cell's samples"
+    )
+    ties: Literal["half", "neither"] = Field(
+        "half", description="a tie is half a win; or a win of neither, so that the win rate is wins of all comparisons"
+    )
+    tie_margin: float = Field(0.0, ge=0, description="verifier and reward_model: scores this close together are a tie")
+    whole_sentences: bool = Field(False, description="both responses are cut after their last full sentence")
+    length_control: Literal["length_only", "alpaca_eval"] = Field(
+        "length_only",
+        description="a logistic model of the difference in length; or alpaca_eval's own, which knows how difficult "
+        "each of its 805 instructions is: it needs AlpacaEval's reference outputs as baseline",
+    )
+    difficulties: str | None = Field(
+        None, description="length_control alpaca_eval: AlpacaEval's df_gamed.csv; by default that of the hub's cache"
+    )
+    max_failures: Fraction = Field(0.05, description="openai: share of comparisons that may stay without an answer")
+    concurrency: Positive = Field(16, description="openai: calls at one time; reruns nothing")
+    requests_per_minute: Positive | None = Field(None, description="openai: reruns nothing")
+
+    @property
+    def foreign(self) -> set[str]:
+        asks = {"max_failures", "concurrency", "requests_per_minute"}
+        return super().foreign | ({"tie_margin"} if self.kind == "openai" else asks)
+
+    @model_validator(mode="after")
+    def no_contradiction(self) -> Judge:
+        if self.length_control == "alpaca_eval" and not isinstance(self.baseline, FromFile):
+            raise ValueError("length_control: alpaca_eval needs AlpacaEval's reference outputs: name them as baseline")
+        if self.difficulties is not None and self.length_control != "alpaca_eval":
+            raise ValueError("difficulties are read with length_control: alpaca_eval: take them out, or say so")
+        return self
 
 
 class Labeller(Scorer):
@@ -458,6 +604,14 @@ class Task(Strict):
         return self
 
 
+PUBLISHED_WINRATES = "_winrates.csv"
+PUBLISHED = sorted(
+    path.name.removesuffix(PUBLISHED_WINRATES)
+    for path in (Path(__file__).parent / "report/published").glob(f"*{PUBLISHED_WINRATES}")
+)
+"""Results of others that a grid can stand beside; halos/report/published says where they are from."""
+
+
 class Grid(Strict):
     """The cells of a study: every dataset x model x method x seed, and how they are judged and benchmarked."""
 
@@ -466,6 +620,14 @@ class Grid(Strict):
     methods: tuple[str, ...] = Field(min_length=1)
     reward_models: tuple[str, ...] = Field((), description="methods that end in a reward model: trained and tabulated")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), min_length=1)
+    prompts: tuple[str, ...] = Field((), description="prompt sets to sample, beside those that the judges name")
     judges: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    published: str | None = Field(None, description="published results to stand beside the grid's own: archangel")
     label: str | None = None
+
+    @model_validator(mode="after")
+    def known(self) -> Grid:
+        if self.published is not None and self.published not in PUBLISHED:
+            raise ValueError(f"no results called {self.published!r} are published{suggest(self.published, PUBLISHED)}")
+        return self

@@ -17,6 +17,7 @@ from typing import Any
 
 from halos import __version__
 from halos.errors import HalosError
+from halos.hub import go_offline
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ CONFIG = Option("config.yaml of the folder that is made: `python -m halos config
 FEEDBACK = Option("feedback records, parquet")
 STORE = Option("sequence store")
 TOKENS = Option("tokens of one forward pass on one device, padding included", int, default=16384)
+FETCHED = Option("what `fetch` wrote for the same config, where something is on the hub", many=True, default=[])
 REWARD_MODEL = Option("a reward model's folder and its manifest, for that kind", many=True, default=[])
 GRID_OUTPUT = {
     "config": CONFIG,
@@ -65,16 +67,22 @@ GRID_OUTPUT = {
 }
 
 VERBS = {
+    "fetch": Verb("halos.fetch:fetch", "download what a model, a dataset or a task has on the hub", {
+        "config": CONFIG,
+        "output": Option("JSON to write: the commits that were found"),
+    }),
     "prepare": Verb("halos.data.prepare:prepare", "make a dataset's feedback records from its sources", {
         "config": CONFIG,
         "train": Option("train split to write, parquet"),
         "test": Option("test split to write, parquet"),
         "report": Option("report to write, JSON: rows in and out, drops by reason"),
+        "fetched": FETCHED,
     }),
     "model": Verb("halos.models:make", "make a base model's folder: weights, tokenizer, chat template", {
         "config": CONFIG,
         "feedback": Option("splits to train a tokenizer on, for an architecture", many=True, default=[]),
         "output": Option("folder to write model/ and manifest.json to"),
+        "fetched": FETCHED,
     }),
     "tokenize": Verb("halos.data.store:tokenize", "make the sequence store of a dataset and a model", {
         "config": CONFIG,
@@ -120,6 +128,8 @@ VERBS = {
         "store": STORE,
         "output": Option("samples to write, JSON lines, for each prompt set", many=True),
         "batch": Option("responses generated side by side", int, default=64),
+        "backend": Option("what generates", str, default="transformers", choices=("transformers", "vllm")),
+        "tensor_parallel": Option("GPUs over which vLLM splits the model", int, default=1),
     }),
     "label": Verb("halos.label:label", "make feedback records from samples, scored by a labeller", {
         "config": CONFIG,
@@ -142,13 +152,19 @@ VERBS = {
         "feedback": FEEDBACK,
         "output": Option("judgement to write, JSON"),
         "reward_model": REWARD_MODEL,
+        "baseline": Option("the baseline's outputs or samples, unless the targets are the baseline", many=True,
+                           default=[]),
+        "difficulties": Option("AlpacaEval's df_gamed.csv, for its length control", many=True, default=[]),
         "tokens_per_microbatch": TOKENS,
+        "concurrency": Option("calls at one time, for a model that is asked", int, default=16),
+        "requests_per_minute": Option("the most calls there may be, for a model that is asked", int, default=None),
     }),
     "task": Verb("halos.tasks:evaluate", "run an lm-evaluation-harness task", {
         "config": CONFIG,
         "model": Option("model folder"),
         "feedback": Option("test split, for a local task", default=None),
         "output": Option("result to write, JSON"),
+        "fetched": FETCHED,
     }),
     "describe": Verb("halos.report.data:describe", "report on a dataset as a model sees it", {
         "data": Option("report of prepare, JSON, with the splits beside it"),
@@ -158,7 +174,27 @@ VERBS = {
         "output": Option("folder to write to"),
     }),
     "tables": Verb("halos.report.tables:make", "aggregate a grid into tables", GRID_OUTPUT),
-    "figures": Verb("halos.report.figures:make", "draw a grid's figures", GRID_OUTPUT),
+    "figures": Verb("halos.report.figures:make", "draw a grid's figures", {
+        **GRID_OUTPUT,
+        "only": Option("figures to draw (default: those with something to show)", str, many=True, default=[]),
+    }),
+    "plan": Verb("halos.plan:plan", "say what a grid will cost: memory, GPU-hours, disk", {
+        "config": Option("the catalogue", default=Path("config.yaml")),
+        "grid": Option("id of the grid (default: the config's)", str, default=None),
+        "gpu": Option("kind of GPU: a100-40gb, a100-80gb, h100-80gb or l40s-48gb", str, default="a100-80gb"),
+        "results": Option("the results folder, for what is known already", default=Path("results")),
+        "utilisation": Option("share of a GPU's peak that training reaches", float, default=0.4),
+        "output": Option("folder to write plan.md, jobs.csv and totals.csv to", default=None),
+    }),
+    "published": Verb("halos.report.published:draw", "draw published win rates against model size", {
+        "name": Option("which: archangel", str, default="archangel"),
+        "output": Option("figure without its ending; .svg, .png and .csv are written"),
+    }),
+    "overview": Verb("halos.report.overview:make", "put a grid's figures, tables and methods on one page", GRID_OUTPUT),
+    "cards": Verb("halos.report.cards:make", "write the model card of each trained model of a grid", GRID_OUTPUT),
+    "crate": Verb("halos.crate:make", "put a finished grid into an RO-Crate, without its weights", {
+        **GRID_OUTPUT, "output": Option("zip to write"),
+    }),
     "convert": Verb("halos.convert:gguf", "turn a GGUF file into a model folder", {
         "source": Option("GGUF file"),
         "output": Option("model folder to write"),
@@ -190,6 +226,10 @@ def parser() -> argparse.ArgumentParser:
                            description="print the config.yaml of one folder of the results")  # fmt: skip
     sub.add_argument("folder", help="for example data/toy or runs/toy/tiny/sft-kto/seed1")
     _add_catalogue(sub)
+    sub = verbs.add_parser("verify", help="say what changed since a run was made: weights, config, data, parents",
+                           description="recompute the hashes of a run and of all that it was made from")  # fmt: skip
+    sub.add_argument("run", type=Path, help="the run's folder, for example results/runs/toy/tiny/sft-kto/seed1")
+    _add_catalogue(sub)
     verbs.add_parser("schema", help="print the JSON schema of config.yaml", description="print the JSON schema")
     return top
 
@@ -218,6 +258,10 @@ def run(arguments: argparse.Namespace) -> None:
         from halos.grid import config_slice
 
         print(dump(config_slice(config, arguments.folder.removeprefix("results/"))), end="")
+    elif arguments.verb == "verify":
+        from halos.verify import verify
+
+        verify(arguments.run, config)
     else:
         from halos.listing import table
 
@@ -230,7 +274,10 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _collect_seldom()
     try:
-        run(parser().parse_args(argv))
+        arguments = parser().parse_args(argv)
+        if arguments.verb != "fetch":
+            go_offline()
+        run(arguments)
         sys.stdout.flush()
     except HalosError as error:
         print(f"error: {error}", file=sys.stderr)

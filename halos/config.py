@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from halos.catalogue import (
     ADAMW,
     Dataset,
+    FromCell,
     Grid,
     Judge,
     Labeller,
@@ -81,12 +82,14 @@ class Config(BaseModel):
                 self._refer(f"prompts.{name}.dataset", prompts.dataset, "datasets")
         for name, judge in self.judges.items():
             self._refer(f"judges.{name}.prompts", judge.prompts, "prompts")
+            if isinstance(judge.baseline, FromCell):
+                self._check_method(f"judges.{name}.baseline.method", judge.baseline.method, rewards=False)
         scorers: list[tuple[str, Scorer]] = [(f"judges.{name}", judge) for name, judge in self.judges.items()]
         for where, scorer in (*scorers, *((f"labellers.{name}", found) for name, found in self.labellers.items())):
             if scorer.method is not None:
                 self._check_method(f"{where}.reward_model", scorer.method, rewards=True)
         for name, grid in self.grids.items():
-            for kind in ("datasets", "models", "judges", "tasks"):
+            for kind in ("datasets", "models", "prompts", "judges", "tasks"):
                 for entry in getattr(grid, kind):
                     self._refer(f"grids.{name}.{kind}", entry, kind)
             for method in grid.methods:
@@ -221,12 +224,12 @@ def dump(content: Any) -> str:
     return yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110)
 
 
-INCIDENTAL = {"label", "resources", "stages", "concurrency", "requests_per_minute"}
+INCIDENTAL = {"label", "resources", "size", "stages", "concurrency", "requests_per_minute"}
 
 
 def identity(entry: BaseModel) -> dict[str, Any]:
-    """What of an entry makes a result: all but its label, its resources, and a model's settings for stages (which are
-    the runs' own)."""
+    """What of an entry makes a result: all but its label, its resources, a model's published figures, and its settings
+    for stages (which are the runs' own)."""
     return entry.model_dump(mode="json", exclude=INCIDENTAL)
 
 

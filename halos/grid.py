@@ -11,7 +11,7 @@ from typing import Any
 
 from halos import config as C
 from halos.api import read_key
-from halos.catalogue import Labeller
+from halos.catalogue import Judge, Labeller
 from halos.data.template import read_template
 from halos.errors import HalosError
 from halos.models import is_model
@@ -212,6 +212,11 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
     for scorer in (*map(config.judges.get, g.judges), *labellers(config, grid)):
         if scorer is not None and scorer.folder is not None:
             check_rewards(scorer.folder)
+    for name in g.judges:
+        judge = config.judges[name]
+        for wanted in (getattr(judge.baseline, "file", None), judge.difficulties):
+            if wanted is not None and not Path(wanted).is_file() and not Path(wanted).is_relative_to(RESULTS):
+                raise HalosError(f"judges.{name} wants {wanted}, which does not exist; put it there")
 
 
 def labellers(config: C.Config, grid: str | None = None) -> list[Labeller]:
@@ -227,6 +232,8 @@ def check_keys(config: C.Config, grid: str | None = None) -> None:
     Raises:
         HalosError: naming the variable.
     """
-    for labeller in labellers(config, grid):
-        if labeller.openai is not None:
-            read_key(labeller.openai.base_url, labeller.openai.key_variable)
+    judges = [config.judges[name] for name in entry(config, "grids", grid or config.grid).judges]
+    askers: list[Judge | Labeller] = [*judges, *labellers(config, grid)]
+    for asker in askers:
+        if asker.openai is not None:
+            read_key(asker.openai.base_url, asker.openai.key_variable)

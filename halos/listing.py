@@ -89,8 +89,10 @@ class _Rows:
     @staticmethod
     def judges(config: Config, *_: Any) -> Iterator[Row]:
         for name, j in config.judges.items():
-            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model, "prompts": j.prompts,
-                   "baseline": j.baseline}  # fmt: skip
+            asked = (j.openai.annotator or j.openai.model) if j.openai else None
+            baseline = j.baseline if isinstance(j.baseline, str) else " seed ".join(map(str, dict(j.baseline).values()))
+            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model or asked, "prompts": j.prompts,
+                   "baseline": baseline}  # fmt: skip
 
     @staticmethod
     def verifiers(*_: Any) -> Iterator[Row]:

@@ -15,7 +15,9 @@ from halos.config import read_slice
 from halos.data.feedback import ROLES, read
 from halos.data.template import Template, read_template
 from halos.errors import HalosError
-from halos.provenance import hash_content, hash_weights, write_json
+from halos.hub import read_fetched, remedy
+from halos.launch import PROCESSES
+from halos.provenance import hash_content, hash_each, weights_of, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ PAD, END = "<|pad|>", "<|end|>"
 ADAPTERS = "adapter_config.json"
 
 
-def make(config: Path, feedback: list[Path], output: Path) -> None:
+def make(config: Path, feedback: list[Path], output: Path, fetched: Sequence[Path] = ()) -> None:
     """The verb: make the folder of a base model, with its tokenizer, chat template and generation config.
 
     An `architecture` gets random weights from its seed and a tokenizer trained on `feedback`; the weights of a hub or
@@ -38,6 +40,7 @@ def make(config: Path, feedback: list[Path], output: Path) -> None:
         config: slice of the model's entry.
         feedback: splits to train a tokenizer on, for an `architecture`; else empty.
         output: results/models/{model}; `model/` and `manifest.json` are written there.
+        fetched: what `fetch` wrote, if it did: its commits are taken, and not what the revision means today.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
@@ -52,9 +55,10 @@ def make(config: Path, feedback: list[Path], output: Path) -> None:
         _initialise(settings, len(tokenizer), tokenizer).save_pretrained(folder)
         revision = None
     else:
-        origin, revision = _find(settings)
+        found = read_fetched(fetched)
+        origin, revision = _find(settings, found)
         if (origin / ADAPTERS).is_file():
-            _merge(origin, folder)
+            _merge(origin, _base(settings, origin, found.get("base", {})), folder)
         else:
             _link(origin, folder)
         tokenizer = AutoTokenizer.from_pretrained(origin)
@@ -71,8 +75,9 @@ def make(config: Path, feedback: list[Path], output: Path) -> None:
     generation.pad_token_id = tokenizer.pad_token_id
     generation.do_sample = generation.temperature = generation.top_p = generation.top_k = None  # the prompt set says
     generation.save_pretrained(folder)
-    weights = hash_weights(folder)
-    write_json(output / "manifest.json", {**settings, "revision": revision, "weights": weights, "parents": []})
+    files = hash_each(folder)
+    hashes = {"weights": weights_of(files), "files": files}
+    write_json(output / "manifest.json", {**settings, "revision": revision, **hashes, "parents": []})
 
 
 def _train_tokenizer(feedback: list[Path], vocab_size: int) -> Any:
@@ -115,7 +120,28 @@ def _initialise(settings: dict[str, Any], vocab_size: int, tokenizer: Any) -> Pr
     return model
 
 
-def _find(settings: dict[str, Any]) -> tuple[Path, str | None]:
+def download(settings: dict[str, Any]) -> dict[str, Any]:
+    """Get what a model has on the hub, for `fetch`, which says what it returns; empty where there is nothing."""
+    found: dict[str, Any] = {}
+    origin = None if settings["path"] is None else Path(settings["path"])
+    if settings["hub"] is not None:
+        origin = _snapshot(settings["model"], settings["hub"], settings["revision"])
+        found = {"hub": settings["hub"], "revision": settings["revision"], "commit": origin.name}
+    if origin is not None and (base := base_on_hub(origin)) is not None:
+        found["base"] = {**base, "commit": _snapshot(settings["model"], **base).name}
+    return found
+
+
+def base_on_hub(folder: Path) -> dict[str, str] | None:
+    """The model {hub, revision} to which a folder's LoRA adapters belong, unless it is a folder itself."""
+    if not (folder / ADAPTERS).is_file():
+        return None
+    config = json.loads((folder / ADAPTERS).read_text())
+    base = config["base_model_name_or_path"]
+    return None if Path(base).is_dir() else {"hub": base, "revision": config.get("revision") or "main"}
+
+
+def _find(settings: dict[str, Any], found: dict[str, Any]) -> tuple[Path, str | None]:
     """The folder of a hub or local model, and the hub commit."""
     name = settings["model"]
     if settings["path"] is not None:
@@ -123,18 +149,37 @@ def _find(settings: dict[str, Any]) -> tuple[Path, str | None]:
         if not is_model(path):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
         return path, None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    try:
-        path = Path(snapshot_download(settings["hub"], revision=settings["revision"], allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise HalosError(
-            f"models.{name}: cannot get {settings['hub']} at {settings['revision']} from the Hugging Face hub "
-            f"({type(error).__name__}): check the id, your token and the network, or give a local `path:`"
-        ) from error
+    path = _snapshot(name, settings["hub"], found.get("commit", settings["revision"]))
     return path, path.name
+
+
+def _base(settings: dict[str, Any], adapters: Path, found: dict[str, str]) -> Path:
+    """The folder of the model to which LoRA adapters belong."""
+    base = base_on_hub(adapters)
+    if base is None:
+        return Path(json.loads((adapters / ADAPTERS).read_text())["base_model_name_or_path"])
+    return _snapshot(settings["model"], base["hub"], found.get("commit", base["revision"]))
+
+
+def _snapshot(name: str, hub: str, revision: str) -> Path:
+    """The folder of a hub model in the cache, called by its commit; downloaded where that is allowed.
+
+    Raises:
+        HalosError: it cannot be had, or has no safetensors.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    other = ["*/*", "consolidated*"]  # the same weights once more, in the layouts of other programs
+    try:
+        path = Path(snapshot_download(hub, revision=revision, allow_patterns=wanted, ignore_patterns=other))
+    except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here
+        raise HalosError(
+            f"models.{name}: cannot get {hub} at {revision} from the Hugging Face hub ({type(error).__name__}); "
+            f"{remedy()}, or give a local `path:`"
+        ) from error
+    _weights(path)
+    return path
 
 
 def is_model(folder: Path) -> bool:
@@ -148,21 +193,30 @@ def is_reward_model(folder: Path) -> bool:
     return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
-def _merge(adapters: Path, folder: Path) -> None:
+def _merge(adapters: Path, base: Path, folder: Path) -> None:
     """Write the model that LoRA adapters and their base model are together."""
     import torch
-    from peft import AutoPeftModelForCausalLM
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoPeftModelForCausalLM.from_pretrained(adapters, dtype=torch.float32)
-    model.merge_and_unload().save_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    tokens = len(AutoTokenizer.from_pretrained(adapters))
+    if tokens > model.get_input_embeddings().num_embeddings:  # adapters may bring tokens of their own
+        model.resize_token_embeddings(tokens)
+    merged: Any = PeftModel.from_pretrained(model, adapters)
+    merged.merge_and_unload().save_pretrained(folder)
+
+
+def _weights(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise HalosError(f"{folder} holds no safetensors weights; convert the model to safetensors first")
+    return found
 
 
 def _link(origin: Path, folder: Path) -> None:
     """Link the weights, copy the configs."""
-    weights = sorted(origin.glob("*.safetensors"))
-    if not weights:
-        raise HalosError(f"{origin} holds no safetensors weights; convert the model to safetensors first")
-    for path in weights:
+    for path in _weights(origin):
         (folder / path.name).symlink_to(path.resolve())
     for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
         if (origin / name).is_file():
@@ -189,18 +243,46 @@ def accelerator_for(precision: str) -> Accelerator:
         _keep_freed_memory()
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     more: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
-    if precision == "bf16" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if precision == "bf16" and sharded:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         more["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **more)
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
     kind = accelerator.distributed_type
     others = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if kind in others or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise HalosError("launch several processes with profiles/accelerate/ddp.yaml or fsdp.yaml, not otherwise")
-    if accelerator.num_processes != wanted:
-        raise HalosError(f"{wanted} processes were launched but {accelerator.num_processes} found each other")
+    if sharded and not accelerator.is_fsdp2:  # accelerate would quietly be DDP
+        raise HalosError("weights are sharded over GPUs, and there are none here: leave out `parallel: fsdp`")
+    check_processes(accelerator.num_processes)
     return accelerator
+
+
+def freeze(network: PreTrainedModel, precision: str) -> None:
+    """Make a model that is only read take less memory: no gradients and, where matrix products are in bfloat16 anyway,
+    the weights of linear layers in it. Autocast would round them in the same way, so that nothing comes out otherwise;
+    but it keeps its copies beside the float32 weights as long as these could be trained."""
+    import torch
+    from torch import nn
+
+    network.requires_grad_(False)
+    if precision != "bf16":
+        return
+    shared = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    for module in network.modules():
+        if type(module) is nn.Linear and id(module.weight) not in shared:
+            module.to(torch.bfloat16)
+
+
+def check_processes(found: int) -> None:
+    """Processes that work alone without knowing it would all write the same files.
+
+    Raises:
+        HalosError: not as many found each other as were launched.
+    """
+    wanted = int(os.environ.get(PROCESSES) or os.environ.get("WORLD_SIZE", "1"))
+    if found != wanted:
+        raise HalosError(f"{wanted} processes were launched but {found} found each other: start the job again")
 
 
 def _keep_freed_memory() -> None:

@@ -16,19 +16,29 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", 
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """sha256 of the files' names and contents, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    """sha256 of the files' names and contents, whatever their order."""
+    return hash_content({path.name: hash_file(path) for path in paths})
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's content, as the program sha256sum gives it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_each(folder: Path) -> dict[str, str]:
+    """{name: sha256} of a folder's files."""
+    return {path.name: hash_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def hash_weights(model: Path) -> str:
-    """sha256 of a model folder's safetensors files."""
+    """sha256 of the names and contents of a model folder's safetensors files."""
     return hash_files(model.glob("*.safetensors"))
+
+
+def weights_of(files: dict[str, str]) -> str:
+    """The same, of the hashes of a model folder's files."""
+    return hash_content({name: digest for name, digest in files.items() if name.endswith(".safetensors")})
 
 
 def hash_content(content: Any) -> str:

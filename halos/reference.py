@@ -106,7 +106,7 @@ def reference(config: Path, parent: Path, store: Path, part: str, output: Path, 
     from halos.data.store import Store
     from halos.heads import SequenceScores
     from halos.logprobs import ResponseLogps
-    from halos.models import accelerator_for, load
+    from halos.models import accelerator_for, freeze, load
     from halos.packed import pack_rows
     from halos.rewards import check
 
@@ -125,6 +125,7 @@ def reference(config: Path, parent: Path, store: Path, part: str, output: Path, 
     padded = pack_rows(module, int(opened.lengths.sum(-1).max()))
     if padded is not None:
         print(f"sequences are padded and prompts not shared, because {padded}", file=sys.stderr)
+    freeze(network, settings["precision"])
     model = accelerator.prepare(module).eval()
     done = _Done(output.with_name(f".{output.name}.partial"), {**made_from, **settings}, offsets)
     tokens = opened.lengths[rows].sum(-1)

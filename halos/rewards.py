@@ -63,7 +63,7 @@ class RewardModel:
         from transformers import AutoTokenizer
 
         from halos.data.template import Template
-        from halos.models import load
+        from halos.models import check_processes, load
 
         check(folder)
         try:
@@ -73,6 +73,7 @@ class RewardModel:
             raise HalosError(f"cannot load the reward model in {folder}: {' '.join(str(error).split())}") from error
         self.folder, self.budget = folder, tokens_per_microbatch
         self.processes = PartialState(cpu=not torch.accelerator.is_available())
+        check_processes(self.processes.num_processes)
         self.device = self.processes.device
         self.bf16 = precision == "bf16" and self.device.type != "cpu"
         self.model = model.to(self.device).eval()

@@ -6,8 +6,9 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from halos.config import read_slice
 from halos.data import feedback as F
 from halos.data.template import Template
 from halos.errors import HalosError
+from halos.hub import read_fetched, remedy
 from halos.provenance import write_json
 
 BOOTSTRAP = 1000
 """Draws for the standard error of metrics that are no mean, such as f1. That of a mean has a closed form, which lm-eval
 uses whenever this is above 0."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Document = dict[str, Any]
 """prompt: turns; choices: texts; gold: index of the right choice."""
@@ -50,7 +54,7 @@ LOCAL: dict[str, Callable[[Iterator[F.Feedback]], Iterator[Document]]] = {
 }
 
 
-def evaluate(config: Path, model: Path, feedback: Path | None, output: Path) -> None:
+def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fetched: Sequence[Path] = ()) -> None:
     """Run a task and write lm-eval's whole result, with what tables read of it under `halos`: {task_id, metric, value,
     stderr, n, too_long}.
 
@@ -64,6 +68,7 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path) -> 
         model: folder with the weights, the tokenizer and its chat template.
         feedback: parquet of held-out records; local tasks only.
         output: a JSON file.
+        fetched: what `fetch` wrote, for a task of lm-eval: other data than that is refused.
 
     Raises:
         HalosError: an unknown task or metric, task data that cannot be had, or no document to evaluate.
@@ -76,30 +81,18 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path) -> 
     import lm_eval
     import torch
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     class Apart(HFLM):
         # lm-eval moves a prompt's last newline into the choice, and would score it
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             return self.tok_encode(context), self.tok_encode(continuation)
 
-    class Manager(TaskManager):
-        def load(self, task_list: Any) -> Any:
-            """lm-eval loads the tasks here, before the model is run: a wrong metric is found in time."""
-            try:
-                loaded = super().load(task_list)
-            except OSError as error:  # the hub's errors are OSErrors too
-                why = " ".join(str(error).split())
-                raise HalosError(f"the data of task {name} cannot be had ({why}); fetch it with a network") from error
-            _check_metric(name, content["metric"], loaded)
-            return loaded
+    def check(loaded: dict[str, Any]) -> None:
+        _check_metric(name, content["metric"], loaded)
+        _check_data(name, read_fetched(fetched), loaded)
 
     name = content["task"] or content["local"]
-    manager = Manager(include_defaults=content["local"] is None)
-    if content["local"] is None and name not in manager.task_index:
-        close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists all"
-        raise HalosError(f"lm-eval knows no task {name!r}; {hint}")
+    manager = _manager(name, content["local"] is None, check)
 
     gpu = torch.cuda.is_available()
     # in bfloat16, lm-eval's default on a GPU, the sum over a long response is rounded to whole nats
@@ -137,6 +130,66 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path) -> 
     write_json(output, {**plain, "halos": summary})
     left_out = f", {too_long} too long for the model were left out" if too_long else ""
     print(f"{name}: {summary['metric']} {summary['value']}, {summary['n']} documents{left_out}")
+
+
+def download(task: str) -> dict[str, Any]:
+    """Get the data of a task of lm-eval, for `fetch`, which says what it returns.
+
+    A task reads its data, and the metrics and corpora that it needs, as it is loaded: that downloads them all.
+    """
+    return {"task": task, "data": _data(_manager(task, True).load(task))}
+
+
+def _manager(name: str, own: bool, check: Callable[[dict[str, Any]], None] | None = None) -> Any:
+    """What loads a task in lm-eval, and says in one sentence what it lacks.
+
+    Args:
+        name: the task.
+        own: whether lm-eval brings it.
+        check: is given the loaded task before a model runs.
+    """
+    from lm_eval.tasks import TaskManager
+
+    class Manager(TaskManager):
+        def load(self, task_list: Any) -> Any:
+            try:
+                loaded = super().load(task_list)
+            except ImportError as error:
+                raise HalosError(f"task {name} needs a package that is not installed ({error}); install it") from error
+            except Exception as error:  # of the hub, of its HTTP library, or of a cache without the data
+                why = " ".join(str(error).split())
+                raise HalosError(f"the data of task {name} cannot be had ({why}); {remedy()}") from error
+            if check is not None:
+                check(loaded)
+            return loaded
+
+    manager = Manager(include_defaults=own)
+    if own and name not in manager.task_index:
+        close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists all"
+        raise HalosError(f"lm-eval knows no task {name!r}; {hint}")
+    return manager
+
+
+def _data(loaded: dict[str, Any]) -> list[dict[str, str | None]]:
+    """{hub, name, commit} of the hub's datasets that a loaded task, or group of tasks, reads. The folder in which
+    `datasets` caches one is called by its commit."""
+    found: dict[tuple[str, str | None], str] = {}
+    for task in loaded["tasks"].values():
+        files = [file["filename"] for split in dict(task.dataset or {}).values() for file in split.cache_files]
+        for commit in {Path(file).parent.name for file in files}:
+            if COMMIT.fullmatch(commit):
+                found[task.DATASET_PATH, task.DATASET_NAME] = commit
+    entries = sorted(found.items(), key=lambda entry: tuple(map(str, entry[0])))
+    return [{"hub": hub, "name": name, "commit": commit} for (hub, name), commit in entries]
+
+
+def _check_data(name: str, fetched: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """Refuse other data than was fetched: offline, `datasets` takes the commit that was cached last."""
+    if fetched and (now := _data(loaded)) != fetched["data"]:
+        changed = ", ".join(sorted({str(entry["hub"]) for entry in now + fetched["data"] if entry not in now
+                                    or entry not in fetched["data"]}))  # fmt: skip
+        raise HalosError(f"task {name}: another commit of {changed} than was fetched is in the cache; fetch it again")
 
 
 def _documents(content: dict[str, Any], feedback: Path | None) -> list[Document]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos import losses as L
+from halos import slurm
 from halos.catalogue import Stage
 from halos.checkpoints import Checkpoints
 from halos.config import read_slice
@@ -33,7 +34,7 @@ from halos.logprobs import ResponseLogps
 from halos.models import accelerator_for, begin, fingerprint, save
 from halos.optimizer import learning_rate, make_optimizer
 from halos.packed import pack_rows
-from halos.provenance import environment, hash_files, hash_weights, write_json
+from halos.provenance import environment, hash_each, hash_files, hash_weights, weights_of, write_json
 from halos.reductions import Gathered, Sums, means
 from halos.reference import Reference, expected_hashes, parts_for, read_scores
 from halos.sharding import copy_weights, keep_float32, prepare_frozen
@@ -51,7 +52,7 @@ class Stopped(HalosError):
 
 def train(**options: Any) -> None:
     """The verb: train one cell's last stage. The options are those of `Trainer`."""
-    Trainer(**options).run()
+    Trainer(**{**options, "time_limit": slurm.time_limit(options["time_limit"])}).run()
 
 
 class Trainer:
@@ -405,9 +406,11 @@ class Trainer:
             return
         shutil.copyfile(self.log_path, self.output / "train.jsonl")
         seconds = self.seconds + time.monotonic() - self.started
+        files = hash_each(self.output / "model")
         manifest = {
             "config": self.settings,
-            "weights": hash_weights(self.output / "model"),
+            "weights": weights_of(files),
+            "files": files,
             "inputs": self.inputs,
             "data": {"train": self.examples.counts(), "test": self.held_out.counts()},
             "steps": step,

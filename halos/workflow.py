@@ -10,11 +10,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from halos.catalogue import Resources, Scorer, Stage
+from halos.catalogue import FromCell, FromFile, Judge, Labeller, Resources, Scorer, Stage
 from halos.config import BASE, Config, dump
+from halos.fetch import on_hub
 from halos.grid import RESULTS, Cell, cells, config_slice
+from halos.hub import FETCHED
+from halos.models import base_on_hub
 from halos.reference import SCORES, parts_for
 from halos.rewards import check
 
@@ -36,7 +40,8 @@ class Workflow:
         self.reward_models = cells(config, rewards=True)
         self.judges = config.grids[self.grid].judges
         self.tasks = config.grids[self.grid].tasks
-        self.prompts = sorted({config.judges[judge].prompts for judge in self.judges})
+        asked = {config.judges[judge].prompts for judge in self.judges}
+        self.prompts = sorted(asked.union(config.grids[self.grid].prompts))
 
     def ids(self, kind: str) -> str:
         """A pattern that matches the ids of one kind of entry, and nothing else."""
@@ -95,6 +100,38 @@ class Workflow:
     def benchmarked(self, *_: Any) -> list[str]:
         return self.runs(*(f"tasks/{task}.json" for task in self.tasks))
 
+    @property
+    def tables(self) -> list[str]:
+        """The tables of the grid, each as CSV, Markdown and LaTeX."""
+        names = ["main", "comparisons", "benchmarks", "lengths", "cost", "data"]
+        return [*names, "published"] if self.config.grids[self.grid].published else names
+
+    @property
+    def figures(self) -> list[str]:
+        """The figures that have something to show of the grid, and the main one."""
+        trained = [cell for cell in self.cells if cell.stage]
+        stages = [self.stage(cell) for cell in trained]
+        judges = [self.config.judges[name] for name in self.judges]
+        shows = {
+            "win_rate": True,
+            "score": any(judge.kind != "openai" for judge in judges),
+            "size": bool(judges) and len(self.config.grids[self.grid].models) > 1,
+            "training": bool(trained),
+            "rounds": bool(judges) and any(stage.online for stage in stages),
+            "frontier": any(stage.make_loss().needs_reference for stage in stages),
+            "imbalance": bool(judges) and any(min(s.keep_desirable, s.keep_undesirable) < 1 for s in stages),
+            "length": bool(judges),
+            "benchmarks": bool(self.tasks),
+            "cost": bool(trained or self.reward_models),
+        }
+        return [name for name, there in shows.items() if there]
+
+    def data_reports(self, *_: Any) -> list[str]:
+        """What was counted of each dataset, before and after it was tokenized."""
+        grid = self.config.grids[self.grid]
+        stored = [f"{RESULTS}/tokens/{d}/{m}/report.json" for d, m in product(grid.datasets, grid.models)]
+        return [f"{RESULTS}/data/{dataset}/report.json" for dataset in grid.datasets] + stored
+
     def described(self, *_: Any) -> list[str]:
         grid = self.config.grids[self.grid]
         return [
@@ -115,6 +152,23 @@ class Workflow:
         sources = self.config.datasets[wildcards.dataset].sources
         return [file for source in sources for file in source.files]
 
+    def fetched_data(self, wildcards: Any) -> list[str]:
+        """What says which commits a dataset is made from, if one of its sources is on the hub."""
+        sources = self.config.datasets[wildcards.dataset].sources
+        there = any(on_hub(source.model_dump()) for source in sources)
+        return [f"{RESULTS}/data/{wildcards.dataset}/{FETCHED}"] if there else []
+
+    def fetched_model(self, wildcards: Any) -> list[str]:
+        """The same of a model: one of the hub, or LoRA adapters of one."""
+        model = self.config.models[wildcards.model]
+        there = model.hub is not None or (model.path is not None and base_on_hub(Path(model.path)) is not None)
+        return [f"{RESULTS}/models/{wildcards.model}/{FETCHED}"] if there else []
+
+    def fetched_task(self, wildcards: Any) -> list[str]:
+        """The same of a task: one of lm-eval's own."""
+        there = self.config.tasks[wildcards.task].task is not None
+        return [f"{RESULTS}/tasks/{wildcards.task}/{FETCHED}"] if there else []
+
     def tokenizer_data(self, wildcards: Any) -> list[str]:
         """The train split that a model's tokenizer is trained on, if one is."""
         tokenizer = self.config.models[wildcards.model].tokenizer
@@ -122,9 +176,7 @@ class Workflow:
 
     def views(self, wildcards: Any) -> str:
         """The views that the grid's cells, with all that they are made from, read of a store."""
-        of_judges = [replace(c, method=j.method, seed=j.seed) for j in map(self.config.judges.get, self.judges)
-                     if j is not None and j.method is not None for c in self.cells]  # fmt: skip
-        here = [c for c in (*self.cells, *self.reward_models, *of_judges)
+        here = [c for c in (*self.cells, *self.reward_models, *self.of_judges)
                 if (c.dataset, c.model) == (wildcards.dataset, wildcards.model)]  # fmt: skip
         stages = [self.stage(found) for cell in here for found in self.made_from(cell) if found.stage]
         needed = {stage.reads for stage in stages if stage.online is None} | {wildcards.view}
@@ -132,9 +184,17 @@ class Workflow:
 
     def fresh_prompts(self, wildcards: Any) -> int:
         """How many prompts the rounds of the grid's online stages want of a dataset."""
-        stages = [self.stage(found) for cell in self.cells if cell.dataset == wildcards.dataset
+        stages = [self.stage(found) for cell in (*self.cells, *self.of_judges) if cell.dataset == wildcards.dataset
                   for found in self.made_from(cell) if found.stage]  # fmt: skip
         return max((s.online.rounds * s.online.prompts_per_round for s in stages if s.online), default=0)
+
+    @property
+    def of_judges(self) -> list[Cell]:
+        """The cells that the grid's judges need: the reward models that judge, and the baselines."""
+        judges = {name: self.config.judges[name] for name in self.judges}
+        rewards = [replace(c, method=j.method, seed=j.seed) for j in judges.values() if j.method is not None
+                   for c in self.cells]  # fmt: skip
+        return rewards + [b for name in judges for c in self.cells if (b := self._baseline_cell(name, c)) is not None]
 
     def made_from(self, cell: Cell) -> Iterator[Cell]:
         """A cell, its parents, and the reward models that they learn from."""
@@ -211,6 +271,30 @@ class Workflow:
     def judged_samples(self, wildcards: Any) -> str:
         prompts = self.config.judges[wildcards.judge].prompts
         return f"{RESULTS}/{_cell(wildcards).folder}/samples/{prompts}.jsonl"
+
+    def baseline(self, wildcards: Any) -> list[str]:
+        """The file of a judge's baseline: outputs, or another cell's samples; none for the dataset's targets."""
+        judge = self.config.judges[wildcards.judge]
+        if isinstance(judge.baseline, FromFile):
+            return [judge.baseline.file]
+        found = self._baseline_cell(wildcards.judge, _cell(wildcards))
+        return [] if found is None else [f"{RESULTS}/{found.folder}/samples/{judge.prompts}.jsonl"]
+
+    def _baseline_cell(self, judge: str, cell: Cell) -> Cell | None:
+        baseline = self.config.judges[judge].baseline
+        if not isinstance(baseline, FromCell):
+            return None
+        seed = cell.seed if baseline.seed == "same" else baseline.seed
+        return replace(cell, method=baseline.method, seed=seed, round=0)
+
+    def difficulties(self, wildcards: Any) -> list[str]:
+        """The file of AlpacaEval's difficulties, where a judge names one."""
+        path = self.config.judges[wildcards.judge].difficulties
+        return [] if path is None else [path]
+
+    def judging_limits(self, wildcards: Any) -> str:
+        """How fast a model behind an API is asked to judge; options, so that changing them reruns nothing."""
+        return _limits(self.config.judges[wildcards.judge])
 
     def judging_model(self, wildcards: Any) -> list[str]:
         """The reward model that judges, if one does: its folder, and its manifest where it is of a method.
@@ -289,14 +373,12 @@ class Workflow:
     def labelling_launcher(self, wildcards: Any) -> str:
         """Several processes for a reward model where there are several GPUs; each holds all of it."""
         model = self.config.labellers[self._labeller(wildcards)].reward_model
-        gpus = self.config.models[wildcards.model].resources.gpus
-        return "python -m" if model is None or gpus < 2 else _launch("ddp", gpus)
+        resources = self.config.models[wildcards.model].resources
+        return _launch(Resources() if model is None else resources.model_copy(update={"nodes": 1, "parallel": "ddp"}))
 
     def labelling_limits(self, wildcards: Any) -> str:
         """How fast a model behind an API is asked; options, so that changing them reruns nothing."""
-        labeller = self.config.labellers[self._labeller(wildcards)]
-        most = labeller.requests_per_minute
-        return f"--concurrency {labeller.concurrency}" + (f" --requests-per-minute {most}" if most else "")
+        return _limits(self.config.labellers[self._labeller(wildcards)])
 
     # ---- resources -----------------------------------------------------------------------------------------
 
@@ -329,20 +411,44 @@ class Workflow:
         return of_scorer
 
     def judging_gres(self, wildcards: Any) -> str:
-        """Slurm's generic resources of a judge: GPUs for a reward model alone."""
-        return self.gres(wildcards) if self.config.judges[wildcards.judge].reward_model is not None else ""
+        """Slurm's generic resources of a judge: a GPU for a reward model alone."""
+        return self.single_gres(wildcards) if self.config.judges[wildcards.judge].reward_model is not None else ""
 
     def gres(self, wildcards: Any) -> str:
-        """Slurm's generic resources of one job: its GPUs, or nothing."""
+        """Slurm's generic resources of a job with a process for each GPU: all the model's of a node, or nothing."""
         gpus = self.config.models[wildcards.model].resources.gpus
         return f"gpu:{gpus}" if gpus else ""
 
-    def launcher(self, wildcards: Any) -> str:
-        """How `halos` is started as a module: by accelerate where there are several GPUs, else by Python itself."""
+    def single_gres(self, wildcards: Any) -> str:
+        """Slurm's generic resources of a job of one process: a GPU, if the model has any."""
+        return "gpu:1" if self.config.models[wildcards.model].resources.gpus else ""
+
+    def sampler(self, wildcards: Any) -> str:
+        """The backend of sampling: what the model's entry says, else vLLM where there are GPUs."""
         resources = self.config.models[wildcards.model].resources
-        if resources.gpus < 2:
-            return "python -m"
-        return _launch(resources.parallel, resources.gpus)
+        return ("vllm" if resources.gpus else "transformers") if resources.sampler == "auto" else resources.sampler
+
+    def sampling_gres(self, wildcards: Any) -> str:
+        """Slurm's generic resources of sampling: the GPUs over which the model is split, if it has any."""
+        resources = self.config.models[wildcards.model].resources
+        return f"gpu:{resources.tensor_parallel}" if resources.gpus else ""
+
+    def launcher(self, wildcards: Any) -> str:
+        """The options of halos.launch: how many processes train, and where."""
+        return _launch(self.config.models[wildcards.model].resources)
+
+    def over_nodes(self, name: str) -> Callable[..., int | str | None]:
+        """A resource with which the Slurm plugin makes one job of several nodes; None, so left out, for one node.
+
+        With `mpi` the job's shell runs on its first node, and starts the tasks itself.
+        """
+
+        def of_model(wildcards: Any) -> int | str | None:
+            nodes = self.config.models[wildcards.model].resources.nodes
+            wanted: dict[str, int | str] = {"mpi": "srun", "nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0}
+            return wanted[name] if nodes > 1 else None
+
+        return of_model
 
     def checkpointing(self, wildcards: Any) -> str:
         """The option that saves activations' memory, or nothing."""
@@ -351,8 +457,13 @@ class Workflow:
         )
 
 
-def _launch(parallel: str, processes: int) -> str:
-    return f"accelerate launch --config_file profiles/accelerate/{parallel}.yaml --num_processes {processes} -m"
+def _launch(resources: Resources) -> str:
+    return " ".join(f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus"))
+
+
+def _limits(asker: Judge | Labeller) -> str:
+    most = asker.requests_per_minute
+    return f"--concurrency {asker.concurrency}" + (f" --requests-per-minute {most}" if most else "")
 
 
 def _cell(wildcards: Any) -> Cell:

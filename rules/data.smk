@@ -2,6 +2,7 @@
 
 Input:   config.yaml; local files of the sources, if any
 Output:  results/{...}/config.yaml                  the part of the catalogue that makes that folder
+         results/data/{dataset}/fetched.json        the commits of sources on the hub, whose files are then in its cache
          results/data/{dataset}/{train,test}.parquet, report.json
          results/tokens/{dataset}/{model}/store, report.json, checked/{view}.json
 """
@@ -22,10 +23,29 @@ rule configure:
         """
 
 
+rule fetch_dataset:
+    input:
+        "<data>/config.yaml",
+    output:
+        "<data>/fetched.json",
+    log:
+        "<logs>/fetch/data/{dataset}.log",
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos fetch \
+            --config {input:q} \
+            --output {output:q}
+        """
+
+
 rule prepare:
     input:
         config="<data>/config.yaml",
         files=W.source_files,
+        fetched=W.fetched_data,
     output:
         train="<data>/train.parquet",
         test="<data>/test.parquet",
@@ -41,6 +61,7 @@ rule prepare:
         exec &>{log:q}
         python -m halos prepare \
             --config {input.config:q} \
+            --fetched {input.fetched:q} \
             --train {output.train:q} \
             --test {output.test:q} \
             --report {output.report:q}

@@ -2,7 +2,8 @@
 
 Input:   a cell's samples or model; results/judges/{judge}/config.yaml or results/tasks/{task}/config.yaml;
          the reward model that judges
-Output:  results/runs/{...}/judged/{judge}.json
+Output:  results/tasks/{task}/fetched.json          the commits of a task's data, which is then in the hub's cache
+         results/runs/{...}/judged/{judge}.json
          results/runs/{...}/tasks/{task}.json
 """
 
@@ -13,6 +14,8 @@ rule judge:
         samples=W.judged_samples,
         feedback=W.prompts_data,
         reward_model=W.judging_model,
+        baseline=W.baseline,
+        difficulties=W.difficulties,
     output:
         "<run>/judged/{judge}.json",
     log:
@@ -28,6 +31,7 @@ rule judge:
         mem_mb=W.judging_resource("mem_mb"),
         runtime=W.judging_resource("runtime"),
         tokens=W.judging_resource("tokens_per_microbatch"),
+        limits=W.judging_limits,
     shell:
         r"""
         exec &>{log:q}
@@ -36,14 +40,36 @@ rule judge:
             --samples {input.samples:q} \
             --feedback {input.feedback:q} \
             --reward-model {input.reward_model:q} \
+            --baseline {input.baseline:q} \
+            --difficulties {input.difficulties:q} \
             --output {output:q} \
-            --tokens-per-microbatch {resources.tokens}
+            --tokens-per-microbatch {resources.tokens} \
+            {resources.limits}
+        """
+
+
+rule fetch_task:
+    input:
+        "results/tasks/{task}/config.yaml",
+    output:
+        "results/tasks/{task}/fetched.json",
+    log:
+        "<logs>/fetch/tasks/{task}.log",
+    conda:
+        "../envs/evaluate.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos fetch \
+            --config {input:q} \
+            --output {output:q}
         """
 
 
 rule task:
     input:
         config="results/tasks/{task}/config.yaml",
+        fetched=W.fetched_task,
         model=W.model,
         feedback="<data>/test.parquet",
     output:
@@ -58,7 +84,7 @@ rule task:
         "../envs/evaluate.yaml"
     threads: W.resource("cpus")
     resources:
-        gres=W.gres,
+        gres=W.single_gres,
         cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
@@ -67,6 +93,7 @@ rule task:
         exec &>{log:q}
         python -m halos task \
             --config {input.config:q} \
+            --fetched {input.fetched:q} \
             --model {input.model:q} \
             --feedback {input.feedback:q} \
             --output {output:q}

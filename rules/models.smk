@@ -1,15 +1,36 @@
 """Base models: random weights of an architecture, or the linked weights of a hub or local model.
 
 Input:   results/models/{model}/config.yaml; the dataset that a tokenizer is trained on
-Output:  results/models/{model}/model               weights, tokenizer, chat template, generation config
+Output:  results/models/{model}/fetched.json        the commit of a hub model, whose files are then in the hub's cache
+         results/models/{model}/model               weights, tokenizer, chat template, generation config
          results/models/{model}/manifest.json
 """
+
+
+# The rules called fetch are local: nodes of a cluster may have no network.
+rule fetch_model:
+    input:
+        "<base>/config.yaml",
+    output:
+        "<base>/fetched.json",
+    log:
+        "<logs>/fetch/models/{model}.log",
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos fetch \
+            --config {input:q} \
+            --output {output:q}
+        """
 
 
 rule model:
     input:
         config="<base>/config.yaml",
         feedback=W.tokenizer_data,
+        fetched=W.fetched_model,
     output:
         model=directory("<base>/model"),
         manifest="<base>/manifest.json",
@@ -25,5 +46,6 @@ rule model:
         python -m halos model \
             --config {input.config:q} \
             --feedback {input.feedback:q} \
+            --fetched {input.fetched:q} \
             --output "$(dirname {output.model:q})"
         """

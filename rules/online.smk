@@ -35,7 +35,7 @@ rule label:
     shell:
         r"""
         exec &>{log:q}
-        {resources.launch} halos label \
+        python -m halos.launch {resources.launch} label \
             --config {input.config:q} \
             --samples {input.samples:q} \
             --reward-model {input.reward_model:q} \

@@ -21,7 +21,7 @@ rule reference:
         "../envs/train.yaml"
     threads: W.resource("cpus")
     resources:
-        gres=W.gres,
+        gres=W.single_gres,
         cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),

@@ -37,13 +37,17 @@ rule train_cell:
         cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
+        mpi=W.over_nodes("mpi"),
+        nodes=W.over_nodes("nodes"),
+        tasks=W.over_nodes("tasks"),
+        tasks_per_gpu=W.over_nodes("tasks_per_gpu"),
         tokens=W.resource("tokens_per_microbatch"),
         launch=W.launcher,
         checkpointing=W.checkpointing,
     shell:
         r"""
         exec &>{log:q}
-        {resources.launch} halos train \
+        python -m halos.launch {resources.launch} train \
             --config {input.config:q} \
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \

@@ -198,12 +198,15 @@ def test_a_round_is_labelled_by_its_stages_labeller_and_samples_by_the_one_that_
     assert w.labelling_model(dpo) == [f"results/runs/d/m/sft-rm/seed2/{name}" for name in ("model", "manifest.json")]
     assert w.labelling_resource("cpus")(dpo, 1) == 7
     assert w.labelling_gres(dpo) == "gpu:2"
-    assert "ddp.yaml --num_processes 2" in w.labelling_launcher(dpo)
+    assert w.labelling_launcher(dpo) == "--nodes 1 --gpus 2 --parallel ddp --cpus 7"
     named = wildcards("sft-dpo_on", labeller="local")
     assert w.labeller(named) == "results/labellers/local/config.yaml"
     assert w.labelling_model(named) == []
     assert w.labelling_resource("cpus")(named, 1) == 1
-    assert (w.labelling_gres(named), w.labelling_launcher(named)) == ("", "python -m")
+    assert (w.labelling_gres(named), w.labelling_launcher(named)) == (
+        "",
+        "--nodes 1 --gpus 0 --parallel ddp --cpus 1",
+    )
 
 
 def test_how_fast_a_server_is_asked_stands_on_the_command_line() -> None:

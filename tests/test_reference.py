@@ -17,7 +17,7 @@ from halos.config import dump, read_slice
 from halos.data.batches import Microbatch
 from halos.data.store import Store
 from halos.errors import HalosError
-from halos.models import begin, load, save
+from halos.models import begin, freeze, load, save
 from halos.provenance import hash_weights, write_json
 from halos.reference import PARTS, SCORES, Reference, expected_hashes, parts_for, read_scores, reference
 from halos.registry import LOSSES
@@ -339,3 +339,30 @@ def test_a_parent_that_cannot_be_packed_says_so_and_gives_the_same_values(
     one, other = Reference([file], {}), Reference(world.reference()[:1], {})
     for row in range(Store(world.store).n_responses):
         np.testing.assert_allclose(one[row], other[row], rtol=1e-4, atol=1e-5)
+
+
+def test_in_bf16_linear_weights_take_half_the_memory_and_no_value_changes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast would round float32 weights in the same way."""
+    config = tmp_path / "config.yaml"
+    config.write_text(dump({**read_slice(world.slice("runs/d/m/base/seed0")), "precision": "bf16"}))
+    files, types = [tmp_path / f"{name}.safetensors" for name in ("frozen", "not")], []
+
+    def unfrozen(network: torch.nn.Module, precision: str) -> None:
+        types.append({p.dtype for p in network.parameters()})
+
+    def frozen(network: torch.nn.Module, precision: str) -> None:
+        freeze(network, precision)
+        types.append({p.dtype for p in network.parameters()})
+        assert not any(p.requires_grad for p in network.parameters())
+
+    for how, file in zip((frozen, unfrozen), files, strict=True):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr("halos.models.freeze", how)
+        try:
+            reference(config, world.base, world.store, "responses", file, 2048)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    assert types == [{torch.float32, torch.bfloat16}, {torch.float32}]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 
+from halos.catalogue import Judge
 from halos.cli import main
-from halos.config import dump
+from halos.config import dump, identity
 from halos.data import feedback as F
 from halos.data.store import Store
 from halos.data.template import Template
@@ -221,8 +222,8 @@ def test_the_verb_judges_by_the_scores_of_the_model(
     records = [r for r in F.read(data) if r.target is not None][:5]
     lines = [{"prompt_id": r.prompt_id, "sample": 0, "response": r.responses[1 - int(r.target == 1)]} for r in records]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    content = {"judge": "rm", "kind": "reward_model", "reward_model": "rm", "seed": 1, "prompts": "p",
-               "baseline": "target", "tie_margin": 0.0, "plugins": {}}  # fmt: skip
+    judge = Judge(kind="reward_model", reward_model="rm", prompts="p")
+    content = {"judge": "rm", **identity(judge), "plugins": {}}
     (tmp_path / "judge.yaml").write_text(dump(content))
     arguments = {"config": "judge.yaml", "samples": "samples.jsonl", "output": "judged.json"}
     options = [word for name, file in arguments.items() for word in (f"--{name}", str(tmp_path / file))]

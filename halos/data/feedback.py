@@ -80,6 +80,12 @@ class Feedback:
     def prompt_id(self) -> str:
         return prompt_id(self.prompt)
 
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that change with anything in the record."""
+        content = json.dumps(self.row(), ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).digest()[:16]
+
     def problem(self) -> str | None:
         """What makes this record unusable, in a few words; None when it is sound."""
         n = len(self.responses)

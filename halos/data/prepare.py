@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from halos.data import feedback
 from halos.data.feedback import Feedback
 from halos.data.reading import SPLITS, Drop
 from halos.errors import HalosError
+from halos.fetch import pinned
+from halos.hub import read_fetched
 from halos.registry import SOURCES
 
 
@@ -104,7 +106,7 @@ def _kept(
             tally.drops[reason] += 1
 
 
-def prepare(config: Path, train: Path, test: Path, report: Path) -> None:
+def prepare(config: Path, train: Path, test: Path, report: Path, fetched: Sequence[Path] = ()) -> None:
     """Read every source of a dataset, drop (and count) what cannot be used, and write both splits.
 
     A prompt of the test split never occurs in train. One that occurs in two sources, or in two records of one, stays in
@@ -118,14 +120,16 @@ def prepare(config: Path, train: Path, test: Path, report: Path) -> None:
         report: the JSON file to write: rows, drops by reason and labels, per split and source (with the commit of what
             came from the hub), and how many prompts of a split are in more than one record (shared_prompts). rows_in is
             rows_out plus all drops.
+        fetched: what `fetch` wrote, if it did: its commits are read, and not what a revision means today.
 
     Raises:
         HalosError: a source cannot be read, or a split is left without rows.
     """
     content = read_slice(config)
+    opened = _pinned(content["sources"], read_fetched(fetched).get("sources"))
     outputs = {"train": Path(train), "test": Path(test)}
     # opened first: a source that checks its files does so before anything is written
-    rows = {split: [(e, SOURCES[e["name"]](split, **e["options"])) for e in content["sources"]
+    rows = {split: [(e, SOURCES[e["name"]](split, **options)) for e, options in opened
                     if split in getattr(SOURCES[e["name"]], "splits", SPLITS)] for split in SPLITS}  # fmt: skip
     summary: dict[str, Any] = {"dataset": content["dataset"], **dict.fromkeys(SPLITS)}
     prompts = {split: _Prompts() for split in SPLITS}
@@ -155,6 +159,16 @@ def prepare(config: Path, train: Path, test: Path, report: Path) -> None:
         temporary[Path(report)].write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         for path, written in temporary.items():
             os.replace(written, path)
+
+
+def _pinned(
+    entries: list[dict[str, Any]], found: list[dict[str, str] | None] | None
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The sources, each with its options at the commit that was fetched."""
+    commits = [None] * len(entries) if found is None else found
+    if len(commits) != len(entries):
+        raise HalosError("what was fetched is of other sources; run `python -m halos fetch` again")
+    return [(entry, pinned(entry, commit)) for entry, commit in zip(entries, commits, strict=True)]
 
 
 def _counted(rows: Iterable[Feedback | Drop], bar: tqdm) -> Iterator[Feedback | Drop]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from halos.data.feedback import Feedback, Turn, labels_of_pairs
 from halos.errors import HalosError
+from halos.hub import remedy
 
 SPLITS = ("train", "test")
 
@@ -124,8 +125,8 @@ class Hub:
         except Exception as error:  # of the hub, of either HTTP library, or of the disk: all mean the same here
             reason = " ".join(str(error).split())
             raise HalosError(
-                f"source {source}: {self.name} cannot be loaded from the hub ({reason}); check the connection and"
-                " revision, or download its files elsewhere and name them by `path:`"
+                f"source {source}: {self.name} cannot be loaded from the hub ({reason}); {remedy()}, or"
+                " download its files elsewhere and name them by `path:`"
             ) from None
         files = sorted(file for file in folder.glob(pattern) if file.is_file())
         if not files:

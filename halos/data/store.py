@@ -8,7 +8,8 @@ sequences.parquet        (prompt, response, length): the first `length` ids of a
 {split}_{view}.parquet   sft (sequence) · paired (chosen, rejected) · grouped (sequences, scores)
                          · unpaired (sequence, desirable, score, mismatched): responses with a label or a score, read
                          as the view unpaired (those with a label) or scored (those with a score)
-meta.json                hashes of the content and of the template, and how many rows there are of everything
+records_{split}.parquet  (prompt_id, digest) of each feedback record that it was made from
+meta.json                hashes of the files and of the template, and how many rows there are of everything
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from halos.data.drawing import shares
 from halos.data.feedback import Feedback, prompt_ids
 from halos.data.template import Template
 from halos.errors import HalosError
-from halos.provenance import hash_files, write_json
+from halos.provenance import hash_content, hash_each, hash_files, write_json
 
 SPLITS = ("train", "test")
 VIEWS = {
@@ -50,6 +51,7 @@ VIEWS = {
 HAVING = {"unpaired": "desirable", "scored": "score"}
 """The column of the unpaired table in which a row of the view has a value."""
 IDS = pa.schema({"ids": pa.list_(pa.int32())})
+RECORDS = pa.schema({"prompt_id": pa.string(), "digest": pa.binary(16)})
 ROWS = 1_000
 """Rows of ids that are written at once."""
 
@@ -165,13 +167,14 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     builder = _Builder(temporary, template, settings["max_length"], settings["max_prompt_length"])
-    found = {"train": builder.add("train", feedback.read(train)),
-             "test": builder.add("test", _subset(test, settings["eval_examples"]))}  # fmt: skip
+    found = {split: builder.add(split, records) for split, records in read_splits(settings, train, test).items()}
     fractions = {1: settings.get("keep_desirable", 1.0), 0: settings.get("keep_undesirable", 1.0)}
     builder.views["train"].keep(fractions)
     counts = builder.finish()
     meta = {**settings, "template": template.hash, **counts}
-    meta["hash"] = hash_files(temporary.iterdir())
+    meta["data"] = {split: hash_files([path]) for split, path in zip(SPLITS, (train, test), strict=True)}
+    meta["files"] = hash_each(temporary)
+    meta["hash"] = hash_content(meta["files"])
     write_json(temporary / "meta.json", meta)
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
@@ -182,9 +185,11 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
             print(f"{split}: dropped {count} ({reason})")
 
 
-def _subset(path: Path, limit: int) -> Iterator[Feedback]:
-    """The records on `limit` prompts: a fixed, random-like subset that mixes all sources."""
-    return feedback.records_of(path, feedback.prompt_ids(path, limit))
+def read_splits(settings: Mapping[str, Any], train: Path, test: Path) -> dict[str, Iterator[Feedback]]:
+    """The records that a store is made from: of `test`, those on `eval_examples` prompts, a fixed, random-like subset
+    that mixes all sources."""
+    ids = feedback.prompt_ids(test, settings["eval_examples"])
+    return {"train": feedback.read(train), "test": feedback.records_of(test, ids)}
 
 
 class _Ids:
@@ -277,7 +282,7 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 class _Builder:
-    """Writes a store record by record; what stays in memory is a digest per prompt and a few integers per sequence."""
+    """Writes a store record by record; what stays in memory is a few digests per record and integers per sequence."""
 
     def __init__(self, folder: Path, template: Template, max_length: int, max_prompt_length: int) -> None:
         self.folder, self.template = folder, template
@@ -289,6 +294,7 @@ class _Builder:
         self.full_lengths = array("i")  # of each response
         self.keys = array("Q")  # of each sequence: a hash of prompt and response, which draws the mismatched ones
         self.views = {split: _Views() for split in SPLITS}
+        self.records: dict[str, list[tuple[str, bytes]]] = {split: [] for split in SPLITS}
 
     def add(self, split: str, records: Iterator[Feedback], chunk: int = 1_000) -> dict[str, Any]:
         """Add a split, `chunk` records at a time; returns its counts for the report."""
@@ -314,6 +320,7 @@ class _Builder:
             self.full_lengths.extend(map(len, texts))
             self.prompts.add([ids for record, ids in kept if self._enter(split, record, len(ids))])
             counts["records"] += len(block)
+            self.records[split] += [(record.prompt_id, record.digest) for record in block]
             bar.update(len(block))
         bar.close()
         rows = np.arange(first, len(self.prompt))
@@ -352,6 +359,8 @@ class _Builder:
         prompts, responses = [np.asarray(self.prompt)], [np.arange(n)]
         views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         for split in SPLITS:
+            columns = [list(column) for column in zip(*self.records[split], strict=True)] or [[], []]
+            pq.write_table(pa.table(columns, RECORDS), self.folder / f"records_{split}.parquet")
             rows = np.asarray(self.views[split].sequence)
             other = mismatch(self._prompt_of(rows), np.asarray(self.keys)[rows])
             first, mismatched = sum(map(len, prompts)), None

@@ -1,0 +1,68 @@
+"""`fetch`, the one verb that downloads: what a model, a dataset or a task has on the Hugging Face hub.
+
+It fills the hub's caches, below HF_HOME, and writes down the commits that it found. All other verbs are offline, and
+read those caches at those commits. On a cluster, then, only the machine on which the workflow is started needs a
+network, and HF_HOME has to be on a file system that the nodes share with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halos.config import read_slice
+from halos.data.reading import SPLITS
+from halos.errors import HalosError
+from halos.provenance import write_json
+from halos.registry import SOURCES
+
+
+def fetch(config: Path, output: Path) -> None:
+    """Download what a model, a dataset or a task has on the hub.
+
+    Args:
+        config: slice of its entry.
+        output: JSON to write. Of a model: {hub, revision, commit}, and the same under `base` for the model that LoRA
+            adapters belong to. Of a dataset: {sources}, with {hub, commit} of each that is on the hub, None of another.
+            Of a task: {task, data}, with {hub, name, commit} of each dataset.
+
+    Raises:
+        HalosError: something cannot be had, or the config names nothing that is on the hub.
+    """
+    content = read_slice(config)
+    found: dict[str, Any] = {}
+    if "architecture" in content:
+        from halos.models import download
+
+        found = download(content)
+    elif "sources" in content:
+        sources = [_open(entry) if on_hub(entry) else None for entry in content["sources"]]
+        found = {"sources": sources} if any(sources) else {}
+    elif content.get("task") is not None:
+        from halos.tasks import download as download_task
+
+        found = download_task(content["task"])
+    if not found:
+        raise HalosError(f"{config} names nothing on the hub: there is nothing to fetch")
+    write_json(output, found)
+
+
+def _open(entry: dict[str, Any]) -> dict[str, str] | None:
+    """Open a source in each of its splits, which downloads them; both are of one commit."""
+    origin: dict[str, str] = {}
+    for split in getattr(SOURCES[entry["name"]], "splits", SPLITS):
+        origin = getattr(SOURCES[entry["name"]](split, **pinned(entry, origin)), "origin", {})
+    return origin or None
+
+
+def on_hub(source: Mapping[str, Any]) -> bool:
+    """Whether a source reads the hub: it takes a `revision`, and no file is named to read instead."""
+    takes = inspect.signature(SOURCES[source["name"]]).parameters
+    return "revision" in takes and source["options"].get("path") is None
+
+
+def pinned(source: Mapping[str, Any], found: Mapping[str, str] | None) -> dict[str, Any]:
+    """The options of a source, its revision the commit that was found."""
+    return {**source["options"], **({"revision": found["commit"]} if found else {})}
