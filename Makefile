@@ -2,19 +2,21 @@
 # make test    every check and test
 #
 # Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
+# make env-vllm makes .venv-vllm, with vLLM for the CPU; tests of sampling by vLLM run where it is.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENV := .venv/.installed
+ENV_VLLM := .venv-vllm/.installed
 CODE := Snakefile rules
 
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env demo test lint format clean
+.PHONY: help env env-vllm check-envs demo test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make env | demo | test | lint | format | clean"
+	@echo "make env | env-vllm | check-envs | demo | test | lint | format | clean"
 
 env: $(ENV)
 
@@ -22,6 +24,17 @@ $(ENV): requirements.lock
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
+
+env-vllm: $(ENV_VLLM)
+
+$(ENV_VLLM): requirements-vllm.lock
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	touch $@
+
+# needs a network, so it is no part of `make test`
+check-envs: $(ENV)
+	.venv/bin/python envs/check.py
 
 demo: $(ENV)
 	.venv/bin/snakemake all
@@ -46,7 +59,7 @@ format: $(ENV)
 	.venv/bin/ruff format .
 	.venv/bin/snakefmt $(CODE)
 
-# keeps results/ and .venv/, which take long to make
+# keeps results/ and the environments, which take long to make
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from halos.config import read_slice
-from halos.data.feedback import select_prompts
+from halos.data.feedback import Feedback, select_prompts
 from halos.data.template import Template
 from halos.errors import HalosError
+from halos.generate import Backend, Request, Transformers, Vllm
 from halos.provenance import hash_content
 
 
@@ -24,11 +26,13 @@ def sample(
     store: Path,
     output: list[Path],
     batch: int,
+    backend: str = "transformers",
+    tensor_parallel: int = 1,
 ) -> None:
-    """The verb: sample responses with transformers to one prompt set or several, one after the other.
+    """The verb: sample responses to one prompt set or several, one after the other.
 
-    Prompts of similar length are answered together, each batch from its own seed, so a stopped run goes on at a batch
-    and ends with the same text. Each output is whole or absent: it grows under a hidden name.
+    Prompts of similar length are answered together, a share at a time, each from its own seed; so a stopped run goes on
+    at a share and ends with the same text. Each output is whole or absent: it grows under a hidden name.
 
     Args:
         config: slice of the cell (`seed`, `attention`, `precision`).
@@ -39,122 +43,154 @@ def sample(
         output: for each set, JSON lines: prompt_id, prompt, response, sample, finish_reason (`stop` or `length`), token
             counts and the sampling parameters.
         batch: responses generated side by side.
+        backend: `transformers` or `vllm`.
+        tensor_parallel: GPUs over which vLLM splits each layer.
 
     Raises:
-        HalosError: the sets, files and outputs differ in number, or a set is empty.
+        HalosError: the sets, files and outputs differ in number, a set is empty, or the backend cannot run here.
     """
+    from transformers import AutoConfig, AutoTokenizer
+
     if not len(prompts) == len(feedback) == len(output):
         raise HalosError("give as many --feedback and --output as --prompts")
+    settings = read_slice(config)
     limit = json.loads((store / "meta.json").read_text())["max_prompt_length"]
-    sampler = _Sampler(model, read_slice(config), batch)
-    for how, file, path in zip(prompts, feedback, output, strict=True):
-        sampler.answer(read_slice(how), file, limit, path)
+    positions = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+    template = Template(tokenizer)
+    sets = [
+        _prepare(read_slice(how), file, template, limit, positions, settings["seed"])
+        for how, file in zip(prompts, feedback, strict=True)
+    ]
+    longest = max((len(job.request.ids) + job.request.limit for found in sets for job in found.jobs), default=1)
+    what = (model, tokenizer, settings, batch, longest)
+    engine = Vllm(*what, tensor_parallel=tensor_parallel) if backend == "vllm" else Transformers(*what)
+    for found, path in zip(sets, output, strict=True):
+        _answer(found, engine, template, path)
 
 
-class _Sampler:
-    """A model that answers prompts; its weights are read when the first batch is due."""
+@dataclass(frozen=True)
+class _Job:
+    """A response that is wanted: to which record, the how manieth of it, and what is asked of the model."""
 
-    def __init__(self, model: Path, settings: dict[str, Any], batch: int) -> None:
-        from transformers import AutoTokenizer
-
-        self.folder, self.settings, self.batch = model, settings, batch
-        self.seed: int = settings["seed"]
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
-        self.template = Template(self.tokenizer)
-
-    @cached_property
-    def network(self) -> Any:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" and self.settings["precision"] == "bf16" else torch.float32
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=dtype, attn_implementation=self.settings["attention"], use_safetensors=True
-        )
-        return network.to(device).eval()
-
-    def answer(self, how: dict[str, Any], feedback: Path, limit: int, output: Path) -> None:
-        """Write the responses to a prompt set."""
-        records = select_prompts(feedback, how["limit"], how["skip"], how.get("shuffle"))
-        ids = [p.ids for p in self.template.prompts([r.prompt for r in records], limit)]
-        if too_long := sum(i is None for i in ids):
-            print(f"{too_long} prompts are left out: their last user turn alone is longer than max_prompt_length "
-                  f"({limit})")  # fmt: skip
-        jobs = [(i, k) for i in range(len(records)) if ids[i] is not None for k in range(how["samples"])]
-        jobs.sort(key=lambda job: -len(ids[job[0]] or ()))
-        batches = [jobs[start : start + self.batch] for start in range(0, len(jobs), self.batch)]
-        parameters = {k: how[k] for k in ("temperature", "top_p", "max_new_tokens")}
-        # what earlier lines must agree with; the weights by their files' dates, as hashing large ones takes minutes
-        weights = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self.folder.glob("*.safetensors"))]
-        inputs = hash_content([[r.prompt_id for r in records], ids, how["samples"], weights])
-        identity = {"seed": self.seed, "inputs": inputs, "batch": self.batch, **parameters}
-
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".{output.name}.partial")
-        lines = _resumed(partial, identity, batches)
-        skip = len(lines)
-        with partial.open("a") as file:
-            if not lines:
-                file.write(json.dumps(identity) + "\n")
-            for number, part in enumerate(tqdm(batches, desc="sample", unit="batch", mininterval=1)):
-                if skip >= len(part):
-                    skip -= len(part)
-                    continue
-                generated = self._generate([ids[i] or [] for i, _ in part], how, self.seed * 1_000_003 + number)
-                for (i, k), (text, tokens, reason) in zip(part, generated, strict=True):
-                    line = {
-                        "prompt_id": records[i].prompt_id,
-                        "prompt": records[i].prompt,
-                        "response": text,
-                        "sample": k,
-                        "finish_reason": reason,
-                        "prompt_tokens": len(ids[i] or ()),
-                        "response_tokens": tokens,
-                        "seed": self.seed,
-                        **parameters,
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-        done = [json.loads(line) for line in partial.read_text().split("\n")[1:-1]]
-        order = {record.prompt_id: i for i, record in enumerate(records)}
-        done.sort(key=lambda line: (order[line["prompt_id"]], line["sample"]))
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done))
-        partial.replace(output)
-
-    def _generate(self, prompts: list[list[int]], how: dict[str, Any], seed: int) -> list[tuple[str, int, str]]:
-        """(text, tokens with the end of turn, finish reason) of a response to each prompt."""
-        import torch
-        from transformers import GenerationConfig
-
-        greedy = how["temperature"] == 0
-        drawn = {"do_sample": False} if greedy else {"do_sample": True, **{k: how[k] for k in ("temperature", "top_p")}}
-        generation = GenerationConfig.from_pretrained(self.folder, max_new_tokens=how["max_new_tokens"], **drawn)
-        generation.top_k = None if greedy else 0
-        ends = set(generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id])
-        inputs = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.network.device)
-        torch.manual_seed(seed)
-        with torch.inference_mode():
-            out = self.network.generate(**inputs, generation_config=generation)
-        found = []
-        for tokens in out[:, inputs["input_ids"].shape[1] :].tolist():
-            end = next((t for t, token in enumerate(tokens) if token in ends), None)
-            text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).removeprefix(self.template.lead)
-            found.append((text, len(tokens), "length") if end is None else (text, end + 1, "stop"))
-        return found
+    record: int
+    sample: int
+    request: Request
 
 
-def _resumed(partial: Path, identity: dict[str, Any], batches: list[list[tuple[int, int]]]) -> list[str]:
-    """The lines of whole batches that an earlier attempt with the same settings wrote; the file is cut back to them."""
+@dataclass(frozen=True)
+class _PromptSet:
+    """A prompt set in token ids; its jobs are sorted by the length of the prompt, the longest first."""
+
+    how: dict[str, Any]
+    records: list[Feedback]
+    ids: list[list[int] | None]
+    jobs: list[_Job]
+
+
+def _prepare(
+    how: dict[str, Any], feedback: Path, template: Template, limit: int, positions: int | None, seed: int
+) -> _PromptSet:
+    """Template and tokenise the prompts of a set. A response ends where the model's positions do, if not before."""
+    records = select_prompts(feedback, how["limit"], how["skip"], how.get("shuffle"))
+    if positions is not None:
+        limit = min(limit, positions - template.control - 1)  # so that there is room for a token
+    ids = [p.ids for p in template.prompts([r.prompt for r in records], limit)]
+    if too_long := sum(i is None for i in ids):
+        print(f"{too_long} prompts are left out: their last user turn alone is longer than {limit} tokens")
+    wanted: int = how["max_new_tokens"]
+    room = [wanted if positions is None or i is None else min(wanted, positions - len(i)) for i in ids]
+    if short := sum(r < wanted for r in room):
+        print(f"after {short} prompts, the model's {positions} positions leave no room for {wanted} tokens; responses "
+              "to them end there")  # fmt: skip
+    jobs = [
+        _Job(number, k, Request(found, room[number], _seed(seed, records[number].prompt_id, k)))
+        for number, found in enumerate(ids)
+        if found is not None
+        for k in range(how["samples"])
+    ]
+    jobs.sort(key=lambda job: -len(job.request.ids))
+    return _PromptSet(how, records, ids, jobs)
+
+
+def _seed(seed: int, prompt_id: str, sample: int) -> int:
+    """A seed for one response, whatever else is answered beside it."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {prompt_id} {sample}".encode()).digest()[:6])
+
+
+def _answer(found: _PromptSet, backend: Backend, template: Template, output: Path) -> None:
+    """Write the responses to a prompt set."""
+    seed: int = backend.settings["seed"]
+    shares = [found.jobs[start : start + backend.share] for start in range(0, len(found.jobs), backend.share)]
+    parameters = {k: found.how[k] for k in ("temperature", "top_p", "max_new_tokens")}
+    # what earlier lines must agree with; the weights by their files' dates, as hashing large ones takes minutes
+    weights = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(backend.folder.glob("*.safetensors"))]
+    inputs = hash_content([[r.prompt_id for r in found.records], found.ids, found.how["samples"], weights])
+    identity = {"seed": seed, "inputs": inputs, **backend.identity, **parameters}
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    lines = _resumed(partial, identity, list(map(len, shares)))
+    skip = len(lines)
+    with (
+        partial.open("a") as file,
+        tqdm(total=len(found.jobs), initial=skip, desc="sample", unit=" responses", mininterval=1) as bar,
+    ):
+        if not lines:
+            file.write(json.dumps(identity) + "\n")
+        for number, share in enumerate(shares):
+            if skip >= len(share):
+                skip -= len(share)
+                continue
+            generated = backend.generate(
+                [job.request for job in share],
+                parameters["temperature"],
+                parameters["top_p"],
+                seed * 1_000_003 + number,
+                bar.update,
+            )
+            for job, tokens in zip(share, generated, strict=True):
+                text, count, reason = _read(tokens, backend.ends, template)
+                record = found.records[job.record]
+                line = {
+                    "prompt_id": record.prompt_id,
+                    "prompt": record.prompt,
+                    "response": text,
+                    "sample": job.sample,
+                    "finish_reason": reason,
+                    "prompt_tokens": len(job.request.ids),
+                    "response_tokens": count,
+                    "seed": seed,
+                    **parameters,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+    done = [json.loads(line) for line in partial.read_text().split("\n")[1:-1]]
+    order = {record.prompt_id: i for i, record in enumerate(found.records)}
+    done.sort(key=lambda line: (order[line["prompt_id"]], line["sample"]))
+    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done))
+    partial.replace(output)
+
+
+def _read(tokens: list[int], ends: list[int], template: Template) -> tuple[str, int, str]:
+    """(text, tokens with the end of turn, finish reason) of a generated response."""
+    end = next((t for t, token in enumerate(tokens) if token in ends), None)
+    text = template.tokenizer.decode(tokens[:end], skip_special_tokens=True).removeprefix(template.lead)
+    return (text, len(tokens), "length") if end is None else (text, end + 1, "stop")
+
+
+def _resumed(partial: Path, identity: dict[str, Any], shares: list[int]) -> list[str]:
+    """The lines of whole shares (so many responses each) that an earlier attempt with the same settings wrote; the file
+    is cut back to them."""
     if not partial.is_file():
         return []
     lines = partial.read_text().split("\n")[:-1]  # not splitlines: text may hold other line ends
     keep = 0
     if lines and lines[0] == json.dumps(identity):
-        for part in batches:
-            if keep + len(part) > len(lines) - 1:
+        for size in shares:
+            if keep + size > len(lines) - 1:
                 break
-            keep += len(part)
+            keep += size
     kept = lines[1 : keep + 1]
     partial.write_text("".join(line + "\n" for line in [json.dumps(identity), *kept]) if kept else "")
     return kept

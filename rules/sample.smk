@@ -1,4 +1,4 @@
-"""Sampling: a cell's responses to a prompt set.
+"""Sampling: a cell's responses to a prompt set, by vLLM where the model has GPUs, else by transformers.
 
 Input:   the cell's model; the prompts; results/prompts/{prompts}/config.yaml
 Output:  results/runs/{...}/samples/{prompts}.jsonl
@@ -24,11 +24,13 @@ rule sample:
         "../envs/sample.yaml"
     threads: W.resource("cpus")
     resources:
-        gres=W.gres,
+        gres=W.sampling_gres,
         cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
         batch=W.resource("generate_batch"),
+        backend=W.sampler,
+        tensor_parallel=W.resource("tensor_parallel"),
     shell:
         r"""
         exec &>{log:q}
@@ -39,5 +41,7 @@ rule sample:
             --model {input.model:q} \
             --store {input.store:q} \
             --output {output:q} \
-            --batch {resources.batch}
+            --batch {resources.batch} \
+            --backend {resources.backend} \
+            --tensor-parallel {resources.tensor_parallel}
         """

