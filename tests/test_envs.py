@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from halos.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 ENVS = sorted((ROOT / "envs").glob("*.yaml"))
@@ -50,9 +59,79 @@ def test_environments_agree_with_the_lock(file: Path) -> None:
     assert differing == OWN_VERSIONS.get(file.stem, set())
 
 
+def verbs(name: str) -> set[str]:
+    """The verbs of the rules that run in an environment."""
+    rules = [
+        rule for file in (ROOT / "rules").glob("*.smk") for rule in re.split(r"^rule ", file.read_text(), flags=re.M)
+    ]
+    return {verb for rule in rules if f"envs/{name}.yaml" in rule for verb in re.findall(r"\bhalos ([a-z]+) ", rule)}
+
+
+def imported(module: str, deferred: bool) -> Iterator[str]:
+    """The modules that a module of the package imports when it is imported or, deferred, in its functions as well; of
+    what it imports from the package, what that imports when it is imported."""
+    waiting, seen = [(module, deferred)], set()
+    while waiting:
+        name, inside = waiting.pop()
+        found = importlib.util.find_spec(name) if name not in seen else None
+        seen.add(name)
+        if found is None or found.origin is None:
+            continue
+        for node in statements(ast.parse(Path(found.origin).read_text()), inside):
+            base = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+            for other in base:
+                if other.split(".")[0] == "halos":
+                    waiting.append((other, False))
+                else:
+                    yield other.split(".")[0]
+
+
+def statements(node: ast.AST, inside: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        only_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not only_types and (inside or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)):
+            yield from statements(child, inside)
+
+
+def brought(names: set[str]) -> set[str]:
+    """The packages and all that they depend on."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        try:
+            needed = metadata.requires(name) if name not in found else None
+        except metadata.PackageNotFoundError:  # of GPU machines alone
+            needed = None
+        found.add(name)
+        wanted = [Requirement(line) for line in needed or ()]
+        waiting += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
 @pytest.mark.parametrize("file", ENVS, ids=lambda file: file.stem)
-def test_environments_hold_what_the_package_imports_first(file: Path) -> None:
-    assert {"pydantic", "pyyaml", "pyarrow", "tqdm", "numpy", "jinja2"} <= set(environment(file))
+def test_environments_hold_what_their_verbs_import(file: Path) -> None:
+    modules = {VERBS[verb].function.split(":")[0] for verb in verbs(file.stem)}
+    names = {name for module in (*modules, "halos.cli") for name in imported(module, deferred=True)}
+    of_module = metadata.packages_distributions()
+    needed = {canonicalize_name(of_module[name][0]) for name in names - sys.stdlib_module_names if name in of_module}
+    assert len(needed) > 5
+    assert needed - brought(set(environment(file))) == set()
+
+
+def test_flash_attention_is_the_projects_and_left_out_without_a_compiler(tmp_path: Path) -> None:
+    script = ROOT / "envs/train.post-deploy.sh"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["gpu"] == re.findall(r"flash-attn==\S+", script.read_text())
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "bash").symlink_to("/bin/bash")
+    done = subprocess.run(
+        ["/bin/bash", script], env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "no nvcc: without flash-attn\n")
 
 
 def test_the_lock_holds_every_dependency_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks as much of the hub's API as downloading a dataset takes."""
+"""A server on this machine that speaks as much of the hub's API as downloading a dataset or a model takes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ Datasets = dict[str, dict[str, dict[str, bytes]]]
 def serve(datasets: Datasets) -> Iterator[str]:
     """Serve the datasets until the context ends; gives the address."""
 
+    def listed(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, object]]:
+        """What is in a folder, or anywhere below it."""
+        below = {path: path.removeprefix(folder) for path in files if path.startswith(folder)}
+        folders = sorted({name.split("/")[0] for name in below.values() if "/" in name})
+        shown = [path for path, name in below.items() if recursive or "/" not in name]
+        tree = [{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in shown]
+        return tree + [{"type": "directory", "path": folder + name, "oid": "0" * 40} for name in folders]
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -34,6 +42,10 @@ def serve(datasets: Datasets) -> Iterator[str]:
 
         def do_GET(self) -> None:
             place = unquote(urlparse(self.path).path).strip("/").removeprefix("api/").split("/")
+            if place[0] not in ("datasets", "models"):  # files of models stand at the top
+                place.insert(0, "models")
+            if len(place) < 5:
+                return self.answer(404, b"{}")
             _, owner, name, what, revision, *path = place
             commits = datasets.get(f"{owner}/{name}")
             if commits is None:
@@ -43,11 +55,13 @@ def serve(datasets: Datasets) -> Iterator[str]:
                 return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
             files = commits[commit]
             if what == "resolve":
-                content = files["/".join(path)]
+                content = files.get("/".join(path))
+                if content is None:
+                    return self.answer(404, b"{}", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
                 etag = hashlib.sha1(content).hexdigest()
                 return self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=commit)
             if what == "tree":
-                tree = [{"type": "file", "path": p, "size": len(c), "oid": "0" * 40} for p, c in files.items()]
+                tree = listed(files, "".join(f"{part}/" for part in path), "recursive=true" in self.path.lower())
                 return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
             info = {"id": f"{owner}/{name}", "sha": commit, "siblings": [{"rfilename": p} for p in files]}
             return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")

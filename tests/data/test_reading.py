@@ -221,7 +221,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     }
 
     def run(*loads: Any, **environment: str) -> list[Any]:
-        environment = {**os.environ, "HF_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+        own = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = {**os.environ, **own, **environment}
         command = [sys.executable, "-c", CLIENT, json.dumps(loads)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
