@@ -38,6 +38,8 @@ _ASKS = 3
 """Times that a conversation is asked when the server answers, but with nothing of use."""
 _PASSING = {408: "timed out", 409: "conflict", 429: "rate limited"}
 _REQUEST = ("base_url", "model", "messages", "temperature", "max_tokens", "seed")
+_OPTIONAL = ("top_logprobs",)
+"""A part of a request only where it is set, so that answers to the others are found as before."""
 _JITTER = random.Random()
 """Apart from the generator that studies seed."""
 
@@ -52,12 +54,14 @@ class Api:
     Attributes:
         base_url: address of the server, with its version (`http://localhost:8000/v1`); None is OpenAI itself.
         key_variable: environment variable that holds the key.
-        max_tokens: length limit of an answer; one that reaches it counts as cut off.
+        max_tokens: length limit of an answer; one that reaches it counts as cut off, unless `may_be_cut`.
         concurrency: calls at one time.
         requests_per_minute: limit on the starts of attempts, which are spaced evenly; None is no limit.
         timeout: seconds for one attempt, from its start to the end of the answer.
         attempts: attempts of one call, the first included.
         seed: sent when not None; asking again for an answer that was of no use adds one each time.
+        top_logprobs: log-probabilities to ask for, of so many likeliest tokens at each place; None asks for none.
+        may_be_cut: an answer that reaches `max_tokens` is one.
     """
 
     model: str
@@ -70,6 +74,8 @@ class Api:
     timeout: float = 60.0
     attempts: int = 6
     seed: int | None = 0
+    top_logprobs: int | None = None
+    may_be_cut: bool = False
 
     @property
     def server(self) -> str:
@@ -86,6 +92,7 @@ class Answer:
         prompt_tokens: by the server's count, over all attempts of the call.
         completion_tokens: the same.
         cached: an earlier call's answer; its tokens were spent then.
+        logprobs: where they were asked for, {token, logprob, top_logprobs} of each token, in OpenAI's form.
     """
 
     text: str | None
@@ -93,6 +100,11 @@ class Answer:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached: bool = False
+    logprobs: list[dict[str, Any]] | None = None
+
+
+Accept = Callable[[Answer], bool]
+"""Whether an answer can be understood."""
 
 
 class _Retry(Enum):
@@ -117,6 +129,11 @@ class _Reply:
     retry_after: float = 0.0
     fatal: str | None = None
     tokens: tuple[int, int] = (0, 0)
+    logprobs: list[dict[str, Any]] | None = None
+
+    @property
+    def answer(self) -> Answer:
+        return Answer(self.text, self.problem, *self.tokens, logprobs=self.logprobs)
 
 
 class Client:
@@ -125,7 +142,8 @@ class Client:
     Args:
         api: the model.
         cache: JSON Lines file of the answers, one line each, added to as they come. A line is found by the hash of the
-            whole request (server, model, messages, temperature, max_tokens, seed), so studies can share a file.
+            whole request (server, model, messages, temperature, max_tokens, seed, and log-probabilities where they
+            are asked for), so studies can share a file.
 
     Raises:
         HalosError: there is no usable key, `base_url` is no address, or the cache cannot be written.
@@ -141,7 +159,7 @@ class Client:
         self._spent: Counter[str] = Counter()
         self._explained: set[str] = set()
 
-    def ask(self, conversations: list[Conversation], accept: Callable[[str], bool] = bool) -> list[Answer]:
+    def ask(self, conversations: list[Conversation], accept: Accept = lambda answer: True) -> list[Answer]:
         """One answer for each conversation, in their order.
 
         Failed calls are retried, then given back with their problem, and asked anew by the next `ask`. Equal
@@ -156,14 +174,8 @@ class Client:
                 What was answered until then is kept.
         """
         keys = [self._request_key(conversation) for conversation in conversations]
-        found: dict[str, Answer] = {}
-        pending: dict[str, Conversation] = {}
-        for key, conversation in zip(keys, conversations, strict=True):
-            kept = self._cache.answers.get(key)
-            if kept is not None and accept(kept.text or ""):
-                found[key] = kept
-            else:
-                pending[key] = conversation
+        pending = self._pending(conversations, accept)
+        found = {key: self._cache.answers[key] for key in keys if key not in pending}
         self._spent.clear()
         try:
             if pending:
@@ -172,13 +184,26 @@ class Client:
             self._report([found[key] for key in keys if key in found])
         return [found[key] for key in keys]
 
+    def unanswered(self, conversations: list[Conversation], accept: Accept = lambda answer: True) -> list[Conversation]:
+        """The different conversations that `ask` would send."""
+        return list(self._pending(conversations, accept).values())
+
+    def _pending(self, conversations: list[Conversation], accept: Accept) -> dict[str, Conversation]:
+        """The conversations by their keys, without those that have a kept answer which is understood."""
+        pending: dict[str, Conversation] = {}
+        for conversation in conversations:
+            key = self._request_key(conversation)
+            kept = self._cache.answers.get(key)
+            if kept is None or not kept.text or not accept(kept):
+                pending[key] = conversation
+        return pending
+
     def _request_key(self, conversation: Conversation) -> str:
         request = asdict(self.api) | {"base_url": self.api.server, "messages": conversation}
-        return hash_content({name: request[name] for name in _REQUEST})
+        names = (*_REQUEST, *(name for name in _OPTIONAL if request[name] is not None))
+        return hash_content({name: request[name] for name in names})
 
-    async def _ask_all(
-        self, pending: dict[str, Conversation], accept: Callable[[str], bool], found: dict[str, Answer]
-    ) -> None:
+    async def _ask_all(self, pending: dict[str, Conversation], accept: Accept, found: dict[str, Answer]) -> None:
         """Put the answers to `pending` into `found`, as they come."""
         from openai import AsyncOpenAI
 
@@ -213,7 +238,7 @@ class Client:
         if failure is not None:  # raised out here it has no context, and a group of errors is no news to the user
             raise failure
 
-    async def _call(self, server: AsyncOpenAI, conversation: Conversation, accept: Callable[[str], bool]) -> Answer:
+    async def _call(self, server: AsyncOpenAI, conversation: Conversation, accept: Accept) -> Answer:
         """Attempts until there is an answer, or no reason to expect one."""
         prompt_tokens = completion_tokens = useless = 0
         for attempt in range(1, self.api.attempts + 1):
@@ -221,7 +246,7 @@ class Client:
             reply = await self._attempt(server, conversation, useless)
             prompt_tokens += reply.tokens[0]
             completion_tokens += reply.tokens[1]
-            if reply.text is not None and not accept(reply.text):
+            if reply.text is not None and not accept(reply.answer):
                 reply = _Reply(problem="not understood", retry=_Retry.NOW)
             useless += reply.retry is _Retry.NOW
             if reply.retry is _Retry.NEVER or useless == _ASKS or attempt == self.api.attempts:
@@ -230,7 +255,7 @@ class Client:
                 await asyncio.sleep(_pause(attempt, reply.retry_after))
         if reply.fatal:
             raise HalosError(reply.fatal)
-        return Answer(reply.text, reply.problem, prompt_tokens, completion_tokens)
+        return replace(reply.answer, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
     async def _attempt(self, server: AsyncOpenAI, conversation: Conversation, useless: int) -> _Reply:
         """One request. No exception of the openai package leaves here: it would take the request's headers along."""
@@ -247,10 +272,12 @@ class Client:
         }
         if api.seed is not None:
             request["seed"] = api.seed + useless
+        if api.top_logprobs is not None:
+            request |= {"logprobs": True, "top_logprobs": api.top_logprobs}
         self._spent["calls"] += 1
         try:
             async with asyncio.timeout(api.timeout):  # the package's own timeout is one of each read
-                reply = _read(await server.chat.completions.create(**request))
+                reply = _read(await server.chat.completions.create(**request), api)
         except (TimeoutError, openai.APITimeoutError):
             return _Reply(problem="timed out", retry=_Retry.LATER)
         except openai.APIConnectionError as error:
@@ -342,7 +369,8 @@ class _Cache:
         for line in content[:whole].splitlines():
             try:
                 row = json.loads(line)
-                answer = Answer(str(row["text"]), None, row["prompt_tokens"], row["completion_tokens"], cached=True)
+                tokens = row["prompt_tokens"], row["completion_tokens"]
+                answer = Answer(str(row["text"]), None, *tokens, cached=True, logprobs=row.get("logprobs"))
                 self.answers[row["key"]] = answer
             except (ValueError, TypeError, KeyError):
                 broken += 1
@@ -351,8 +379,10 @@ class _Cache:
 
     def add(self, key: str, answer: Answer) -> None:
         """Keep an answer; one write each, so that a kill tears the last line at most."""
-        row = {"key": key, "text": answer.text, "prompt_tokens": answer.prompt_tokens,
+        row: dict[str, Any] = {"key": key, "text": answer.text, "prompt_tokens": answer.prompt_tokens,
                "completion_tokens": answer.completion_tokens}  # fmt: skip
+        if answer.logprobs is not None:
+            row["logprobs"] = answer.logprobs
         with self.path.open("ab", buffering=0) as file:
             file.write(json.dumps(row).encode() + b"\n")
         self.answers[key] = replace(answer, cached=True)
@@ -386,7 +416,7 @@ def read_key(base_url: str | None, key_variable: str) -> SecretStr:
     return SecretStr(key)
 
 
-def _read(completion: Any) -> _Reply:
+def _read(completion: Any, api: Api) -> _Reply:
     """The text of a completion, of which the openai package has checked nothing."""
     try:
         choice = completion.choices[0]
@@ -399,11 +429,28 @@ def _read(completion: Any) -> _Reply:
         return _Reply(problem="refused: content filter", tokens=tokens)
     if refusal:
         return _Reply(problem="refused: by the model", tokens=tokens)
-    if reason == "length":
+    if reason == "length" and not api.may_be_cut:
         return _Reply(problem="cut off", retry=_Retry.NOW, tokens=tokens)
     if not isinstance(text, str) or not text.strip():
         return _Reply(problem="empty answer", retry=_Retry.NOW, tokens=tokens)
-    return _Reply(text, tokens=tokens)
+    if api.top_logprobs is None:
+        return _Reply(text, tokens=tokens)
+    logprobs = _read_logprobs(choice)
+    if not logprobs:  # a server that has none will have none when it is asked again
+        return _Reply(problem="no log-probabilities", tokens=tokens)
+    return _Reply(text, tokens=tokens, logprobs=logprobs)
+
+
+def _read_logprobs(choice: Any) -> list[dict[str, Any]] | None:
+    """Of each token; None where the choice has none in OpenAI's form."""
+    try:
+        return [
+            {"token": str(place.token), "logprob": float(place.logprob),
+             "top_logprobs": [{"token": str(t.token), "logprob": float(t.logprob)} for t in place.top_logprobs]}
+            for place in choice.logprobs.content
+        ]  # fmt: skip
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _count(usage: Any, name: str) -> int:

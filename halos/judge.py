@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import logging
-import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import pyarrow as pa
-
+from halos.annotators import Asker, Opinion, check_failures
+from halos.comparisons import Comparison, compare, open_baseline
 from halos.config import read_slice
-from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.provenance import write_json
 from halos.registry import suggest
 from halos.sample import read_samples
-from halos.scores import Score, by_reward_model, by_verifier, open_reward_model
+from halos.scores import Means, Score, by_reward_model, by_verifier, open_reward_model
+from halos.winrate import (
+    BASELINE_WINS,
+    CANDIDATE_WINS,
+    TIE,
+    aggregate,
+    length_controlled,
+    length_controlled_on_alpaca_eval,
+    win,
+    win_rate,
+)
 
-BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
-"""Preferences, in alpaca_eval's convention."""
-
-KINDS = ("verifier", "reward_model")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A response and the baseline's response to the same prompt."""
-
-    prompt_id: str
-    sample: int
-    prompt: list[F.Turn]
-    candidate: str
-    baseline: str
-    finish_reason: str | None
+KINDS = ("verifier", "reward_model", "openai")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one comparison.
+    """What a judge that scores says of one comparison.
 
     Attributes:
         preference: 1 the baseline wins, 2 the candidate wins, 1.5 a tie; None when the judge failed.
@@ -62,158 +56,145 @@ def decide(candidate: Score, baseline: Score, tie_margin: float) -> Verdict:
 
 
 def judge(
-    config: Path, samples: Path, feedback: Path, output: Path, reward_model: list[Path], tokens_per_microbatch: int
+    config: Path,
+    samples: Path,
+    feedback: Path,
+    output: Path,
+    reward_model: list[Path],
+    baseline: list[Path],
+    difficulties: list[Path],
+    tokens_per_microbatch: int,
+    concurrency: int,
+    requests_per_minute: int | None,
 ) -> None:
-    """Judge a cell's samples against its dataset's targets.
+    """Judge a cell's samples against a baseline.
 
     Args:
         config: the judge's slice of the config.
         samples: one JSON object a line: prompt_id, sample, response, finish_reason (others are not read).
-        feedback: parquet of the dataset that the prompts come from; a record's target is the baseline.
-        output: JSON with the win rate and its standard error (both 0 to 1, ties count half), the counts, response
-            lengths (characters), scores, and what was decided for each response. Lengths and scores are means over the
-            decided comparisons; a prompt without a target is counted in `not_judged`.
+        feedback: parquet of the dataset that the prompts come from; a record's target may be the baseline.
+        output: JSON with the win rate, as it is and length-controlled, and its standard error (0 to 1), the counts,
+            mean lengths (characters) and scores, and what was decided for each response. `ties_as` says whether a tie
+            is `half` a win or a win for `neither`. Lengths and scores are means over the decided comparisons; a prompt
+            without a baseline is counted in `not_judged`. Answers of a model that was asked are kept beside it, in
+            {judge}.answers.jsonl, and not asked for again.
         reward_model: for a judge of that kind, the model's folder and, where it has one, its manifest; else nothing.
+        baseline: the file of the baseline's outputs or samples; nothing for the dataset's targets.
+        difficulties: AlpacaEval's df_gamed.csv, for its length control; nothing for that of the hub's cache.
         tokens_per_microbatch: tokens of one forward pass of the reward model.
+        concurrency: calls at one time, for a model that is asked.
+        requests_per_minute: the most there may be; None for no limit.
 
     Raises:
-        HalosError: samples are missing, malformed or of other prompts, the reward model is missing or none, or nothing
-            could be decided.
+        HalosError: samples or the baseline are missing, malformed or of other prompts, the reward model is missing or
+            none, nothing could be decided, or the model that is asked cannot be or left too many without an answer.
     """
     content = read_slice(config)
     name, kind = f"judge {content['judge']}", content["kind"]
     if kind not in KINDS:
         raise HalosError(f"{name}: unknown kind {kind!r}{suggest(kind, KINDS)}")
     rows = read_samples(samples)
-    comparisons = compare(rows, feedback, samples)
+    against = open_baseline(content["baseline"], baseline)
+    comparisons = compare(rows, feedback, samples, against, content["whole_sentences"])
     model = open_reward_model(name, kind, reward_model, tokens_per_microbatch)
-    score = by_verifier if model is None else by_reward_model(model)
-    texts = [c.candidate for c in comparisons] + [c.baseline for c in comparisons]
-    scores = score(content, [c.prompt for c in comparisons] * 2, texts)
-    sides = zip(scores[: len(comparisons)], scores[len(comparisons) :], strict=True)
-    verdicts = [decide(candidate, baseline, content["tie_margin"]) for candidate, baseline in sides]
-    if all(v.preference is None for v in verdicts):
-        raise HalosError(f"{name} failed on all {len(verdicts)} responses; see its messages above")
-    row, preferences = aggregate(content["judge"], comparisons, [v.preference for v in verdicts])
-    decided = [(c, v) for c, v, p in zip(comparisons, verdicts, preferences, strict=True) if p is not None]
-    error = row["standard_error"]
+    details: list[dict[str, Any]]
+    if kind == "openai":
+        cache = output.with_name(f"{content['judge']}.answers.jsonl")
+        asker = Asker(name, content["openai"], cache, concurrency, requests_per_minute)
+        opinions = asker.judge(comparisons)
+        check_failures(name, opinions, content["max_failures"])
+        found = [o.preference for o in opinions]
+        summary = {"question": asker.question, "usage": asker.usage(), "failed": _reasons(opinions)}
+        details = list(_said(comparisons, opinions))
+    else:
+        score = by_verifier if model is None else by_reward_model(model)
+        verdicts = _by_scores(content, comparisons, score)
+        found = [v.preference for v in verdicts]
+        decided = [v for v in verdicts if v.preference is not None]
+        summary = {"scores": {"candidate": _means([v.candidate for v in decided]),
+                              "baseline": _means([v.baseline for v in decided])}}  # fmt: skip
+        details = [
+            {"candidate_score": v.candidate.value, "baseline_score": v.baseline.value,
+             "criteria": dict(v.candidate.criteria)}
+            for v in verdicts
+        ]  # fmt: skip
+    if all(preference is None for preference in found):
+        raise HalosError(f"{name} failed on all {len(found)} responses; see its messages above")
+    row, preferences = aggregate(content["judge"], comparisons, found)
+    wins = [win(preference, content["ties"]) for preference in preferences]
+    rate, error = win_rate(wins)
+    if content["length_control"] == "alpaca_eval":
+        file = difficulties[0] if difficulties else None
+        controlled, controlled_error = length_controlled_on_alpaca_eval(comparisons, wins, against.size, file)
+    else:
+        controlled, controlled_error = length_controlled(comparisons, wins)
+    judged = [c for c, value in zip(comparisons, wins, strict=True) if value is not None]
     write_json(
         output,
         {
             "judge": content["judge"],
-            "kind": content["kind"],
-            "baseline": content["baseline"],
-            "n": len(decided),
+            "kind": kind,
+            "baseline": against.name,
+            "n": len(judged),
             "wins": row["n_wins"],
             "losses": row["n_wins_base"],
             "ties": row["n_draws"],
-            "failures": len(comparisons) - len(decided),
+            "ties_as": content["ties"],
+            "failures": len(comparisons) - len(judged),
             "not_judged": len(rows) - len(comparisons),
-            "win_rate": row["win_rate"] / 100,
-            "standard_error": None if error is None else error / 100,
+            "win_rate": rate,
+            "standard_error": error,
+            "length_controlled_win_rate": controlled,
+            "length_controlled_standard_error": controlled_error,
+            "length_control": content["length_control"],
             "mean_length": {
-                "candidate": fmean(len(c.candidate) for c, _ in decided),
-                "baseline": fmean(len(c.baseline) for c, _ in decided),
+                "candidate": fmean(c.lengths[0] for c in judged),
+                "baseline": fmean(c.lengths[1] for c in judged),
             },
-            "scores": {
-                "candidate": _means([v.candidate for _, v in decided]),
-                "baseline": _means([v.baseline for _, v in decided]),
+            "mean_judged_length": {
+                "candidate": fmean(len(c.candidate) for c in judged),
+                "baseline": fmean(len(c.baseline) for c in judged),
             },
+            **summary,
             "leaderboard": row,
             "annotations": [
                 {
                     "prompt_id": c.prompt_id,
                     "sample": c.sample,
                     "preference": preference,
-                    "candidate_score": v.candidate.value,
-                    "baseline_score": v.baseline.value,
-                    "criteria": dict(v.candidate.criteria),
+                    "win": value,
+                    **detail,
+                    "candidate_length": len(c.candidate),
+                    "baseline_length": len(c.baseline),
                     "finish_reason": c.finish_reason,
                 }
-                for c, v, preference in zip(comparisons, verdicts, preferences, strict=True)
+                for c, preference, value, detail in zip(comparisons, preferences, wins, details, strict=True)
             ],
         },
     )
 
 
-def compare(rows: list[dict[str, Any]], feedback: Path, samples: Path) -> list[Comparison]:
-    """Each sample beside the target of its prompt, in the samples' order; those without a target are left out.
-
-    Raises:
-        HalosError: a prompt that the feedback does not have, or no prompt with a target.
-    """
-    wanted = pa.array({row["prompt_id"] for row in rows}, pa.string())
-    records = {record.prompt_id: record for record in F.records_of(feedback, wanted)}
-    comparisons = []
-    for row in rows:
-        record = records.get(row["prompt_id"])
-        if record is None:
-            raise HalosError(f"{samples}: prompt {row['prompt_id']} is not in {feedback}; sample again from it")
-        if record.target is not None:
-            target = record.responses[record.target]
-            comparisons.append(
-                Comparison(
-                    record.prompt_id, row["sample"], record.prompt, row["response"], target, row.get("finish_reason")
-                )
-            )
-    if not comparisons:
-        raise HalosError(f"no prompt of {samples} has a target in {feedback}; choose a dataset with targets")
-    return comparisons
+def _by_scores(content: dict[str, Any], comparisons: list[Comparison], score: Means) -> list[Verdict]:
+    texts = [c.candidate for c in comparisons] + [c.baseline for c in comparisons]
+    scores = score(content, [c.prompt for c in comparisons] * 2, texts)
+    sides = zip(scores[: len(comparisons)], scores[len(comparisons) :], strict=True)
+    return [decide(candidate, baseline, content["tie_margin"]) for candidate, baseline in sides]
 
 
-def aggregate(
-    name: str, comparisons: list[Comparison], preferences: list[float | None]
-) -> tuple[dict[str, Any], list[float | None]]:
-    """alpaca_eval's leaderboard row (win_rate and standard_error in percent), and its annotation of each comparison.
-
-    alpaca_eval calls identical responses a tie, and leaves a preference of None out. It knows a comparison by its row
-    number, not by the instruction: it would merge equal texts.
-    """
-    root = logging.getLogger().level
-    import alpaca_eval
-    from alpaca_eval.annotators import PairwiseAnnotator
-
-    logging.getLogger().setLevel(root)  # alpaca_eval sets INFO for the whole process
-
-    class Lookup:
-        """Stands where alpaca_eval has a prompted model: rows in, rows with their preferences out."""
-
-        processors = ()
-
-        def __call__(self, rows: Any) -> Any:
-            return rows.assign(preference=[preferences[int(row)] for row in rows["row"]])
-
-    class Annotator(PairwiseAnnotator):
-        def _initialize_annotators(self, **_: Any) -> dict[str, Lookup]:
-            return {name: Lookup()}
-
-    leaderboard, annotations = alpaca_eval.evaluate(
-        model_outputs=[{"row": str(i), "output": c.candidate} for i, c in enumerate(comparisons)],
-        reference_outputs=[{"row": str(i), "output": c.baseline} for i, c in enumerate(comparisons)],
-        name=name,
-        Annotator=Annotator,
-        annotators_config=name,
-        input_keys=("row",),
-        annotation_kwargs={"chunksize": None},
-        fn_metric="get_winrate",
-        sort_by="win_rate",
-        precomputed_leaderboard=None,
-        caching_path=None,
-        output_path=None,
-        is_return_instead_of_print=True,
-    )
-    decided = {a["row"]: a["preference"] for a in annotations}
-    assert len(annotations) == len(decided) == len(comparisons), "alpaca_eval dropped or merged comparisons"
-    return (
-        {key: _plain(value) for key, value in leaderboard.loc[name].items()},
-        [_plain(decided[str(i)]) for i in range(len(comparisons))],
-    )
+def _said(comparisons: list[Comparison], opinions: list[Opinion]) -> Iterator[dict[str, Any]]:
+    """Of each comparison which response the model was shown first, what it answered, and why it failed where it did;
+    of two equal texts it was not asked."""
+    for c, opinion in zip(comparisons, opinions, strict=True):
+        answer = opinion.answer
+        yield {
+            "shown_first": None if answer is None else "candidate" if c.candidate_first else "baseline",
+            "answer": None if answer is None else answer.text,
+            "problem": None if answer is None else answer.problem,
+        }
 
 
-def _plain(value: Any) -> Any:
-    """A numpy number as Python's; None for NaN."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _reasons(opinions: list[Opinion]) -> dict[str, int]:
+    return dict(sorted(Counter(o.answer.problem for o in opinions if o.answer and o.answer.problem).items()))
 
 
 def _means(scores: list[Score]) -> dict[str, float | None]:

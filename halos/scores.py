@@ -95,7 +95,7 @@ def by_asking(cache: Path, concurrency: int, requests_per_minute: int | None) ->
         instructions = instructions.replace("{low}", f"{low:g}").replace("{high}", f"{high:g}")
         client = Client(Api(**settings, concurrency=concurrency, requests_per_minute=requests_per_minute), cache)
         asked = [_question(instructions, *both) for both in zip(prompts, responses, strict=True)]
-        answers = client.ask(asked, accept=lambda text: read_score(text, low, high) is not None)
+        answers = client.ask(asked, accept=lambda answer: read_score(answer.text or "", low, high) is not None)
         found = []
         for answer in answers:
             value = None if answer.text is None else read_score(answer.text, low, high)

@@ -27,6 +27,7 @@ class Outcome:
 
     Attributes:
         text: content of the answer in place of the right one; None is the right one, NULL the JSON null.
+        logprobs: of the likeliest tokens at the answer's only place; None is the answer's own, which is certain.
         body: the whole body in place of a completion.
         delay: seconds before the response.
         drip: seconds between one byte of the response and the next; 0 sends it at once.
@@ -36,6 +37,7 @@ class Outcome:
     status: int = 200
     text: str | None = None
     finish_reason: str = "stop"
+    logprobs: Mapping[str, float] | None = None
     body: str | None = None
     kind: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -167,7 +169,7 @@ class ApiServer:
         finally:
             with self._change:  # before the response: the client's next request may be here before this line's end
                 self._now -= 1
-        self._respond(handler, outcome, body["messages"])
+        self._respond(handler, outcome, body)
 
     def _outcome(self, path: str, content: str, number: int) -> Outcome:
         if path != "/v1/chat/completions":
@@ -177,8 +179,8 @@ class ApiServer:
         outcomes = self.faults.get(content, ())
         return outcomes[number] if number < len(outcomes) else RIGHT
 
-    def _respond(self, handler: BaseHTTPRequestHandler, outcome: Outcome, messages: Messages) -> None:
-        body = (outcome.body if outcome.body is not None else self._completion(outcome, messages)).encode()
+    def _respond(self, handler: BaseHTTPRequestHandler, outcome: Outcome, request: dict[str, Any]) -> None:
+        body = (outcome.body if outcome.body is not None else self._completion(outcome, request)).encode()
         headers = {"Content-Type": outcome.kind, "Content-Length": str(len(body)), **outcome.headers}
         head = f"HTTP/1.1 {outcome.status} -\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         response = f"{head}\r\n".encode() + body
@@ -199,12 +201,17 @@ class ApiServer:
             handler.wfile.write(bytes([byte]))
             time.sleep(drip)
 
-    def _completion(self, outcome: Outcome, messages: Messages) -> str:
+    def _completion(self, outcome: Outcome, request: dict[str, Any]) -> str:
+        messages = request["messages"]
         text = self.answer(messages) if outcome.text is None else outcome.text
         content = None if text == NULL else text
         tokens = sum(len(turn["content"].split()) for turn in messages), len((content or "").split())
         choice = {"index": 0, "message": {"role": "assistant", "content": content},
                   "finish_reason": outcome.finish_reason}  # fmt: skip
+        if request.get("logprobs"):
+            logprobs = outcome.logprobs or {text: 0.0}
+            top = [{"token": token, "logprob": value, "bytes": None} for token, value in logprobs.items()]
+            choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top[: request["top_logprobs"]]}]}
         usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
         return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
                            "usage": usage})  # fmt: skip

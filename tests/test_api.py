@@ -67,6 +67,10 @@ def texts(answers: list[Answer]) -> list[str | None]:
     return [answer.text for answer in answers]
 
 
+def number(answer: Answer) -> bool:
+    return (answer.text or "").isdigit()
+
+
 def always(outcome: Outcome) -> list[Outcome]:
     return [outcome] * 50
 
@@ -75,7 +79,7 @@ def test_every_right_answer_comes_out_right_and_in_order_under_every_fault(cache
     contents = sums(60)
     faults = {content: [ALL_FAULTS[i % len(ALL_FAULTS)]] * (1 + i % 2) for i, content in enumerate(contents[:52])}
     with ApiServer(faults) as server:
-        answers = client(server, cache).ask(talks(*contents), str.isdigit)
+        answers = client(server, cache).ask(talks(*contents), number)
     assert texts(answers) == right(contents)
     assert {answer.problem for answer in answers} == {None}
     assert server.count == 60 + sum(map(len, faults.values()))
@@ -102,7 +106,7 @@ def test_failures_are_counted_by_reason_and_never_have_a_text(
     contents = sums(len(reasons) + 1)
     faults = dict(zip(contents, map(always, reasons.values()), strict=False))
     with ApiServer(faults) as server:
-        answers = client(server, cache, attempts=3).ask(talks(*contents, contents[0]), str.isdigit)
+        answers = client(server, cache, attempts=3).ask(talks(*contents, contents[0]), number)
     assert [answer.problem for answer in answers] == [*reasons, None, "rate limited"]
     assert texts(answers) == [None] * len(reasons) + [right(contents)[-1], None]
     assert server.contents == {c: asked.get(r, 1) for c, r in zip(contents, [*reasons, "right"], strict=True)}
@@ -132,7 +136,7 @@ def test_an_attempt_ends_at_its_timeout_however_the_server_dallies(cache: Path, 
 
 def test_an_answer_of_no_use_is_asked_for_three_times_with_another_seed(cache: Path) -> None:
     with ApiServer({"1 + 1": always(S.NONSENSE), "2 + 2": [S.NONSENSE, S.SERVER_ERROR, S.EMPTY]}) as server:
-        answers = client(server, cache, concurrency=1, seed=5).ask(talks("1 + 1", "2 + 2"), str.isdigit)
+        answers = client(server, cache, concurrency=1, seed=5).ask(talks("1 + 1", "2 + 2"), number)
     assert [(a.text, a.problem) for a in answers] == [(None, "not understood"), ("4", None)]
     assert [r.body["seed"] for r in server.requests] == [5, 6, 7, 5, 6, 6, 7]
 
@@ -151,12 +155,53 @@ def test_the_request_says_what_the_api_says(cache: Path, monkeypatch: pytest.Mon
     assert openai.key == "other-key"
 
 
+def test_log_probabilities_are_asked_for_kept_and_told_apart(cache: Path) -> None:
+    likely = {"A": -0.1, "B": -2.5, "C": -4.0}
+    place = {"token": "A", "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": likely[t]} for t in "AB"]}
+    with ApiServer({"1 + 1": always(Outcome(text="A", logprobs=likely))}) as server:
+        for cached in (False, True):
+            (answer,) = client(server, cache, top_logprobs=2).ask(talks("1 + 1"))
+            assert (answer.text, answer.logprobs, answer.cached) == ("A", [place], cached)
+        (plain,) = client(server, cache).ask(talks("1 + 1"))
+    assert plain.logprobs is None
+    with_them, without = server.requests
+    assert (with_them.body["logprobs"], with_them.body["top_logprobs"]) == (True, 2)
+    assert not {"logprobs", "top_logprobs"} & set(without.body)
+
+
+def test_a_server_that_gives_no_log_probabilities_is_asked_once(cache: Path) -> None:
+    bare = [{"choices": [{"message": {"content": "2"}, "finish_reason": "stop", "logprobs": logprobs}]}
+            for logprobs in (None, {"content": None}, {"content": []}, {"content": [{"token": "2"}]})]  # fmt: skip
+    contents = sums(len(bare))
+    faults = {c: always(Outcome(body=json.dumps(body))) for c, body in zip(contents, bare, strict=True)}
+    with ApiServer(faults) as server:
+        answers = client(server, cache, top_logprobs=2).ask(talks(*contents))
+        assert server.count == len(bare)
+    assert [(answer.text, answer.problem) for answer in answers] == [(None, "no log-probabilities")] * len(bare)
+
+
+def test_an_answer_may_be_cut_where_a_few_tokens_are_all_that_is_wanted(cache: Path) -> None:
+    with ApiServer({"1 + 1": [S.CUT_OFF]}) as server:
+        assert client(server, cache, may_be_cut=True).ask(talks("1 + 1"))[0].text == S.CUT_OFF.text
+        assert server.count == 1
+
+
+def test_what_would_be_asked_is_known_before(cache: Path) -> None:
+    one, two, three = talks("1 + 1", "2 + 2", "3 + 3")
+    with ApiServer({"2 + 2": [S.NONSENSE]}) as server:
+        asker = client(server, cache)
+        asker.ask([one, two])
+        assert asker.unanswered([one, two, three, three]) == [three]
+        assert asker.unanswered([one, two, three, three], number) == [two, three]
+        assert server.count == 2
+
+
 def test_tokens_are_summed_over_attempts_and_cost_nothing_from_the_cache(
     cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with ApiServer({"1 + 1": [S.NONSENSE]}) as server:
         for cached in (False, True):
-            answers = client(server, cache).ask(talks("1 + 1", "2 + 2"), str.isdigit)
+            answers = client(server, cache).ask(talks("1 + 1", "2 + 2"), number)
             # prompts of four words, one of them sent twice; the nonsense has nine words
             assert answers == [Answer("2", None, 8, 10, cached), Answer("4", None, 4, 1, cached)]
             said = capfd.readouterr().err
@@ -168,11 +213,11 @@ def test_only_what_is_not_answered_yet_is_asked_again(cache: Path) -> None:
     contents = sums(20)
     bad = {contents[3]: always(S.DROPPED), contents[4]: always(S.NONSENSE)}
     with ApiServer(bad) as server:
-        client(server, cache, attempts=2).ask(talks(*contents), str.isdigit)
+        client(server, cache, attempts=2).ask(talks(*contents), number)
         first = server.count
         assert len(cache.read_text().splitlines()) == 18
         server.faults = {}
-        again = client(server, cache).ask(talks(*contents), str.isdigit)
+        again = client(server, cache).ask(talks(*contents), number)
         assert sorted(r.content for r in server.requests[first:]) == contents[3:5]
         assert texts(again) == right(contents)
         assert [i for i, answer in enumerate(again) if not answer.cached] == [3, 4]
@@ -182,7 +227,7 @@ def test_a_kept_answer_that_is_no_longer_accepted_is_asked_for_again(cache: Path
     with ApiServer({"1 + 1": [S.NONSENSE]}) as server:
         assert texts(client(server, cache).ask(talks("1 + 1"))) == [S.NONSENSE.text]
         for _ in range(2):  # of two lines for one request the later one counts
-            assert texts(client(server, cache).ask(talks("1 + 1"), str.isdigit)) == ["2"]
+            assert texts(client(server, cache).ask(talks("1 + 1"), number)) == ["2"]
         assert server.count == 2
 
 
@@ -362,7 +407,7 @@ def test_no_file_and_no_output_ever_holds_the_key(
     faults = {content: [fault] for content, fault in zip(sums(13), ALL_FAULTS, strict=True)}
     with ApiServer(faults | {"x": [echo]}) as server:
         asker = client(server, cache)
-        answers = asker.ask(talks(*sums(13), "x"), str.isdigit)
+        answers = asker.ask(talks(*sums(13), "x"), number)
     assert server.requests[0].key == KEY
     assert answers[-1].problem == "refused: [key]"
     shown = "".join(capfd.readouterr()) + caplog.text + repr(answers) + repr(asker) + repr(vars(asker))
@@ -373,7 +418,7 @@ def test_no_file_and_no_output_ever_holds_the_key(
 
 
 def test_a_bug_in_accept_is_not_hidden_and_shows_no_key(cache: Path) -> None:
-    def accept(text: str) -> bool:
+    def accept(answer: Answer) -> bool:
         raise ZeroDivisionError("a bug")
 
     with ApiServer() as server, pytest.raises(ZeroDivisionError, match="a bug") as caught:

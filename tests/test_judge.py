@@ -16,7 +16,7 @@ from halos.catalogue import Resources
 from halos.config import dump
 from halos.data import feedback as F
 from halos.errors import HalosError
-from halos.grid import config_slice
+from halos.grid import check_files, check_keys, config_slice
 from halos.judge import judge
 from halos.registry import VERIFIERS
 from halos.workflow import Workflow
@@ -57,14 +57,25 @@ class Case:
         row = {"prompt_id": prompt_id, "prompt": [], "response": response, "sample": sample, "finish_reason": "stop"}
         self.lines.append(json.dumps(row))
 
-    def run(self, files: tuple[Path, ...] = (), /, **changes: Any) -> dict[str, Any]:
+    def run(
+        self,
+        model: tuple[Path, ...] = (),
+        outputs: tuple[Path, ...] = (),
+        hard: tuple[Path, ...] = (),
+        /,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        """What comes of the reward model's files, the baseline's and AlpacaEval's difficulties."""
         content = {"judge": "letters", "kind": "verifier", "verifier": "test_letters", "prompts": "p",
-                   "baseline": "target", "tie_margin": 0.0, "plugins": {}}  # fmt: skip
+                   "baseline": "target", "tie_margin": 0.0, "ties": "half", "whole_sentences": False,
+                   "length_control": "length_only", "difficulties": None, "plugins": {}}  # fmt: skip
         (self.folder / "judge.yaml").write_text(dump(content | changes))
         (self.folder / "samples.jsonl").write_text("".join(line + "\n" for line in self.lines))
         F.write(self.records, self.folder / "test.parquet")
         samples, data = self.folder / "samples.jsonl", self.folder / "test.parquet"
-        judge(self.folder / "judge.yaml", samples, data, self.output, list(files), 2048)
+        files = {"reward_model": list(model), "baseline": list(outputs), "difficulties": list(hard)}
+        how = {"tokens_per_microbatch": 2048, "concurrency": 16, "requests_per_minute": None}
+        judge(self.folder / "judge.yaml", samples, data, self.output, **files, **how)
         result: dict[str, Any] = json.loads(self.output.read_text())
         return result
 
@@ -139,6 +150,26 @@ def test_prompts_without_a_target_are_counted_as_not_judged(case: Case) -> None:
     case.add("q2", "bb", "aa")
     result = case.run()
     assert (result["n"], result["not_judged"]) == (1, 2)
+
+
+def test_alpaca_evals_own_length_control_is_that_of_its_instructions(case: Case, tmp_path: Path) -> None:
+    outputs = [{"instruction": f"q{i}", "output": "b" * (i % 7 + 1)} for i in range(40)]
+    (tmp_path / "outputs.json").write_text(json.dumps(outputs[::-1]))
+    for i in range(30):
+        case.add(f"q{i}", None, "a" * (i % 5 + 1) + "b" * (i % 3))
+    columns = "model,index,instruction_difficulty,not_gamed_baseline,std_delta_len,preference\n"
+    rows = [f"{m},{i},{i % 4 - 1.5},False,{i % 3 - 1},{i % 2}\n" for m in "ab" for i in range(40)]
+    (tmp_path / "hard.csv").write_text(columns + "".join(rows))
+    outputs, hard = (tmp_path / "outputs.json",), (tmp_path / "hard.csv",)
+    baseline = {"file": "outputs.json"}
+    result = case.run((), outputs, hard, baseline=baseline, length_control="alpaca_eval")
+    assert (result["n"], result["length_control"]) == (30, "alpaca_eval")
+    assert result["baseline"] == "the outputs of outputs.json"
+    assert 0 < result["length_controlled_win_rate"] <= 1
+    assert result["length_controlled_standard_error"] > 0  # what no other length control has
+    alone = case.run((), outputs, baseline=baseline)
+    assert (alone["length_control"], alone["length_controlled_standard_error"]) == ("length_only", None)
+    assert alone["win_rate"] == result["win_rate"]
 
 
 def test_the_same_input_gives_the_same_bytes_and_no_other_file(
@@ -290,6 +321,7 @@ def load(**judge: Any) -> C.Config:
     return C.load(content)
 
 
+ASK = "{instruction} {output_1} {output_2}"
 MISTAKES = {
     "both": ({"kind": "reward_model", "reward_model": "sft-rm", "verifier": "toy"},
              "judges.r: a judge of kind reward_model has no verifier: take that out"),
@@ -304,7 +336,39 @@ MISTAKES = {
                          "judges.r.reward_model: sft-rmm: there is no 'rmm' in stages; did you mean 'rm'?"),
     "a policy": ({"kind": "reward_model", "reward_model": "sft-dpo"},
                  "judges.r.reward_model: sft-dpo must end in a reward model, such as bradley_terry"),
-    "a kind": ({"kind": "verifyer", "verifier": "toy"}, "judges.r.kind: Input should be 'verifier' or 'reward_model'"),
+    "a kind": ({"kind": "verifyer", "verifier": "toy"},
+               "judges.r.kind: Input should be 'verifier', 'reward_model' or 'openai'"),
+    "no question": ({"kind": "openai", "openai": {"model": "m"}},
+                    "judges.r.openai: give exactly one of prompt and annotator"),
+    "two questions": ({"kind": "openai", "openai": {"model": "m", "prompt": ASK, "annotator": "chatgpt"}},
+                      "judges.r.openai: give exactly one of prompt and annotator"),
+    "no model": ({"kind": "openai", "openai": {"prompt": ASK}},
+                 "judges.r.openai: a prompt of one's own is for a model: give `model:`"),
+    "a prompt without a response": (
+        {"kind": "openai", "openai": {"model": "m", "prompt": "{instruction} {output_1}"}},
+        "judges.r.openai: the prompt has no {output_2}: put what is compared there"),
+    "an unknown annotator": (
+        {"kind": "openai", "openai": {"annotator": "weighted"}},
+        "judges.r.openai: alpaca_eval has no annotator 'weighted'; try weighted_alpaca_eval_gpt4_turbo"),
+    "nobody to ask": ({"kind": "openai"}, "judges.r: a judge of kind openai names one: give it `openai:`"),
+    "a margin of answers": ({"kind": "openai", "openai": {"annotator": "chatgpt"}, "tie_margin": 0.1},
+                            "judges.r: a judge of kind openai has no tie_margin: take that out"),
+    "failures of a program": ({"kind": "verifier", "verifier": "toy", "max_failures": 0.1, "concurrency": 2},
+                              "judges.r: a judge of kind verifier has no concurrency and no max_failures: "
+                              "take that out"),
+    "a baseline": ({"kind": "verifier", "verifier": "toy", "baseline": "targets"},
+                   "judges.r.baseline: 'targets' is none of target, {file: PATH} and {method: METHOD, seed: same}"),
+    "a baseline's stage": ({"kind": "verifier", "verifier": "toy", "baseline": {"method": "sft-pppo"}},
+                           "judges.r.baseline.method: sft-pppo: there is no 'pppo' in stages; did you mean 'ppo'?"),
+    "a baseline that answers nothing": (
+        {"kind": "verifier", "verifier": "toy", "baseline": {"method": "sft-rm"}},
+        "judges.r.baseline.method: sft-rm ends in a reward model, which answers no prompts: name it in reward_models"),
+    "length control without AlpacaEval": (
+        {"kind": "verifier", "verifier": "toy", "length_control": "alpaca_eval"},
+        "judges.r: length_control: alpaca_eval needs AlpacaEval's reference outputs: name them as baseline"),
+    "difficulties of nothing": (
+        {"kind": "verifier", "verifier": "toy", "difficulties": "df_gamed.csv"},
+        "judges.r: difficulties are read with length_control: alpaca_eval: take them out, or say so"),
 }  # fmt: skip
 
 
@@ -317,13 +381,18 @@ def test_a_contradictory_judge_is_refused_in_one_sentence(mistake: str) -> None:
 
 
 def test_the_slice_of_a_judge_holds_what_is_its_own_and_no_key_of_another_kind() -> None:
-    common = {"prompts": "p", "baseline": "target", "tie_margin": 0.0, "plugins": {}}
+    common = {"prompts": "p", "baseline": "target", "tie_margin": 0.0, "ties": "half", "whole_sentences": False,
+              "length_control": "length_only", "difficulties": None, "plugins": {}}  # fmt: skip
     config = load(kind="reward_model", reward_model="sft-rm", label="A name")
     assert config_slice(config, "judges/j") == {"judge": "j", "kind": "verifier", "verifier": "toy", **common}
     rewarded = {"judge": "r", "kind": "reward_model", **common}
     assert config_slice(config, "judges/r") == {**rewarded, "reward_model": "sft-rm", "seed": 1}
     config = load(kind="reward_model", reward_model="models/mine")
     assert config_slice(config, "judges/r") == {**rewarded, "reward_model": "models/mine"}
+    asked = config_slice(load(kind="openai", openai={"annotator": "chatgpt"}, concurrency=3), "judges/r")
+    own = {"judge", "kind", "openai", "max_failures", *common} - {"tie_margin"}  # how fast it is asked makes no result
+    assert set(asked) == own
+    assert asked["openai"]["annotator"] == "chatgpt"
 
 
 def test_an_edited_judge_is_another_slice_for_itself_alone() -> None:
@@ -344,6 +413,52 @@ def test_all_cells_are_judged_by_the_reward_model_of_one_seed() -> None:
     assert w.judging_model(wildcards("j")) == []
     folder = "results/runs/d/m/sft-rm/seed1"
     assert w.judging_model(wildcards("r")) == [f"{folder}/model", f"{folder}/manifest.json"]
+
+
+def test_a_baseline_is_a_file_or_the_samples_of_another_cell() -> None:
+    program = {"kind": "verifier", "verifier": "toy"}
+    w = Workflow(load(**program))
+    assert w.baseline(wildcards("r")) == []
+    w = Workflow(load(**program, baseline={"file": "data/outputs.json"}))
+    assert w.baseline(wildcards("r")) == ["data/outputs.json"]
+    w = Workflow(load(**program, baseline={"method": "sft"}))
+    assert w.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
+    of_round = SimpleNamespace(**{**wildcards("r").__dict__, "seed": "3/round2"})
+    assert w.baseline(of_round) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
+    w = Workflow(load(**program, baseline={"method": "sft", "seed": 7}))
+    assert w.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed7/samples/p.jsonl"]
+
+
+def test_the_views_of_a_baseline_that_the_grid_does_not_name_are_checked() -> None:
+    of_store = SimpleNamespace(dataset="d", model="m", view="paired")
+    assert Workflow(load(kind="verifier", verifier="toy")).views(of_store) == "paired sft"
+    w = Workflow(load(kind="verifier", verifier="toy", baseline={"method": "sft-kto"}))
+    assert w.views(of_store) == "paired sft unpaired"
+
+
+def test_how_fast_a_model_is_asked_reaches_the_command() -> None:
+    asked: dict[str, Any] = {"kind": "openai", "openai": {"annotator": "chatgpt"}}
+    assert Workflow(load(**asked)).judging_limits(wildcards("r")) == "--concurrency 16"
+    w = Workflow(load(**asked, concurrency=4, requests_per_minute=90))
+    assert w.judging_limits(wildcards("r")) == "--concurrency 4 --requests-per-minute 90"
+    assert (w.judging_gres(wildcards("r")), w.judging_model(wildcards("r"))) == ("", [])
+
+
+def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(HalosError, match="put it into the environment variable OPENAI_API_KEY"):
+        check_keys(load(kind="openai", openai={"annotator": "chatgpt"}))
+    config = load(kind="verifier", verifier="toy", baseline={"file": "outputs.json"}, length_control="alpaca_eval",
+                  difficulties="hard.csv")  # fmt: skip
+    for file in ("outputs.json", "hard.csv"):
+        with pytest.raises(HalosError, match=rf"judges\.r wants {file}, which does not exist"):
+            check_files(config)
+        Path(file).touch()
+    check_files(config)
+    assert Workflow(config).difficulties(wildcards("r")) == ["hard.csv"]
 
 
 def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
@@ -370,7 +485,7 @@ def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> 
     names = ("cpus", "mem_mb", "runtime", "tokens_per_microbatch")
     assert [w.judging_resource(name)(wildcards("r"), 2) for name in names] == [8, 96000, 180, 512]
     assert [w.judging_resource(name)(wildcards("j"), 2) for name in names] == [1, 4000, 60, 16384]
-    assert (w.judging_gres(wildcards("r")), w.judging_gres(wildcards("j"))) == ("gpu:2", "")
+    assert (w.judging_gres(wildcards("r")), w.judging_gres(wildcards("j"))) == ("gpu:1", "")
 
 
 def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_its_judge(tmp_path: Path) -> None:
@@ -398,3 +513,21 @@ def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_i
     assert not any(model & set(job.input) for job in judges["j"])
     assert {job.resources["gres"] for job in judges["rm"]} == {"gpu:1"}
     assert {job.resources["gres"] for job in judges["j"]} == {""}
+
+
+def test_the_workflow_samples_a_baseline_once_and_hands_it_to_a_judge_that_asks(tmp_path: Path) -> None:
+    project = Project(copy_files(tmp_path))
+    project.write_config(SMALL)
+    project.edit({
+        "judges.asked": {"kind": "openai", "prompts": "p", "baseline": {"method": "sft", "seed": 2}, "concurrency": 3,
+                         "openai": {"model": "m", "prompt": ASK, "base_url": "http://localhost:1/v1"}},
+        "grids.both.judges": ["asked"],
+    })  # fmt: skip
+    run = project.dry("-p", "judged")
+    assert [name for name in run.names if name.startswith(("sample sft/", "train_cell sft/"))] == [
+        "sample sft/seed2 p", "train_cell sft/seed1", "train_cell sft/seed2",
+    ]  # fmt: skip
+    judges = [job for job in run.jobs if job.rule == "judge"]
+    theirs = "results/runs/d/m/sft/seed2/samples/p.jsonl"
+    assert [theirs in job.input for job in judges] == [True] * 3
+    assert run.output.count(f"--baseline {theirs}") == run.output.count(" --concurrency 3\n") == 3
