@@ -13,6 +13,9 @@ min_version("9.19")
 configfile: "config.yaml"
 
 
+report: "rules/captions/workflow.rst"
+
+
 include: "rules/common.smk"
 
 
@@ -36,6 +39,7 @@ include: "rules/sample.smk"
 include: "rules/online.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+include: "rules/publish.smk"
 
 
 # Below the rules: above them, Snakemake (9.27) would not apply these to wildcards that come from a pathvar.
@@ -53,6 +57,27 @@ wildcard_constraints:
     view="[a-z]+",
 
 
+# In the first process alone, and before anything is submitted; never in a dry run.
+onstart:
+    try:
+        if {"judge", "label", "label_round"} & {
+            job.rule.name for job in workflow.dag.needrun_jobs()
+        }:
+            check_keys(CONFIG)
+        if (
+            workflow.executor_plugin.name == "slurm"
+            and workflow.execution_settings.lock
+        ):
+            from halos.slurm import end_orphans
+
+            end_orphans(
+                workflow.dag.needrun_jobs(),
+                workflow.executor_settings.jobname_prefix,
+            )
+    except HalosError as error:
+        raise WorkflowError(str(error))
+
+
 localrules:
     all,
     train,
@@ -62,6 +87,9 @@ localrules:
     tables,
     figures,
     configure,
+    fetch_model,
+    fetch_dataset,
+    fetch_task,
     check,
     join,
 
@@ -77,6 +105,8 @@ rule all:
         W.described,
         expand("results/tables/{grid}/main.md", grid=W.grid),
         expand("results/figures/{grid}/win_rate.svg", grid=W.grid),
+        expand("results/reports/{grid}/overview.html", grid=W.grid),
+        expand("results/cards/{grid}/index.md", grid=W.grid),
 
 
 rule train:

@@ -18,8 +18,6 @@ from halos.workflow import Workflow
 try:
     CONFIG = load(dict(config))
     check_files(CONFIG)
-    if workflow.is_main_process:  # a job may run where the keys are not
-        check_keys(CONFIG)
     W = Workflow(CONFIG)
 except HalosError as error:
     raise WorkflowError(str(error))

@@ -39,10 +39,10 @@ def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_top_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     words = helped(capsys).split()
-    assert [verb for verb in (*VERBS, "list", "config", "schema") if verb not in words] == []
+    assert [verb for verb in (*VERBS, "list", "config", "verify", "schema") if verb not in words] == []
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "list", "config", "schema"])
+@pytest.mark.parametrize("verb", [*VERBS, "list", "config", "verify", "schema"])
 def test_the_help_of_a_verb_names_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = helped(capsys, verb)
     options = [f"--{name.replace('_', '-')}" for name in VERBS[verb].options] if verb in VERBS else []

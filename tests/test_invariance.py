@@ -393,3 +393,6 @@ def test_processes_that_do_not_find_each_other_are_refused(world: World, tmp_pat
         patch.setenv("WORLD_SIZE", "2")
         with pytest.raises(HalosError, match="2 processes were launched but 1 found each other"):
             accelerator_for("fp32")
+        patch.setenv("HALOS_PROCESSES", "16")
+        with pytest.raises(HalosError, match="16 processes were launched but 1 found each other"):
+            accelerator_for("fp32")

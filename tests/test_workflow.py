@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from halos import config as C
+from halos.errors import HalosError
 from halos.grid import Cell
+from halos.launch import parse
 from halos.workflow import Workflow
 from tests.conftest import CATALOGUE
 
@@ -58,14 +60,36 @@ def test_memory_and_time_double_with_each_attempt_and_nothing_else_does(
     assert found == {"mem_mb": mem_mb, "runtime": runtime, "cpus": 6, "tokens_per_microbatch": 512}
 
 
-@pytest.mark.parametrize(
-    ("gpus", "gres", "launcher"), [(0, "", "python -m"), (1, "gpu:1", "python -m"), (4, "gpu:4", "accelerate launch ")]
-)
-def test_several_gpus_are_started_by_accelerate(gpus: int, gres: str, launcher: str) -> None:
+@pytest.mark.parametrize(("gpus", "gres", "single"), [(0, "", ""), (1, "gpu:1", "gpu:1"), (4, "gpu:4", "gpu:1")])
+def test_a_training_has_all_gpus_of_its_model_and_a_job_of_one_process_has_one(
+    gpus: int, gres: str, single: str
+) -> None:
     w = workflow(gpus=gpus)
-    assert w.gres(wildcards("sft")) == gres
-    assert w.launcher(wildcards("sft")).startswith(launcher)
-    assert (f"--num_processes {gpus} " in w.launcher(wildcards("sft"))) == (gpus > 1)
+    assert (w.gres(wildcards("sft")), w.single_gres(wildcards("sft"))) == (gres, single)
+    assert parse([*w.launcher(wildcards("sft")).split(), "train"]).processes == max(1, gpus)
+
+
+OVER_NODES = ("mpi", "nodes", "tasks", "tasks_per_gpu")
+
+
+def test_a_training_over_nodes_is_one_job_with_a_task_on_each() -> None:
+    w = workflow(gpus=8, nodes=4, cpus=32)
+    assert [w.over_nodes(name)(wildcards("sft")) for name in OVER_NODES] == ["srun", 4, 4, 0]
+    launch = parse([*w.launcher(wildcards("sft")).split(), "train"])
+    assert (launch.nodes, launch.gpus, launch.cpus, launch.processes) == (4, 8, 32, 32)
+    assert w.gres(wildcards("sft")) == "gpu:8"  # of each node
+
+
+def test_a_training_on_one_node_says_nothing_of_nodes() -> None:
+    """Snakemake leaves out what is None; the mere presence of `mpi` would take the job out of srun's hands."""
+    w = workflow(gpus=8)
+    assert [w.over_nodes(name)(wildcards("sft")) for name in OVER_NODES] == [None] * 4
+
+
+def test_shards_over_nodes_without_gpus_are_refused() -> None:
+    with pytest.raises(HalosError, match=r"models\.m\.resources: weights are sharded over GPUs: give `gpus`"):
+        workflow(nodes=2, parallel="fsdp")
+    workflow(nodes=2, gpus=1, parallel="fsdp")
 
 
 def test_a_first_stage_starts_from_the_base_model_whatever_its_seed() -> None:
@@ -203,12 +227,11 @@ def test_saved_adapters_are_an_input() -> None:
 
 def test_sharding_and_checkpointing_are_options_of_the_command() -> None:
     w = workflow(gpus=8, parallel="fsdp", gradient_checkpointing=True)
-    assert "--config_file profiles/accelerate/fsdp.yaml --num_processes 8 " in w.launcher(wildcards("sft"))
+    assert parse([*w.launcher(wildcards("sft")).split(), "train"]).parallel == "fsdp"
     assert w.checkpointing(wildcards("sft")) == "--gradient-checkpointing"
     plain = workflow(gpus=8)
-    assert "--config_file profiles/accelerate/ddp.yaml " in plain.launcher(wildcards("sft"))
+    assert parse([*plain.launcher(wildcards("sft")).split(), "train"]).parallel == "ddp"
     assert plain.checkpointing(wildcards("sft")) == ""
-    assert workflow(parallel="fsdp").launcher(wildcards("sft")) == "python -m"  # one process has nothing to shard
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -220,8 +243,9 @@ def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
     methods, rewards = ("sft-ppo_rm", "sft-kto"), ("sft-rm",)
     one = with_rewards(*methods, reward_models=rewards)
     other = with_rewards(
-        *methods, reward_models=rewards, gpus=8, parallel="fsdp", gradient_checkpointing=True, tokens_per_microbatch=9
-    )
+        *methods, reward_models=rewards, gpus=8, parallel="fsdp", gradient_checkpointing=True, tokens_per_microbatch=9,
+        nodes=2, cpus=8,
+    )  # fmt: skip
     folders = ["data/d", "tokens/d/m", "models/m", "grids/g"]
     folders += [f"runs/d/m/{method}/seed1" for method in ("sft", *methods, *rewards)]
     for folder in folders:

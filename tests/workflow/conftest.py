@@ -181,6 +181,9 @@ class Project:
             process.wait(timeout)
         return Run(process.returncode, log.read_text(), time.monotonic() - begun)
 
+    def command(self, *arguments: str) -> list[str]:
+        return ["snakemake", *arguments]
+
     def dry(self, *arguments: str) -> Run:
         return self.snakemake("-n", *arguments, timeout=60).ok()
 
@@ -190,7 +193,7 @@ class Project:
         log = self.path / "output.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                ["snakemake", *arguments], cwd=self.path, env=self.environment(**environment),
+                self.command(*arguments), cwd=self.path, env=self.environment(**environment),
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         try:
