@@ -3,9 +3,10 @@
 Input:   the reports and stores of datasets
          results/grids/{grid}/config.yaml; every cell's judgements, task results, training log and manifest
 Output:  results/reports/{dataset}/{model}/   report (JSON), rows, lengths (SVG, PNG, CSV), examples (HTML)
-         results/tables/{grid}/     main, comparisons, benchmarks (CSV and Markdown), reward_models, training,
-                                    cells (CSV)
-         results/figures/{grid}/    win_rate, score, training, rounds, benchmarks (SVG, PNG, and the data drawn as CSV)
+         results/tables/{grid}/     main, comparisons, benchmarks, lengths, cost, data, and published in a grid that names
+                                    some (CSV, Markdown, LaTeX); reward_models, training, cells (CSV)
+         results/figures/{grid}/    win_rate, and those of score, size, training, rounds, frontier, imbalance, length,
+                                    benchmarks and cost that the grid has (SVG, PNG, and the data drawn as CSV)
 """
 
 
@@ -15,34 +16,23 @@ rule make_tables:
         W.benchmarked,
         W.logged,
         W.trained,
+        W.data_reports,
         config="results/grids/{grid}/config.yaml",
     output:
-        main=report(
-            "<tables>/main.md",
-            category="Tables",
-            labels={"table": "Main result"},
-            caption="captions/main.rst",
-        ),
-        comparisons=report(
-            "<tables>/comparisons.md",
-            category="Tables",
-            labels={"table": "Comparisons"},
-            caption="captions/comparisons.rst",
-        ),
-        benchmarks=report(
-            "<tables>/benchmarks.md",
-            category="Tables",
-            labels={"table": "Benchmarks"},
-            caption="captions/benchmarks.rst",
-        ),
-        data=multiext(
-            "<tables>/",
-            "main.csv",
-            "comparisons.csv",
-            "benchmarks.csv",
-            "reward_models.csv",
-            "training.csv",
-            "cells.csv",
+        *[
+            report(
+                f"<tables>/{name}.md",
+                category="Tables",
+                labels={"table": name.capitalize()},
+                caption=f"captions/{name}.rst",
+            )
+            for name in W.tables
+        ],
+        tex=expand("<tables>/{name}.tex", name=W.tables, allow_missing=True),
+        data=expand(
+            "<tables>/{name}.csv",
+            name=[*W.tables, "reward_models", "training", "cells"],
+            allow_missing=True,
         ),
     log:
         "<logs>/tables/{grid}.log",
@@ -54,7 +44,7 @@ rule make_tables:
         python -m halos tables \
             --config {input.config:q} \
             --results results \
-            --output "$(dirname {output.main:q})"
+            --output results/tables/{wildcards.grid}
         """
 
 
@@ -63,65 +53,34 @@ rule draw_figures:
         W.judged,
         W.benchmarked,
         W.logged,
+        W.trained,
         config="results/grids/{grid}/config.yaml",
     output:
-        main=report(
-            "<figures>/win_rate.svg",
-            category="Figures",
-            labels={"figure": "Win rate"},
-            caption="captions/win_rate.rst",
-        ),
-        score=report(
-            "<figures>/score.svg",
-            category="Figures",
-            labels={"figure": "Score"},
-            caption="captions/score.rst",
-        ),
-        training=report(
-            "<figures>/training.svg",
-            category="Figures",
-            labels={"figure": "Training"},
-            caption="captions/training.rst",
-        ),
-        rounds=report(
-            "<figures>/rounds.svg",
-            category="Figures",
-            labels={"figure": "Online rounds"},
-            caption="captions/rounds.rst",
-        ),
-        benchmarks=report(
-            "<figures>/benchmarks.svg",
-            category="Figures",
-            labels={"figure": "Benchmarks"},
-            caption="captions/benchmarks_figure.rst",
-        ),
-        png=multiext(
-            "<figures>/",
-            "win_rate.png",
-            "score.png",
-            "training.png",
-            "rounds.png",
-            "benchmarks.png",
-        ),
-        data=multiext(
-            "<figures>/",
-            "win_rate.csv",
-            "score.csv",
-            "training.csv",
-            "rounds.csv",
-            "benchmarks.csv",
-        ),
+        *[
+            report(
+                f"<figures>/{name}.svg",
+                category="Figures",
+                labels={"figure": name.replace("_", " ").capitalize()},
+                caption=f"captions/{name}_figure.rst",
+            )
+            for name in W.figures
+        ],
+        png=expand("<figures>/{name}.png", name=W.figures, allow_missing=True),
+        data=expand("<figures>/{name}.csv", name=W.figures, allow_missing=True),
     log:
         "<logs>/figures/{grid}.log",
     conda:
         "../envs/report.yaml"
+    params:
+        only=W.figures,
     shell:
         r"""
         exec &>{log:q}
         python -m halos figures \
             --config {input.config:q} \
             --results results \
-            --output "$(dirname {output.main:q})"
+            --output results/figures/{wildcards.grid} \
+            --only {params.only}
         """
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from halos.config import BASE
 from halos.report import statistics
@@ -17,7 +19,8 @@ ALL = "all"
 
 ROW = ["dataset", "model", "method"]
 MEASURES = ["judge", *ROW, "measure", "seed", "mean", "low", "high", "baseline", "seeds", "prompts"]
-COMPARISONS = [*ROW, "against", "judge", "measure", "difference", "low", "high", "p", "p_holm", "seeds", "prompts"]
+COMPARISONS = [*ROW, "against", "judge", "measure", "difference", "low", "high", "p", "p_holm",
+               "improvement", "improvement_low", "improvement_high", "seeds", "prompts"]  # fmt: skip
 BENCHMARKS = [*ROW, "task", "metric", "value", "low", "high", "reference", "change", "clear", "seeds", "n"]
 ROUNDS = ["judge", *ROW, "round", "measure", "mean", "low", "high", "seeds", "prompts"]
 CURVES = [*ROW, "quantity", "split", "unit", "examples", "mean", "min", "max", "seeds"]
@@ -25,7 +28,7 @@ CURVES = [*ROW, "quantity", "split", "unit", "examples", "mean", "min", "max", "
 POINTS = 40
 """Points of a curve made of training steps: enough for its shape, few enough to average the noise of a batch."""
 
-QUANTITIES = {"rewards/margin": "reward", "kl": "nats per sequence", "loss": "loss"}
+QUANTITIES = {"rewards/margin": "reward", "kl": "nats", "loss": "loss"}
 """What `curves` holds, and its unit."""
 
 
@@ -45,15 +48,26 @@ def measures(results: Results) -> pd.DataFrame:
             values = results.values(judge, *ids, measure)
             if values.empty:
                 continue
-            estimate = statistics.estimate(values, bounded=results.bounded(judge, measure))
+            # seeds of a model without training are samples of one and the same: there are no other seeds to speak of
+            of_one = values.mean().to_frame().T if ids[2] == BASE else values
+            seeds = None if ids[2] == BASE else pooled_seeds(results, judge, *ids[:2], measure)
+            estimate = statistics.estimate(of_one, bounded=results.bounded(judge, measure), seeds=seeds)
             key = (judge, *ids, measure)
             base = _baseline(results, judge, ids, measure)
-            found.append(
-                (*key, ALL, estimate.mean, estimate.low, estimate.high, base, estimate.seeds, estimate.prompts)
-            )
+            found.append((*key, ALL, estimate.mean, estimate.low, estimate.high, base, len(values), estimate.prompts))
             for seed, of_seed in values.iterrows():
                 found.append((*key, str(seed), of_seed.mean(), np.nan, np.nan, base, 1, of_seed.count()))
     return pd.DataFrame(found, columns=MEASURES)
+
+
+def pooled_seeds(results: Results, judge: str, dataset: str, model: str, measure: str) -> statistics.Seeds | None:
+    """What seeds add to every trained method of a dataset and model, where there are two of each; a single one knows
+    nothing of it, and three or more know their own."""
+    if len(results.seeds) != 2:
+        return None
+    tables = [results.values(judge, dataset, model, method, measure) for method in results.methods if method != BASE]
+    there = [table for table in tables if len(table) == 2]
+    return statistics.pooled(there, results.bounded(judge, measure)) if there else None
 
 
 def _baseline(results: Results, judge: str, ids: tuple[str, str, str], measure: str) -> float:
@@ -78,9 +92,10 @@ def opponents(method: str, methods: list[str]) -> list[str]:
 def comparisons(results: Results) -> pd.DataFrame:
     """Difference of score and of win rate between methods, over their common prompts and all seeds.
 
-    `p_holm` is adjusted for all comparisons of one judge and measure.
+    `p_holm` is adjusted for all comparisons of one judge and measure. `improvement` is the probability that the
+    method's response to a prompt is better than the other's.
     """
-    found = []
+    found, better = [], []
     for judge, (dataset, model, method) in product(results.judges, rows(results)):
         for against, measure in product(opponents(method, results.methods), (SCORE, WIN)):
             ours = results.values(judge, dataset, model, method, measure)
@@ -88,10 +103,18 @@ def comparisons(results: Results) -> pd.DataFrame:
             ours, theirs = ours.align(theirs, join="inner")
             if (ours - theirs).isna().all(axis=None):
                 continue
-            d = statistics.difference(ours, theirs)
+            seeds = pooled_seeds(results, judge, dataset, model, measure)
+            d = statistics.difference(ours, theirs, seeds=seeds, bounded=results.bounded(judge, measure))
             ids = (dataset, model, method, against, judge, measure)
-            found.append((*ids, d.mean, d.low, d.high, d.p, np.nan, d.seeds, d.prompts))
+            found.append((*ids, d.mean, d.low, d.high, d.p, *[np.nan] * 4, d.seeds, d.prompts))
+            better.append(statistics.improved(ours, theirs))
     frame = pd.DataFrame(found, columns=COMPARISONS)
+    for _, mine in frame.groupby(["judge", "measure"]):
+        tables = [better[i] for i in mine.index]
+        seeds = statistics.pooled(tables, bounded=True) if len(results.seeds) == 2 else None
+        for i, table in zip(mine.index, tables, strict=True):
+            e = statistics.estimate(table, bounded=True, seeds=seeds)
+            frame.loc[i, ["improvement", "improvement_low", "improvement_high"]] = [e.mean, e.low, e.high]
     frame["p_holm"] = frame.groupby(["judge", "measure"])["p"].transform(lambda p: statistics.holm(p))
     return frame
 
@@ -100,22 +123,37 @@ def benchmarks(results: Results) -> pd.DataFrame:
     """Each method on each task: mean over seeds with interval, and its change from the reference.
 
     The reference is `base`, or the grid's first method. `change` is positive where the method is better: the
-    difference of metrics between 0 and 1, the relative difference of others (perplexity). It is `clear` where it is
-    beyond the 95 % interval of the difference of two independent means.
+    difference of metrics between 0 and 1, the relative difference of others (perplexity). It is `clear` where the
+    difference of two independent means is significant after Holm's correction for all changes of the grid.
     """
     reference = BASE if BASE in results.methods else results.methods[0]
     groups = dict(iter(results.benchmarks.groupby([*ROW, "task"], sort=False)))
     found = []
     for (dataset, model, method), task in product(rows(results), results.tasks):
         group, base = groups[dataset, model, method, task], groups[dataset, model, reference, task]
-        e, b = (statistics.over_seeds(g["value"], g["stderr"]) for g in (group, base))
+        seeds = _pooled_means(results, groups, dataset, model, task)
+        e, b = (statistics.over_seeds(g["value"], g["stderr"], seeds) for g in (group, base))
         fraction = all(0 <= mean <= 1 for mean in (e.mean, b.mean))
         change = e.mean - b.mean if fraction or b.mean == 0 else e.mean / b.mean - 1
-        clear = method != reference and abs(e.mean - b.mean) > np.hypot(e.high - e.mean, b.high - b.mean)
-        row = (dataset, model, method, task, group["metric"].iloc[0], e.mean, e.low, e.high, reference)
+        error = np.hypot(e.high - e.mean, b.high - b.mean) / norm.ppf((1 + statistics.LEVEL) / 2)
+        p = np.nan if method == reference or not error > 0 else 2 * norm.sf(abs(e.mean - b.mean) / error)
+        low, high = np.clip([e.low, e.high], 0, 1) if fraction else (e.low, e.high)
+        row = (dataset, model, method, task, group["metric"].iloc[0], e.mean, low, high, reference)
         sign = 1 if group["higher_is_better"].all() else -1
-        found.append((*row, sign * change, clear, e.seeds, group["n"].mean()))
-    return pd.DataFrame(found, columns=BENCHMARKS)
+        found.append((*row, sign * change, p, e.seeds, group["n"].mean()))
+    frame = pd.DataFrame(found, columns=BENCHMARKS)
+    return frame.assign(clear=statistics.holm(frame["clear"].astype(float)) < 1 - statistics.LEVEL)
+
+
+def _pooled_means(
+    results: Results, groups: dict[Any, pd.DataFrame], dataset: str, model: str, task: str
+) -> statistics.Seeds | None:
+    """`pooled_seeds` of a task."""
+    if len(results.seeds) != 2:
+        return None
+    mine = [groups[dataset, model, method, task] for method in results.methods if method != BASE]
+    found = [statistics.seeds_of_means(group["value"], group["stderr"]) for group in mine]
+    return statistics.mean_of(found) if found else None
 
 
 def curves(results: Results) -> pd.DataFrame:
@@ -167,9 +205,29 @@ def rounds(results: Results) -> pd.DataFrame:
             values = results.values(judge, *ids[:2], method, measure, of_round)
             if values.empty:
                 continue
-            e = statistics.estimate(values, bounded=results.bounded(judge, measure))
+            seeds = pooled_seeds(results, judge, *ids[:2], measure)
+            e = statistics.estimate(values, bounded=results.bounded(judge, measure), seeds=seeds)
             found.append((judge, *ids, number, measure, e.mean, e.low, e.high, e.seeds, e.prompts))
     return pd.DataFrame(found, columns=ROUNDS)
+
+
+def best(results: Results, judge: str, dataset: str, model: str, measure: str) -> str | None:
+    """The method that is better than every other one of its dataset and model, if one is (`statistics.winner`)."""
+    tables = [results.values(judge, dataset, model, method, measure) for method in results.methods]
+    there = [table for table in tables if not table.empty]
+    if len(there) < 2:
+        return None
+    seeds, prompts = _union([t.index for t in there]), _union([t.columns for t in there])
+    found = statistics.winner(
+        [None if table.empty else table.reindex(index=seeds, columns=prompts) for table in tables],
+        seeds=pooled_seeds(results, judge, dataset, model, measure),
+        bounded=results.bounded(judge, measure),
+    )
+    return None if found is None else results.methods[found]
+
+
+def _union(labels: list[pd.Index]) -> list[Any]:
+    return sorted(set().union(*labels))
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,116 +12,69 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from halos.config import BASE
+from halos.errors import HalosError
+from halos.registry import suggest
 from halos.report import estimates as E
+from halos.report import plots
+from halos.report import relations as R
+from halos.report.pages import NO_JUDGE, NO_TASK, interval_kind, metric_title
 from halos.report.results import SCORE, WIN, Results
-from halos.report.statistics import Array
-from halos.report.tables import NO_JUDGE, NO_TASK, interval_kind, metric_title
+from halos.report.style import (
+    GUIDE,
+    empty,
+    limits_of,
+    of,
+    panel_title,
+    save,
+    spread,
+    style,
+    styled,
+)
+from halos.report.style import STYLE as STYLE  # for figures of other modules
 
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "#555555",
-    "axes.grid": False,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "axes.axisbelow": True,
-    "figure.dpi": 200,
-    "savefig.dpi": 200,
-    "figure.constrained_layout.w_pad": 0.07,
-    "figure.constrained_layout.h_pad": 0.05,
-    "svg.fonttype": "none",  # text stays text: searchable, and editable in a drawing program
-    "svg.hashsalt": "halos",  # the same ids, and so the same bytes, each time
-}
-
-COLOURS = {
-    "base": "#8c8c8c",
-    "sft": "#222222",
-    "csft": "#8a6a3b",
-    "dpo": "#0072b2",
-    "cdpo": "#56b4e9",
-    "ipo": "#332288",
-    "simpo": "#44aa99",
-    "slic": "#117733",
-    "orpo": "#999933",
-    "kto": "#d55e00",
-    "ppo": "#cc79a7",
-    "grpo": "#882255",
-}
-"""One colour per loss, of the palettes of Okabe & Ito and of Tol, which colour-blind readers tell apart; what colour
-alone cannot tell (thirteen losses), position, lines and labels do."""
-
-SPARE = ("#e69f00", "#009e73", "#aa4499", "#6699cc", "#661100")
-LINES = ("-", (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-"""Lines of one colour: of a loss, its variants; and of losses that share a spare colour."""
-FROM_BASE = (0, (4, 1.5))
-GUIDE = "#999999"
 DIRECT_LABELS = 6
 """Curves that a panel can name at their ends; more have a legend."""
 
 
-def make(config: Path, results: Path, output: Path) -> None:
-    """Write win_rate, score, training, rounds and benchmarks as .svg, .png and .csv.
+def make(config: Path, results: Path, output: Path, only: Sequence[str] = ()) -> None:
+    """Draw a grid's figures, each as .svg and .png, with what it draws as .csv.
 
     Args:
         config: the grid's slice of the config.
         results: the results folder.
         output: the folder for the files.
+        only: names of FIGURES to draw; one with nothing to show says so. Without any, those with something to show.
 
     Raises:
-        HalosError: a file of a cell is missing.
+        HalosError: a file of a cell is missing, or a name is unknown.
     """
+    for name in only:
+        if name not in FIGURES:
+            raise HalosError(f"there is no figure called {name!r}{suggest(name, FIGURES)}")
     r = Results(config, results)
     measures = E.measures(r)
-    wins = measures[measures["measure"] == WIN]
-    scores = measures[measures["measure"] != WIN]
-    curves, over_rounds, benchmarks = E.curves(r), E.rounds(r), E.benchmarks(r)
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        save(win_rate(r, wins), wins, output / "win_rate")
-        save(score(r, scores), scores, output / "score")
-        save(training(r, curves), curves, output / "training")
-        save(rounds(r, over_rounds), over_rounds, output / "rounds")
-        save(benchmark(r, benchmarks), benchmarks, output / "benchmarks")
-
-
-def save(figure: Figure, data: pd.DataFrame, path: Path) -> None:
-    """{path}.svg, .png and .csv, with nothing in them that changes from one run to the next."""
-    E.write_csv(data, path.with_suffix(".csv"))
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # keep the layout that was just found: to find it is most of the work
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    with styled():
+        for name in only or FIGURES:
+            frame, draw = FIGURES[name]
+            data = frame(r, measures)
+            if only or not data.empty:
+                save(draw(r, data), data, output / name)
 
 
 def win_rate(results: Results, wins: pd.DataFrame) -> Figure:
     """A panel per judge, dataset and model; a point with interval per method, seeds as faint dots."""
     if wins.empty:
-        return _empty(NO_JUDGE if not results.judges else "No response of this grid was judged.")
+        return empty(NO_JUDGE if not results.judges else "No response of this grid was judged.")
     panels = list(product(results.judges, results.datasets, results.models))
     columns = min(len(panels), 4)
     figure, axes = _grid(results, math.ceil(len(panels) / columns), columns, width=2.3 if columns > 1 else 3.4)
-    limits = _limits([*wins["mean"], *wins["low"], *wins["high"], 0.5])
+    limits = limits_of([*wins["mean"], *wins["low"], *wins["high"], 0.5])
     for ax, ids in zip(axes.flat, panels, strict=False):
-        _points(results, ax, _of(wins, ("judge", "dataset", "model"), ids), guide=0.5)
-        ax.set(xlim=limits, title=_panel_title(results, ids))
+        _points(results, ax, of(wins, ("judge", "dataset", "model"), ids), guide=0.5)
+        ax.set(xlim=limits, title=panel_title(results, ids))
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     figure.supxlabel(f"win rate against the baseline\n({interval_kind(results, short=True)})", fontsize=8)
@@ -131,13 +84,13 @@ def win_rate(results: Results, wins: pd.DataFrame) -> Figure:
 def score(results: Results, scores: pd.DataFrame) -> Figure:
     """A row per judge, dataset and model; a column for the score and one for each criterion; dashed: the baseline."""
     if scores.empty:
-        return _empty(NO_JUDGE if not results.judges else "No judge of this grid gives scores.")
+        return empty(NO_JUDGE if not results.judges else "No judge of this grid gives scores.")
     panels = list(scores[["judge", "dataset", "model"]].drop_duplicates().itertuples(index=False, name=None))
     columns = max(len(E.measures_of(results, ids[0])) - 1 for ids in panels)
     figure, axes = _grid(results, len(panels), columns, width=1.9, row=0.19 if len(panels) < 4 else 0.155)
     for row, ids in zip(axes, panels, strict=True):
-        mine = _of(scores, ("judge", "dataset", "model"), ids)
-        limits = _limits(scores.loc[scores["judge"] == ids[0], ["mean", "low", "high", "baseline"]].to_numpy().flat)
+        mine = of(scores, ("judge", "dataset", "model"), ids)
+        limits = limits_of(scores.loc[scores["judge"] == ids[0], ["mean", "low", "high", "baseline"]].to_numpy().flat)
         names = E.measures_of(results, ids[0])[1:]
         for ax, measure in zip(row, names, strict=False):
             part = mine[mine["measure"] == measure]
@@ -147,7 +100,7 @@ def score(results: Results, scores: pd.DataFrame) -> Figure:
         for ax in row[len(names) :]:
             ax.remove()
         if len(panels) > 1:
-            row[0].set_title(f"{_panel_title(results, ids)}: {results.score_name(ids[0])}")
+            row[0].set_title(f"{panel_title(results, ids)}: {results.score_name(ids[0])}")
     what = " or ".join(dict.fromkeys(results.score_name(ids[0]) for ids in panels))
     figure.supxlabel(f"{what}; dashed: the baseline's own\n({interval_kind(results, short=True)})", fontsize=8)
     return figure
@@ -156,9 +109,9 @@ def score(results: Results, scores: pd.DataFrame) -> Figure:
 def training(results: Results, curves: pd.DataFrame) -> Figure:
     """A row per dataset and model: reward margin, KL and loss against the examples seen; band: range over seeds."""
     if curves.empty:
-        return _empty("No training in this grid: its only method is `base`.")
+        return empty("No training in this grid: its only method is `base`.")
     quantities = [q for q in E.QUANTITIES if q in set(curves["quantity"])]
-    panels = [ids for ids in product(results.datasets, results.models) if len(_of(curves, ("dataset", "model"), ids))]
+    panels = [ids for ids in product(results.datasets, results.models) if len(of(curves, ("dataset", "model"), ids))]
     drawn = [m for m in results.methods if m in set(curves["method"])]
     names = 0.065 * max(len(results.method_label(m)) for m in drawn)
     crowded = len(drawn) > DIRECT_LABELS
@@ -169,9 +122,9 @@ def training(results: Results, curves: pd.DataFrame) -> Figure:
     figure.set_size_inches(width, height * len(panels) + 0.3)
     for (i, ids), (j, quantity) in product(enumerate(panels), enumerate(quantities)):
         ax = axes[i, j]
-        mine = _of(curves, ("dataset", "model", "quantity"), (*ids, quantity))
+        mine = of(curves, ("dataset", "model", "quantity"), (*ids, quantity))
         for method, line in mine.groupby("method", sort=False):
-            s = style(results, str(method))
+            s = style(results.methods, str(method))
             ax.plot(line["examples"], line["mean"], color=s["color"], linestyle=s["line"], linewidth=1.3)
             if (line["seeds"] > 1).any():
                 ax.fill_between(line["examples"], line["min"], line["max"], color=s["color"], alpha=0.15, linewidth=0)
@@ -187,7 +140,7 @@ def training(results: Results, curves: pd.DataFrame) -> Figure:
         if not crowded:
             _end_labels(results, ax, mine, height)
     if crowded:
-        styles = [style(results, m) for m in drawn]
+        styles = [style(results.methods, m) for m in drawn]
         lines = [Line2D([], [], color=s["color"], linestyle=s["line"], linewidth=1.5) for s in styles]
         names_of = [results.method_label(m) for m in drawn]
         figure.legend(lines, names_of, loc="outside right upper", fontsize=7, frameon=False, handlelength=2.6)
@@ -197,18 +150,18 @@ def training(results: Results, curves: pd.DataFrame) -> Figure:
 def rounds(results: Results, over_rounds: pd.DataFrame) -> Figure:
     """A panel per judge, dataset and model: the score after each round of the methods that are trained online."""
     if over_rounds.empty:
-        return _empty("No method of this grid is trained online, in rounds.")
+        return empty("No method of this grid is trained online, in rounds.")
     panels = list(over_rounds[["judge", "dataset", "model"]].drop_duplicates().itertuples(index=False, name=None))
     figure = Figure(layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=len(set(over_rounds["measure"])) == 1)[0]
     figure.set_size_inches(2.6 * len(panels) + 1.6, 2.5)
     last = int(over_rounds["round"].max())
     for ax, ids in zip(axes, panels, strict=True):
-        mine = _of(over_rounds, ("judge", "dataset", "model"), ids)
+        mine = of(over_rounds, ("judge", "dataset", "model"), ids)
         methods = list(dict.fromkeys(mine["method"]))
         for k, method in enumerate(methods):
             line = mine[mine["method"] == method]
-            s = style(results, method)
+            s = style(results.methods, method)
             x = line["round"] + 0.05 * (k - (len(methods) - 1) / 2)  # intervals beside each other
             ax.plot(x, line["mean"], "o-", color=s["color"], linewidth=1.3, markersize=4,
                     label=results.method_label(method))  # fmt: skip
@@ -216,7 +169,7 @@ def rounds(results: Results, over_rounds: pd.DataFrame) -> Figure:
         ax.grid(axis="y")
         ax.set_xticks(range(last + 1))
         ax.set_xlabel("rounds done")
-        ax.set_title(_panel_title(results, ids), loc="left")
+        ax.set_title(panel_title(results, ids), loc="left")
         name = "win rate" if mine["measure"].iloc[0] == WIN else results.score_name(ids[0])
         ax.set_ylabel(f"{name}\n({interval_kind(results, short=True)})")
     names = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -227,7 +180,7 @@ def rounds(results: Results, over_rounds: pd.DataFrame) -> Figure:
 def benchmark(results: Results, benchmarks: pd.DataFrame) -> Figure:
     """Methods x tasks, a panel per dataset and model: the value as text, its change from the reference as colour."""
     if benchmarks.empty:
-        return _empty(NO_TASK)
+        return empty(NO_TASK)
     panels = list(product(results.datasets, results.models))
     columns = min(len(panels), 4 if len(results.tasks) <= 4 else 2)
     shape = math.ceil(len(panels) / columns), columns
@@ -235,7 +188,7 @@ def benchmark(results: Results, benchmarks: pd.DataFrame) -> Figure:
     most = max(0.02, benchmarks["change"].abs().max())
     image = None
     for index, (ax, ids) in enumerate(zip(axes.flat, panels, strict=False)):
-        mine = _of(benchmarks, ("dataset", "model"), ids)
+        mine = of(benchmarks, ("dataset", "model"), ids)
         values, change, clear = (
             mine.pivot(index="method", columns="task", values=key).loc[results.methods, results.tasks].to_numpy()
             for key in ("value", "change", "clear")
@@ -267,33 +220,12 @@ def benchmark(results: Results, benchmarks: pd.DataFrame) -> Figure:
     return figure
 
 
-def style(results: Results, method: str) -> dict[str, Any]:
-    """Colour by the loss of the last stage, paler and with a line of its own for its variants (`kto_b05`); filled after
-    another stage, open and dashed straight from the base model."""
-    family = _family(method)
-    unknown = [f for f in dict.fromkeys(map(_family, results.methods)) if f not in COLOURS]
-    turn, spare = divmod(unknown.index(family), len(SPARE)) if family in unknown else (0, 0)
-    variants = list(dict.fromkeys(m.rsplit("-", 1)[-1] for m in results.methods if _family(m) == family))
-    variant = variants.index(method.rsplit("-", 1)[-1])
-    pale = 0.45 * variant / max(1, len(variants) - 1)
-    red, green, blue = (c + (1 - c) * pale for c in to_rgb(COLOURS.get(family) or SPARE[spare]))
-    chained = "-" in method or family in (BASE, "sft")
-    line = LINES[(turn + variant) % len(LINES)] if chained else FROM_BASE
-    return {"color": to_hex((red, green, blue)), "line": line, "filled": chained}
-
-
-def _family(method: str) -> str:
-    """`sft-kto_b05` -> `kto`."""
-    stage = method.rsplit("-", 1)[-1]
-    return stage if stage in COLOURS else stage.split("_")[0]
-
-
 def _points(results: Results, ax: Axes, part: pd.DataFrame, guide: float) -> None:
     if not math.isnan(guide):
         ax.axvline(guide, color=GUIDE, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
     for y, method in enumerate(results.methods):
         mine = part[part["method"] == method]
-        s = style(results, method)
+        s = style(results.methods, method)
         seeds = mine[mine["seed"] != E.ALL]
         if len(seeds) > 1:
             ax.plot(seeds["mean"], [y + 0.27] * len(seeds), "o", color=s["color"], alpha=0.4, markersize=2.4, mew=0)
@@ -356,7 +288,7 @@ def _end_labels(results: Results, ax: Axes, mine: pd.DataFrame, height: float) -
     ends = (ax.transScale + ax.transLimits).transform(last[["examples", "mean"]].to_numpy(dtype=float))
     places = spread(ends[:, 1], gap=0.125 / (height - 0.7))
     for (method, end), place in zip(last.iterrows(), places, strict=True):
-        colour = style(results, str(method))["color"]
+        colour = style(results.methods, str(method))["color"]
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.7, "shrinkA": 1, "shrinkB": 0}
         ax.annotate(
             results.method_label(str(method)),
@@ -371,41 +303,21 @@ def _end_labels(results: Results, ax: Axes, mine: pd.DataFrame, height: float) -
         )
 
 
-def spread(places: Array, gap: float) -> Array:
-    """Ascending places between 0 and 1, moved as little as possible (least squares) to be at least `gap` apart."""
-    blocks: list[list[float]] = []
-    for i, place in enumerate(places):
-        blocks.append([place - i * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (a, n), (b, m) = blocks[-2:]
-            blocks[-2:] = [[(a * n + b * m) / (n + m), n + m]]
-    steps = gap * np.arange(len(places))
-    apart = np.concatenate([np.full(int(n), value) for value, n in blocks]) + steps
-    within: Array = np.maximum(np.minimum(apart, 1 - steps[::-1]), steps)
-    return within
-
-
-def _limits(values: Iterable[float]) -> tuple[float, float]:
-    known = [v for v in values if not math.isnan(v)]
-    pad = 0.04 * (max(known) - min(known)) or 0.05
-    return min(known) - pad, max(known) + pad
-
-
-def _panel_title(results: Results, ids: tuple[str, ...]) -> str:
-    judge, dataset, model = ids
-    name = results.panel_label(dataset, model)
-    return f"{name}, {results.label('judges', judge)}" if len(results.judges) > 1 else name
-
-
-def _of(frame: pd.DataFrame, keys: tuple[str, ...], ids: tuple[str, ...]) -> pd.DataFrame:
-    return frame[np.logical_and.reduce([frame[key] == value for key, value in zip(keys, ids, strict=True)])]
-
-
 def _thousands(value: float, _: int) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
-def _empty(text: str) -> Figure:
-    figure = Figure(figsize=(4.5, 1.2))
-    figure.text(0.5, 0.5, text, ha="center", va="center", color="#555555", wrap=True)
-    return figure
+Frame = Callable[[Results, pd.DataFrame], pd.DataFrame]
+FIGURES: dict[str, tuple[Frame, Callable[[Results, pd.DataFrame], Figure]]] = {
+    "win_rate": (lambda r, measures: measures[measures["measure"] == WIN], win_rate),
+    "score": (lambda r, measures: measures[measures["measure"] != WIN], score),
+    "size": (R.sizes, plots.size),
+    "training": (lambda r, _: E.curves(r), training),
+    "rounds": (lambda r, _: E.rounds(r), rounds),
+    "frontier": (R.frontier, plots.frontier),
+    "imbalance": (R.imbalance, plots.imbalance),
+    "length": (R.lengths, plots.length),
+    "benchmarks": (lambda r, _: E.benchmarks(r), benchmark),
+    "cost": (lambda r, _: R.costs(r), plots.cost),
+}
+"""Every figure: the numbers it draws, from the results and the measures of its judges, and how it draws them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,10 @@ from halos.grid import Cell
 CELL = ["dataset", "model", "method", "seed"]
 WIN = "win_rate"
 SCORE = "score"
+STRICT = "wins_of_all"
+"""The win rate that counts a tie for neither, whatever the judge's own says."""
+SIZE = re.compile(r"[ _-]*(\d+(?:\.\d+)?) ?([BM])\b", re.IGNORECASE)
+"""The parameters in a model's name: Pythia 1.4B, SmolLM2-135M-Instruct."""
 
 
 class Results:
@@ -42,6 +47,7 @@ class Results:
         self.seeds: list[int] = list(content["seeds"])
         self.judges: list[str] = list(content.get("judges") or [])
         self.tasks: list[str] = list(content.get("tasks") or [])
+        self.published: str | None = content.get("published")
         self._labels: dict[str, dict[str, str]] = content.get("labels") or {}
 
     @property
@@ -71,6 +77,32 @@ class Results:
         parts = [self.label("models", model)] if len(self.models) > 1 or len(self.datasets) == 1 else []
         parts += [self.label("datasets", dataset)] if len(self.datasets) > 1 else []
         return ", ".join(parts)
+
+    def hub(self, model: str) -> str:
+        """A model's id on the hub, or its id in the catalogue."""
+        path = f"models/{model}/config.yaml"
+        hub = read_slice(self.folder / path).get("hub") if (self.folder / path).is_file() else None
+        return str(hub or model)
+
+    def family(self, model: str) -> str:
+        """What models of several sizes have in common: their label without the size."""
+        return SIZE.sub("", self.label("models", model)).strip() or model
+
+    def parameters(self, model: str) -> float:
+        """As counted when a cell of it was trained, else as its label or id says; NaN where nobody knows."""
+        counts = [self.manifest(cell).get("parameters") for cell in self.trained if cell.model == model]
+        said = SIZE.search(self.label("models", model)) or SIZE.search(model)
+        named = float(said[1]) * {"B": 1e9, "M": 1e6}[said[2].upper()] if said else np.nan
+        return next((float(count) for count in counts if count), named)
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """The stage that a cell trained, with every setting; nothing for a base model."""
+        return {} if cell.stage is None else dict(self.manifest(cell).get("config", {}).get("stage", {}))
+
+    def losses(self, cell: Cell) -> list[str]:
+        """The loss of each stage of a cell's method, in order."""
+        trained = [found for found in cell.lineage() if found.stage is not None]
+        return [self.settings(found).get("loss") or str(found.stage) for found in reversed(trained)]
 
     @cached_property
     def judged(self) -> dict[tuple[Cell, str], dict[str, Any]]:
@@ -111,11 +143,13 @@ class Results:
         samples}."""
         rows = []
         for (cell, judge), content in self._judgements.items():
+            tie = 0.0 if content.get("ties_as") == "neither" else 0.5
             for a in content["annotations"]:
-                preference = a.get("preference")
+                won = np.nan if a.get("preference") is None else a["preference"] - 1
                 rows.append(
                     {"judge": judge, **cell.__dict__, "prompt_id": a["prompt_id"]}
-                    | {WIN: np.nan if preference is None else preference - 1, SCORE: a.get("candidate_score")}
+                    | {WIN: tie if won == 0.5 else won, STRICT: 0.0 if won == 0.5 else won}
+                    | {SCORE: a.get("candidate_score")}
                     | {f"{SCORE}.{criterion}": value for criterion, value in (a.get("criteria") or {}).items()}
                 )
         keys = ["judge", *CELL[:-1], "round", "seed", "prompt_id"]
@@ -127,7 +161,8 @@ class Results:
     def values(
         self, judge: str, dataset: str, model: str, method: str, measure: str, after_round: int = 0
     ) -> pd.DataFrame:
-        """Seeds x prompts of one measure: `win_rate` (1 win, .5 tie, 0 loss), `score`, or `score.{criterion}`.
+        """Seeds x prompts of one measure: `win_rate` (1 win, 0 loss, a tie .5 or 0 as the judge counts it),
+        `wins_of_all` (a tie 0), `score`, or `score.{criterion}`.
 
         NaN where a prompt was not judged; empty when the judge does not give this measure.
         """
@@ -139,7 +174,11 @@ class Results:
 
     def bounded(self, judge: str, measure: str) -> bool:
         """Whether a measure lies between 0 and 1: a win rate, and whatever a verifier gives."""
-        return measure == WIN or self.kind(judge) == "verifier"
+        return measure in (WIN, STRICT) or self.kind(judge) == "verifier"
+
+    def ties(self, judge: str) -> str:
+        """How a judge counts ties: half or neither."""
+        return str(self.judged[self.cells[0], judge].get("ties_as", "half"))
 
     def cut(self, cell: Cell, judge: str) -> float:
         """Share of responses that reached the token limit."""
@@ -184,6 +223,12 @@ class Results:
             return pd.DataFrame(columns=[*CELL, "split", "step", "examples"])
         log: pd.DataFrame = pd.concat(frames, ignore_index=True)
         return log
+
+    def data_reports(self, dataset: str, model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What prepare and tokenize reported; nothing of what is not there."""
+        paths = (f"data/{dataset}/report.json", f"tokens/{dataset}/{model}/report.json")
+        prepared, tokenized = (self._json(path) if (self.folder / path).is_file() else {} for path in paths)
+        return prepared, tokenized
 
     def held_out_pairs(self, cell: Cell) -> int | None:
         """Pairs that a paired loss is evaluated on; None where the store's report is not there."""

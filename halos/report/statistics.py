@@ -2,23 +2,30 @@
 
 A measure of one method is a table of seeds x prompts, because every seed answers the same prompts: the two are crossed,
 not nested. Three things then vary, and an interval has to hold all of them: which prompts were asked, which seeds were
-trained, and the luck of one sample.
+trained, and the luck of one sample. How often the intervals hold the truth is measured by benchmarks/coverage.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
 DRAWS = 10_000
-CHUNK = 4_000_000
+CHUNK = 8_000_000
 """Numbers drawn at once: bounds the memory of a bootstrap at some tens of megabytes."""
+NOISE = 2 / 3
+"""How much of the noise within seeds is taken off the variance between them. All of it would be unbiased, but with
+three seeds that differ a little the rest is often 0, and an interval then covers in 91 % of cases; none of it, in 99 %
+where seeds do not differ. With two thirds it is 92 % to 98 % in all of benchmarks/results/coverage.csv."""
+QUADRATURE = 1000
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,65 @@ class Difference(Estimate):
     p: float
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """What seeds add to the variance of a mean over them.
+
+    Attributes:
+        between: their variance as it is, by their number.
+        noise: how much of it is put down to the noise within them, `NOISE` of what that explains.
+        df: degrees of freedom of `between`.
+    """
+
+    between: float
+    noise: float
+    df: int
+
+    @property
+    def excess(self) -> float:
+        return max(0.0, self.between - self.noise)
+
+    def times(self, factor: float) -> Seeds:
+        return Seeds(self.between * factor, self.noise * factor, self.df)
+
+
+def pooled(tables: Sequence[ArrayLike], bounded: bool = False) -> Seeds:
+    """What seeds add to any of several methods, taken to be the same for all: the mean, with all their degrees of
+    freedom. For two seeds of each, of which one method's own two tell next to nothing.
+
+    Args:
+        tables: (seeds, prompts) of each method.
+        bounded: whether values lie in [0, 1]. What is the same is then the variance of the logits, as seeds cannot
+            differ much near 0 and 1; the result is that of logits.
+    """
+    complete = [_complete(table) for table in tables]
+    inside = [table for table in complete if not bounded or 0 < _mean(table) < 1]
+    found = [_seeds(table).times(_logit_slope(_mean(table)) ** -2 if bounded else 1) for table in inside]
+    return mean_of(found) if found else Seeds(0.0, 0.0, 1)
+
+
+def mean_of(found: Sequence[Seeds]) -> Seeds:
+    """Several methods' seeds as one, with all their degrees of freedom."""
+    between, noise = (float(np.mean([getattr(seeds, name) for seeds in found])) for name in ("between", "noise"))
+    return Seeds(between, noise, sum(seeds.df for seeds in found))
+
+
+def _logit_slope(mean: float) -> float:
+    """By how much a mean changes with its logit; that of .01 nearer to 0, and likewise near 1."""
+    inside = min(max(mean, 0.01), 0.99)
+    return inside * (1 - inside)
+
+
+def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper & Pearson, 1934, Biometrika 26:404-413), by scipy.
+
+    It covers at least as often as `level` says. Half of its width with level .9 is the +- of the win rates of
+    Ethayarajh et al. (2024, arXiv 2402.01306).
+    """
+    found = stats.binomtest(successes, n).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)
+
+
 def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of a proportion (Wilson, 1927, J. Am. Stat. Assoc. 22:209-212).
 
@@ -51,16 +117,18 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be between 0 and n={n}, not {successes}")
-    if n == 0:
-        return 0.0, 1.0
-    z = float(stats.norm.ppf((1 + level) / 2))
-    share = successes / n
+    return _score_interval(successes / n, n, float(stats.norm.ppf((1 + level) / 2))) if n else (0.0, 1.0)
+
+
+def _score_interval(share: float, n: float, z: float) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def bootstrap(values: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Array:
+def bootstrap(
+    values: ArrayLike, draws: int = DRAWS, seed: int = 0, tails: bool = False, seeds: Seeds | None = None
+) -> Array:
     """Draws from the sampling distribution of the mean of a seeds x prompts table, over both seeds and prompts.
 
     A draw is the mean of as many prompts, drawn with replacement, each with all its seeds (Efron & Tibshirani, 1993,
@@ -70,98 +138,200 @@ def bootstrap(values: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Array:
     seeds that differ, resampled seeds covered the truth in 80 % instead of 95 % of cases, and resampled seeds and
     prompts together (Owen, 2007, Ann. Appl. Stat. 1:386-411) in 99 % to 100 % when the seeds do not differ. So the
     seeds' error is drawn from what their analysis of variance says (Searle, Casella & McCulloch, 1992, Variance
-    Components, ch. 4): s / sqrt(S) times a t of S - 1 degrees of freedom, where s^2 is the variance between seeds that
-    the noise within them does not explain. This covered in 94 % to 96 % of cases in both situations.
+    Components, ch. 4): s / sqrt(S) times a t of S - 1 degrees of freedom, where s^2 is the variance between seeds less
+    `NOISE` of what the noise within them explains.
 
     - one seed: nothing is known of other seeds; the interval is over prompts, for this very seed;
-    - two seeds: a t of one degree of freedom has no variance and would make any interval useless; the error is normal
-      instead, and the interval too narrow where seeds matter much (74 % coverage when they dominate);
+    - two seeds: a t of one degree of freedom, which makes an interval useless where the two differ, as two numbers say
+      next to nothing about the spread of others. Tables pool what all methods say of it (`pooled`);
     - three or more: as above.
 
     Args:
         values: (seeds, prompts); NaN where there is no judgement. A prompt counts once, however many seeds have it.
         draws: how many.
         seed: of the random numbers.
+        tails: whether to draw for the far tails, that is, for p values which are corrected for their number. s^2 is 0
+            in a share of studies that does not matter at one in twenty, and much at one in two hundred: with twelve
+            equal methods and three seeds, 28 % of tables held a false finding. The noise is then taken off each
+            draw of the variance between seeds (Weerahandi, 1993, J. Am. Stat. Assoc. 88:899-905) instead of its
+            estimate.
+        seeds: what seeds add, where it is known better than from this table.
 
     Returns:
         (draws,) means.
     """
     table = _complete(values)
-    rng = np.random.default_rng(seed)
-    by_prompt = np.nanmean(table, axis=0)
-    n = len(by_prompt)
-    step = max(1, CHUNK // n)
-    sizes = [min(step, draws - start) for start in range(0, draws, step)]
-    means = np.concatenate([by_prompt[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
-    spread = _between_seeds(table)
-    if spread > 0:
-        s = len(table)
-        error = rng.standard_normal(draws) if s == 2 else rng.standard_t(s - 1, draws)
-        means += spread / np.sqrt(s) * error
-    return means
+    means = _resampled(np.nanmean(table, axis=0), draws, seed)
+    found = seeds or _seeds(table)
+    if found.between == 0 or (found.excess == 0 and not tails):
+        return means
+    rng = np.random.default_rng((seed, len(table)))
+    scale = found.df / rng.chisquare(found.df, draws)  # normal times its root: a t
+    variance = np.maximum(0, found.between * scale - found.noise) if tails else found.excess * scale
+    drawn: Array = means + np.sqrt(variance) * rng.standard_normal(draws)
+    return drawn
 
 
-def estimate(values: ArrayLike, bounded: bool = False, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def estimate(
+    values: ArrayLike, bounded: bool = False, draws: int = DRAWS, seed: int = 0, seeds: Seeds | None = None
+) -> Estimate:
     """Mean of a seeds x prompts table with the percentile interval of `bootstrap`.
 
     Args:
         values: as for `bootstrap`.
-        bounded: whether values lie in [0, 1]. The interval then stays there; and where all are 0, or all 1, there is
-            nothing to resample and it is Wilson's, with prompts as trials, rather than a false certainty.
+        bounded: whether values lie in [0, 1]. The interval is then Wilson's, with as many trials as would give the
+            variance of the mean (Franco et al., 2019, J. Surv. Stat. Methodol. 7:334-364) and the quantile of
+            `bootstrap`'s distribution for the normal one: near 0 and 1 percentiles cover too seldom (91 % for a win
+            rate of .03). With one seed and no ties it is Wilson's own. Where all are 0, or all 1, prompts are the
+            trials.
         draws: how many.
         seed: of the random numbers.
+        seeds: of all methods, as `pooled` gives them with the same `bounded`; this table's own by default.
     """
     table = _complete(values)
     mean = _mean(table)
-    if bounded and mean in (0, 1):
-        low, high = wilson(mean * table.shape[1], table.shape[1])
+    if bounded:
+        low, high = _bounded(table, mean, seeds.times(_logit_slope(mean) ** 2) if seeds else _seeds(table))
     else:
-        low, high = np.quantile(bootstrap(table, draws, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        if bounded:
-            low, high = max(0.0, low), min(1.0, high)
+        low, high = np.quantile(bootstrap(table, draws, seed, seeds=seeds), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(mean, float(low), float(high), table.shape[0], table.shape[1])
 
 
-def difference(a: ArrayLike, b: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Difference:
+def _bounded(table: Array, mean: float, seeds: Seeds) -> tuple[float, float]:
+    prompts = table.shape[1]
+    within = float(np.nanmean(table, axis=0).var()) / prompts
+    variance = within + seeds.excess
+    if variance == 0 or mean in (0, 1):
+        return wilson(mean * prompts, prompts)
+    return _score_interval(mean, mean * (1 - mean) / variance, _half(within, seeds) / np.sqrt(variance))
+
+
+def _half(within: float, seeds: Seeds) -> float:
+    """Half the `LEVEL` interval about 0 of sqrt(within) times a normal plus sqrt(seeds.excess) times a t."""
+    between, df = seeds.excess, seeds.df
+    if between == 0:
+        return float(stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(within))
+    if within == 0:
+        return float(stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(between))
+    # a t is a normal whose variance is drawn, and so is the sum
+    spread = np.sqrt(within + between * _t_variances(df))
+    high = float(stats.norm.ppf((1 + LEVEL) / 2) * spread.max())
+    return float(optimize.brentq(lambda half: np.mean(1 - 2 * stats.norm.sf(half / spread)) - LEVEL, 0, high))
+
+
+@lru_cache
+def _t_variances(df: int) -> Array:
+    variances: Array = df / stats.chi2.ppf((np.arange(QUADRATURE) + 0.5) / QUADRATURE, df)
+    return variances
+
+
+def difference(
+    a: ArrayLike, b: ArrayLike, draws: int = DRAWS, seed: int = 0, seeds: Seeds | None = None, bounded: bool = False
+) -> Difference:
     """Mean of a - b, paired by prompt and by seed, with the interval of `bootstrap` and a two-sided p value.
 
     Pairing takes out what makes a prompt hard for both. The p value is the level at which the interval just touches
     zero (Efron & Tibshirani, 1993, sec. 15.4), with one added to both counts so that it is never 0 (Davison & Hinkley,
-    1997, Bootstrap Methods and their Application, eq. 4.11): it is below .05 when the interval leaves out zero.
+    1997, Bootstrap Methods and their Application, eq. 4.11). With one seed it is below .05 when the interval leaves out
+    zero; with several it is drawn for the tails, and then a little larger.
 
     Args:
         a, b: (seeds, prompts) of the same seeds and prompts in the same order; a pair with a NaN is left out.
+        seeds: of one method, as `pooled` gives them; those of the differences by default.
+        bounded: as it was for `pooled`.
     """
     table = _complete(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
-    means = bootstrap(table, draws, seed)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    tail = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    of_both = _seeds(table)
+    if seeds is not None:
+        means = [_mean(_complete(values)) for values in (a, b)]
+        of_both = seeds.times(sum(_logit_slope(mean) ** 2 for mean in means) if bounded else 2)
+    low, high = np.quantile(bootstrap(table, draws, seed, seeds=of_both), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    drawn = bootstrap(table, draws, seed, tails=True, seeds=of_both)
+    tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p = min(1.0, 2 * (tail + 1) / (draws + 1))
     return Difference(_mean(table), float(low), float(high), table.shape[0], table.shape[1], p)
 
 
-def over_seeds(values: ArrayLike, errors: ArrayLike) -> Estimate:
+def improved(a: ArrayLike, b: ArrayLike) -> Array:
+    """1 where a's value for a prompt is above b's of the same seed, 0 where it is below, and .5 for a tie. The mean is
+    the probability of improvement (Agarwal et al., 2021, arXiv 2108.13264, sec. 4.3).
+
+    Args:
+        a, b: as for `difference`.
+    """
+    better: Array = (np.sign(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) + 1) / 2
+    return better
+
+
+def gap(a: Estimate, b: Estimate) -> tuple[float, float, float]:
+    """Mean of a less that of an independent b, low and high, from their intervals alone: each side is the root of the
+    summed squares of those that face it (Newcombe, 1998, Stat. Med. 17:873-890; Zou & Donner, 2008, 27:1693-1702)."""
+    mean = a.mean - b.mean
+    low = mean - float(np.hypot(a.mean - a.low, b.high - b.mean))
+    return mean, low, mean + float(np.hypot(a.high - a.mean, b.mean - b.low))
+
+
+def winner(
+    tables: Sequence[ArrayLike | None], draws: int = DRAWS, seeds: Seeds | None = None, bounded: bool = False
+) -> int | None:
+    """Which of several methods is better than every other one: the one with the highest mean, where its difference from
+    each other, paired, has a p value below 1 - LEVEL after Holm's correction for all these differences.
+
+    However many methods are equally good, one of them is named in at most 5 % of studies: for k equals at the top that
+    takes k - 1 false findings at once.
+
+    Args:
+        tables: (seeds, prompts) of each, of the same seeds and prompts in the same order; None where there is nothing.
+        draws: how many, of each difference.
+        seeds, bounded: as for `difference`.
+
+    Returns:
+        Its index, or None.
+    """
+    there = [i for i, table in enumerate(tables) if table is not None]
+    if len(there) < 2:
+        return None
+    best = max(there, key=lambda i: float(np.nanmean(np.asarray(tables[i], dtype=float))))
+    first, others = np.asarray(tables[best], dtype=float), [np.asarray(tables[i], float) for i in there if i != best]
+    if any(np.isnan(first - other).all() for other in others):
+        return None
+    p = [difference(first, other, draws, seeds=seeds, bounded=bounded).p for other in others]
+    return best if holm(p).max() < 1 - LEVEL else None
+
+
+def over_seeds(values: ArrayLike, errors: ArrayLike, seeds: Seeds | None = None) -> Estimate:
     """Mean of one number per seed, each with a standard error over the same items (a benchmark's), with an interval.
 
-    The items are shared, so that more seeds do not average their error away: the variance is the mean squared standard
-    error plus the variance between seeds over their number. The luck within a seed is counted in both, which makes the
-    interval a little too wide rather than too narrow. Without standard errors only the seeds count; with neither,
-    the limits are NaN.
+    The items are shared, so that more seeds do not average their error away: the mean squared standard error stays
+    whole, and the variance between seeds, less `NOISE` of it, adds what `bootstrap` adds. Without standard errors only
+    the seeds count; with neither, the limits are NaN.
 
     Args:
         values: (seeds,).
         errors: (seeds,) standard errors; NaN where there is none.
+        seeds: of several such measures together; these values' own by default.
     """
     x, e = np.asarray(values, dtype=float), np.asarray(errors, dtype=float)
-    known = e[~np.isnan(e)]
-    within = float(np.mean(known**2)) if len(known) else 0.0
-    between = float(np.var(x, ddof=1)) / len(x) if len(x) > 1 else 0.0
+    within, found = _items(e), seeds or seeds_of_means(x, e)
     mean = float(x.mean())
-    if not len(known) and len(x) < 2:
+    if not within and len(x) < 2:
         return Estimate(mean, np.nan, np.nan, len(x), 0)
-    quantile = stats.norm.ppf((1 + LEVEL) / 2) if len(known) else stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)
-    half = float(quantile) * np.sqrt(within + between)
+    half = _half(within, found)
     return Estimate(mean, mean - half, mean + half, len(x), 0)
+
+
+def seeds_of_means(values: ArrayLike, errors: ArrayLike) -> Seeds:
+    """What seeds add to the mean of `over_seeds`."""
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return Seeds(0.0, 0.0, 1)
+    noise = NOISE * _items(np.asarray(errors, dtype=float)) / len(x)
+    return Seeds(float(np.var(x, ddof=1)) / len(x), noise, len(x) - 1)
+
+
+def _items(errors: Array) -> float:
+    known = errors[~np.isnan(errors)]
+    return float(np.mean(known**2)) if len(known) else 0.0
 
 
 def shares(values: ArrayLike, n: int | None) -> Estimate:
@@ -207,12 +377,29 @@ def _mean(table: Array) -> float:
     return float(np.nanmean(table, axis=0).mean())
 
 
-def _between_seeds(table: Array) -> float:
-    """Standard deviation between seeds beyond the noise within them; 0 with one seed, or one prompt."""
+def _seeds(table: Array) -> Seeds:
     seeds, prompts = table.shape
     free = np.count_nonzero(~np.isnan(table)) - seeds - prompts + 1
     if seeds == 1 or free < 1:
-        return 0.0
+        return Seeds(0.0, 0.0, 1)
     by_seed = np.nanmean(table - np.nanmean(table, axis=0), axis=1)
     noise = np.nansum((table - np.nanmean(table, axis=0) - by_seed[:, None]) ** 2) / free
-    return float(np.sqrt(max(0.0, np.var(by_seed, ddof=1) - noise / prompts)))
+    return Seeds(float(np.var(by_seed, ddof=1)) / seeds, float(NOISE * noise) / prompts / seeds, seeds - 1)
+
+
+def _resampled(x: Array, draws: int, seed: int) -> Array:
+    """Means of `draws` resamples of x."""
+    n = len(x)
+    if n * draws <= CHUNK:
+        return _counts(n, draws, seed) @ x / n
+    step = max(1, CHUNK // n)
+    sizes = [min(step, draws - start) for start in range(0, draws, step)]
+    rng = np.random.default_rng(seed)
+    return np.concatenate([x[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
+
+
+@lru_cache(maxsize=2)  # a table's methods all answer the same prompts
+def _counts(n: int, draws: int, seed: int) -> Array:
+    """How often each of n is drawn: (draws, n)."""
+    drawn = np.random.default_rng(seed).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(float)

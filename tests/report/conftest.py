@@ -42,30 +42,37 @@ def write(
     tasks: tuple[str, ...] = ("arc",),
     score: Callable[[str, int, int], float] = right,
     reward_models: tuple[str, ...] = (),
+    published: str | None = None,
+    counts: Callable[[str, str], tuple[int, int, int]] | None = None,
+    stages: dict[str, dict[str, Any]] | None = None,
+    parameters: int | None = 500_000,
 ) -> tuple[Path, Path]:
     """The config and the results folder of a finished grid.
 
     A response scores 0 or 1 in its one criterion `right`; the baseline scores .5, so that 1 wins and 0 loses. Prompt 7
     is a tie for everyone. The judge `rm` is a reward model: it says 2 * score - 4, and -3 of the baseline. Reward
-    models are evaluated on PAIRS pairs.
+    models are evaluated on PAIRS pairs. With `counts` of (model, method), a judge without scores says so many wins,
+    losses and ties instead. `stages` are settings of stages, by their ids.
     """
     results = root / "results"
     config = results / "grids" / "small" / "config.yaml"
     content = {"datasets": datasets, "models": models, "methods": methods, "seeds": seeds, "judges": judges}
     content = {k: list(v) for k, v in {**content, "tasks": tasks, "reward_models": reward_models}.items()}
     config.parent.mkdir(parents=True)
-    config.write_text(yaml.safe_dump({**content, "grid": "small", "label": None, "labels": LABELS}))
+    whole = {**content, "grid": "small", "label": None, "labels": LABELS, "published": published}
+    config.write_text(yaml.safe_dump(whole))
     for dataset in datasets:
         for model in models:
             for method in methods:
                 for seed in seeds:
                     folder = results / "runs" / dataset / model / method / f"seed{seed}"
                     for judge in judges:
-                        dump(folder / "judged" / f"{judge}.json", judged(judge, method, seed, score))
+                        said = counted(*counts(model, method)) if counts else judged(judge, method, seed, score)
+                        dump(folder / "judged" / f"{judge}.json", said)
                     for task in tasks:
                         dump(folder / "tasks" / f"{task}.json", task_result(task, method, seed))
                     if method != "base":
-                        write_training(folder, method, seed)
+                        write_training(folder, method, seed, stages, parameters)
             for method, seed in product(reward_models, seeds):
                 write_training(results / "runs" / dataset / model / method / f"seed{seed}", method, seed)
             dump(results / "tokens" / dataset / model / "report.json", {"views": {"test": {"paired": PAIRS}}})
@@ -124,6 +131,17 @@ def judged(judge: str, method: str, seed: int, score: Callable[[str, int, int], 
     }
 
 
+def counted(wins: int, losses: int, ties: int) -> dict[str, Any]:
+    """What a judge without scores says of so many prompts."""
+    preferences = [2.0] * wins + [1.0] * losses + [1.5] * ties
+    return {
+        "kind": "openai", "baseline": "target", "n": len(preferences), "wins": wins, "losses": losses, "ties": ties,
+        "ties_as": "neither", "failures": 0, "not_judged": 0, "win_rate": wins / len(preferences),
+        "mean_length": {"candidate": 100.0, "baseline": 90.0},
+        "annotations": [{"prompt_id": f"p{i}", "preference": value} for i, value in enumerate(preferences)],
+    }  # fmt: skip
+
+
 def as_rewards(content: dict[str, Any]) -> dict[str, Any]:
     """A verifier's judgement as that of a reward model."""
 
@@ -148,7 +166,13 @@ def task_result(task: str, method: str, seed: int) -> dict[str, Any]:
     }
 
 
-def write_training(folder: Path, method: str, seed: int) -> None:
+def write_training(
+    folder: Path,
+    method: str,
+    seed: int,
+    stages: dict[str, dict[str, Any]] | None = None,
+    parameters: int | None = 500_000,
+) -> None:
     """Ten steps of 4 examples, evaluated at 0, 5 and 10. The loss goes from 2 to 1, the margin from 0 to `seed`."""
     stage = method.rsplit("-", 1)[-1]
     lines: list[dict[str, Any]] = []
@@ -162,7 +186,9 @@ def write_training(folder: Path, method: str, seed: int) -> None:
             lines.append({"split": "eval", "step": step, "loss": 2 - step / 10, **rewards})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    dump(folder / "manifest.json", {"seconds": 12.5, "tokens": 123456789, "steps": 10, "peak_memory_gb": 1.5})
+    config = {"stage": {"loss": stage, **(stages or {}).get(stage, {})}}
+    cost = {"seconds": 12.5, "gpu_hours": 0.25, "tokens": 123456789, "steps": 10, "peak_memory_gb": 1.5}
+    dump(folder / "manifest.json", {"config": config, **cost, "parameters": parameters, "processes": 2})
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import pytest
 from matplotlib.colors import to_hex
 
 from halos.errors import HalosError
-from halos.report import estimates, figures
+from halos.report import estimates, figures, plots, relations, style
 from halos.report.results import WIN, Results
 from tests.report.conftest import SCORES, judged
 
-NAMES = ("win_rate", "score", "training", "rounds", "benchmarks")
+NAMES = ("win_rate", "score", "training", "frontier", "length", "benchmarks", "cost")
+"""Those that have something to show of the tree of conftest.py: it has one model, no rounds, all of its data."""
 
 
 @pytest.fixture
@@ -77,9 +78,9 @@ def test_training_draws_the_mean_over_seeds_against_examples(results):
     assert [len(ax.lines) for ax in figure.axes] == [2, 2, 3]
     assert margin.lines[0].get_ydata().tolist() == [0, 0.75, 1.5]
     assert margin.lines[0].get_xdata().tolist() == [0, 20, 40]
-    assert margin.lines[0].get_color() == to_hex(figures.COLOURS["kto"])
+    assert margin.lines[0].get_color() == to_hex(style.COLOURS["kto"])
     assert {t.get_text() for t in loss.texts} == {"SFT", "SFT + KTO", "DPO (0.1)"}
-    assert kl.get_ylabel() == "log-ratio to the reference\n(nats per sequence; training)"
+    assert kl.get_ylabel() == "log-ratio to the reference\n(nats; training)"
 
 
 def test_losses_of_different_kinds_are_relative_to_their_start(results):
@@ -132,15 +133,21 @@ def test_many_models_and_methods_have_a_panel_each(tmp_path, write_tree):
 
 def test_without_judges_and_tasks_figures_say_so(tmp_path, write_tree):
     config, folder = write_tree(tmp_path, judges=(), tasks=())
-    figures.make(config, folder, tmp_path / "figures")
-    for name, note in (("win_rate", "No judge"), ("score", "No judge"), ("benchmarks", "No task")):
+    figures.make(config, folder, tmp_path / "figures", only=["win_rate", "score", "length", "benchmarks"])
+    for name, note in (
+        ("win_rate", "No judge"),
+        ("score", "No judge"),
+        ("length", "No judge"),
+        ("benchmarks", "No task"),
+    ):
         assert note in (tmp_path / "figures" / f"{name}.svg").read_text()
         assert pd.read_csv(tmp_path / "figures" / f"{name}.csv").empty
 
 
 def test_base_alone_has_no_training(tmp_path, write_tree):
     config, folder = write_tree(tmp_path, methods=("base",))
-    figures.make(config, folder, tmp_path / "figures")
+    figures.make(config, folder, tmp_path / "figures", only=["training", "cost"])
+    assert "No training in this grid" in (tmp_path / "figures" / "cost.svg").read_text()
     assert "No training in this grid" in (tmp_path / "figures" / "training.svg").read_text()
 
 
@@ -154,12 +161,12 @@ def test_a_missing_file_is_an_error(tmp_path, write_tree):
 def test_a_loss_keeps_its_colour_and_variants_are_told_apart(tmp_path, write_tree):
     r = Results(*write_tree(tmp_path))
     r.methods = ["base", "sft", "kto", "sft-kto", "sft-kto_b05", "sft-mine", "mine", "cdpo"]
-    styles = {m: figures.style(r, m) for m in r.methods}
-    assert styles["kto"]["color"] == styles["sft-kto"]["color"] == figures.COLOURS["kto"]
+    styles = {m: style.style(r.methods, m) for m in r.methods}
+    assert styles["kto"]["color"] == styles["sft-kto"]["color"] == style.COLOURS["kto"]
     assert (styles["kto"]["filled"], styles["sft-kto"]["filled"]) == (False, True)
     assert styles["sft-kto_b05"]["color"] not in (styles["sft-kto"]["color"], "#ffffff")
-    assert styles["mine"]["color"] == styles["sft-mine"]["color"] == figures.SPARE[0]
-    assert styles["cdpo"]["color"] == figures.COLOURS["cdpo"]
+    assert styles["mine"]["color"] == styles["sft-mine"]["color"] == style.SPARE[0]
+    assert styles["cdpo"]["color"] == style.COLOURS["cdpo"]
 
 
 # ---- reward models, and many methods --------------------------------------------------------------------------------
@@ -276,13 +283,13 @@ def test_fourteen_methods_fit_the_win_rates(tmp_path, write_tree):
 def test_losses_that_share_a_spare_colour_have_lines_of_their_own(tmp_path, write_tree):
     r = Results(*write_tree(tmp_path))
     r.methods = [f"sft-{name}" for name in ("robust", "exo", "hinge", "nca", "bco", "sppo", "aot", "discopop")]
-    styles = [figures.style(r, m) for m in r.methods]
-    assert len({s["color"] for s in styles}) == len(figures.SPARE) < len(styles)
+    styles = [style.style(r.methods, m) for m in r.methods]
+    assert len({s["color"] for s in styles}) == len(style.SPARE) < len(styles)
     assert len({(s["color"], s["line"]) for s in styles}) == len(styles)
 
 
 def test_end_labels_keep_their_distance_and_their_order():
-    places = figures.spread(np.array([0.1, 0.5, 0.5, 0.52, 0.99, 1.0]), gap=0.1)
+    places = style.spread(np.array([0.1, 0.5, 0.5, 0.52, 0.99, 1.0]), gap=0.1)
     assert np.all(np.diff(places) >= 0.1 - 1e-12)
     assert places[0] == 0.1
     assert places[2] == pytest.approx(np.mean([0.5, 0.5, 0.52]))
@@ -323,3 +330,92 @@ def test_rounds_are_not_taken_for_the_method_itself(online, tmp_path, write_tree
     plain = Results(*write_tree(tmp_path / "plain"))
     pd.testing.assert_frame_equal(estimates.measures(online), estimates.measures(plain))
     assert estimates.rounds(plain).empty
+
+
+# ---- relations -----------------------------------------------------------------------------------------------------
+
+
+def relation(write_tree, path, frame, **settings):
+    r = Results(*write_tree(path, **settings))
+    return r, frame(r, estimates.measures(r))
+
+
+def test_a_figure_with_nothing_to_show_is_not_drawn_unless_it_is_asked_for(tmp_path, write_tree):
+    config, folder = write_tree(tmp_path)
+    figures.make(config, folder, tmp_path / "own")
+    assert not (tmp_path / "own/size.svg").exists()
+    figures.make(config, folder, tmp_path / "asked", only=["size"])
+    assert {path.stem for path in (tmp_path / "asked").iterdir()} == {"size"}
+    with pytest.raises(HalosError, match="no figure called 'sizes'; did you mean 'size'"):
+        figures.make(config, folder, tmp_path / "asked", only=["sizes"])
+
+
+MODELS = ("Pythia-1B", "pythia-2.8b", "small-125M", "nameless")
+
+
+def test_win_rates_stand_at_their_models_sizes_by_family(tmp_path, write_tree):
+    config, folder = write_tree(tmp_path, models=MODELS, methods=("base", "sft"), seeds=(1,))
+    for path in folder.glob("runs/*/*/sft/seed1/manifest.json"):
+        content = json.loads(path.read_text())
+        count = {"Pythia-1B": 1_011_781_632}.get(path.parts[-4])  # counted when it was trained
+        path.write_text(json.dumps({**content, "parameters": count}))
+    r = Results(config, folder)
+    frame = relations.sizes(r, estimates.measures(r))
+    found = frame.drop_duplicates("model").set_index("model")
+    assert found["parameters"].to_dict() == {"Pythia-1B": 1_011_781_632, "pythia-2.8b": 2.8e9, "small-125M": 125e6}
+    assert found["family"].to_dict() == {"Pythia-1B": "Pythia", "pythia-2.8b": "pythia", "small-125M": "small"}
+    axes = plots.size(r, frame).axes
+    assert [ax.get_title(loc="left") for ax in axes] == ["Pythia", "pythia", "small"]
+    assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["1B"]
+    assert axes[0].get_xscale() == "log"
+    drawn = [line for line in axes[1].lines if line.get_linestyle() != "--"]
+    assert drawn[0].get_ydata().tolist() == frame.query("model == 'pythia-2.8b'")["mean"].tolist()[:1]
+
+
+def test_the_frontier_has_reward_and_distance_at_the_end_of_training(tmp_path, write_tree):
+    r, frame = relation(write_tree, tmp_path, relations.frontier, stages={"dpo": {"beta": 0.2}})
+    assert frame["method"].tolist() == ["sft-kto", "dpo"]  # sft has no reference, base no training
+    assert frame["reward"].tolist() == [0.8125, 0.25]
+    assert frame["kl"].tolist() == [10, 10]
+    assert frame["loss"].tolist() == ["kto", "dpo"]
+    assert frame["beta"].tolist()[1] == 0.2
+    (ax,) = plots.frontier(r, frame).axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() in plots.MARKERS]
+    assert points == [(10, 0.8125), (10, 0.25)]
+
+
+def test_the_frontier_without_a_judge_has_the_reward_margin(tmp_path, write_tree):
+    r, frame = relation(write_tree, tmp_path, relations.frontier, judges=())
+    assert frame[["measure", "reward", "low", "high"]].to_numpy().tolist() == [["margin", 1.5, 1, 2]] * 2
+    assert plots.frontier(r, frame).axes[0].get_ylabel() == "reward margin\n(range over seeds)"
+
+
+def test_imbalance_ends_in_the_same_loss_on_all_data(tmp_path, write_tree):
+    kto = {"loss": "kto", "keep_desirable": 1.0, "keep_undesirable": 1.0}
+    stages = {"all": kto, "d10": {**kto, "keep_desirable": 0.1}, "d50": {**kto, "keep_desirable": 0.5},
+              "u10": {**kto, "keep_undesirable": 0.1}, "dpo": {**kto, "loss": "dpo"}}  # fmt: skip
+    rates = {"all": 6, "d50": 5, "d10": 3, "u10": 4, "dpo": 8}
+    r, frame = relation(
+        write_tree, tmp_path, relations.imbalance, stages=stages, methods=tuple(stages), seeds=(1,), tasks=(),
+        counts=lambda _, method: (rates[method], 10 - rates[method], 0),
+    )  # fmt: skip
+    assert frame[["kept", "share", "mean"]].to_numpy().tolist() == [
+        ["desirable", 0.1, 0.3], ["desirable", 0.5, 0.5], ["desirable", 1.0, 0.6],
+        ["undesirable", 0.1, 0.4], ["undesirable", 1.0, 0.6],
+    ]  # fmt: skip
+    (ax,) = plots.imbalance(r, frame).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.3, 0.5, 0.6], [0.4, 0.6]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10 %", "50 %", "100 %"]
+
+
+def test_length_and_cost_draw_their_tables(tmp_path, write_tree):
+    r, frame = relation(write_tree, tmp_path, relations.lengths, reward_models=("sft-rm",))
+    (ax,) = plots.length(r, frame).axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() in plots.MARKERS]
+    assert points == list(frame[["length", "win_rate"]].itertuples(index=False, name=None))
+    costs = relations.costs(r)
+    assert costs["method"].tolist() == ["sft", "sft-kto", "dpo", "sft-rm"]
+    minutes, memory, speed = plots.cost(r, costs).axes
+    assert [bar.get_width() for bar in minutes.patches] == pytest.approx([12.5 / 60] * 4)
+    assert [bar.get_width() for bar in memory.patches] == [1.5] * 4
+    assert [bar.get_width() for bar in speed.patches] == [1000] * 4

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from itertools import pairwise
 
 import pandas as pd
 import pytest
 
 from halos.errors import HalosError
-from halos.report import estimates, statistics, tables
+from halos.report import estimates, render, statistics, tables
 from halos.report.results import Results
+from tests.report.conftest import SCORES
 
 
 @pytest.fixture
@@ -42,8 +46,9 @@ def test_main_has_a_row_per_method_in_the_grids_order(made):
 
 def test_intervals_are_those_of_the_statistics(made):
     main = read(made, "main")
-    right = [[float(p < k) for p in range(8)] for k in (6, 7)]
-    e = statistics.estimate(right, bounded=True)
+    right = {method: [[float(p < k) for p in range(8)] for k in scores] for method, scores in SCORES.items()}
+    seeds = statistics.pooled([right[method] for method in ("sft", "sft-kto", "dpo")], bounded=True)
+    e = statistics.estimate(right["sft-kto"], bounded=True, seeds=seeds)
     assert main.loc["sft-kto", ["toy.score_low", "toy.score_high"]].tolist() == pytest.approx([e.low, e.high])
     # base wins nothing but its tie: nothing to resample in its score, and yet no certainty
     assert main.loc["base", "toy.score_high"] == pytest.approx(statistics.wilson(0, 8)[1])
@@ -59,13 +64,13 @@ def test_main_text_names_what_its_numbers_are(made):
     cells = [c.strip() for c in line.strip("|").split("|")]
     main = read(made, "main").loc["sft-kto"]
     assert cells[1] == f"0.812 [{main['toy.score_low']:.3f}, {main['toy.score_high']:.3f}]"
-    assert cells[-6:] == ["22 %", "15 / 30", "1.000", "0.750", "2", "8"]
+    assert cells[-1] == "15 / 30"
     assert "| DPO (0.1) " in text
     assert "| Base " in text
 
 
 def test_markdown_is_aligned(made):
-    for name in ("main", "benchmarks", "comparisons"):
+    for name in ("main", "benchmarks", "comparisons", "lengths", "cost", "data"):
         lines = [line for line in (made / f"{name}.md").read_text().splitlines() if line.startswith("|")]
         assert len({len(line) for line in lines}) == 1
 
@@ -80,11 +85,16 @@ def test_comparisons_are_with_the_parent_and_with_sft(made):
     ]
     row = d.loc[("sft-kto", "sft", "score")]
     right = {k: [float(p < k) for p in range(8)] for k in (2, 4, 6, 7)}
-    expected = statistics.difference([right[6], right[7]], [right[2], right[4]])
+    ours, theirs = [right[6], right[7]], [right[2], right[4]]
+    seeds = statistics.pooled([theirs, ours, [[float(p < k) for p in range(8)] for k in SCORES["dpo"]]], bounded=True)
+    expected = statistics.difference(ours, theirs, seeds=seeds, bounded=True)
     assert row[["difference", "low", "high", "p"]].tolist() == pytest.approx(
         [0.4375, expected.low, expected.high, expected.p]
     )
     assert row[["seeds", "prompts"]].tolist() == [2, 8]
+    # of 16 pairs of responses sft-kto's is better in 7, and the others are ties
+    assert row["improvement"] == pytest.approx((7 + 9 / 2) / 16)
+    assert row["improvement_low"] < row["improvement"] < row["improvement_high"]
     scores = d.xs("score", level="measure")
     assert scores["p_holm"].tolist() == pytest.approx(statistics.holm(scores["p"]).tolist())
 
@@ -114,7 +124,8 @@ def test_samples_of_a_prompt_are_averaged_before_prompts_are(tmp_path, write_tre
 
 def test_benchmarks_share_items_over_seeds(made):
     row = read(made, "benchmarks").loc["sft"]
-    e = statistics.over_seeds([0.5, 0.52], [0.03, 0.03])
+    seeds = [statistics.seeds_of_means([v, v + 0.02], [0.03, 0.03]) for v in (0.5, 0.6, 0.26)]
+    e = statistics.over_seeds([0.5, 0.52], [0.03, 0.03], statistics.mean_of(seeds))
     assert row[["arc", "arc_low", "arc_high", "arc_n"]].tolist() == pytest.approx([0.51, e.low, e.high, 200])
     text = (made / "benchmarks.md").read_text()
     assert "ARC (acc)" in text
@@ -169,7 +180,8 @@ def test_without_judges_and_tasks_every_file_is_written_and_says_so(tmp_path, wr
     config, results = write_tree(tmp_path, judges=(), tasks=())
     out = tmp_path / "tables"
     tables.make(config, results, out)
-    names = {f"{n}.{e}" for n in ("main", "benchmarks", "comparisons") for e in ("csv", "md")}
+    names = {f"{n}.{e}" for n in ("main", "benchmarks", "comparisons", "lengths", "cost", "data")
+             for e in ("csv", "md", "tex")}  # fmt: skip
     assert {p.name for p in out.iterdir()} == names | {"cells.csv", "training.csv", "reward_models.csv"}
     assert "No judge in this grid" in (out / "main.md").read_text()
     assert "No judge in this grid" in (out / "comparisons.md").read_text()
@@ -211,7 +223,10 @@ def test_models_and_datasets_are_columns_only_where_there_are_several(tmp_path, 
     out = tmp_path / "tables"
     tables.make(config, results, out)
     rows = [line for line in (out / "main.md").read_text().splitlines() if line.startswith("|")]
-    assert [row.split("|")[1].strip() for row in rows] == ["Model", "----------", "Tiny Llama", "small"]
+    assert [cell.strip() for cell in rows[0].split("|")[1:-1]] == ["Method", "Tiny Llama", "small"]
+    assert len(rows) == 2 * 3  # a table of scores and one of win rates
+    long = [line for line in (out / "lengths.md").read_text().splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in long] == ["Model", "----------", "Tiny Llama", "small"]
 
 
 def test_method_labels(tmp_path, write_tree):
@@ -221,12 +236,12 @@ def test_method_labels(tmp_path, write_tree):
 
 
 def test_numbers_as_a_paper_prints_them():
-    assert tables.interval(0.8123, 0.79, 0.834) == "0.812 [0.790, 0.834]"
-    assert tables.interval(-0.05, -0.1, 0.00001, sign=True) == "−0.050 [−0.100, 0.000]"
-    assert tables.interval(0.5, None, None) == "0.500"
-    assert tables.interval(float("nan"), 0.1, 0.2) == "–"
-    assert tables.p_value(0.0002) == "< 0.001"
-    assert tables.markdown([{"Method": "a|b", "n": "1"}]).splitlines()[-1] == r"| a\|b   |   1 |"
+    assert render.interval(0.8123, 0.79, 0.834) == "0.812 [0.790, 0.834]"
+    assert render.interval(-0.05, -0.1, 0.00001, sign=True) == "−0.050 [−0.100, 0.000]"
+    assert render.interval(0.5, None, None) == "0.500"
+    assert render.interval(float("nan"), 0.1, 0.2) == "–"
+    assert render.p_value(0.0002) == "< 0.001"
+    assert render.markdown(render.Table("", [{"Method": "a|b", "n": "1"}])).splitlines()[-1] == r"| a\|b   |   1 |"
 
 
 # ---- reward models ------------------------------------------------------------------------------------------------
@@ -274,9 +289,8 @@ def test_rewards_are_called_so_and_lie_where_they_lie(tmp_path, write_tree):
     tables.make(config, results, out)
     main = read(out, "main")
     scores, rewards = (main[[f"{judge}.score{end}" for end in ("", "_low", "_high")]] for judge in ("toy", "rm"))
-    inner = ["sft", "sft-kto"]  # whose intervals are within the bounds of a score
-    assert rewards.loc[inner].to_numpy() == pytest.approx(2 * scores.loc[inner].to_numpy() - 4)
-    assert scores.loc["dpo", "toy.score_low"] == 0
+    assert rewards["rm.score"].tolist() == pytest.approx((2 * scores["toy.score"] - 4).tolist())
+    assert (scores["toy.score_low"] >= 0).all()  # a score's interval keeps to its bounds, and a reward has none
     assert rewards.loc["dpo", "rm.score_low"] < -4
     assert main["rm.win_rate"].tolist() == main["toy.win_rate"].tolist()
     assert not [column for column in main if column.startswith("rm.score.")]
@@ -284,7 +298,7 @@ def test_rewards_are_called_so_and_lie_where_they_lie(tmp_path, write_tree):
     assert "Rewards have no scale" not in before
     assert after.startswith(", against the dataset's target, which itself scores −3.000; n = 8")
     assert "Rewards have no scale" in after
-    for text, titles in ((before, ["Score", "Right", "Win rate"]), (after, ["Reward", "Win rate", "Ties"])):
+    for text, titles in ((before, ["Score", "Right", "Win rate"]), (after, ["Reward", "Win rate", "Length"])):
         header = next(line for line in text.splitlines() if line.startswith("|"))
         assert [title.strip() for title in header.split("|")][2:5] == titles
     first, second = (out / "comparisons.md").read_text().split("Judge: rm")
@@ -318,3 +332,141 @@ def test_a_resumed_log_counts_each_step_once(tmp_path, write_tree):
     steps = Results(config, results).training.query("split == 'train'")["step"].tolist()
     assert all(a < b for a, b in pairwise(steps))
     assert steps == list(range(1, 11))
+
+
+# ---- LaTeX, bold numbers, lengths, cost, data -------------------------------------------------------------------
+
+NAMES = ("main", "comparisons", "benchmarks", "lengths", "cost", "data")
+
+
+def test_latex_has_the_numbers_of_markdown_in_balanced_tables(made):
+    for name in NAMES:
+        text, page = (made / f"{name}.tex").read_text(), (made / f"{name}.md").read_text()
+        numbers = [re.findall(r"\d[\d.,]*\d|\d", part) for part in (_body(text), _rows(page))]
+        assert numbers[0] == numbers[1]
+        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\toprule") > 0
+        assert text.count("{") == text.count("}")
+        for row in re.findall(r"\\midrule\n(.*?)\n\\bottomrule", text, re.DOTALL)[0].splitlines():
+            columns = re.findall(r"tabular}{@{}([lr]+)@{}}", text)[0]
+            assert len(re.split(r"(?<!\\)&", row)) == len(columns)
+            assert row.endswith(r" \\")
+
+
+def _body(text):
+    """The rows of LaTeX, without numbers of the markup."""
+    return "\n".join(re.findall(r"\\midrule\n(.*?)\n\\bottomrule", text, re.DOTALL))
+
+
+def _rows(page):
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    rules = [i for i, line in enumerate(lines) if set(line) <= set("|-: ")]
+    return "\n".join(line for i, line in enumerate(lines) if i not in rules and i + 1 not in rules)
+
+
+def test_what_latex_would_take_for_markup_is_text():
+    assert render.escape("50 % of a_b & {c}") == r"50 \% of a\_b \& \{c\}"
+    assert render.latex(render.Table("", [{"Method": "x", "n": "[1]"}]), "tab:t").count("{}[1]") == 1
+    assert r"\textbf{0.5}" in render.latex(render.Table("", [{"Method": "x", "n": render.Bold("0.5")}]), "tab:t")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+def test_latex_compiles(made):
+    files = "".join(rf"\input{{{name}}}" for name in NAMES)
+    document = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{files}\end{{document}}"
+    (made / "all.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    run = subprocess.run(command, cwd=made, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:]
+
+
+def test_bold_is_the_method_that_is_better_than_all_others(tmp_path, write_tree, monkeypatch):
+    """Of 60 prompts, one method gets nearly all right and the others about half; then two get nearly all right."""
+    monkeypatch.setattr("tests.report.conftest.PROMPTS", 60)
+
+    def right(best):
+        return lambda method, seed, prompt: float(prompt % 12 > 0 if method in best else (prompt + len(method)) % 2)
+
+    for best in (("sft-kto",), ("sft-kto", "dpo")):
+        folder = tmp_path / str(len(best))
+        config, results = write_tree(
+            folder, score=right(best), seeds=(1, 2, 3), methods=("base", "sft", "sft-kto", "dpo")
+        )
+        tables.make(config, results, folder / "tables")
+        main = read(folder / "tables", "main")
+        wanted = {"sft-kto"} if len(best) == 1 else set()
+        for measure in ("score", "win_rate"):
+            assert set(main.index[main[f"toy.{measure}_best"]]) == wanted
+        assert (folder / "tables/main.md").read_text().count("**") == 4 * len(wanted)
+
+
+def test_lengths_ties_and_the_win_rate_at_equal_length_are_told(tmp_path, write_tree):
+    config, results = write_tree(tmp_path, seeds=(1,))
+    for path in results.glob("runs/*/*/*/*/judged/toy.json"):
+        content = json.loads(path.read_text())
+        more = {"length_controlled_win_rate": 0.3, "length_controlled_standard_error": 0.05}
+        path.write_text(json.dumps({**content, **more}))
+    tables.make(config, results, tmp_path / "tables")
+    row = read(tmp_path / "tables", "lengths").loc["sft"]
+    assert row[["length", "baseline_length", "cut", "ties", "failures"]].tolist() == [
+        10,
+        30,
+        pytest.approx(2 / 9),
+        1,
+        1,
+    ]
+    assert row[["controlled", "controlled_low"]].tolist() == pytest.approx([0.3, 0.3 - 1.959964 * 0.05])
+    line = next(line for line in (tmp_path / "tables/lengths.md").read_text().splitlines() if "| SFT + KTO" in line)
+    assert "0.300 [0.202, 0.398]" in line
+    assert "22 %" in line
+
+
+def test_ties_count_for_neither_where_the_judge_says_so(tmp_path, write_tree):
+    """Of 10 prompts 4 are won and 2 tied: .4 for the judge of the paper, .5 where a tie is half a win."""
+    config, results = write_tree(tmp_path, methods=("sft",), seeds=(1,), counts=lambda *_: (4, 4, 2))
+    r = Results(config, results)
+    assert r.values("toy", "toy", "tiny", "sft", "win_rate").mean(axis=1).tolist() == [0.4]
+    tables.make(config, results, tmp_path / "tables")
+    assert "A tie is a win of neither" in (tmp_path / "tables/main.md").read_text()
+    path = results / "runs/toy/tiny/sft/seed1/judged/toy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ties_as": "half"}))
+    half = Results(config, results)
+    assert half.values("toy", "toy", "tiny", "sft", "win_rate").mean(axis=1).tolist() == [0.5]
+    assert half.values("toy", "toy", "tiny", "sft", "wins_of_all").mean(axis=1).tolist() == [0.4]
+
+
+def test_cost_is_of_one_cell_and_all_together(made):
+    row = read(made, "cost").loc["sft-kto"]
+    columns = ["cells", "parameters", "seconds", "gpu_hours", "peak_memory_gb", "processes", "tokens_per_second"]
+    assert row[columns].tolist() == [2, 500_000, 12.5, 0.25, 1.5, 2, 1000]
+    assert row[["eval_loss", "eval_reward_accuracy"]].tolist() == [1.0, 0.75]
+    # six cells of a quarter of an hour
+    assert "1.5 GPU hours" in (made / "cost.md").read_text()
+
+
+def test_data_is_counted_by_split(tmp_path, write_tree):
+    config, results = write_tree(tmp_path)
+    split = {"rows_out": 90, "responses": 180, "pairs": 90, "desirable": 90, "undesirable": 90, "drops": {"empty": 7}}
+    (results / "data/toy").mkdir(parents=True)
+    (results / "data/toy/report.json").write_text(json.dumps({"train": split, "test": {"rows_out": 10, "drops": {}}}))
+    lengths = {side: {"0.5": value} for side, value in (("prompt", 12), ("response", 34))}
+    of_store = {"truncated_responses": 3, "dropped": {"too long": 2}, "length_quantiles": lengths}
+    (results / "tokens/toy/tiny/report.json").write_text(json.dumps({"views": {}, "train": of_store}))
+    tables.make(config, results, tmp_path / "tables")
+    row = read(tmp_path / "tables", "data", ("split",)).loc["train"]
+    columns = ["prompts", "responses", "dropped", "truncated", "prompt_tokens", "response_tokens"]
+    assert row[columns].tolist() == [90, 180, 9, 3, 12, 34]
+
+
+def test_significance_of_benchmarks_is_corrected_for_all_of_them(tmp_path, write_tree):
+    """A change of 2.2 standard errors is significant by itself, and not among six."""
+    tasks = tuple(f"t{i}" for i in range(6))
+    config, results = write_tree(tmp_path, methods=("base", "sft"), seeds=(1,), tasks=tasks)
+    for i, path in enumerate(sorted(results.glob("runs/toy/tiny/sft/seed1/tasks/*.json"))):
+        content = json.loads(path.read_text())
+        content["halos"] |= {"value": 0.25 + 0.03 * 2**0.5 * (2.2 if i == 0 else 0.1)}
+        path.write_text(json.dumps(content))
+    many = estimates.benchmarks(Results(config, results))
+    assert not many["clear"].any()
+    config.write_text(config.read_text().replace("- t1\n- t2\n- t3\n- t4\n- t5\n", ""))
+    one = estimates.benchmarks(Results(config, results))
+    assert one["clear"].tolist() == [False, True]
