@@ -11,7 +11,7 @@ from typing import Any
 
 from halos import config as C
 from halos.api import read_key
-from halos.catalogue import Judge, Labeller
+from halos.catalogue import Judge, Labeller, Scorer
 from halos.data.template import read_template
 from halos.errors import HalosError
 from halos.models import is_model
@@ -209,9 +209,15 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
             lora = stage.lora
             if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
                 raise HalosError(f"stages.{trained.stage}.lora.path: there are no adapters in {lora.path}")
-    for scorer in (*map(config.judges.get, g.judges), *labellers(config, grid)):
-        if scorer is not None and scorer.folder is not None:
-            check_rewards(scorer.folder)
+    judging = {f"judges.{name}": config.judges[name] for name in g.judges}
+    labelling = {f"labellers.{name}": labeller for name, labeller in labellers(config, grid).items()}
+    scorers: dict[str, Scorer] = {**judging, **labelling}
+    for name, scorer in scorers.items():
+        if scorer.folder is not None:
+            try:
+                check_rewards(scorer.folder)
+            except HalosError as error:
+                raise HalosError(f"{name}: {error}") from None
     for name in g.judges:
         judge = config.judges[name]
         for wanted in (getattr(judge.baseline, "file", None), judge.difficulties):
@@ -219,11 +225,12 @@ def check_files(config: C.Config, grid: str | None = None) -> None:
                 raise HalosError(f"judges.{name} wants {wanted}, which does not exist; put it there")
 
 
-def labellers(config: C.Config, grid: str | None = None) -> list[Labeller]:
-    """Those that label the rounds of a grid's online stages."""
+def labellers(config: C.Config, grid: str | None = None) -> dict[str, Labeller]:
+    """Those that label the rounds of a grid's online stages, by their ids."""
     every = [c for cell in cells(config, grid) for c in cell.lineage() if c.stage is not None]
     stages = [config.stage(str(cell.stage), cell.model) for cell in every]
-    return [config.labellers[name] for name in sorted({stage.online.label for stage in stages if stage.online})]
+    names = sorted({stage.online.label for stage in stages if stage.online})
+    return {name: config.labellers[name] for name in names}
 
 
 def check_keys(config: C.Config, grid: str | None = None) -> None:
@@ -233,7 +240,7 @@ def check_keys(config: C.Config, grid: str | None = None) -> None:
         HalosError: naming the variable.
     """
     judges = [config.judges[name] for name in entry(config, "grids", grid or config.grid).judges]
-    askers: list[Judge | Labeller] = [*judges, *labellers(config, grid)]
+    askers: list[Judge | Labeller] = [*judges, *labellers(config, grid).values()]
     for asker in askers:
         if asker.openai is not None:
             read_key(asker.openai.base_url, asker.openai.key_variable)

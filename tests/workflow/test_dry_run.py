@@ -18,7 +18,8 @@ from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 TARGETS = ("all", "train", "samples", "judged", "tasks", "tables", "figures")
-GPU_RULES = {"train_cell", "train_round", "reference", "reference_round", "sample", "sample_round", "task"}
+TRAININGS = {"train_cell", "train_round"}
+GPU_RULES = {*TRAININGS, "reference", "reference_round", "sample", "sample_round", "task"}
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,7 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
         "sample_round": rounds, "label_round": rounds, "tokenize_round": rounds, "reference_round": 2 * rounds,
         "train_round": rounds, "join": 2,
         "sample": 26 + 4, "judge": 26 + 4, "task": 52,  # two rounds of each seed are judged beside their cell
-        "make_tables": 1, "draw_figures": 1, "all": 1,
+        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_cards": 1, "all": 1,
     }  # fmt: skip
 
 
@@ -63,8 +64,9 @@ def test_the_slurm_profile_runs_as_typed_with_the_same_jobs(project: Project, de
 def test_every_grid_of_the_config_resolves_or_names_the_local_file_that_it_lacks(project: Project, grid: str) -> None:
     run = project.snakemake("-n", "--config", f"grid={grid}", "--", "all", timeout=120)
     if run.code:
-        [line] = [line for line in run.failed().output.splitlines() if line.startswith(("models.", "datasets."))]
-        assert re.search(r"wants \S+, which does not exist|there is no model in \S+", line), run.output
+        kinds = ("models.", "datasets.", "labellers.", "judges.")
+        [line] = [line for line in run.failed().output.splitlines() if line.startswith(kinds)]
+        assert re.search(r"wants \S+, which does not exist|there is no (reward )?model in \S+", line), run.output
         return
     g = CONFIG["grids"][grid]
     cells = len(g["datasets"]) * len(g["models"]) * len(g["methods"]) * len(g.get("seeds", [1]))
@@ -212,7 +214,7 @@ def test_a_grid_with_a_reward_model_and_a_live_reference_is_so_many_jobs_of_each
         "train_cell": 5,
         "reference": 2,
         "sample": 3, "judge": 3, "task": 3,
-        "make_tables": 1, "draw_figures": 1, "all": 1,
+        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_cards": 1, "all": 1,
     }  # fmt: skip
     rest = r"(train_cell|reference|sample|judge|task|check) "
     assert [name for name in planned.names if re.match(rest, name)] == sorted([
@@ -276,7 +278,7 @@ def test_sharding_and_checkpointing_are_resources_and_plan_the_same_jobs(
     resources = {"gpus": 2, "parallel": "fsdp", "gradient_checkpointing": True}
     run = learned.copy(tmp_path / "project").edit({"models.m.resources": resources}).dry("--profile", "slurm", "all")
     assert run.names == planned.names
-    launch = "accelerate launch --config_file profiles/accelerate/fsdp.yaml --num_processes 2 -m"
+    launch = "--nodes 1 --gpus 2 --parallel fsdp --cpus 1"
     for job in run.jobs:
         if job.rule == "train_cell":
             assert (job.resources["launch"], job.resources["checkpointing"]) == (launch, "--gradient-checkpointing")
@@ -339,17 +341,33 @@ def test_gpus_memory_and_time_of_a_job_are_those_of_its_model(project: Project) 
     assert {job.rule for job in run.jobs if job.resources.get("gres")} == GPU_RULES
     for job in run.jobs:
         if job.rule in GPU_RULES:
-            assert job.resources["gres"] == "gpu:2"
+            assert job.resources["gres"] == ("gpu:2" if job.rule in TRAININGS else "gpu:1")
+            assert not {"mpi", "nodes", "tasks"} & job.resources.keys()
             assert (job.resources["mem_mb"], job.resources["runtime"]) == ("48000", "90")
             # (threads would be cut down to the cores of the machine that submits)
             assert (job.resources["slurm_partition"], job.resources["cpus_per_task"]) == ("gpu", "8")
-    launchers = {job.resources["launch"] for job in run.jobs if job.rule in ("train_cell", "train_round")}
-    assert launchers == {"accelerate launch --config_file profiles/accelerate/ddp.yaml --num_processes 2 -m"}
+    launchers = {job.resources["launch"] for job in run.jobs if job.rule in TRAININGS}
+    assert launchers == {"--nodes 1 --gpus 2 --parallel ddp --cpus 8"}
 
 
-def test_a_model_without_gpus_asks_for_none_and_is_started_by_python(demo: Run) -> None:
+def test_only_trainings_go_over_nodes(project: Project) -> None:
+    entry = 'models={"tiny": {"resources": {"gpus": 2, "nodes": 3}}}'
+    run = project.dry("--profile", "slurm", "--config", entry, "--", "all")
+    names = ("mpi", "nodes", "tasks", "tasks_per_gpu")
+    asked = {job.rule: tuple(map(job.resources.get, names)) for job in run.jobs if "nodes" in job.resources}
+    assert asked == dict.fromkeys(TRAININGS, ("srun", "3", "3", "0"))
+
+
+def test_a_model_without_gpus_asks_for_none_and_trains_in_one_process(demo: Run) -> None:
     assert {job.resources.get("gres", "") for job in demo.jobs} == {""}
-    assert {job.resources["launch"] for job in demo.jobs if job.rule == "train_cell"} == {"python -m"}
+    assert {job.resources["launch"] for job in demo.jobs if job.rule == "train_cell"} == {
+        "--nodes 1 --gpus 0 --parallel ddp --cpus 1"
+    }
+
+
+UNTIMED = {"configure", "check", "join", "fetch_model", "fetch_dataset", "fetch_task", "describe", "make_tables",
+           "draw_figures", "write_overview", "write_cards", "make_crate"}  # fmt: skip
+"""Rules whose jobs are local or take seconds."""
 
 
 # ---- how rules are written ----------------------------------------------------------------------------------------
@@ -370,14 +388,14 @@ def test_a_rules_file_opens_with_a_docstring_and_each_rule_has_a_log_and_one_cal
     assert not re.search(r"\blambda\b|^\s*run:|^\s*checkpoint\b", text, flags=re.MULTILINE)
     for name, body in rules_of(file).items():
         assert "    log:\n" in body, name
-        if name not in {"configure", "check", "join", "describe", "make_tables", "draw_figures"}:
+        if name not in UNTIMED:
             assert "    benchmark:\n" in body, name
         if " as " in name:  # the same call of another rule
             assert "    shell:\n" not in body, name
             continue
         assert "    shell:\n" in body, name
         if name != "configure":
-            assert body.count(" halos ") == 1, name
+            assert len(re.findall(r"python -m halos(?:\.launch)? ", body)) == 1, name
 
 
 def test_what_rules_share_stays_small() -> None:

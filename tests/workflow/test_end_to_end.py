@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
+from rocrate.rocrate import ROCrate
 from safetensors.torch import load_file
 
+from halos.provenance import hash_file
 from tests.workflow.conftest import CATALOGUE, Project, Run, trainer_of, wait_for_checkpoint
 
 pytestmark = pytest.mark.slow  # the finished study that they share takes longer than 20 seconds
 
 LONG = "results/runs/d/m/sft-long/seed1/manifest.json"
-REPORT = ["draw_figures both", "make_tables both"]
+REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both"]
 
 
 def of_cell(method: str, seed: int = 1, *, trained: bool = True) -> list[str]:
@@ -107,8 +110,58 @@ def test_the_report_holds_tables_and_figures(done: Project) -> None:
         names = [Path(name).name for name in archive.namelist()]
     assert "report.html" in names
     assert {"main.md", "comparisons.md", "benchmarks.md"} <= set(names)
-    assert {"win_rate.svg", "score.svg", "training.svg", "rounds.svg", "benchmarks.svg"} <= set(names)
+    assert {"win_rate.svg", "score.svg", "training.svg", "benchmarks.svg"} <= set(names)
+    assert "rounds.svg" not in names  # nothing of this grid is trained online
     assert {"report.json", "rows.svg", "lengths.svg", "examples.html"} <= set(names)
+
+
+def test_the_report_opens_on_the_main_figure_and_table(done: Project) -> None:
+    done.snakemake("--report", "report.html").ok()
+    page = (done.path / "report.html").read_text()
+    landing = json.loads(re.search(r"var workflow_desc = (.*);$", page, re.MULTILINE)[1])  # type: ignore[index]
+    assert landing.count("data:image/svg+xml") == 2
+    assert "SFT + KTO" in landing
+    assert "<h2>Methods</h2>" in landing
+
+
+def test_each_model_has_a_card_that_the_hub_reads(done: Project) -> None:
+    index = (done.results / "cards/both/index.md").read_text()
+    for method in ("sft-dpo", "sft-kto"):
+        path = done.cell(method) / "model/README.md"
+        assert str(path.relative_to(done.path)) in index
+        card = ModelCard.load(path)
+        judged = json.loads((done.cell(method) / "judged/j.json").read_text())
+        wins = [r for r in card.data.eval_results if r.metric_type == "win_rate"]
+        assert [r.metric_value for r in wins] == [pytest.approx(judged["win_rate"])]
+        assert card.data.tags[-2:] == [method.removeprefix("sft-"), "sft"]
+        assert json.loads((done.cell(method) / "manifest.json").read_text())["weights"] in card.text
+
+
+def test_a_finished_run_verifies_and_a_changed_setting_is_named(done: Project) -> None:
+    def verify() -> subprocess.CompletedProcess[str]:
+        command = ["python", "-m", "halos", "verify", "results/runs/d/m/sft-kto/seed1"]
+        return subprocess.run(command, cwd=done.path, env=done.environment(), capture_output=True, text=True)
+
+    assert verify().returncode == 0
+    done.edit({"stages.kto.beta": 0.3})
+    changed = verify()
+    assert changed.returncode == 1
+    assert "stage.beta was 0.1 and is 0.3" in changed.stdout
+
+
+def test_the_crate_of_a_grid_holds_what_its_metadata_says(done: Project, tmp_path: Path) -> None:
+    done.snakemake("results/crates/both.zip").ok()
+    shutil.unpack_archive(done.results / "crates/both.zip", tmp_path / "crate")
+    crate = ROCrate(tmp_path / "crate")
+    assert crate.mainEntity.id == "Snakefile"
+    files = [entity for entity in crate.data_entities if entity.id != "Snakefile"]
+    assert len(files) > 50
+    for entity in files:
+        assert entity["sha256"] == hash_file(tmp_path / "crate" / entity.id)
+    trained = {entity.id for entity in crate.contextual_entities if entity.type == "CreateAction"}
+    assert trained == {f"#train/d/m/{method}/seed1" for method in ("sft", "sft-dpo", "sft-kto")}
+    assert "results/runs/d/m/base/seed1/judged/j.json" in {entity.id for entity in files}
+    assert not [entity.id for entity in files if entity.id.endswith(".safetensors")]
 
 
 # ---- what a change reruns -----------------------------------------------------------------------------------------
@@ -198,7 +251,7 @@ def test_deleted_tables_and_figures_are_made_again_and_nothing_else(done: Projec
     shutil.rmtree(done.results / "tables")
     shutil.rmtree(done.results / "figures")
     run = done.snakemake("all").ok()
-    assert run.names == REPORT
+    assert run.names == [name for name in REPORT if "cards" not in name]
     assert (done.results / "tables/both/main.csv").read_bytes() == table
 
 
@@ -289,9 +342,9 @@ def test_a_bad_row_is_named_by_file_row_and_field(fresh: Project) -> None:
 def test_a_hub_model_that_cannot_be_reached_is_one_sentence_before_any_training(fresh: Project, tmp_path: Path) -> None:
     fresh.edit({"models.m": {"hub": "nobody/nothing", "precision": "fp32"}})
     run = fresh.snakemake("train", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub")).failed()
-    assert "Error in rule model" in run.output
-    assert run.rules.keys() <= {"configure", "prepare", "model"}
-    assert "nobody/nothing" in sentence(fresh, "model/m.log")
+    assert "Error in rule fetch_model" in run.output
+    assert run.rules.keys() <= {"configure", "prepare", "fetch_model"}
+    assert "nobody/nothing" in sentence(fresh, "fetch/models/m.log")
 
 
 def test_the_failed_command_shows_why_it_failed(fresh: Project) -> None:
