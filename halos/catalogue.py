@@ -76,7 +76,8 @@ class Resources(Strict):
         64, description="responses generated side by side on one device; vLLM is handed 16 times as many at a time"
     )
     sampler: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="what generates responses; auto is vLLM where the model has GPUs, else transformers"
+        "auto",
+        description="what generates responses and runs tasks; auto is vLLM where the model has GPUs, else transformers",
     )
     tensor_parallel: Positive = Field(1, description="GPUs of one sampling job, over which vLLM splits the model")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="several GPUs: each holds all weights, or its shard")

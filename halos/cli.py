@@ -165,6 +165,8 @@ VERBS = {
         "feedback": Option("test split, for a local task", default=None),
         "output": Option("result to write, JSON"),
         "fetched": FETCHED,
+        "backend": Option("what runs the model", str, default="transformers", choices=("transformers", "vllm")),
+        "tensor_parallel": Option("GPUs over which vLLM splits the model", int, default=1),
     }),
     "describe": Verb("halos.report.data:describe", "report on a dataset as a model sees it", {
         "data": Option("report of prepare, JSON, with the splits beside it"),

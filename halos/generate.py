@@ -146,6 +146,29 @@ class Transformers(Backend):
         return tokens
 
 
+def prepare_vllm(tensor_parallel: int) -> None:
+    """Set what vLLM reads of the environment when it is imported, where the user has not.
+
+    Raises:
+        HalosError: vLLM is not installed here, or there are too few GPUs.
+    """
+    import torch
+
+    if importlib.util.find_spec("vllm") is None:
+        raise HalosError(
+            "vLLM is not installed in this environment: `make env-vllm` makes one for CPUs and `snakemake --sdm conda` "
+            "one for GPUs (envs/sample.yaml); or say `sampler: transformers` in the model's resources"
+        )
+    if tensor_parallel > max(1, gpus := torch.cuda.device_count()):
+        raise HalosError(f"a model cannot be split over {tensor_parallel} GPUs where there are {gpus}; lower "
+                         "tensor_parallel in its resources")  # fmt: skip
+    # the scheduler in this process: its order is then the same each time, and it ends when this process does
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take most of the machine's memory
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+
 class Vllm(Backend):
     """vLLM (Kwon et al. 2023, arXiv 2309.06180), which forms its batches itself, on one GPU, several, or the CPU.
 
@@ -162,24 +185,14 @@ class Vllm(Backend):
     def __init__(
         self, folder: Path, tokenizer: Any, settings: dict[str, Any], batch: int, longest: int, tensor_parallel: int
     ) -> None:
-        import torch
-
-        if importlib.util.find_spec("vllm") is None:
-            raise HalosError(
-                "vLLM is not installed in this environment: `make env-vllm` makes one for CPUs and `snakemake --sdm "
-                "conda` one for GPUs (envs/sample.yaml); or say `sampler: transformers` in the model's resources"
-            )
-        if tensor_parallel > max(1, gpus := torch.cuda.device_count()):
-            raise HalosError(f"a model cannot be split over {tensor_parallel} GPUs where there are {gpus}; lower "
-                             "tensor_parallel in its resources")  # fmt: skip
+        prepare_vllm(tensor_parallel)
         super().__init__(folder, tokenizer, settings, batch, longest)
         self.tensor_parallel = tensor_parallel
 
     @property
     def share(self) -> int:
-        return (
-            16 * self.batch
-        )  # it answers some hundreds side by side, and idles while the last of a share are answered
+        # it answers some hundreds side by side, and idles while the last of a share are answered
+        return 16 * self.batch
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -193,12 +206,6 @@ class Vllm(Backend):
             HalosError: it does not know such a model, or has too little memory for it.
         """
         import torch
-
-        # the scheduler in this process: its order is then the same each time, and it ends when this process does
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take most of the machine's memory
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import EngineArgs, LLMEngine  # type: ignore[import-not-found]
 
         arguments = EngineArgs(

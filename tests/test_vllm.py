@@ -1,4 +1,5 @@
-"""vLLM as the backend of sampling: the verb in the environment that `make env-vllm` makes, beside transformers."""
+"""vLLM as the backend of sampling and of tasks: the verbs in the environment that `make env-vllm` makes, beside
+transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from transformers import AutoTokenizer, GenerationConfig
 
 from halos.config import dump, read_slice
+from halos.data import feedback as F
 from halos.data.template import Template
 from halos.models import make
 from halos.sample import sample
@@ -49,6 +52,31 @@ def counting(*args):
 Vllm.generate = counting
 sys.exit(main(sys.argv[1:]))
 """
+TASKS: dict[str, dict[str, Any]] = {
+    "preferences": {"local": "preferences"},
+    "best_response": {"local": "best_response", "metric": "acc_norm"},
+    "generated": {"task": "echo", "metric": "chrf"},
+}
+ECHO = {
+    "task": "echo", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
+    "doc_to_text": "question", "doc_to_target": "answer", "num_fewshot": 0,
+    "generation_kwargs": {"until": ["q"], "max_gen_toks": 20},
+    "metric_list": [{"metric": "chrf", "aggregation": "chrf", "higher_is_better": True}],
+}  # fmt: skip
+"""A task with a score that depends on every character of the responses."""
+RUN_TASKS = """
+import json, sys
+import lm_eval.tasks
+from halos.cli import main
+
+class Manager(lm_eval.tasks.TaskManager):
+    def __init__(self, include_defaults):
+        super().__init__(include_path=sys.argv[1] if include_defaults else None, include_defaults=False)
+
+lm_eval.tasks.TaskManager = Manager
+sys.exit(max(main(["task", *arguments]) for arguments in json.loads(sys.argv[2])))
+"""
+"""Runs the verb several times in one process; lm-eval's own tasks, which take long to index, are those of a folder."""
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +227,60 @@ def test_a_model_that_vllm_does_not_know_is_refused(world: World, model: Path, t
     assert found.returncode == 1
     assert "error: vLLM cannot run the model" in found.stderr
     assert "say `sampler: transformers`" in found.stderr
+
+
+@dataclass(frozen=True)
+class Scores:
+    """lm-eval's result of each task, by transformers and by vLLM."""
+
+    transformers: dict[str, dict[str, Any]]
+    vllm: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def scores(world: World, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": f"What is {n}, {n * n}?", "answer": f"It is {n}, not {n + 1}."} for n in range(64)]
+    (folder / "echo.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"data_files": {"test": str(folder / "echo.jsonl")}, "cache_dir": str(folder / "cache")}
+    (folder / "own").mkdir()
+    (folder / "own/echo.yaml").write_text(yaml.safe_dump({**ECHO, "dataset_kwargs": data}))
+    records = [record for record in F.read(world.results / "data/d/test.parquet") if len(record.responses) > 1]
+    F.write([replace(r, scores=[*map(float, range(len(r.responses)))]) for r in records], folder / "test.parquet")
+    for name, task in TASKS.items():
+        default = {"task": None, "local": None, "metric": "acc", "limit": 30, "num_fewshot": None, "batch_size": 8}
+        (folder / f"{name}.yaml").write_text(dump({"task_id": name, **default, **task}))
+
+    def run(python: str | Path, backend: str) -> dict[str, dict[str, Any]]:
+        common = ["--model", str(model), "--feedback", str(folder / "test.parquet"), "--backend", backend]
+        lists = [[*common, "--config", str(folder / f"{name}.yaml"), "--output", str(folder / backend / f"{name}.json")]
+                 for name in TASKS]  # fmt: skip
+        command = [str(python), "-c", RUN_TASKS, str(folder / "own"), json.dumps(lists)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return {name: json.loads((folder / backend / f"{name}.json").read_text()) for name in TASKS}
+
+    return Scores(run(sys.executable, "transformers"), run(PYTHON, "vllm"))
+
+
+@pytest.mark.parametrize("name", ["preferences", "best_response"])
+def test_local_tasks_have_the_scores_of_transformers(scores: Scores, name: str) -> None:
+    ours, theirs = (result[name]["results"][name] for result in (scores.vllm, scores.transformers))
+    assert ours == theirs
+    assert 0 < ours["acc,none"] < 1
+    assert 0 < ours["acc_norm,none"] < 1
+
+
+def test_a_task_that_generates_has_the_score_of_transformers(scores: Scores) -> None:
+    ours, theirs = (result["generated"]["results"]["echo"] for result in (scores.vllm, scores.transformers))
+    assert ours["chrf,none"] == theirs["chrf,none"] > 0
+
+
+def test_a_tasks_result_is_lm_evals_own_and_says_what_ran_it(scores: Scores) -> None:
+    for name, result in scores.vllm.items():
+        assert set(scores.transformers[name]) == set(result)
+        assert (result["halos"]["backend"], scores.transformers[name]["halos"]["backend"]) == ("vllm", "transformers")
+        assert result["config"]["batch_size"] == "auto"
 
 
 def test_its_environments_have_the_same_versions_on_gpus_and_on_the_cpu() -> None:
