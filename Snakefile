@@ -68,7 +68,7 @@ onstart:
             workflow.executor_plugin.name == "slurm"
             and workflow.execution_settings.lock
         ):
-            from halos.slurm import end_orphans
+            from halos.distributed.slurm import end_orphans
 
             end_orphans(
                 workflow.dag.needrun_jobs(),

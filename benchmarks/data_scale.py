@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from halos import config as C
-from halos.grid import config_slice
+from halos.settings import dump
+from halos.study import catalogue as C
+from halos.study.slices import config_slice
 
 SIZES = (10_000, 100_000, 1_000_000)
 QUICK = (1_000, 10_000)
@@ -148,7 +149,7 @@ def run(sizes: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
         slices = {}
         for name, key in (("prepare", "data/d"), ("model", "models/m"), ("tokenize", "tokens/d/m")):
             slices[name] = here / f"{name}.yaml"
-            slices[name].write_text(C.dump(config_slice(config, key)))
+            slices[name].write_text(dump(config_slice(config, key)))
         splits = ("--train", train, "--test", test)
         verbs = {
             "prepare": ("--config", slices["prepare"], *splits, "--report", here / "prepared.json"),

@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 def layer(name: str) -> Callable[..., Any]:
     """(N, H) hidden states, the output layer and (N,) labels -> (N,) log-probabilities."""
     if name == "halos":
-        from halos.logprobs import token_logps
+        from halos.forward.logprobs import token_logps
 
         return token_logps
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from halos.data.toy import toy
-from halos.generate import Request, Transformers, Vllm
+from halos.data.sources.toy import toy
+from halos.sample.backends import Request, Transformers, Vllm
 
 PYTHON = {"transformers": Path(sys.executable), "vllm": Path(".venv-vllm/bin/python")}
 
@@ -33,7 +33,7 @@ def requests_for(model: Path, prompts: int, tokens: int) -> tuple[Any, list[Requ
     """The tokenizer, and requests for the toy dataset's test prompts, the longest first."""
     from transformers import AutoTokenizer
 
-    from halos.data.template import Template
+    from halos.tokens.template import Template
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
     turns = [record.prompt for record in islice(toy("test", prompts=10 * prompts, test_prompts=prompts), prompts)]

@@ -65,7 +65,6 @@ GRID_OUTPUT = {
     "results": Option("the results folder", default=Path("results")),
     "output": Option("folder to write to"),
 }
-
 VERBS = {
     "fetch": Verb("halos.fetch:fetch", "download what a model, a dataset or a task has on the hub", {
         "config": CONFIG,
@@ -78,13 +77,13 @@ VERBS = {
         "report": Option("report to write, JSON: rows in and out, drops by reason"),
         "fetched": FETCHED,
     }),
-    "model": Verb("halos.models:make", "make a base model's folder: weights, tokenizer, chat template", {
+    "model": Verb("halos.models.base:make", "make a base model's folder: weights, tokenizer, chat template", {
         "config": CONFIG,
         "feedback": Option("splits to train a tokenizer on, for an architecture", many=True, default=[]),
         "output": Option("folder to write model/ and manifest.json to"),
         "fetched": FETCHED,
     }),
-    "tokenize": Verb("halos.data.store:tokenize", "make the sequence store of a dataset and a model", {
+    "tokenize": Verb("halos.tokens.tokenize:tokenize", "make the sequence store of a dataset and a model", {
         "config": CONFIG,
         "train": FEEDBACK,
         "test": FEEDBACK,
@@ -92,14 +91,14 @@ VERBS = {
         "output": Option("sequence store to write"),
         "report": Option("report to write, JSON: lengths, truncations, drops"),
     }),
-    "check": Verb("halos.data.store:check", "refuse a store that lacks a view which the grid's losses need", {
+    "check": Verb("halos.tokens.store:check", "refuse a store that lacks a view which the grid's losses need", {
         "store": STORE,
         "views": Option("views that are needed", str, many=True),
         "feedback": Option("train split, where prompts are needed", default=None),
         "prompts": Option("prompts of it that are needed", int, default=0),
         "output": Option("JSON to write"),
     }),
-    "reference": Verb("halos.reference:reference", "cache a model's log-probabilities of a sequence store", {
+    "reference": Verb("halos.reference.compute:reference", "cache a model's log-probabilities of a sequence store", {
         "config": CONFIG,
         "parent": Option("folder of the model, with model/ and manifest.json"),
         "store": STORE,
@@ -108,7 +107,7 @@ VERBS = {
         "output": Option("safetensors file to write"),
         "tokens_per_microbatch": TOKENS,
     }),
-    "train": Verb("halos.trainer:train", "train the last stage of a cell", {
+    "train": Verb("halos.train.run:train", "train the last stage of a cell", {
         "config": CONFIG,
         "parent": Option("folder of the parent, with model/ and manifest.json"),
         "store": STORE,
@@ -120,7 +119,7 @@ VERBS = {
         "gradient_checkpointing": Option("less memory for more time: forward passes run twice", bool, default=False),
         "time_limit": Option("minutes after which to stop with a checkpoint", float, default=None),
     }),
-    "sample": Verb("halos.sample:sample", "sample a model's responses to a prompt set", {
+    "sample": Verb("halos.sample.run:sample", "sample a model's responses to a prompt set", {
         "config": CONFIG,
         "prompts": Option("config.yaml of each prompt set", many=True),
         "feedback": Option("feedback records whose prompts are answered, for each prompt set", many=True),
@@ -131,7 +130,7 @@ VERBS = {
         "backend": Option("what generates", str, default="transformers", choices=("transformers", "vllm")),
         "tensor_parallel": Option("GPUs over which vLLM splits the model", int, default=1),
     }),
-    "label": Verb("halos.label:label", "make feedback records from samples, scored by a labeller", {
+    "label": Verb("halos.online.label:label", "make feedback records from samples, scored by a labeller", {
         "config": CONFIG,
         "samples": Option("files of samples, JSON lines", many=True),
         "output": Option("feedback records to write, .parquet or .jsonl, for each file of samples", many=True),
@@ -141,12 +140,12 @@ VERBS = {
         "concurrency": Option("calls at one time, for a model that is asked", int, default=16),
         "requests_per_minute": Option("the most calls there may be, for a model that is asked", int, default=None),
     }),
-    "join": Verb("halos.online:join", "put the rounds of an online stage together as one run", {
+    "join": Verb("halos.online.join:join", "put the rounds of an online stage together as one run", {
         "config": CONFIG,
         "rounds": Option("the rounds' folders, in order", many=True),
         "output": Option("the run's folder"),
     }),
-    "judge": Verb("halos.judge:judge", "judge samples against a baseline", {
+    "judge": Verb("halos.evaluate.judging.judge:judge", "judge samples against a baseline", {
         "config": CONFIG,
         "samples": Option("samples, JSON lines"),
         "feedback": FEEDBACK,
@@ -159,7 +158,7 @@ VERBS = {
         "concurrency": Option("calls at one time, for a model that is asked", int, default=16),
         "requests_per_minute": Option("the most calls there may be, for a model that is asked", int, default=None),
     }),
-    "task": Verb("halos.tasks:evaluate", "run an lm-evaluation-harness task", {
+    "task": Verb("halos.evaluate.tasks.task:evaluate", "run an lm-evaluation-harness task", {
         "config": CONFIG,
         "model": Option("model folder"),
         "feedback": Option("test split, for a local task", default=None),
@@ -168,7 +167,7 @@ VERBS = {
         "backend": Option("what runs the model", str, default="transformers", choices=("transformers", "vllm")),
         "tensor_parallel": Option("GPUs over which vLLM splits the model", int, default=1),
     }),
-    "describe": Verb("halos.report.data:describe", "report on a dataset as a model sees it", {
+    "describe": Verb("halos.report.dataset.describe:describe", "report on a dataset as a model sees it", {
         "data": Option("report of prepare, JSON, with the splits beside it"),
         "tokens": Option("report of tokenize, JSON"),
         "store": STORE,
@@ -180,7 +179,7 @@ VERBS = {
         **GRID_OUTPUT,
         "only": Option("figures to draw (default: those with something to show)", str, many=True, default=[]),
     }),
-    "plan": Verb("halos.plan:plan", "say what a grid will cost: memory, GPU-hours, disk", {
+    "plan": Verb("halos.plan.run:plan", "say what a grid will cost: memory, GPU-hours, disk", {
         "config": Option("the catalogue", default=Path("config.yaml")),
         "grid": Option("id of the grid (default: the config's)", str, default=None),
         "gpu": Option("kind of GPU: a100-40gb, a100-80gb, h100-80gb or l40s-48gb", str, default="a100-80gb"),
@@ -188,16 +187,16 @@ VERBS = {
         "utilisation": Option("share of a GPU's peak that training reaches", float, default=0.4),
         "output": Option("folder to write plan.md, jobs.csv and totals.csv to", default=None),
     }),
-    "published": Verb("halos.report.published:draw", "draw published win rates against model size", {
+    "published": Verb("halos.report.subjects.published:draw", "draw published win rates against model size", {
         "name": Option("which: archangel", str, default="archangel"),
         "output": Option("figure without its ending; .svg, .png and .csv are written"),
     }),
-    "overview": Verb("halos.report.overview:make", "put a grid's figures, tables and methods on one page", GRID_OUTPUT),
-    "cards": Verb("halos.report.cards:make", "write the model card of each trained model of a grid", GRID_OUTPUT),
-    "crate": Verb("halos.crate:make", "put a finished grid into an RO-Crate, without its weights", {
+    "overview": Verb("halos.publish.overview:make", "put a grid's figures, tables and methods on a page", GRID_OUTPUT),
+    "cards": Verb("halos.publish.cards:make", "write the model card of each trained model of a grid", GRID_OUTPUT),
+    "crate": Verb("halos.publish.crate:make", "put a finished grid into an RO-Crate, without its weights", {
         **GRID_OUTPUT, "output": Option("zip to write"),
     }),
-    "convert": Verb("halos.convert:gguf", "turn a GGUF file into a model folder", {
+    "convert": Verb("halos.models.gguf:gguf", "turn a GGUF file into a model folder", {
         "source": Option("GGUF file"),
         "output": Option("model folder to write"),
         "template": Option("chat template, where the file has none: a name or a .jinja file", str, default=None),
@@ -249,23 +248,24 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.verb == "schema":
         import json
 
-        from halos.config import schema
+        from halos.study.catalogue import schema
 
         print(json.dumps(schema(), indent=1))
         return
-    from halos.config import dump, load
+    from halos.settings import dump
+    from halos.study.catalogue import load
 
     config = load(arguments.config)
     if arguments.verb == "config":
-        from halos.grid import config_slice
+        from halos.study.slices import config_slice
 
         print(dump(config_slice(config, arguments.folder.removeprefix("results/"))), end="")
     elif arguments.verb == "verify":
-        from halos.verify import verify
+        from halos.study.verify import verify
 
         verify(arguments.run, config)
     else:
-        from halos.listing import table
+        from halos.study.listing import table
 
         print(table(config, arguments.what, arguments.grid, arguments.results))
 

@@ -1,5 +1,7 @@
 """The one error that users see."""
 
+from __future__ import annotations
+
 
 class HalosError(Exception):
     """Something the user can put right. Its text is one sentence that says what to do; the command line prints it

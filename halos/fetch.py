@@ -7,16 +7,15 @@ network, and HF_HOME has to be on a file system that the nodes share with it.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halos.config import read_slice
-from halos.data.reading import SPLITS
+from halos.data.rows import SPLITS
+from halos.data.settings import on_hub, pinned
 from halos.errors import HalosError
-from halos.provenance import write_json
+from halos.files import write_json
 from halos.registry import SOURCES
+from halos.settings import read_slice
 
 
 def fetch(config: Path, output: Path) -> None:
@@ -34,14 +33,14 @@ def fetch(config: Path, output: Path) -> None:
     content = read_slice(config)
     found: dict[str, Any] = {}
     if "architecture" in content:
-        from halos.models import download
+        from halos.models.download import download
 
         found = download(content)
     elif "sources" in content:
         sources = [_open(entry) if on_hub(entry) else None for entry in content["sources"]]
         found = {"sources": sources} if any(sources) else {}
     elif content.get("task") is not None:
-        from halos.tasks import download as download_task
+        from halos.evaluate.tasks.lm_eval import download as download_task
 
         found = download_task(content["task"])
     if not found:
@@ -55,14 +54,3 @@ def _open(entry: dict[str, Any]) -> dict[str, str] | None:
     for split in getattr(SOURCES[entry["name"]], "splits", SPLITS):
         origin = getattr(SOURCES[entry["name"]](split, **pinned(entry, origin)), "origin", {})
     return origin or None
-
-
-def on_hub(source: Mapping[str, Any]) -> bool:
-    """Whether a source reads the hub: it takes a `revision`, and no file is named to read instead."""
-    takes = inspect.signature(SOURCES[source["name"]]).parameters
-    return "revision" in takes and source["options"].get("path") is None
-
-
-def pinned(source: Mapping[str, Any], found: Mapping[str, str] | None) -> dict[str, Any]:
-    """The options of a source, its revision the commit that was found."""
-    return {**source["options"], **({"revision": found["commit"]} if found else {})}

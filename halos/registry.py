@@ -108,9 +108,7 @@ def plugin_slice(*files: Path | None) -> dict[str, str]:
 
 LOSSES: Registry[type[Any]] = Registry("loss")
 """name -> frozen dataclass of hyperparameters (halos.losses.Loss)."""
-
 SOURCES: Registry[Callable[..., Any]] = Registry("source")
 """name -> function(split, **options) that yields halos.data.feedback.Feedback."""
-
 VERIFIERS: Registry[Callable[[list[dict[str, str]], str], dict[str, float]]] = Registry("verifier")
 """name -> function(prompt turns, response) -> {criterion: score between 0 and 1}."""

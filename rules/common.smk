@@ -1,7 +1,7 @@
 """What the rules share: the validated config.
 
 Input:   config.yaml, with what the command line or a profile adds
-Output:  W, whose methods say what each rule reads (halos/workflow.py); ROUND, the seed of a round
+Output:  W, whose methods say what each rule reads (halos/workflow/inputs.py); ROUND, the seed of a round
 """
 
 import sys
@@ -10,10 +10,10 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from halos.config import load
 from halos.errors import HalosError
-from halos.grid import check_files, check_keys
-from halos.workflow import Workflow
+from halos.study.catalogue import load
+from halos.study.checks import check_files, check_keys
+from halos.workflow.inputs import Workflow
 
 try:
     CONFIG = load(dict(config))

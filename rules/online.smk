@@ -35,7 +35,7 @@ rule label:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos.launch {resources.launch} label \
+        python -m halos.distributed.launch {resources.launch} label \
             --config {input.config:q} \
             --samples {input.samples:q} \
             --reward-model {input.reward_model:q} \

@@ -47,7 +47,7 @@ rule train_cell:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos.launch {resources.launch} train \
+        python -m halos.distributed.launch {resources.launch} train \
             --config {input.config:q} \
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from halos import config as C
-from halos.grid import Cell, config_slice
 from halos.registry import LOSSES
+from halos.settings import dump, read_slice
+from halos.study import catalogue as C
+from halos.study.cells import Cell
+from halos.study.slices import config_slice
 
 CATALOGUE: dict[str, Any] = {
     "grid": "g",
@@ -57,7 +59,7 @@ class World:
         content.get("stage", {}).update(changes)
         path = self.results / folder / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(C.dump(content))
+        path.write_text(dump(content))
         return path
 
     @property
@@ -70,7 +72,8 @@ class World:
 
     def reference(self, method: str = "base", seed: int = 0) -> list[Path]:
         """Both parts of a cell's reference, made once."""
-        from halos.reference import PARTS, reference
+        from halos.reference.cache import PARTS
+        from halos.reference.compute import reference
 
         cell = Cell("d", "m", method, seed)
         folder = self.results / cell.folder
@@ -83,7 +86,8 @@ class World:
 
     def reference_of(self, run: Path) -> list[Path]:
         """Both parts of the reference of a trained run, made beside it."""
-        from halos.reference import PARTS, reference
+        from halos.reference.cache import PARTS
+        from halos.reference.compute import reference
 
         config = self.results / "runs/d/m/sft/seed1/config.yaml"
         files = [run / "reference" / f"{part}.safetensors" for part in PARTS]
@@ -94,7 +98,7 @@ class World:
 
     def parts(self, stage: C.Stage) -> list[Path]:
         """The files of the base model's reference that a stage reads."""
-        from halos.reference import PARTS, parts_for
+        from halos.reference.cache import PARTS, parts_for
 
         wanted = parts_for(stage.make_loss(), live=stage.sync_every is not None)
         files = dict(zip(PARTS, self.reference(), strict=True)) if wanted else {}
@@ -102,13 +106,13 @@ class World:
 
     def train(self, output: Path, method: str, seed: int = 1, parent: Path | None = None, **options: Any) -> Path:
         """Train a cell's last stage from the base model (or `parent`) into `output`."""
-        from halos.trainer import train
+        from halos.train.run import train
 
         changes = options.pop("changes", {})
         config = self.slice(f"runs/d/m/{method}/seed{seed}", **changes)
         reference = options.pop("reference", None)
         if reference is None:
-            reference = self.parts(C.Stage(**C.read_slice(config)["stage"]))
+            reference = self.parts(C.Stage(**read_slice(config)["stage"]))
         inputs = {"config": config, "parent": parent or self.base, "store": self.store, "reference": reference}
         defaults = {"scores": [], "reference_of": None, "tokens_per_microbatch": 2048, "gradient_checkpointing": False,
                     "time_limit": None}  # fmt: skip
@@ -130,8 +134,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     import torch
 
     from halos.data.prepare import prepare
-    from halos.data.store import tokenize
-    from halos.models import make
+    from halos.models.base import make
+    from halos.tokens.tokenize import tokenize
 
     torch.set_num_threads(1)
     results = tmp_path_factory.mktemp("results")

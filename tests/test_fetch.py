@@ -20,9 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from halos import catalogue as C
-from halos.config import dump, identity
-from halos.data.sources import HH_REVISION
+from halos.data.settings import Dataset, Source
+from halos.data.sources.hh import HH_REVISION
+from halos.evaluate.tasks.settings import Task
+from halos.models.settings import Model
+from halos.sample.settings import Prompts
+from halos.settings import dump, identity
 from tests.conftest import World
 from tests.data.hub import Datasets, serve
 from tests.test_cli import small_job
@@ -101,7 +104,7 @@ def moved(weights: dict[str, bytes], folder: Path) -> dict[str, bytes]:
 def test_a_fetched_model_is_made_without_the_hub_at_the_commit_that_was_fetched(
     machine: Machine, weights: dict[str, bytes]
 ) -> None:
-    config = machine.slice("model", C.Model(hub="some/one"))
+    config = machine.slice("model", Model(hub="some/one"))
     assert machine.fetch({"some/one": {A: weights}}, config) == {"hub": "some/one", "revision": "main", "commit": A}
     later = {A: weights, B: moved(weights, machine.path)}
     assert machine.fetch({"some/one": later}, config, "later.json")["commit"] == B
@@ -113,14 +116,14 @@ def test_a_fetched_model_is_made_without_the_hub_at_the_commit_that_was_fetched(
 def test_weights_are_fetched_once_and_as_safetensors(machine: Machine, weights: dict[str, bytes]) -> None:
     other = ["consolidated.safetensors", "pytorch_model.bin", "onnx/config.json", "README.md"]
     machine.fetch(
-        {"some/one": {A: weights | dict.fromkeys(other, b"x")}}, machine.slice("model", C.Model(hub="some/one"))
+        {"some/one": {A: weights | dict.fromkeys(other, b"x")}}, machine.slice("model", Model(hub="some/one"))
     )
     assert machine.cached() == set(weights)
 
 
 def test_a_model_without_safetensors_is_refused_when_it_is_fetched(machine: Machine, weights: dict[str, bytes]) -> None:
     pickled = {name: content for name, content in weights.items() if not name.endswith("safetensors")}
-    config = machine.slice("model", C.Model(hub="some/one"))
+    config = machine.slice("model", Model(hub="some/one"))
     with serve({"some/one": {A: pickled | {"pytorch_model.bin": b"x"}}}) as address:
         said = machine.at(address).refused("fetch", "--config", config, "--output", "fetched.json")
     assert "holds no safetensors weights" in said
@@ -128,7 +131,7 @@ def test_a_model_without_safetensors_is_refused_when_it_is_fetched(machine: Mach
 
 
 def test_a_model_is_not_downloaded_where_it_is_made(machine: Machine, weights: dict[str, bytes]) -> None:
-    config = machine.slice("model", C.Model(hub="some/one"))
+    config = machine.slice("model", Model(hub="some/one"))
     with serve({"some/one": {A: weights}}) as address:
         said = machine.at(address).refused("model", "--config", config, "--output", "m")
     assert said.startswith("error: models.x: cannot get some/one at main from the Hugging Face hub")
@@ -137,7 +140,7 @@ def test_a_model_is_not_downloaded_where_it_is_made(machine: Machine, weights: d
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence(machine: Machine) -> None:
-    config = machine.slice("model", C.Model(hub="some/one"))
+    config = machine.slice("model", Model(hub="some/one"))
     said = machine.refused("fetch", "--config", config, "--output", "fetched.json")
     assert said.startswith("error: models.x: cannot get some/one at main from the Hugging Face hub")
     assert "your token and the network" in said
@@ -164,9 +167,9 @@ def test_adapters_are_fetched_with_the_model_they_belong_to(
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     base = {"hub": "some/one", "revision": "main", "commit": B}
     later = {A: weights, B: weights, "c" * 40: moved(weights, machine.path)}
-    config = machine.slice("model", C.Model(path=str(folder)))
+    config = machine.slice("model", Model(path=str(folder)))
     assert machine.fetch({"some/one": {A: weights, B: weights}}, config) == {"base": base}
-    config = machine.slice("model", C.Model(hub="some/adapters"))
+    config = machine.slice("model", Model(hub="some/adapters"))
     found = machine.fetch({"some/adapters": {A: files}, "some/one": {A: weights, B: weights}}, config)
     assert found == {"hub": "some/adapters", "revision": "main", "commit": A, "base": base}
     machine.fetch({"some/adapters": {A: files}, "some/one": later}, config, "later.json")
@@ -194,13 +197,13 @@ def hh(word: str) -> dict[str, bytes]:
 PREPARE = ("--train", "train.jsonl", "--test", "test.jsonl", "--report", "report.json")
 
 
-def hh_at(*revisions: str) -> C.Dataset:
-    return C.Dataset(sources=tuple(C.Source(name="hh", options={"revision": r}) for r in revisions))
+def hh_at(*revisions: str) -> Dataset:
+    return Dataset(sources=tuple(Source(name="hh", options={"revision": r}) for r in revisions))
 
 
 def test_a_fetched_dataset_is_prepared_without_the_hub_at_the_commits_that_were_fetched(machine: Machine) -> None:
-    toy = C.Source(name="toy", options={"prompts": 20, "test_prompts": 4})
-    entry = C.Dataset(sources=(*hh_at("main").sources, toy, *hh_at(A).sources))
+    toy = Source(name="toy", options={"prompts": 20, "test_prompts": 4})
+    entry = Dataset(sources=(*hh_at("main").sources, toy, *hh_at(A).sources))
     config = machine.slice("dataset", entry)
     hub = "Anthropic/hh-rlhf"
     found = machine.fetch({hub: {A: hh("old"), B: hh("new")}}, config)
@@ -234,10 +237,10 @@ def test_what_was_fetched_for_other_sources_is_refused(machine: Machine) -> None
 @pytest.mark.parametrize(
     ("kind", "entry"),
     [
-        ("model", C.Model(path="models/m")),
-        ("dataset", C.Dataset(sources=(C.Source(name="hh", options={"path": "hh.jsonl"}), C.Source(name="toy")))),
-        ("task_id", C.Task(local="preferences")),
-        ("prompts", C.Prompts()),
+        ("model", Model(path="models/m")),
+        ("dataset", Dataset(sources=(Source(name="hh", options={"path": "hh.jsonl"}), Source(name="toy")))),
+        ("task_id", Task(local="preferences")),
+        ("prompts", Prompts()),
     ],
 )
 def test_there_is_nothing_to_fetch_of_what_is_not_on_the_hub(machine: Machine, kind: str, entry: Any) -> None:
@@ -279,7 +282,7 @@ def arc(rows: int) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_fetched_task_is_run_without_the_hub_on_the_data_that_was_fetched(machine: Machine, world: World) -> None:
-    config = machine.slice("task_id", C.Task(task="arc_easy"))
+    config = machine.slice("task_id", Task(task="arc_easy"))
     fetch = ("-c", LM_EVAL, "fetch", "--config", config, "--output")
     task = ("-c", LM_EVAL, "task", "--config", config, "--model", world.base / "model", "--output", "out.json",
             "--fetched")  # fmt: skip

@@ -14,8 +14,8 @@ import yaml
 
 from benchmarks.throughput.__main__ import RESULTS
 from benchmarks.throughput.table import markdown
-from halos import config as C
 from halos.data.feedback import from_row, read
+from halos.study import catalogue as C
 from tests.conftest import World
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

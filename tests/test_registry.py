@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from halos import config as C
 from halos import registry
 from halos.data.feedback import Turn
 from halos.errors import HalosError
-from halos.grid import config_slice
 from halos.registry import LOSSES, SOURCES, VERIFIERS, Registry, load_plugins, plugin_slice, suggest
+from halos.settings import dump, read_slice
+from halos.study import catalogue as C
+from halos.study.slices import config_slice
 from tests.conftest import CATALOGUE
 
 LOSS = """
@@ -75,11 +76,11 @@ def test_editing_a_plugin_changes_the_slices_of_what_it_makes(tmp_path: Path) ->
 def test_reading_a_slice_loads_its_plugins(tmp_path: Path) -> None:
     file = write(tmp_path / "plugin.py")
     path = tmp_path / "config.yaml"
-    path.write_text(C.dump({"plugins": plugin_slice(file)}))
+    path.write_text(dump({"plugins": plugin_slice(file)}))
     assert "mine" not in LOSSES
-    C.read_slice(path)
+    read_slice(path)
     assert "mine" in LOSSES
-    C.read_slice(path)  # a second time is no duplicate
+    read_slice(path)  # a second time is no duplicate
 
 
 def test_a_missing_plugin_is_named(tmp_path: Path) -> None:

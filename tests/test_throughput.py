@@ -16,8 +16,8 @@ from benchmarks.throughput.compare import COLUMNS, Comparison, check_equal, run
 from benchmarks.throughput.data import PROFILES, Model, Profile, lengths, make_model, records
 from benchmarks.throughput.flops import Example, Shape, useful_flops
 from benchmarks.throughput.sides import check_ids
-from halos.data.template import Template
 from halos.errors import HalosError
+from halos.tokens.template import Template
 
 TINY = Model(
     "tiny",

@@ -16,11 +16,11 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, GenerationConfig
 
-from halos.config import dump, read_slice
 from halos.data import feedback as F
-from halos.data.template import Template
-from halos.models import make
-from halos.sample import sample
+from halos.models.base import make
+from halos.sample.run import sample
+from halos.settings import dump, read_slice
+from halos.tokens.template import Template
 from tests.conftest import World
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ STOPPED_AFTER = 2 + 3 + 1 + 1 + 1
 KILLED = f"""
 import os, sys
 from halos.cli import main
-from halos.generate import Vllm
+from halos.sample.backends import Vllm
 generate, calls = Vllm.generate, 0
 def counting(*args):
     global calls

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from halos.report.figures import GUIDE, STYLE
+from halos.report.style import GUIDE, STYLE
 
 COLOURS = {"trl-default": "#0072b2", "trl-precomputed": "#56b4e9", "trl-best": "#d55e00", "trl-packing": "#8c8c8c"}
 NAMES = {"trl-default": "TRL's defaults", "trl-precomputed": "reference precomputed", "trl-best": "TRL's best",

@@ -143,8 +143,9 @@ def prepare(pipe: Connection, task: Task) -> None:
 
 def slices(task: Task, raw: Path) -> dict[str, Path]:
     """The config files of the verbs and of the training."""
-    from halos import config as C
-    from halos.grid import config_slice
+    from halos.settings import dump
+    from halos.study import catalogue as C
+    from halos.study.slices import config_slice
 
     stage = {"loss": task.loss, "lr": task.model.lr, "warmup": 0, "scheduler": "constant", "batch_size": task.batch,
              "optimizer_args": ADAMW, "max_grad_norm": MAX_GRAD_NORM}  # fmt: skip
@@ -165,7 +166,7 @@ def slices(task: Task, raw: Path) -> dict[str, Path]:
                "train": f"runs/d/m/{task.loss}/seed{SEED}"}  # fmt: skip
     files = {name: task.here / f"{name}.yaml" for name in folders}
     for name, folder in folders.items():
-        files[name].write_text(C.dump(config_slice(config, folder)))
+        files[name].write_text(dump(config_slice(config, folder)))
     return files
 
 
@@ -175,8 +176,8 @@ def write_examples(task: Task, texts: list[tuple[list[dict[str, str]], str]]) ->
     Args:
         texts: (prompt, response) of each sequence, by its row in the store.
     """
-    from halos.data.batches import GlobalBatches
-    from halos.data.store import Store
+    from halos.tokens.store import Store
+    from halos.train.batches import GlobalBatches
 
     store = Store(task.store)
     view, roles = {"sft": ("sft", ["sequence"]), "dpo": ("paired", ["chosen", "rejected"]),
@@ -204,7 +205,7 @@ def write_examples(task: Task, texts: list[tuple[list[dict[str, str]], str]]) ->
 
 
 def ours(pipe: Connection, task: Task) -> None:
-    from halos.trainer import Trainer
+    from halos.train.trainer import Trainer
 
     baseline = peak_gb()
     trainer = Trainer(

@@ -20,7 +20,6 @@ from halos.errors import HalosError
 
 ROLES = ("system", "user", "assistant")
 Turn = dict[str, str]
-
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),

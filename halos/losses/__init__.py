@@ -22,6 +22,6 @@ base.py says what a loss is; imitation.py, paired.py and unpaired.py hold the lo
 from halos.losses import imitation as imitation
 from halos.losses import paired as paired
 from halos.losses import unpaired as unpaired
-from halos.losses.base import ROLES, Batch, Logps, Loss, Output, humanline, log_ratio, log_sigmoid, preference
+from halos.losses.base import Batch, Logps, Loss, Output, humanline, log_ratio, log_sigmoid, preference
 
-__all__ = ["ROLES", "Batch", "Logps", "Loss", "Output", "humanline", "log_ratio", "log_sigmoid", "preference"]
+__all__ = ["Batch", "Logps", "Loss", "Output", "humanline", "log_ratio", "log_sigmoid", "preference"]

@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-if TYPE_CHECKING:  # losses need only methods of tensors, so reading the catalogue does not import torch
+if TYPE_CHECKING:
     from torch import Tensor
+
 
 Positive = Annotated[float, Gt(0)]
 Weight = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Noise = Annotated[float, Ge(0), Lt(0.5)]
 """A share of labels that are taken to be the wrong way round."""
-
 Logps = Mapping[str, "Tensor"]
 """role -> (B, T) log-probabilities of response tokens."""
-
-ROLES = {"sft": ("response",), "paired": ("chosen", "rejected"), "unpaired": ("response",), "grouped": ("response",)}
-"""The sequences of one example of each view; a grouped example has several responses. An unpaired example also has a
-`mismatched` one: its prompt with the response of another."""
 
 
 @dataclass(frozen=True)

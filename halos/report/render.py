@@ -11,7 +11,6 @@ NOTHING = "–"
 MINUS = "\N{MINUS SIGN}"
 LEFT = ("Dataset", "Model", "Method", "Against", "Judge", "What")
 """Columns of text."""
-
 ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", NOTHING: "--",

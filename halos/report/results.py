@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from halos.config import BASE, read_slice
 from halos.errors import HalosError
-from halos.grid import Cell
+from halos.settings import read_slice
+from halos.study.cells import BASE, Cell
+
+
+def cells_of(results: Results, ids: tuple[str, str, str]) -> list[Cell]:
+    return [cell for cell in results.cells if (cell.dataset, cell.model, cell.method) == ids]
+
+
+def number_of(value: Any) -> float:
+    return np.nan if value is None else float(value)
+
 
 CELL = ["dataset", "model", "method", "seed"]
 WIN = "win_rate"

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 Array = NDArray[np.float64]
-
 LEVEL = 0.95
 DRAWS = 10_000
 CHUNK = 8_000_000

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from halos.data.feedback import Feedback, Turn
-from halos.data.reading import Drop, Records
+from halos.data.rows import Drop, Records
 
 Row = dict[str, Any]
 

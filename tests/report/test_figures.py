@@ -11,8 +11,20 @@ import pytest
 from matplotlib.colors import to_hex
 
 from halos.errors import HalosError
-from halos.report import estimates, figures, plots, relations, style
+from halos.report import figures, style
+from halos.report import measures as estimates
+from halos.report import panels as plots
+from halos.report.panels import spread
 from halos.report.results import WIN, Results
+from halos.report.subjects import size as relations
+from halos.report.subjects.benchmarks import benchmarks
+from halos.report.subjects.cost import cost, costs
+from halos.report.subjects.frontier import draw_frontier, frontier_frame
+from halos.report.subjects.imbalance import draw_imbalance, imbalance_frame
+from halos.report.subjects.lengths import length, lengths
+from halos.report.subjects.rounds import draw_rounds, rounds_frame
+from halos.report.subjects.size import size
+from halos.report.subjects.training import curves
 from tests.report.conftest import SCORES, judged
 
 NAMES = ("win_rate", "score", "training", "frontier", "length", "benchmarks", "cost")
@@ -65,15 +77,15 @@ def test_score_has_a_panel_per_criterion_and_the_baselines_own_score(results):
 
 
 def test_training_draws_the_mean_over_seeds_against_examples(results):
-    curves = estimates.curves(results)
-    kto = curves[(curves["method"] == "sft-kto") & (curves["quantity"] == "rewards/margin")]
+    lines_drawn = curves(results)
+    kto = lines_drawn[(lines_drawn["method"] == "sft-kto") & (lines_drawn["quantity"] == "rewards/margin")]
     # evaluated at steps 0, 5 and 10 of 4 examples; the margin ends at 1 for seed 1, at 2 for seed 2
     assert kto[["examples", "mean", "min", "max"]].to_numpy().tolist() == [
         [0, 0, 0, 0],
         [20, 0.75, 0.5, 1],
         [40, 1.5, 1, 2],
     ]
-    figure = figures.training(results, curves)
+    figure = figures.training(results, lines_drawn)
     margin, kl, loss = figure.axes
     assert [len(ax.lines) for ax in figure.axes] == [2, 2, 3]
     assert margin.lines[0].get_ydata().tolist() == [0, 0.75, 1.5]
@@ -84,7 +96,7 @@ def test_training_draws_the_mean_over_seeds_against_examples(results):
 
 
 def test_losses_of_different_kinds_are_relative_to_their_start(results):
-    loss = estimates.curves(results).query("quantity == 'loss'")
+    loss = curves(results).query("quantity == 'loss'")
     assert set(loss["unit"]) == {"first = 1"}
     assert loss[loss["method"] == "sft"]["mean"].tolist() == [1, 0.75, 0.5]
 
@@ -94,21 +106,21 @@ def test_a_loss_that_starts_at_zero_has_no_relative_curve(tmp_path, write_tree):
     for log in folder.glob("runs/toy/tiny/dpo/*/train.jsonl"):
         lines = [{**json.loads(line), "loss": 0.0} for line in log.read_text().splitlines()]
         log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    loss = estimates.curves(Results(config, folder)).query("quantity == 'loss'")
+    loss = curves(Results(config, folder)).query("quantity == 'loss'")
     assert set(loss["method"]) == {"sft", "sft-kto"}
 
 
 def test_sft_alone_has_a_loss_in_its_own_unit_and_nothing_else(tmp_path, write_tree):
     r = Results(*write_tree(tmp_path, methods=("base", "sft")))
-    curves = estimates.curves(r)
-    assert set(curves["quantity"]) == {"loss"}
-    assert curves["mean"].tolist() == [2, 1.5, 1]
-    (ax,) = figures.training(r, curves).axes
+    lines_drawn = curves(r)
+    assert set(lines_drawn["quantity"]) == {"loss"}
+    assert lines_drawn["mean"].tolist() == [2, 1.5, 1]
+    (ax,) = figures.training(r, lines_drawn).axes
     assert ax.get_ylabel() == "loss\n(evaluation)"
 
 
 def test_benchmarks_write_values_and_colour_the_change_from_base(results):
-    frame = estimates.benchmarks(results)
+    frame = benchmarks(results)
     figure = figures.benchmark(results, frame)
     ax = figure.axes[0]
     assert [t.get_text() for t in ax.texts] == [".250", ".510", ".610", ".270"]
@@ -121,7 +133,7 @@ def test_less_is_better_turns_the_sign_of_a_change(tmp_path, write_tree):
     config, folder = write_tree(tmp_path)
     for path in folder.glob("runs/*/*/*/*/tasks/arc.json"):
         path.write_text(path.read_text().replace('"acc": true', '"acc": false'))
-    assert estimates.benchmarks(Results(config, folder))["change"].tolist() == pytest.approx([0, -0.26, -0.36, -0.02])
+    assert benchmarks(Results(config, folder))["change"].tolist() == pytest.approx([0, -0.26, -0.36, -0.02])
 
 
 def test_many_models_and_methods_have_a_panel_each(tmp_path, write_tree):
@@ -201,14 +213,14 @@ def test_reward_models_are_in_no_figure(tmp_path, write_tree):
     plain, rewarded = (
         Results(*write_tree(tmp_path / str(len(models)), reward_models=models)) for models in ((), ("sft-rm",))
     )
-    pd.testing.assert_frame_equal(estimates.curves(plain), estimates.curves(rewarded))
+    pd.testing.assert_frame_equal(curves(plain), curves(rewarded))
     figures.make(tmp_path / "1/results/grids/small/config.yaml", tmp_path / "1/results", tmp_path / "figures")
     assert "RM" not in (tmp_path / "figures/training.svg").read_text()
 
 
 def test_a_loss_without_a_reference_has_no_log_ratio(tmp_path, write_tree):
-    curves = estimates.curves(Results(*write_tree(tmp_path, methods=MANY, score=two_thirds)))
-    drawn = {quantity: list(dict.fromkeys(of["method"])) for quantity, of in curves.groupby("quantity")}
+    lines_drawn = curves(Results(*write_tree(tmp_path, methods=MANY, score=two_thirds)))
+    drawn = {quantity: list(dict.fromkeys(of["method"])) for quantity, of in lines_drawn.groupby("quantity")}
     reference = [m for m in MANY if m.split("-")[-1] not in ("base", "sft", "csft", "simpo", "slic", "orpo")]
     assert drawn["kl"] == reference
     assert drawn["rewards/margin"] == [m for m in MANY if m not in ("base", "sft")]
@@ -217,7 +229,7 @@ def test_a_loss_without_a_reference_has_no_log_ratio(tmp_path, write_tree):
 
 def test_many_curves_have_a_legend_beside_them_in_which_no_two_are_alike(tmp_path, write_tree):
     r = Results(*write_tree(tmp_path, methods=MANY, score=two_thirds, seeds=(1,)))
-    figure = figures.training(r, estimates.curves(r))
+    figure = figures.training(r, curves(r))
     [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [r.method_label(m) for m in MANY if m != "base"]
     assert len({(line.get_color(), line.get_linestyle()) for line in drawn_lines(legend)}) == len(MANY) - 1
@@ -239,7 +251,7 @@ def drawn_lines(legend):
 
 
 def test_few_curves_are_named_at_their_ends(results):
-    figure = figures.training(results, estimates.curves(results))
+    figure = figures.training(results, curves(results))
     assert not figure.legends
     assert all(ax.texts for ax in figure.axes)
 
@@ -248,13 +260,13 @@ def test_few_curves_are_named_at_their_ends(results):
 def test_one_loss_with_large_rewards_does_not_flatten_the_others(tmp_path, write_tree, methods):
     config, folder = write_tree(tmp_path, methods=(*methods, "slic"), score=two_thirds, seeds=(1,))
     r = Results(config, folder)
-    assert {ax.get_yscale() for ax in figures.training(r, estimates.curves(r)).axes} == {"linear"}
+    assert {ax.get_yscale() for ax in figures.training(r, curves(r)).axes} == {"linear"}
     [log] = folder.glob("runs/toy/tiny/slic/*/train.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines = [{**line, "rewards/margin": 40 * line["rewards/margin"]} for line in lines]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     r = Results(config, folder)
-    figure = figures.training(r, estimates.curves(r))
+    figure = figures.training(r, curves(r))
     margin = figure.axes[0]
     assert [ax.get_yscale() for ax in figure.axes] == ["symlog", "linear", "linear"]
     assert margin.get_ylabel() == "reward margin\n(evaluation; log scale)"
@@ -289,7 +301,7 @@ def test_losses_that_share_a_spare_colour_have_lines_of_their_own(tmp_path, writ
 
 
 def test_end_labels_keep_their_distance_and_their_order():
-    places = style.spread(np.array([0.1, 0.5, 0.5, 0.52, 0.99, 1.0]), gap=0.1)
+    places = spread(np.array([0.1, 0.5, 0.5, 0.52, 0.99, 1.0]), gap=0.1)
     assert np.all(np.diff(places) >= 0.1 - 1e-12)
     assert places[0] == 0.1
     assert places[2] == pytest.approx(np.mean([0.5, 0.5, 0.52]))
@@ -312,14 +324,14 @@ def online(tmp_path, write_tree):
 
 
 def test_a_method_is_followed_over_its_rounds_from_its_parent_to_its_cell(online):
-    table = estimates.rounds(online)
+    table = rounds_frame(online)
     assert table["method"].unique().tolist() == ["sft-kto"]
     assert table["round"].tolist() == [0, 1, 2, 3]
     means = [np.mean(scores) / 8 for scores in (SCORES["sft"], SCORES["sft"], (3, 5), SCORES["sft-kto"])]
     assert table["mean"].tolist() == pytest.approx(means)
     assert (table["low"] <= table["mean"]).all()
     assert (table["mean"] <= table["high"]).all()
-    (ax,) = figures.rounds(online, table).axes
+    (ax,) = draw_rounds(online, table).axes
     (line,) = ax.lines
     assert line.get_xdata().tolist() == [0, 1, 2, 3]
     assert line.get_ydata().tolist() == pytest.approx(means)
@@ -329,7 +341,7 @@ def test_rounds_are_not_taken_for_the_method_itself(online, tmp_path, write_tree
     (tmp_path / "plain").mkdir()
     plain = Results(*write_tree(tmp_path / "plain"))
     pd.testing.assert_frame_equal(estimates.measures(online), estimates.measures(plain))
-    assert estimates.rounds(plain).empty
+    assert rounds_frame(plain).empty
 
 
 # ---- relations -----------------------------------------------------------------------------------------------------
@@ -364,7 +376,7 @@ def test_win_rates_stand_at_their_models_sizes_by_family(tmp_path, write_tree):
     found = frame.drop_duplicates("model").set_index("model")
     assert found["parameters"].to_dict() == {"Pythia-1B": 1_011_781_632, "pythia-2.8b": 2.8e9, "small-125M": 125e6}
     assert found["family"].to_dict() == {"Pythia-1B": "Pythia", "pythia-2.8b": "pythia", "small-125M": "small"}
-    axes = plots.size(r, frame).axes
+    axes = size(r, frame).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["Pythia", "pythia", "small"]
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["1B"]
     assert axes[0].get_xscale() == "log"
@@ -373,21 +385,21 @@ def test_win_rates_stand_at_their_models_sizes_by_family(tmp_path, write_tree):
 
 
 def test_the_frontier_has_reward_and_distance_at_the_end_of_training(tmp_path, write_tree):
-    r, frame = relation(write_tree, tmp_path, relations.frontier, stages={"dpo": {"beta": 0.2}})
+    r, frame = relation(write_tree, tmp_path, frontier_frame, stages={"dpo": {"beta": 0.2}})
     assert frame["method"].tolist() == ["sft-kto", "dpo"]  # sft has no reference, base no training
     assert frame["reward"].tolist() == [0.8125, 0.25]
     assert frame["kl"].tolist() == [10, 10]
     assert frame["loss"].tolist() == ["kto", "dpo"]
     assert frame["beta"].tolist()[1] == 0.2
-    (ax,) = plots.frontier(r, frame).axes
+    (ax,) = draw_frontier(r, frame).axes
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() in plots.MARKERS]
     assert points == [(10, 0.8125), (10, 0.25)]
 
 
 def test_the_frontier_without_a_judge_has_the_reward_margin(tmp_path, write_tree):
-    r, frame = relation(write_tree, tmp_path, relations.frontier, judges=())
+    r, frame = relation(write_tree, tmp_path, frontier_frame, judges=())
     assert frame[["measure", "reward", "low", "high"]].to_numpy().tolist() == [["margin", 1.5, 1, 2]] * 2
-    assert plots.frontier(r, frame).axes[0].get_ylabel() == "reward margin\n(range over seeds)"
+    assert draw_frontier(r, frame).axes[0].get_ylabel() == "reward margin\n(range over seeds)"
 
 
 def test_imbalance_ends_in_the_same_loss_on_all_data(tmp_path, write_tree):
@@ -396,26 +408,26 @@ def test_imbalance_ends_in_the_same_loss_on_all_data(tmp_path, write_tree):
               "u10": {**kto, "keep_undesirable": 0.1}, "dpo": {**kto, "loss": "dpo"}}  # fmt: skip
     rates = {"all": 6, "d50": 5, "d10": 3, "u10": 4, "dpo": 8}
     r, frame = relation(
-        write_tree, tmp_path, relations.imbalance, stages=stages, methods=tuple(stages), seeds=(1,), tasks=(),
+        write_tree, tmp_path, imbalance_frame, stages=stages, methods=tuple(stages), seeds=(1,), tasks=(),
         counts=lambda _, method: (rates[method], 10 - rates[method], 0),
     )  # fmt: skip
     assert frame[["kept", "share", "mean"]].to_numpy().tolist() == [
         ["desirable", 0.1, 0.3], ["desirable", 0.5, 0.5], ["desirable", 1.0, 0.6],
         ["undesirable", 0.1, 0.4], ["undesirable", 1.0, 0.6],
     ]  # fmt: skip
-    (ax,) = plots.imbalance(r, frame).axes
+    (ax,) = draw_imbalance(r, frame).axes
     assert [line.get_ydata().tolist() for line in ax.lines] == [[0.3, 0.5, 0.6], [0.4, 0.6]]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10 %", "50 %", "100 %"]
 
 
 def test_length_and_cost_draw_their_tables(tmp_path, write_tree):
-    r, frame = relation(write_tree, tmp_path, relations.lengths, reward_models=("sft-rm",))
-    (ax,) = plots.length(r, frame).axes
+    r, frame = relation(write_tree, tmp_path, lengths, reward_models=("sft-rm",))
+    (ax,) = length(r, frame).axes
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() in plots.MARKERS]
     assert points == list(frame[["length", "win_rate"]].itertuples(index=False, name=None))
-    costs = relations.costs(r)
-    assert costs["method"].tolist() == ["sft", "sft-kto", "dpo", "sft-rm"]
-    minutes, memory, speed = plots.cost(r, costs).axes
+    spent = costs(r)
+    assert spent["method"].tolist() == ["sft", "sft-kto", "dpo", "sft-rm"]
+    minutes, memory, speed = cost(r, spent).axes
     assert [bar.get_width() for bar in minutes.patches] == pytest.approx([12.5 / 60] * 4)
     assert [bar.get_width() for bar in memory.patches] == [1.5] * 4
     assert [bar.get_width() for bar in speed.patches] == [1000] * 4

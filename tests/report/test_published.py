@@ -9,8 +9,11 @@ import pandas as pd
 import pytest
 
 from halos.errors import HalosError
-from halos.report import estimates, published, relations, tables
+from halos.report import measures as estimates
+from halos.report import tables
 from halos.report.results import Results
+from halos.report.subjects import published
+from halos.report.subjects import size as relations
 from tests.report.conftest import write
 
 RUNS = published.load("archangel")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from halos.config import load
 from halos.errors import HalosError
 from halos.report import figures, tables
-from halos.workflow import Workflow
+from halos.study.catalogue import load
+from halos.workflow.inputs import Workflow
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = load(ROOT / "config.yaml")

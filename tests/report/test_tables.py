@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 from halos.errors import HalosError
-from halos.report import estimates, render, statistics, tables
+from halos.report import render, statistics, tables
 from halos.report.results import Results
+from halos.report.subjects.benchmarks import benchmarks
+from halos.report.subjects.comparisons import comparisons
 from tests.report.conftest import SCORES
 
 
@@ -105,7 +107,7 @@ def test_comparisons_use_common_prompts_only(tmp_path, write_tree):
     content = json.loads(path.read_text())
     content["annotations"] = content["annotations"][1:5]  # right once, on prompt 1; base never
     path.write_text(json.dumps(content))
-    row = estimates.comparisons(Results(config, results)).set_index("measure").loc["score"]
+    row = comparisons(Results(config, results)).set_index("measure").loc["score"]
     assert (row["difference"], row["prompts"]) == (0.25, 4)
 
 
@@ -465,8 +467,8 @@ def test_significance_of_benchmarks_is_corrected_for_all_of_them(tmp_path, write
         content = json.loads(path.read_text())
         content["halos"] |= {"value": 0.25 + 0.03 * 2**0.5 * (2.2 if i == 0 else 0.1)}
         path.write_text(json.dumps(content))
-    many = estimates.benchmarks(Results(config, results))
+    many = benchmarks(Results(config, results))
     assert not many["clear"].any()
     config.write_text(config.read_text().replace("- t1\n- t2\n- t3\n- t4\n- t5\n", ""))
-    one = estimates.benchmarks(Results(config, results))
+    one = benchmarks(Results(config, results))
     assert one["clear"].tolist() == [False, True]

@@ -111,7 +111,7 @@ def test_no_job_asks_for_more_than_the_site_allows(on_cluster: ClusterProject, t
 
 def test_a_training_knows_when_slurm_ends_its_job(cluster: Cluster) -> None:
     """Whatever limit its rule was given: the site's, or what is left when it starts, may be shorter."""
-    ask = "from halos.slurm import time_limit as t; print(t(600), t(1), t(None))"
+    ask = "from halos.distributed.slurm import time_limit as t; print(t(600), t(1), t(None))"
     said = cluster.run(["srun", "--time=5", str(ROOT / ".venv/bin/python"), "-c", ask], ROOT).split()
     long, short, none = map(float, said)
     assert 3 < long <= 5

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from rocrate.rocrate import ROCrate
 from safetensors.torch import load_file
 
-from halos.provenance import hash_file
+from halos.files import hash_file
 from tests.workflow.conftest import CATALOGUE, Project, Run, trainer_of, wait_for_checkpoint
 
 pytestmark = pytest.mark.slow  # the finished study that they share takes longer than 20 seconds

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from halos.data import feedback as F
-from tests.api_server import RIGHT, SERVER_ERROR, ApiServer
+from tests.scoring.api_server import RIGHT, SERVER_ERROR, ApiServer
 from tests.workflow.conftest import Project, trainer_of
 
 pytestmark = pytest.mark.slow  # the finished rounds that they share take longer than 20 seconds

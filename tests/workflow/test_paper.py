@@ -11,11 +11,12 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from halos import config as C
-from halos.costs import GB
-from halos.grid import cells, config_slice
-from halos.plan import Plan
-from halos.workflow import Workflow
+from halos.plan.devices import GB
+from halos.plan.jobs import Plan
+from halos.study import catalogue as C
+from halos.study.slices import config_slice
+from halos.study.study import cells
+from halos.workflow.inputs import Workflow
 from tests.workflow.conftest import ROOT, Job, Project, Run
 
 CONFIG = C.load(ROOT / "config.yaml")

@@ -1,0 +1,84 @@
+"""Rows that compare responses, joined into one feedback record per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from halos.data.feedback import Feedback, Turn, labels_of_pairs
+from halos.data.rows import Drop
+
+
+def joined(records: Iterable[Feedback | Drop]) -> Iterator[Feedback | Drop]:
+    """One record of each run of adjacent records on the same prompt; memory holds one prompt at a time.
+
+    Equal responses become one, with its first score and under its first index; the target is the first record's.
+    A record that adds no pair is dropped, so that records of one pair each add up: they are as many as the pairs and
+    drops that come out. What is on the same prompt elsewhere becomes a record of its own.
+    """
+    run: list[Feedback] = []
+    for record in records:
+        if isinstance(record, Drop):
+            yield record
+            continue
+        if problem := record.problem():  # judged alone, so that it does not spoil what it would be joined to
+            yield Drop(problem)
+            continue
+        if run and run[0].prompt != record.prompt:
+            yield from _join(run)
+            run = []
+        run.append(record)
+    if run:
+        yield from _join(run)
+
+
+def _join(run: list[Feedback]) -> Iterator[Feedback | Drop]:
+    places: dict[str, int] = {}
+    scores: dict[int, float] = {}
+    pairs: list[tuple[int, int]] = []
+    for record in run:
+        place = [places.setdefault(text, len(places)) for text in record.responses]
+        for index, score in zip(place, record.scores, strict=False):  # scores may be none at all
+            scores.setdefault(index, score)
+        new = [pair for w, lo in record.pairs if (pair := (place[w], place[lo])) not in pairs]
+        if not new:
+            yield Drop("pair repeats one of the same prompt")
+        pairs += new
+    yield replace(run[0], responses=list(places), scores=list(scores.values()), pairs=pairs)
+
+
+def labelled(record: Feedback, both_labels: bool = False) -> Feedback:
+    """The record with `desirable` by its pairs.
+
+    Args:
+        record: with or without pairs; without, it gets no labels.
+        both_labels: a response that wins one pair and loses another is desirable, and listed once more as undesirable,
+            instead of having no label.
+    """
+    if not record.pairs:
+        return record
+    labels = labels_of_pairs(len(record.responses), record.pairs)
+    winners, losers = ({pair[side] for pair in record.pairs} for side in (0, 1))
+    twice = sorted(winners & losers) if both_labels else []
+    return replace(
+        record,
+        responses=record.responses + [record.responses[i] for i in twice],
+        scores=record.scores + [record.scores[i] for i in twice if record.scores],
+        desirable=[True if i in twice else label for i, label in enumerate(labels)] + [False] * len(twice),
+    )
+
+
+def compared(source: str, chosen: list[Turn], rejected: list[Turn], scores: Sequence[float] = ()) -> Feedback | Drop:
+    """The record of two conversations that are equal up to their last turn; the chosen one's is the target."""
+    if any(not turns or turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
+        return Drop("no assistant turn at the end")
+    if chosen[:-1] != rejected[:-1]:
+        return Drop("chosen and rejected have different prompts")
+    responses = [chosen[-1]["content"], rejected[-1]["content"]]
+    if responses[0] == responses[1]:
+        return Drop("chosen and rejected are equal")
+    return labelled(Feedback(chosen[:-1], responses, source, scores=list(scores), pairs=[(0, 1)], target=0))
+
+
+def with_labels(records: Iterable[Feedback | Drop], both_labels: bool = False) -> Iterator[Feedback | Drop]:
+    return (r if isinstance(r, Drop) else labelled(r, both_labels) for r in records)

@@ -1,0 +1,341 @@
+"""The offline toy dataset: short questions with plain facts, answers of different quality, and a program that judges.
+
+A question is one (family, phrasing, opening, subject), for example ("capital", "What is the capital of {x}?",
+"Hello! ", "France"). Every family is a row of FAMILIES; questions, answers and judgement all follow from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise, product
+from random import Random
+
+from halos.data.feedback import Feedback, Turn
+from halos.errors import HalosError
+from halos.registry import SOURCES, VERIFIERS
+
+Quality = tuple[bool, bool, bool]
+OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ")
+SYSTEM = ("You are a helpful assistant.", "Answer in one short sentence.", "Be polite and brief.")
+COURTESY_BEFORE = ("Happy to help.", "Good question!")
+COURTESY_AFTER = ("I hope that helps.", "Thank you for asking.")
+RUDE_BEFORE = ("What a silly question.",)
+RUDE_AFTER = ("Leave me alone now.",)
+RAMBLE = (
+    "There is so much more to say about this.",
+    "People have talked about it for many years.",
+    "My friends and I often speak about it.",
+)
+COURTEOUS = (
+    r"happy to help|glad to help|good question|great question|of course|sure|certainly|my pleasure|let me know|"
+    r"hope (?:that|this|it) helps|thanks|thank you|(?:you are|you're) welcome|have a (?:nice|good|great) day"
+)
+RUDE = r"silly|stupid|dumb|idiot|everyone knows|wast(?:e|ing)|leave me alone|shut up|obviously|go away|boring"
+CONCISE_WORDS = 10
+"""An answer of more words than this rambles."""
+LONG_WORDS = 150
+"""An over-long row has more words than this in its earlier turns, or in one response."""
+
+
+def _table(text: str) -> dict[str, str]:
+    """`a b, c d e` as {"a": "b", "c d": "e"}."""
+    return dict(entry.strip().rsplit(" ", 1) for entry in text.split(","))
+
+
+def _sentence(text: str) -> str:
+    """`text` with `a` or `an` as the next word wants it, and a capital first."""
+    text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+    return text[:1].upper() + text[1:]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower())
+
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+WORDS = ("apple", "bird", "door", "garden", "house", "river", "stone", "tree")
+NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Henry", "Julia", "Leo")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of question.
+
+    Attributes:
+        facts: subject -> the right answer; the answers together are the family's candidates.
+        statement: the sentence that answers, of {x}, the subject, and {y}, an answer.
+        asks: the phrasings of the question, of {x}.
+        told: (user, assistant) of an earlier exchange that tells what the question asks for; then `asks` lack {x}.
+    """
+
+    facts: dict[str, str]
+    statement: str
+    asks: tuple[str, ...]
+    told: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def candidates(self) -> list[str]:
+        return sorted(set(self.facts.values()))
+
+    @cached_property
+    def patterns(self) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
+        """What recognises the question, and the earlier turn that it refers to."""
+        return [_pattern(ask) for ask in self.asks], [_pattern(user) for user, _ in self.told]
+
+    def subject(self, prompt: list[Turn]) -> str | None:
+        """What the last turn of `prompt` asks about; None when it asks no question of this family."""
+        asks, told = self.patterns
+        users = [turn["content"].strip() for turn in prompt if turn["role"] == "user"]
+        patterns, turns = (told, users[:-1]) if self.told else (asks, users[-1:])
+        if not any(pattern.fullmatch(users[-1]) for pattern in asks):
+            return None
+        found = (match[1] for turn in reversed(turns) for p in patterns if (match := p.fullmatch(turn)))
+        return next((x for x in found if x in self.facts), None)
+
+    def others(self, x: str) -> list[str]:
+        """The wrong answers to `x`: candidates that an answer may not name. An echo of the question is not one."""
+        right, echo = self.facts[x], set(_words(x))
+        return [y for y in self.candidates if y != right and (y.lower() not in echo or right.lower() in echo)]
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    text = re.escape(template).replace(r"a\ \{x\}", r"an?\ \{x\}").replace(r"\{x\}", "(.+)")
+    return re.compile(f"(?:{'|'.join(map(re.escape, OPENINGS))}){text}", re.IGNORECASE)
+
+
+def _asks(topic: str, *more: str) -> tuple[str, ...]:
+    """The phrasings that suit any topic, and `more` that suit this one."""
+    shared = ("What is {}?", "Tell me {}.", "Name {}.", "Do you know {}?", "I need {}.")
+    return (*(ask.format(topic) for ask in shared), *more)
+
+
+FAMILIES: dict[str, Family] = {
+    "opposite": Family(
+        _table(
+            "hot cold, cold hot, big small, small big, fast slow, slow fast, full empty, empty full, wet dry, dry wet"
+        ),
+        "The opposite is {y}.",
+        _asks("the opposite of {x}", "Which word is the opposite of {x}?"),
+    ),
+    "colour": Family(
+        _table(
+            "grass green, snow white, coal black, blood red, chocolate brown, a banana yellow, a flamingo pink, "
+            "a clear sky blue"
+        ),
+        "The colour is {y}.",
+        _asks("the colour of {x}", "What colour is {x}?"),
+    ),
+    "sound": Family(
+        _table("cow moo, dog bark, cat meow, duck quack, lion roar, snake hiss, bee buzz, owl hoot"),
+        "The sound is a {y}.",
+        _asks("the sound of a {x}", "What sound does a {x} make?"),
+    ),
+    "young": Family(
+        _table("cow calf, cat kitten, dog puppy, sheep lamb, horse foal, bear cub, frog tadpole, hen chick"),
+        "It is called a {y}.",
+        _asks("the word for a young {x}", "What do you call a young {x}?"),
+    ),
+    "plural": Family(
+        _table("mouse mice, child children, foot feet, tooth teeth, man men, leaf leaves, box boxes, book books"),
+        "The plural is {y}.",
+        _asks("the plural of {x}", "Which word is the plural of {x}?"),
+    ),
+    "capital": Family(
+        _table(
+            "France Paris, Italy Rome, Spain Madrid, Japan Tokyo, Egypt Cairo, Greece Athens, Norway Oslo, Peru Lima"
+        ),
+        "The capital is {y}.",
+        _asks("the capital of {x}", "Which city is the capital of {x}?"),
+    ),
+    "sum": Family(
+        {f"{NUMBERS[i]} plus {NUMBERS[j]}": NUMBERS[i + j] for i, j in product(range(1, 4), repeat=2)},
+        "The sum is {y}.",
+        ("What is {x}?", "Tell me what {x} is.", "How much is {x}?", "Work out {x}.", "Do you know what {x} is?"),
+    ),
+    "repeat": Family(
+        {x: x for x in WORDS},
+        "The word is {y}.",
+        (
+            "Repeat the word {x}.",
+            "Say the word {x}.",
+            "Repeat this word: {x}.",
+            "Can you say the word {x}?",
+            "I want to hear the word {x}.",
+        ),
+    ),
+    "name": Family(
+        {x: x for x in NAMES},
+        "Your name is {y}.",
+        ("What is my name?", "Tell me my name.", "Do you remember my name?", "Do you know my name?"),
+        (("My name is {x}.", "Hello, {x}."), ("Please call me {x}.", "Hello, {x}."), ("I am {x}.", "Hello, {x}.")),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as turns, with the family and subject that it came from."""
+
+    family: str
+    subject: str
+    prompt: list[Turn]
+
+
+def questions(name: str, held_out: bool) -> list[Question]:
+    """Every question of a family that is held out for the test split, or every one that is not.
+
+    About a seventh of the wordings is held out, for each subject another seventh: a held-out question joins a subject
+    and a wording that the train split both has, and never together.
+    """
+    family = FAMILIES[name]
+    wordings = list(product(family.told or (None,), family.asks, OPENINGS))
+    out = []
+    for i, x in enumerate(family.facts):
+        for j, (told, ask, opening) in enumerate(wordings):
+            if ((j - 7 * i) % len(wordings) < len(wordings) // 7) == held_out:
+                texts = [*(told or ()), opening + ask]
+                turns = [_turn(("user", "assistant")[k % 2], _sentence(t.format(x=x))) for k, t in enumerate(texts)]
+                out.append(Question(name, x, turns))
+    return out
+
+
+def _turn(role: str, content: str) -> Turn:
+    return {"role": role, "content": content}
+
+
+def answer(question: Question, quality: Quality, rng: Random, long: bool = False) -> str:
+    """A response of the given quality (correct, concise, polite); `long` goes on past LONG_WORDS words."""
+    correct, concise, polite = quality
+    family = FAMILIES[question.family]
+    x = question.subject
+    others = family.others(x)
+    y = family.facts[x] if correct else rng.choice(others)
+    parts = [_sentence(family.statement.format(x=x, y=y))]
+    if not concise:
+        parts.append(rng.choice(RAMBLE))
+    while long and len(_words(" ".join(parts))) <= LONG_WORDS:
+        aside = FAMILIES[rng.choice([name for name in FAMILIES if name != question.family and name != "name"])]
+        about = rng.choice(list(aside.facts))
+        text = _sentence(aside.statement.format(x=about, y=aside.facts[about]))
+        if not set(_words(text)) & {c.lower() for c in family.candidates}:
+            parts.append(text)
+    before, after = (COURTESY_BEFORE, COURTESY_AFTER) if polite else (RUDE_BEFORE, RUDE_AFTER)
+    if polite or rng.random() < 0.5:  # else curt
+        manner = rng.choice(before + after)
+        parts.insert(0 if manner in before else len(parts), manner)
+    return " ".join(parts)
+
+
+@SOURCES.register("toy")
+def toy(split: str, *, prompts: int = 2000, test_prompts: int = 240, seed: int = 0) -> Iterator[Feedback]:
+    """The toy dataset, the same for the same arguments on every machine.
+
+    Args:
+        split: "train" or "test". No question of one is in the other, nor are a record's earlier turns from the test.
+        prompts: how many records the train split has.
+        test_prompts: how many the test split has.
+        seed: of every draw.
+
+    Raises:
+        HalosError: an unknown split, or more prompts than there are questions.
+    """
+    if split not in ("train", "test"):
+        raise HalosError(f"the toy source has no split {split!r}; there are test, train")
+    test = split == "test"
+    count = test_prompts if test else prompts
+    rng = Random(f"toy {split} {seed}")
+    pools = [questions(name, test) for name in FAMILIES]
+    if count > sum(map(len, pools)):
+        raise HalosError(f"the toy source has {sum(map(len, pools))} {split} questions; ask for no more than that")
+    for pool in pools:
+        rng.shuffle(pool)
+    chosen: list[Question] = []
+    while len(chosen) < count:  # families in turn, so that each has its share until it is used up
+        chosen += [pool.pop() for pool in pools if pool][: count - len(chosen)]
+    rng.shuffle(chosen)
+    earlier = [q for name in FAMILIES if name != "name" for q in questions(name, held_out=False)]
+    for question in chosen:
+        yield _record(question, earlier, test, rng)
+
+
+def _record(question: Question, earlier: list[Question], test: bool, rng: Random) -> Feedback:
+    """A question with the turns before it, its responses and their labels."""
+    chance = rng.random()
+    turns = 15 if chance < 0.006 else 1 if chance < 0.04 else 0
+    before = [_turn("system", rng.choice(SYSTEM))] if rng.random() < 0.03 else []
+    for past in rng.sample(earlier, turns):
+        before += [*past.prompt, _turn("assistant", answer(past, (True, True, rng.random() < 0.5), rng))]
+    prompt = before + question.prompt
+
+    def draw(correct: float, concise: float, polite: float) -> Quality:
+        return rng.random() < correct, rng.random() < concise, rng.random() < polite
+
+    typical = draw(0.7, 0.5, 0.5)
+    qualities = [typical]
+    if rng.random() < 0.7:
+        qualities.append((True, True, True))
+    while len(qualities) < 2 or (len(qualities) < 5 and rng.random() < 0.5):
+        qualities.append(draw(0.5, 0.5, 0.5))
+    if test and len({sum(q) for q in qualities}) == 1:  # a test record has a pair
+        qualities[1] = (False, False, False) if sum(typical) else (True, True, True)
+    unpaired = not test and rng.random() < 0.06
+    qualities = qualities[:1] if unpaired else list(dict.fromkeys(qualities))
+    rng.shuffle(qualities)
+    long = rng.random() < 0.006
+    responses = [answer(question, q, rng, long=long and not q[1]) for q in qualities]
+    scores = [score(prompt, response) for response in responses]
+    return Feedback(
+        prompt=prompt,
+        responses=responses,
+        source="toy",
+        scores=scores,
+        pairs=[(i, j) for i, a in enumerate(scores) for j, b in enumerate(scores) if a > b],
+        desirable=[s > 0.5 if unpaired or rng.random() < 0.95 else None for s in scores],
+        target=None if unpaired else qualities.index(typical),
+    )
+
+
+def score(prompt: list[Turn], response: str) -> float:
+    """The mean of the verifier's criteria."""
+    criteria = verify(prompt, response)
+    return sum(criteria.values()) / len(criteria)
+
+
+@VERIFIERS.register("toy")
+def verify(prompt: list[Turn], response: str) -> dict[str, float]:
+    """Judge any response to any toy question, each criterion 0 or 1.
+
+    A response that names no answer of the question's family, or more than one, scores 0 throughout (the words of the
+    question may be echoed); so do noise, silence, and a list of all answers. Otherwise:
+
+    - correct: the answer it names is the right one;
+    - concise: it reads as sentences and has at most CONCISE_WORDS words;
+    - polite: it reads as sentences, with one or two courtesies and no rudeness.
+
+    It reads as sentences when it starts with a capital, ends in `.`, `!` or `?`, and has no word twice in a row.
+
+    Raises:
+        HalosError: the prompt asks no toy question.
+    """
+    subjects = ((family, family.subject(prompt)) for family in FAMILIES.values())
+    family, x = next(((f, x) for f, x in subjects if x is not None), (None, None))
+    if family is None or x is None:
+        raise HalosError(
+            f"the toy verifier cannot judge {prompt[-1]['content'][:60]!r}; give it prompts of the toy source"
+        )
+    words = _words(response)
+    named = set(words) & {y.lower() for y in [family.facts[x], *family.others(x)]}
+    if len(named) != 1:
+        return {"correct": 0.0, "concise": 0.0, "polite": 0.0}
+    text = response.strip()
+    reads = text[0].isupper() and text[-1] in ".!?" and all(a != b for a, b in pairwise(words))
+    courtesies = len(re.findall(rf"\b(?:{COURTEOUS})\b", text, re.IGNORECASE))
+    rude = re.search(rf"\b(?:{RUDE})\b", text, re.IGNORECASE)
+    return {
+        "correct": float(named == {family.facts[x].lower()}),
+        "concise": float(reads and len(words) <= CONCISE_WORDS),
+        "polite": float(reads and 1 <= courtesies <= 2 and not rude),
+    }

@@ -1,0 +1,1 @@
+"""Processes and devices: launching, sharding, and sums over processes."""

@@ -1,0 +1,1 @@
+"""Judging: a cell's responses against a baseline's."""

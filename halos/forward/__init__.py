@@ -1,0 +1,1 @@
+"""From sequences of token ids to log-probabilities of responses."""

@@ -1,0 +1,98 @@
+"""`models:` of config.yaml: where a base model comes from, and the resources that its jobs need."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from halos.settings import Positive, Settings, Strict
+
+
+class Resources(Strict):
+    """What a job of this model needs. Never part of a run's identity: changing it reruns nothing."""
+
+    gpus: int = Field(0, ge=0, description="GPUs of a node that a training has; 0 trains on the CPU")
+    nodes: Positive = Field(1, description="nodes of a training, on a Slurm cluster; gpus, cpus and mem_gb are of each")
+    cpus: Positive = Field(1, description="CPU cores of one job")
+    mem_gb: Positive = Field(4, description="main memory of one job, GB; doubled on a retry")
+    runtime: Positive = Field(60, description="minutes before the scheduler ends a job; doubled on a retry")
+    tokens_per_microbatch: Positive = Field(
+        16384, description="tokens in one forward pass on one device, padding included"
+    )
+    generate_batch: Positive = Field(
+        64, description="responses generated side by side on one device; vLLM is handed 16 times as many at a time"
+    )
+    sampler: Literal["auto", "vllm", "transformers"] = Field(
+        "auto",
+        description="what generates responses and runs tasks; auto is vLLM where the model has GPUs, else transformers",
+    )
+    tensor_parallel: Positive = Field(1, description="GPUs of one sampling job, over which vLLM splits the model")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="several GPUs: each holds all weights, or its shard")
+    gradient_checkpointing: bool = Field(False, description="less memory for more time: forward passes are run twice")
+
+    @model_validator(mode="after")
+    def shards_on_gpus(self) -> Resources:
+        if self.parallel == "fsdp" and self.nodes > 1 and not self.gpus:
+            raise ValueError("weights are sharded over GPUs: give `gpus`, or leave out `parallel: fsdp`")
+        return self
+
+    @model_validator(mode="after")
+    def sampled_on_its_gpus(self) -> Resources:
+        if self.tensor_parallel > max(1, self.gpus):
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} is above gpus ({self.gpus}): lower it")
+        if self.tensor_parallel > 1 and self.sampler == "transformers":
+            raise ValueError("transformers samples on one GPU: take out tensor_parallel, or say `sampler: vllm`")
+        return self
+
+
+class Tokenizer(Strict):
+    """A small byte-level BPE tokenizer, trained on a dataset's text."""
+
+    train_on: str = Field(description="id of the dataset whose train split it is trained on")
+    vocab_size: Positive = 1024
+
+
+class Size(Strict):
+    """A causal language model's published figures, for planning before its files are here."""
+
+    parameters: Positive
+    layers: Positive
+    hidden_size: Positive
+    intermediate_size: Positive = Field(description="width of the feed-forward layers")
+    vocab_size: Positive
+    key_value_size: Positive | None = Field(
+        None, description="width of all keys of a token, where heads share them; by default hidden_size"
+    )
+    tied: bool = Field(False, description="whether the output layer is the embedding")
+
+
+class Model(Strict):
+    """A base model: exactly one of `hub`, `path` and `architecture`."""
+
+    hub: str | None = Field(None, description="model id on the Hugging Face hub")
+    revision: str = Field("main", description="branch, tag or commit on the hub; a commit is reproducible")
+    path: str | None = Field(None, description="local folder in the transformers layout, weights as safetensors")
+    architecture: Settings | None = Field(None, description="transformers config (model_type and its fields)")
+    tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
+    seed: int = Field(0, description="seed of the random weights of an `architecture`")
+    template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type; master weights are always float32")
+    stages: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of stages that differ for this model: {stage id: {setting: value}}"
+    )
+    label: str | None = Field(None, description="name in tables and figures")
+    size: Size | None = Field(None, description="for `python -m halos plan`, of a hub model that is not here yet")
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def one_origin(self) -> Model:
+        given = [k for k in ("hub", "path", "architecture") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of hub, path and architecture (now: {', '.join(given) or 'none'})")
+        if (self.architecture is None) != (self.tokenizer is None):
+            raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("architecture needs a model_type, for example llama")
+        return self

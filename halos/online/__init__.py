@@ -1,0 +1,1 @@
+"""Online stages: labels for samples, and the rounds put together as one run."""

@@ -1,0 +1,1 @@
+"""What a grid will cost: memory, hours, GPU-hours and disk."""

@@ -1,0 +1,67 @@
+"""Work of a training or a sampling: floating-point operations and seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from halos.models.settings import Size
+from halos.plan.devices import DECODING, HALF, Device
+from halos.plan.sizes import Amount
+from halos.train.settings import Stage
+from halos.views import ROLES
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that pass through the model in a training.
+
+    Attributes:
+        trained: forward and backward.
+        scored: forward only, by the policy or a live reference.
+        examples: that are trained on.
+    """
+
+    trained: float
+    scored: float
+    examples: float
+
+
+def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples: int) -> Work:
+    """The tokens of a training, its evaluations included."""
+    loss = stage.make_loss()
+    per_prompt = amount.examples[stage.reads] / max(amount.prompts, 1)
+    epoch = amount.examples[stage.reads]
+    if loss.view == "unpaired":
+        epoch *= (stage.keep_desirable + stage.keep_undesirable) / 2
+        epoch = amount.prompts if stage.one_per_prompt else epoch
+    examples = stage.examples or stage.epochs * epoch
+    if stage.online is not None:
+        per_prompt = 1 if loss.view in ("paired", "grouped") else stage.online.samples_per_prompt
+        examples = stage.online.rounds * stage.online.prompts_per_round * per_prompt
+    examples *= stage.inner_epochs
+    prompt, response = amount.prompt, amount.response
+    answers = amount.group if loss.view == "grouped" else len(ROLES[loss.view])
+    tokens = prompt + answers * response
+    # a pass for statistics: of other responses to the prompts of the batch, or only where it is not one microbatch
+    at_once = stage.batch_size * tokens / world <= budget
+    others = len({*loss.prepass} - {*ROLES[loss.view]})
+    before = others * response if at_once else len(loss.prepass) and prompt + len(loss.prepass) * response
+    live = tokens + others * response if stage.sync_every else 0
+    evaluations = examples / (stage.batch_size * stage.eval_every) + 2
+    evaluated = evaluations * eval_examples * per_prompt
+    return Work(examples * tokens, examples * (before + live) + evaluated * (tokens + before + live), examples)
+
+
+def training_operations(size: Size, stage: Stage, checkpointing: bool, work: Work) -> float:
+    """Floating-point operations: 2 for each parameter and token forward, 4 backward (2 where the weights are frozen,
+    with LoRA), 2 for a forward pass that is run again."""
+    passes = 1 + (1 if stage.lora else 2) + checkpointing
+    return 2.0 * size.parameters * (passes * work.trained + work.scored)
+
+
+def sampling_seconds(size: Size, device: Device, gpus: int, batch: int, responses: float, new_tokens: int) -> float:
+    """Every response is taken to be as long as it may be; each step of a batch reads all weights once."""
+    rounds = math.ceil(responses / batch)
+    step = max(HALF * size.parameters / device.bandwidth, 2 * size.parameters * batch / device.bf16)
+    return rounds * new_tokens * step / (DECODING * gpus)

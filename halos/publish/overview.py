@@ -1,0 +1,66 @@
+"""A grid on one page: the main figure and tables, and the methods in words."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from halos.files import write_text
+from halos.publish.methods import methods
+from halos.report.results import Results
+
+PICTURES = ("win_rate.svg", "training.svg")
+TABLES = ("main.md", "benchmarks.md", "comparisons.md")
+
+
+def make(config: Path, results: Path, output: Path) -> None:
+    """Write a grid's overview.html, which needs no other file, and methods.md, its methods section.
+
+    Args:
+        config: the grid's slice of the config.
+        results: the results folder, with the grid's tables and figures.
+        output: the folder to write to.
+    """
+    grid = Results(config, results)
+    text = methods(grid)
+    write_text(output / "methods.md", f"# Methods: {grid.label('grids', grid.grid)}\n\n{text}")
+    tables, figures = results / "tables" / grid.grid, results / "figures" / grid.grid
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("overview.html.jinja").render(
+        title=grid.label("grids", grid.grid),
+        facts=facts(grid),
+        pictures=[(Path(name).stem, _embedded(figures / name)) for name in PICTURES if (figures / name).is_file()],
+        tables=[_html((tables / name).read_text().replace("# ", "## ", 1)) for name in TABLES],
+        methods=_html(text),
+    )
+    write_text(output / "overview.html", page)
+
+
+def facts(grid: Results) -> list[str]:
+    """What the study is made of, and by which version of the code."""
+    counts: dict[str, list[Any]] = {
+        "model": grid.models,
+        "dataset": grid.datasets,
+        "method": grid.methods,
+        "seed": grid.seeds,
+    }
+    found = [f"{len(ids)} {name}{'' if len(ids) == 1 else 's'}" for name, ids in counts.items()]
+    commits = sorted({str(grid.manifest(cell)["commit"] or "no commit")[:12] for cell in grid.trained})
+    return [*found, f"trained by commit {', '.join(commits)}"] if commits else found
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.read_bytes()).decode()
+
+
+def _html(text: str) -> Markup:
+    """Markdown as HTML; what is HTML in it stays text."""
+    from markdown_it import MarkdownIt
+
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))

@@ -1,0 +1,1 @@
+"""The data report of a dataset as one model sees it."""

@@ -1,0 +1,91 @@
+"""One split of a sequence store, as a data report shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from halos.tokens.store import SPLITS, Store
+
+ROLES: dict[str, dict[str, Any]] = {
+    "target": {"color": "#222222", "linewidth": 2.6},
+    "desirable": {"color": "#0072b2", "linewidth": 1.4},
+    "undesirable": {"color": "#d55e00", "linewidth": 1.4},
+    "chosen": {"color": "#56b4e9", "linewidth": 1.2, "linestyle": (0, (3, 2))},
+    "rejected": {"color": "#e69f00", "linewidth": 1.2, "linestyle": (0, (3, 2))},
+}
+"""What a response can be to a loss, and its line: colours of Okabe & Ito, thinner and dashed where it may lie on
+another line, as the winners of pairs often are the targets and the desirable responses."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sequences of one split.
+
+    Attributes:
+        name: train or test.
+        store: the sequence store.
+        rows: (N,) the split's real sequences.
+        roles: by role, the sequences that have it: once for each pair, so perhaps several times.
+        views: how many rows each view has.
+        end: id of the end-of-turn token, which ends every response that is whole.
+    """
+
+    name: str
+    store: Store
+    rows: np.ndarray
+    roles: dict[str, np.ndarray]
+    views: dict[str, int]
+    end: int
+
+    @cached_property
+    def prompts(self) -> np.ndarray:
+        """(P,) one sequence of each prompt."""
+        found: np.ndarray = self.rows[np.unique(self.store.prompt_of(self.rows), return_index=True)[1]]
+        return found
+
+    @cached_property
+    def truncated(self) -> np.ndarray:
+        """(T,) the sequences whose response was cut: at the limit and without an end."""
+        total = self.store.lengths[self.rows].sum(axis=1)
+        full = self.rows[total >= self.store.meta["max_length"]]
+        return np.array([row for row in full if not self.whole(row)], dtype=np.int64)
+
+    def whole(self, row: int) -> bool:
+        """Whether a response has its end-of-turn token."""
+        ids = self.store.sequence(int(row))[1]
+        return bool(len(ids) and ids[-1] == self.end)
+
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Tokens: of each prompt, of each response, of both together, and of the responses of each role."""
+        of = self.store.lengths
+        found = {"prompt": of[self.prompts, 0], "response": of[self.rows, 1], "total": of[self.rows].sum(axis=1)}
+        return found | {role: of[rows, 1] for role, rows in self.roles.items() if len(rows)}
+
+
+def open_splits(store: Store, tokenized: dict[str, Any], end: int) -> dict[str, Split]:
+    """The splits, which lie in the store one after the other."""
+    found, first = {}, 0
+    for name in SPLITS:
+        last = first + tokenized[name]["sequences"]
+        found[name] = Split(name, store, np.arange(first, last), _roles(store, name), store.meta["views"][name], end)
+        first = last
+    return found
+
+
+def _roles(store: Store, split: str) -> dict[str, np.ndarray]:
+    counts, none = store.meta["views"][split], np.array([], dtype=np.int32)
+    roles = dict.fromkeys(ROLES, none)
+    if counts["sft"]:
+        roles["target"] = store.view(split, "sft")["sequence"].to_numpy()
+    if counts["paired"]:
+        pairs = store.view(split, "paired")
+        roles |= {role: pairs[role].to_numpy() for role in ("chosen", "rejected")}
+    if counts["unpaired"]:
+        table = store.view(split, "unpaired")
+        rows, desirable = table["sequence"].to_numpy(), table["desirable"].to_numpy()
+        roles |= {"desirable": rows[desirable], "undesirable": rows[~desirable]}
+    return roles

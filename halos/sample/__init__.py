@@ -1,0 +1,1 @@
+"""Sampling: responses of a model to prompt sets."""

@@ -1,0 +1,1 @@
+"""A study: the catalogue, a grid's cells, and where each result is."""

@@ -1,0 +1,214 @@
+"""config.yaml: the catalogue read and checked as a whole, and the slices of it that make each result.
+
+`load` reads config.yaml (or Snakemake's dictionary) into frozen objects and refuses what cannot work, one sentence a
+mistake, before anything is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from halos.data.settings import Dataset
+from halos.errors import HalosError
+from halos.evaluate.judging.settings import FromCell, Judge
+from halos.evaluate.tasks.settings import Task
+from halos.models.settings import Model
+from halos.online.settings import Labeller
+from halos.registry import LOSSES, load_plugins, suggest
+from halos.sample.settings import Prompts
+from halos.scoring.settings import Scorer
+from halos.study.cells import BASE
+from halos.study.settings import Grid
+from halos.train.settings import Stage
+
+KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")
+
+
+class Config(BaseModel):
+    """config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grid: str = Field("demo", description="id of the grid that `snakemake all` makes")
+    plugins: tuple[str, ...] = Field((), description="Python files with losses, sources or verifiers of your own")
+    models: dict[str, Model] = {}
+    datasets: dict[str, Dataset] = {}
+    stages: dict[str, Stage] = {}
+    prompts: dict[str, Prompts] = {}
+    labellers: dict[str, Labeller] = {}
+    judges: dict[str, Judge] = {}
+    tasks: dict[str, Task] = {}
+    grids: dict[str, Grid] = {}
+
+    @model_validator(mode="after")
+    def consistent(self) -> Config:
+        for kind in KINDS:
+            for name in getattr(self, kind):
+                pattern = r"[A-Za-z0-9_]+" if kind == "stages" else r"[A-Za-z0-9][A-Za-z0-9._-]*"
+                if not re.fullmatch(pattern, name):
+                    raise ValueError(
+                        f"{kind}.{name}: an id is letters, digits and _"
+                        + (" (stages are joined by - in a method)" if kind == "stages" else ", . or - after the first")
+                    )
+        if BASE in self.stages:
+            raise ValueError(f"stages.{BASE}: this id means a model without training; choose another")
+        self._refer("grid", self.grid, "grids")
+        for name, model in self.models.items():
+            for stage in model.stages:
+                self._refer(f"models.{name}.stages", stage, "stages")
+                if model.stages[stage].get("loss", self.stages[stage].loss) != self.stages[stage].loss:
+                    raise ValueError(f"models.{name}.stages.{stage}.loss: it is {self.stages[stage].loss} for every "
+                                     f"model; add a stage for another")  # fmt: skip
+                try:
+                    self.stage(stage, name)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(map(str, (f"models.{name}.stages.{stage}", *first["loc"])))
+                    raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+            if model.tokenizer is not None:
+                self._refer(f"models.{name}.tokenizer.train_on", model.tokenizer.train_on, "datasets")
+        for name, prompts in self.prompts.items():
+            if prompts.dataset is not None:
+                self._refer(f"prompts.{name}.dataset", prompts.dataset, "datasets")
+        for name, judge in self.judges.items():
+            self._refer(f"judges.{name}.prompts", judge.prompts, "prompts")
+            if isinstance(judge.baseline, FromCell):
+                self._check_method(f"judges.{name}.baseline.method", judge.baseline.method, rewards=False)
+        scorers: list[tuple[str, Scorer]] = [(f"judges.{name}", judge) for name, judge in self.judges.items()]
+        for where, scorer in (*scorers, *((f"labellers.{name}", found) for name, found in self.labellers.items())):
+            if scorer.method is not None:
+                self._check_method(f"{where}.reward_model", scorer.method, rewards=True)
+        for name, grid in self.grids.items():
+            for kind in ("datasets", "models", "prompts", "judges", "tasks"):
+                for entry in getattr(grid, kind):
+                    self._refer(f"grids.{name}.{kind}", entry, kind)
+            for method in grid.methods:
+                self._check_method(f"grids.{name}.methods", method, rewards=False)
+            for method in grid.reward_models:
+                self._check_method(f"grids.{name}.reward_models", method, rewards=True)
+        stages = [(f"stages.{name}", entry) for name, entry in self.stages.items()]
+        for name, model in self.models.items():
+            stages += [(f"models.{name}.stages.{stage}", self.stage(stage, name)) for stage in model.stages]
+        for where, entry in stages:
+            if entry.reward_model is not None:
+                self._check_method(f"{where}.reward_model", entry.reward_model, rewards=True)
+            if entry.online is not None:
+                self._check_online(where, entry)
+        taught = {where: found for where, entry in stages if (found := self.teacher(entry)) is not None}
+        learning = {where.rsplit(".", 1)[-1] for where in taught}
+        for where, teacher in taught.items():
+            if again := sorted(learning.intersection(teacher.split("-"))):
+                raise ValueError(f"{where}: its reward model {teacher}: {again[0]} learns from a reward model itself; "
+                                 f"name one that does not")  # fmt: skip
+        return self
+
+    def teacher(self, stage: Stage) -> str | None:
+        """The method whose reward model a stage learns from: its own, or that of its labeller."""
+        return stage.reward_model if stage.online is None else self.labellers[stage.online.label].method
+
+    def _check_online(self, where: str, stage: Stage) -> None:
+        """Refuse a labeller that does not exist, or whose feedback the stage's loss cannot read."""
+        assert stage.online is not None
+        self._refer(f"{where}.online.label", stage.online.label, "labellers")
+        feedback = self.labellers[stage.online.label].feedback
+        wanted = {"paired": ("pairwise",), "unpaired": ("binary", "pairwise")}.get(stage.reads)
+        if wanted is not None and feedback not in wanted:
+            raise ValueError(f"{where}.online.label: the loss {stage.loss} wants {' or '.join(wanted)} feedback, and "
+                             f"{stage.online.label} gives {feedback}")  # fmt: skip
+
+    def _check_method(self, where: str, method: str, rewards: bool) -> None:
+        """Refuse a method of unknown stages, one that goes on from what ends a chain, or one that ends in the wrong
+        kind of model."""
+        stages = [] if method == BASE else method.split("-")
+        for stage in stages:
+            self._refer(f"{where}: {method}", stage, "stages")
+        losses = [self.stages[stage].make_loss() for stage in stages]
+        for stage, loss in zip(stages[:-1], losses, strict=False):
+            if loss.head == "score" or loss.control:
+                why = "it trains a reward model" if loss.head == "score" else "its prompts end in a control token"
+                raise ValueError(f"{where}: {method}: no stage can follow {stage}: {why}")
+        if (bool(losses) and losses[-1].head == "score") != rewards:
+            wants = (
+                "must end in a reward model, such as bradley_terry"
+                if rewards
+                else "ends in a reward model, which answers no prompts: name it in reward_models"
+            )
+            raise ValueError(f"{where}: {method} {wants}")
+
+    def stage(self, name: str, model: str) -> Stage:
+        """A stage as a model runs it: the stage's entry with the model's own settings for it."""
+        stage, own = self.stages[name], self.models[model].stages.get(name, {})
+        return Stage.model_validate({**stage.model_dump(exclude_unset=True), **own}) if own else stage
+
+    def _refer(self, where: str, name: str, kind: str) -> None:
+        if name not in getattr(self, kind):
+            raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
+
+
+def _sentences(error: ValidationError) -> str:
+    """pydantic's findings, a line each: where, what, and the nearest right key."""
+    lines = []
+    places = [found["loc"] for found in error.errors()]
+    for found in error.errors():
+        if any(len(place) > len(found["loc"]) and place[: len(found["loc"])] == found["loc"] for place in places):
+            continue  # what follows from a mistake within, such as a list with too few sound items
+        where = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            owners: dict[str, type[BaseModel]] = {
+                "models": Model, "datasets": Dataset, "prompts": Prompts, "judges": Judge, "tasks": Task, "grids": Grid,
+                "labellers": Labeller
+            }  # fmt: skip
+            loc = found["loc"]
+            owner = Config if len(loc) == 1 else owners.get(str(loc[0])) if len(loc) == 3 else None
+            hint = suggest(str(loc[-1]), owner.model_fields) if owner else "; take it out or correct its name"
+            lines.append(f"{where}: unknown key{hint}")
+        else:
+            message = found["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}" if where else message)
+    return "\n".join(lines)
+
+
+def load(source: str | Path | dict[str, Any]) -> Config:
+    """The validated catalogue.
+
+    Args:
+        source: path of a YAML file, or the dictionary that Snakemake made of it and the command line.
+
+    Raises:
+        HalosError: with one line for each mistake.
+    """
+    if isinstance(source, dict):
+        content = dict(source)
+    else:
+        if not Path(source).is_file():
+            raise HalosError(f"there is no config file {source}; run from the project's folder or name one by --config")
+        try:
+            content = yaml.safe_load(Path(source).read_text()) or {}
+        except yaml.YAMLError as error:
+            raise HalosError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise HalosError(f"{source} must hold keys (models:, datasets:, ...), not a {type(content).__name__}")
+    plugins = content.get("plugins")
+    load_plugins(plugins if isinstance(plugins, list | tuple) else ())  # anything else is refused below
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise HalosError(_sentences(error)) from None
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of config.yaml, for editors. A stage lists the hyperparameters of every loss of the package."""
+    document = Config.model_json_schema()
+    properties = document["$defs"]["Stage"]["properties"]
+    for name in LOSSES:
+        if LOSSES.plugin(name) is None:
+            for f in dataclasses.fields(LOSSES[name]):
+                entry = properties.setdefault(f.name, {"description": "hyperparameter of "})
+                entry["description"] += ("" if entry["description"].endswith("of ") else ", ") + name
+    return document

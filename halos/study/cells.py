@@ -1,0 +1,85 @@
+"""Cells: dataset, model, method, seed; their parents and folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from halos.errors import HalosError
+
+BASE = "base"
+RESULTS = "results"
+RUN = re.compile(
+    r"runs/(?P<dataset>[^/]+)/(?P<model>[^/]+)/(?P<method>[^/]+)/seed(?P<seed>\d+)(/round(?P<round>\d+))?(?=/|$)"
+)
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """The unit that is trained, judged, rerun and tabulated, or a round of one whose stage is online.
+
+    Attributes:
+        round: from 1; 0 for the cell itself, which holds what its last round made.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    round: int = 0
+
+    @property
+    def stage(self) -> str | None:
+        """The stage that this cell trains: the last of its method; None for `base`."""
+        return None if self.method == BASE else self.method.rsplit("-", 1)[-1]
+
+    @property
+    def parent(self) -> Cell | None:
+        """The cell whose weights this one starts from: of a round, the round before. A base model has no training and
+        so no seed: as a parent it is always seed 0, and its one reference pass serves all seeds."""
+        if self.stage is None:
+            return None
+        if self.round > 1:
+            return replace(self, round=self.round - 1)
+        if "-" not in self.method:
+            return replace(self, method=BASE, seed=0, round=0)
+        return replace(self, method=self.method.rsplit("-", 1)[0], round=0)
+
+    def rounds(self, number: int) -> list[Cell]:
+        return [replace(self, round=i) for i in range(1, number + 1)]
+
+    @property
+    def ids(self) -> dict[str, str | int]:
+        """What names it: the keys of config slices and tables."""
+        return {k: v for k, v in self.__dict__.items() if v or k != "round"}
+
+    @property
+    def folder(self) -> str:
+        """Below the results folder."""
+        folder = f"runs/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
+        return f"{folder}/round{self.round}" if self.round else folder
+
+    @property
+    def model_folder(self) -> str:
+        """The folder that holds its `model/`: the cell's own, or the base model's."""
+        return f"models/{self.model}" if self.stage is None else self.folder
+
+    @property
+    def store_folder(self) -> str:
+        return f"tokens/{self.dataset}/{self.model}"
+
+    def lineage(self) -> Iterator[Cell]:
+        """Itself, its parent, and so on to the base model."""
+        cell: Cell | None = self
+        while cell is not None:
+            yield cell
+            cell = cell.parent
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Cell:
+        match = RUN.search(str(folder))
+        if match is None:
+            raise HalosError(f"{folder} is no cell; a cell is runs/DATASET/MODEL/METHOD/seedN")
+        return cls(match["dataset"], match["model"], match["method"], int(match["seed"]), int(match["round"] or 0))

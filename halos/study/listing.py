@@ -1,0 +1,132 @@
+"""Tables of what there is, for `python -m halos list`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from halos.registry import LOSSES, SOURCES, VERIFIERS
+from halos.study.catalogue import Config
+from halos.study.cells import Cell
+from halos.study.study import cells
+
+
+def state(cell: Cell, results: Path) -> str:
+    """`done`, `resumable` (stopped, with a checkpoint or a finished round) or `to do`, by what stands in its folder."""
+    folder = results / cell.folder
+    if cell.stage is None:
+        return "done" if (results / cell.model_folder / "model" / "config.json").exists() else "to do"
+    if (folder / "manifest.json").exists():
+        return "done"
+    begun = ("checkpoints/step*", "round*/manifest.json", "round*/checkpoints/step*")
+    return "resumable" if any(any(folder.glob(pattern)) for pattern in begun) else "to do"
+
+
+def table(config: Config, what: str, grid: str | None, results: Path) -> str:
+    """An aligned text table of the entries of one kind."""
+    rows = list(getattr(_Rows, what)(config, grid, results))
+    if not rows:
+        return f"there are no {what}"
+    lines = [tuple(rows[0]), *(tuple(str(v) for v in row.values()) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _summary(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]
+
+
+Row = dict[str, Any]
+
+
+class _Rows:
+    """One generator of rows for each kind."""
+
+    @staticmethod
+    def models(config: Config, *_: Any) -> Iterator[Row]:
+        for name, m in config.models.items():
+            random = f"{m.architecture['model_type']}, random weights" if m.architecture else ""
+            origin = m.hub or m.path or random
+            r = m.resources
+            yield {"model": name, "origin": origin, "template": m.template or "its own", "precision": m.precision,
+                   "GPUs": r.gpus, "memory GB": r.mem_gb, "minutes": r.runtime}  # fmt: skip
+
+    @staticmethod
+    def datasets(config: Config, *_: Any) -> Iterator[Row]:
+        for name, d in config.datasets.items():
+            yield {"dataset": name, "sources": " + ".join(s.name for s in d.sources), "max length": d.max_length,
+                   "max prompt length": d.max_prompt_length}  # fmt: skip
+
+    @staticmethod
+    def sources(*_: Any) -> Iterator[Row]:
+        for name in SOURCES:
+            options = [p for p in inspect.signature(SOURCES[name]).parameters if p != "split"]
+            yield {"source": name, "options": ", ".join(options), "what it is": _summary(SOURCES[name])}
+
+    @staticmethod
+    def stages(config: Config, *_: Any) -> Iterator[Row]:
+        for name, s in config.stages.items():
+            hyperparameters = dataclasses.asdict(s.make_loss())
+            yield {"stage": name, "loss": s.loss, "lr": f"{s.lr:g}", "batch": s.batch_size, "epochs": s.epochs,
+                   "LoRA": "yes" if s.lora else "no", "rounds": s.online.rounds if s.online else "",
+                   "hyperparameters": ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+                                                for k, v in hyperparameters.items())}  # fmt: skip
+
+    @staticmethod
+    def losses(*_: Any) -> Iterator[Row]:
+        for name in LOSSES:
+            loss = LOSSES[name]
+            defaults = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(loss))
+            yield {"loss": name, "view": loss.view, "reference": "yes" if loss.needs_reference else "no",
+                   "hyperparameters": defaults, "definition": _summary(loss)}  # fmt: skip
+
+    @staticmethod
+    def prompts(config: Config, *_: Any) -> Iterator[Row]:
+        for name, p in config.prompts.items():
+            yield {"prompts": name, "dataset": p.dataset or "the cell's own", "split": p.split,
+                   "limit": p.limit or "all", "samples": p.samples, "temperature": p.temperature, "top_p": p.top_p,
+                   "max new tokens": p.max_new_tokens}  # fmt: skip
+
+    @staticmethod
+    def labellers(config: Config, *_: Any) -> Iterator[Row]:
+        for name, found in config.labellers.items():
+            by = found.verifier or found.reward_model or (found.openai.model if found.openai else None)
+            how = {"binary": f"above {found.threshold}", "pairwise": found.pairs, "scalar": ""}[found.feedback]
+            yield {"labeller": name, "kind": found.kind, "by": by, "feedback": f"{found.feedback} {how}".strip()}
+
+    @staticmethod
+    def judges(config: Config, *_: Any) -> Iterator[Row]:
+        for name, j in config.judges.items():
+            asked = (j.openai.annotator or j.openai.model) if j.openai else None
+            baseline = j.baseline if isinstance(j.baseline, str) else " seed ".join(map(str, dict(j.baseline).values()))
+            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model or asked, "prompts": j.prompts,
+                   "baseline": baseline}  # fmt: skip
+
+    @staticmethod
+    def verifiers(*_: Any) -> Iterator[Row]:
+        for name in VERIFIERS:
+            yield {"verifier": name, "what it is": _summary(VERIFIERS[name])}
+
+    @staticmethod
+    def tasks(config: Config, *_: Any) -> Iterator[Row]:
+        for name, t in config.tasks.items():
+            yield {"task": name, "lm-eval task": t.task or f"local: {t.local}", "metric": t.metric,
+                   "limit": t.limit or "all"}  # fmt: skip
+
+    @staticmethod
+    def grids(config: Config, *_: Any) -> Iterator[Row]:
+        for name, g in config.grids.items():
+            yield {"grid": name, "cells": len(cells(config, name)), "datasets": ", ".join(g.datasets),
+                   "models": ", ".join(g.models), "methods": ", ".join((*g.methods, *g.reward_models)),
+                   "seeds": ", ".join(map(str, g.seeds)),
+                   "judges": ", ".join(g.judges) or "none",
+                   "tasks": ", ".join(g.tasks) or "none"}  # fmt: skip
+
+    @staticmethod
+    def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
+        for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
+            yield {**cell.ids, "state": state(cell, results)}

@@ -1,0 +1,39 @@
+"""`grids:` of config.yaml: the cells of a study, and how they are judged and benchmarked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from halos.registry import suggest
+from halos.settings import Strict
+
+PUBLISHED_WINRATES = "_winrates.csv"
+PUBLISHED = sorted(
+    path.name.removesuffix(PUBLISHED_WINRATES)
+    for path in (Path(__file__).parents[1] / "report/published").glob(f"*{PUBLISHED_WINRATES}")
+)
+"""Results of others that a grid can stand beside; halos/report/published says where they are from."""
+
+
+class Grid(Strict):
+    """The cells of a study: every dataset x model x method x seed, and how they are judged and benchmarked."""
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(min_length=1)
+    reward_models: tuple[str, ...] = Field((), description="methods that end in a reward model: trained and tabulated")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), min_length=1)
+    prompts: tuple[str, ...] = Field((), description="prompt sets to sample, beside those that the judges name")
+    judges: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    published: str | None = Field(None, description="published results to stand beside the grid's own: archangel")
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def known(self) -> Grid:
+        if self.published is not None and self.published not in PUBLISHED:
+            raise ValueError(f"no results called {self.published!r} are published{suggest(self.published, PUBLISHED)}")
+        return self

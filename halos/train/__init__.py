@@ -1,0 +1,1 @@
+"""Training: the last stage of a cell, from its parent's weights."""

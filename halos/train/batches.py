@@ -1,0 +1,252 @@
+"""Global batches, and how they are cut into microbatches.
+
+A global batch is defined by (seed, epoch, step) alone. How it is cut, by a budget of tokens, sorted by length, over
+processes, is a matter of memory and speed and does not change its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from halos.forward import layout as layouts
+from halos.forward.budget import cut, pack
+from halos.forward.layout import Text
+from halos.forward.microbatch import Microbatch, microbatch, texts_of
+from halos.losses.base import Loss
+from halos.reference.cache import Reference
+from halos.tokens.store import Store
+from halos.views import COLUMNS, ROLES
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of a global batch, cut into microbatches, as many in every process.
+
+    Attributes:
+        parts: what the loss is computed of.
+        before: what its statistics are computed of in a pass of their own. There is none where one microbatch holds
+            everything, as its statistics are known before its loss is needed.
+        count: examples, or for a loss per token response tokens, of the whole global batch.
+    """
+
+    parts: list[Microbatch]
+    before: list[Microbatch]
+    count: int
+
+    def to(self, device: torch.device) -> Share:
+        return Share([b.to(device) for b in self.parts], [b.to(device) for b in self.before], self.count)
+
+
+class Examples:
+    """The examples of a view.
+
+    An example of the grouped view holds several responses, any other one; a global batch is of whole examples, and its
+    microbatches are of responses.
+
+    Args:
+        store: the sequence store.
+        table: the index table, or a part of it.
+        view: sft, paired, unpaired or grouped.
+        reference: log-probabilities of the reference model, by sequence row, if the loss wants them.
+        scores: (sequences,) of a reward model, by sequence row, instead of the data's own.
+        control: role -> a token that stands between that role's prompts and responses.
+        packed: whether microbatches are packed rows, with each prompt once, instead of padded ones.
+
+    Attributes:
+        rows: role -> (M,) sequence rows of the M responses.
+        labels: name -> (M,) in the unpaired view `desirable` (bool, unless some have no label) and `scores` (float32,
+            NaN where there is none), in the grouped view `scores` and `advantages` (float32).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        table: pa.Table,
+        view: str,
+        reference: Reference | None = None,
+        scores: np.ndarray | None = None,
+        control: Mapping[str, int] | None = None,
+        packed: bool = False,
+    ) -> None:
+        self.store, self.reference, self.control, self.packed = store, reference, control or {}, packed
+        columns = {role: table[column] for role, column in COLUMNS[view].items()}
+        sizes = np.ones(table.num_rows, dtype=np.int64)
+        if view == "grouped":
+            sizes = pc.list_value_length(columns["response"]).to_numpy().astype(np.int64)
+            columns = {role: pc.list_flatten(column) for role, column in columns.items()}
+        self.offsets = np.concatenate([[0], np.cumsum(sizes)])
+        self.rows = {role: column.to_numpy() for role, column in columns.items()}
+        self.weight = np.repeat(1 / sizes, sizes).astype(np.float32)
+        self.labels: dict[str, np.ndarray] = {}
+        if view in ("unpaired", "grouped"):
+            own = table["score"] if view == "unpaired" else pc.list_flatten(table["scores"])
+            found = scores[self.rows["response"]] if scores is not None else own.to_numpy()
+            self.labels["scores"] = found.astype(np.float32)
+        if view == "unpaired" and not table["desirable"].null_count:  # scores alone may do
+            self.labels["desirable"] = table["desirable"].to_numpy()
+        if view == "grouped":
+            self.labels["advantages"] = advantages(self.labels["scores"], self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def counts(self) -> dict[str, int]:
+        """How many examples and responses there are, and of which label."""
+        found = {"examples": len(self), "responses": len(self.weight)}
+        if "desirable" in self.labels:
+            desirable = int(self.labels["desirable"].sum())
+            found |= {"desirable": desirable, "undesirable": len(self) - desirable}
+        return found
+
+    def responses(self, indices: np.ndarray) -> np.ndarray:
+        """The responses of some examples, as indices into `rows` and `labels`."""
+        return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
+
+    def response_tokens(self, indices: np.ndarray, roles: Sequence[str]) -> int:
+        """Response tokens of some examples, in all roles."""
+        found = self.responses(indices)
+        return sum(int(self.store.lengths[self.rows[role][found], 1].sum()) for role in roles)
+
+    def lengths(self, responses: np.ndarray, roles: Sequence[str]) -> np.ndarray:
+        """(n, 2) tokens of each response's prompt, and of what follows it in all roles together."""
+        rows = [self.rows[role][responses] for role in roles]
+        tails = [self.store.lengths[r, 1] + (role in self.control) for r, role in zip(rows, roles, strict=True)]
+        return np.stack([self.store.lengths[rows[0], 0], np.sum(tails, axis=0)], axis=1)
+
+    def share(self, indices: np.ndarray, loss: Loss, budget: int, rank: int = 0, world: int = 1) -> Share:
+        """What a process runs of a global batch of examples, for a loss with these traits."""
+        roles = ROLES[loss.view]
+        others = tuple(role for role in loss.prepass if role not in roles)
+        parts = list(self.microbatches(indices, roles, budget, rank, world, following=others))
+        at_once = len(parts) == 1 and (not others or parts[0].following is not None)
+        apart = loss.prepass and not at_once
+        before = list(self.microbatches(indices, loss.prepass, budget, rank, world)) if apart else []
+        return Share(parts, before, self.response_tokens(indices, roles) if loss.per_token else len(indices))
+
+    def microbatches(
+        self,
+        indices: np.ndarray,
+        roles: tuple[str, ...],
+        budget: int,
+        rank: int = 0,
+        world: int = 1,
+        following: tuple[str, ...] = (),
+    ) -> Iterator[Microbatch]:
+        """This process's share of a global batch of examples, the same number of microbatches in every process.
+
+        A global batch that is one packed microbatch to each process also gets the roles that follow it.
+        """
+        responses = self.responses(indices)
+        lengths = self.lengths(responses, roles)
+        if self.packed:
+            parts = pack(self.store.prompt_of(self.rows[roles[0]][responses]), lengths, budget, world)
+        else:
+            longest = [
+                self.store.lengths[self.rows[role][responses]].sum(-1) + (role in self.control) for role in roles
+            ]
+            parts = cut(np.max(longest, axis=0), budget // len(roles), world)
+        behind = following if self.packed and len(parts) == world else ()
+        for part in parts[rank::world]:
+            yield self._collate(responses[part if len(part) else [0]], roles, behind, filler=not len(part))
+
+    def _collate(
+        self, responses: np.ndarray, roles: tuple[str, ...], following: tuple[str, ...], filler: bool
+    ) -> Microbatch:
+        rows, texts = self._texts(responses, roles)
+        layout = (layouts.packed if self.packed else layouts.padded)(texts)
+        batch = self._labelled(microbatch(self.store, rows, layout, self.reference), responses, roles)
+        if following and layout.segments is not None:
+            rows, behind = self._texts(responses, following)
+            after = microbatch(self.store, rows, layouts.follow(behind, texts, layout.segments), self.reference)
+            batch = replace(batch, following=self._labelled(after, responses, following))
+        return batch.emptied() if filler else batch
+
+    def _texts(self, responses: np.ndarray, roles: tuple[str, ...]) -> tuple[np.ndarray, list[Text]]:
+        rows = np.concatenate([self.rows[role][responses] for role in roles])
+        return rows, texts_of(
+            self.store, rows, np.repeat([self.control.get(role, -1) for role in roles], len(responses))
+        )
+
+    def _labelled(self, batch: Microbatch, responses: np.ndarray, roles: tuple[str, ...]) -> Microbatch:
+        labels = {name: torch.from_numpy(values[responses]) for name, values in self.labels.items()}
+        return replace(batch, roles=roles, weight=torch.from_numpy(self.weight[responses]), labels=labels)
+
+
+def advantages(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(M,) float32, each score less the mean of its group, over the group's standard deviation; 0 in a group of equals.
+
+    Args:
+        scores: (M,) of all groups, one after the other.
+        offsets: (N + 1,) where each group begins, and the end.
+    """
+    sizes = np.diff(offsets)
+    mean = np.add.reduceat(scores.astype(np.float64), offsets[:-1]) / sizes
+    difference = scores - np.repeat(mean, sizes)
+    deviation = np.sqrt(np.add.reduceat(difference**2, offsets[:-1]) / sizes)
+    found: np.ndarray = (difference / np.maximum(np.repeat(deviation, sizes), 1e-6)).astype(np.float32)
+    return found
+
+
+class GlobalBatches:
+    """Which examples make up each global batch.
+
+    Args:
+        n: number of examples.
+        batch_size: examples of a global batch; the last one of an epoch may be smaller.
+        epochs: passes over the examples.
+        examples: stop with the first step by which so many were seen, whatever the epochs.
+        seed: of the shuffling.
+        inner_epochs: steps on each global batch, one after the other.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, epochs: int, examples: int | None, seed: int, inner_epochs: int = 1
+    ) -> None:
+        self.n, self.batch_size, self.seed, self.inner_epochs = n, batch_size, seed, inner_epochs
+        self.per_epoch = -(-n // batch_size)
+        epochs, rest = (epochs, 0) if examples is None else divmod(examples, n)
+        self.steps = (self.per_epoch * epochs + -(-rest // batch_size)) * inner_epochs
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Indices of the examples of one step, counted from 0."""
+        epoch, within = divmod(step // self.inner_epochs, self.per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n))
+        return self._epoch[1][within * self.batch_size : (within + 1) * self.batch_size]
+
+    def examples_until(self, step: int) -> int:
+        """Examples seen in the first `step` steps."""
+        epochs, within = divmod(-(-step // self.inner_epochs), self.per_epoch)
+        return epochs * self.n + min(within * self.batch_size, self.n)
+
+
+class Ahead:
+    """Prepares the next step's data in a thread, while the one before is trained on.
+
+    Args:
+        prepare: step -> its data.
+        steps: how many there are.
+    """
+
+    def __init__(self, prepare: Callable[[int], Share], steps: int) -> None:
+        self._prepare, self._steps = prepare, steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._waiting: dict[int, Future[Share]] = {}
+
+    def __call__(self, step: int) -> Share:
+        now = self._waiting.pop(step, None) or self._thread.submit(self._prepare, step)
+        self._waiting.clear()
+        if step + 1 < self._steps:
+            self._waiting[step + 1] = self._thread.submit(self._prepare, step + 1)
+        return now.result()

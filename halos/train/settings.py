@@ -1,0 +1,190 @@
+"""`stages:` of config.yaml: a loss with its hyperparameters, the optimiser, and which examples are trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from halos.errors import HalosError
+from halos.losses import Loss
+from halos.online.settings import Online
+from halos.registry import LOSSES, plugin_slice, suggest
+from halos.settings import Fraction, Positive, Settings, Share, Strict, identity, numbers
+from halos.tokens.selection import Selection
+
+
+def _label_by(value: Any) -> Any:
+    """So that a mistake is one sentence, and not one for each kind of value."""
+    value = numbers(value)
+    if isinstance(value, bool) or (isinstance(value, str) and value not in ("best_worst", "mean", "median")):
+        raise ValueError(f"{value!r} is none of best_worst, mean, median and a number")
+    return value
+
+
+class Lora(Strict):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) by peft: adapters are trained, and merged into the weights at the end."""
+
+    r: Positive = 64
+    alpha: Positive = 256
+    dropout: Fraction = 0.05
+    target_modules: str | tuple[str, ...] = "all-linear"
+    path: str | None = Field(None, description="folder of saved adapters to go on from, instead of fresh ones")
+
+
+ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
+
+
+@cache
+def _adapter(loss: type) -> TypeAdapter[Any]:
+    """Kept, as making one takes milliseconds, and a grid asks for losses thousands of times."""
+    return TypeAdapter(loss)
+
+
+class Stage(BaseModel):
+    """One training step: a loss, its hyperparameters (beside the fields below, under their own names), optimiser."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    loss: str
+    lr: float = Field(5e-6, gt=0)
+    optimizer: Literal[
+        "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam",
+        "Rprop",
+    ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
+    optimizer_args: Settings = Field(
+        {}, description="its arguments; AdamW's defaults are ADAMW in halos/train/settings.py"
+    )
+    decay_norms_and_biases: bool = Field(
+        True, description="whether weight decay applies to one-dimensional weights too"
+    )
+    scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = Field(0.1, ge=0, description="below 1: fraction of all steps; else steps")
+    batch_size: Positive = Field(32, description="examples in one global batch, over all processes")
+    epochs: Positive = 1
+    examples: Positive | None = Field(None, description="stop after so many examples, whatever the epochs")
+    inner_epochs: Positive = Field(1, description="steps on each global batch, one after the other")
+    max_grad_norm: float = Field(1.0, gt=0, description="of the gradient of all weights but a value head's")
+    value_max_grad_norm: float = Field(0.1, gt=0, description="of the gradient of a value head, where the loss has one")
+    eval_every: Positive = Field(32, description="steps between two evaluations")
+    checkpoint_every: Positive = Field(100, description="steps between two checkpoints")
+    keep_every: Positive | None = Field(None, description="steps between two models that are kept in kept/step{N}")
+    lora: Lora | None = None
+    humanline: bool = Field(
+        False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
+    )
+    log_eps_p: float = Field(-1.0, lt=0)
+    log_eps_r: float = Field(1.5, gt=0)
+    sync_reference: Positive | None = Field(
+        None, description="make the policy the reference, just before every so-many-th step moves it; with humanline: 1"
+    )
+    reward_model: str | None = Field(
+        None, description="method whose reward model gives the scores, for a loss that reads scores: sft-rm"
+    )
+    keep_desirable: Share = Field(1.0, description="share of the desirable responses kept, of train")
+    keep_undesirable: Share = Field(1.0, description="share of the undesirable responses kept, of train")
+    pairs_per_prompt: Positive | None = Field(None, description="at most so many pairs of a prompt, of train")
+    one_per_prompt: bool = Field(False, description="one response of each prompt, of train, for unpaired losses")
+    label_by: Annotated[Literal["best_worst", "mean", "median"] | float | None, BeforeValidator(_label_by)] = Field(
+        None, description="desirable by score: the best and worst of each prompt, or above the mean, median or a number"
+    )
+    online: Online | None = Field(None, description="train in rounds, on labelled samples of the policy itself")
+    label: str | None = Field(None, description="name in tables and figures")
+
+    @model_validator(mode="after")
+    def known_loss(self) -> Stage:
+        try:
+            loss = LOSSES[self.loss]
+        except HalosError as error:
+            raise ValueError(str(error)) from None
+        own = [f.name for f in dataclasses.fields(loss)]
+        for key in own:
+            if key in type(self).model_fields:
+                raise ValueError(f"loss {self.loss!r}: its {key!r} is the name of a training setting; give it another")
+        for key in self.hyperparameters:
+            if key not in own:
+                raise ValueError(
+                    f"{key!r} is neither a training setting nor a hyperparameter of the loss {self.loss!r}"
+                    f"{suggest(key, [*own, *type(self).model_fields])}"
+                )
+        try:
+            self.make_loss()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"loss {self.loss!r}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"loss {self.loss!r}: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def no_contradiction(self) -> Stage:
+        """Settings that this loss would silently ignore are refused."""
+        loss = self.make_loss()
+        if self.sync_every and not loss.needs_reference:
+            raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
+        if self.reward_model is not None and not loss.needs_scores:
+            raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (ppo wants reward: score)")
+
+        if self.online is not None:
+            if loss.head == "score" or loss.control:
+                raise ValueError(f"the loss {self.loss!r} cannot be trained online: take out `online`")
+            if self.reward_model is not None:
+                raise ValueError("with `online` the labeller gives the scores: take out reward_model")
+            if self.sync_every and self.online.reference == "fixed":
+                raise ValueError("humanline and sync_reference move the reference: take out online.reference: fixed")
+            if loss.view in ("paired", "grouped") and self.online.samples_per_prompt < 2:
+                raise ValueError(f"the loss {self.loss!r} compares responses: raise online.samples_per_prompt")
+
+        def changed(*settings: str) -> str:
+            fields = type(self).model_fields
+            return ", ".join(name for name in settings if getattr(self, name) != fields[name].default)
+
+        if not self.humanline and (found := changed("log_eps_p", "log_eps_r")):
+            raise ValueError(f"without humanline: true nothing reads {found}")
+        if loss.head != "value" and (found := changed("value_max_grad_norm")):
+            raise ValueError(f"the loss {self.loss!r} has no value head: take out {found}")
+        if loss.view != "paired" and (found := changed("pairs_per_prompt")):
+            raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {found}")
+        unpaired = changed("keep_desirable", "keep_undesirable", "one_per_prompt", "label_by")
+        if loss.view != "unpaired" and unpaired:
+            raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {unpaired}")
+        return self
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def sync_every(self) -> int | None:
+        """Steps from one sync of a live reference to the next; None when the reference is frozen, and so cached."""
+        return self.sync_reference or (1 if self.humanline else None)
+
+    @property
+    def reads(self) -> str:
+        """The store's view that it needs: its loss's, or `scored` where scores stand for labels."""
+        loss = self.make_loss()
+        from_scores = self.label_by is not None or (loss.needs_scores and self.reward_model is None)
+        return "scored" if loss.view == "unpaired" and from_scores else loss.view
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)})
+
+    def make_loss(self) -> Loss:
+        """The loss, its hyperparameters brought to their declared types: YAML reads 1e-1 as text."""
+        kind: Any = LOSSES[self.loss]
+        loss: Loss = _adapter(kind).validate_python(self.hyperparameters)
+        return loss
+
+
+def stage_slice(stage: Stage) -> dict[str, Any]:
+    """The stage with the loss's default hyperparameters filled in, so that a changed default is a changed run."""
+    arguments = {**(ADAMW if stage.optimizer == "AdamW" else {}), **stage.optimizer_args}
+    return {**identity(stage), **dataclasses.asdict(stage.make_loss()), "optimizer_args": arguments}
+
+
+def stage_plugins(stage: Stage) -> dict[str, str]:
+    return plugin_slice(LOSSES.plugin(stage.loss))

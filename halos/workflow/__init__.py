@@ -1,0 +1,1 @@
+"""What the Snakemake rules call: patterns, targets, inputs and resources."""

@@ -1,0 +1,168 @@
+"""Training with weights that are sharded over two processes (FSDP2), by accelerate's own code, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from halos.registry import LOSSES
+from halos.settings import dump, read_slice
+from halos.study import catalogue as C
+from tests.conftest import World
+
+ROOT = Path(__file__).parents[2]
+PLAIN = {"optimizer": "SGD", "optimizer_args": {}, "lr": 0.3, "batch_size": 7, "examples": 14, "eval_every": 1}
+
+# accelerate takes FSDP for GPUs alone: on the CPU it would quietly be DDP. Told that its processes are like those of
+# GPUs, it runs all of its FSDP2 code on the CPU.
+SCRIPT = """
+import json, os, sys
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+dist.init_process_group("gloo")
+PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+from halos.cli import main
+codes = [main(command) for command in json.loads(sys.argv[1])]
+from accelerate import Accelerator
+assert Accelerator().is_fsdp2
+print("codes", codes)
+"""
+
+
+def launch(tmp_path: Path, commands: list[list[str]]) -> list[int]:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/fsdp.yaml",
+         "--num_processes", "2", script, json.dumps(commands)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("codes")]
+    assert len(lines) == 2
+    assert lines[0] == lines[1], done.stderr[-3000:]
+    codes: list[int] = json.loads(lines[0].removeprefix("codes"))
+    return codes
+
+
+def command(world: World, tmp_path: Path, name: str, stage: str, changes: dict[str, Any], *more: object) -> list[str]:
+    config = tmp_path / f"{name}.yaml"
+    config.write_text(world.slice(f"runs/d/m/{stage}/seed1", **changes).read_text())
+    files = world.parts(C.Stage(**read_slice(config)["stage"]))
+    words = ["train", "--config", config, "--parent", world.base, "--store", world.store, "--output",
+             tmp_path / "two" / name, "--tokens-per-microbatch", 400, "--reference", *files, *more]  # fmt: skip
+    return list(map(str, words))
+
+
+@pytest.mark.slow
+def test_sharded_processes_train_the_same_weights_as_one(world: World, tmp_path: Path) -> None:
+    humanline = {f"{name}_humanline": (name, {"humanline": True}) for name in ("dpo", "kto", "ppo", "grpo")}
+    runs: dict[str, tuple[str, dict[str, Any]]] = {
+        **{name: (name, {}) for name in LOSSES},
+        **humanline,
+        "lora": (
+            "lora",
+            {
+                "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "path": None},
+                "keep_every": 1,
+            },
+        ),
+        "adamw": ("kto", {"optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}}),
+        "kept": ("dpo", {"keep_every": 1}),
+        "checkpointed": ("dpo", {}),
+    }
+    commands, ones = [], {}
+    for name, (stage, changes) in runs.items():
+        changes = {**PLAIN, **changes}
+        more = ["--gradient-checkpointing"] if name == "checkpointed" else []
+        commands.append(command(world, tmp_path, name, stage, changes, *more))
+        ones[name] = world.train(tmp_path / "one" / name, stage, changes=changes, tokens_per_microbatch=400)
+    assert launch(tmp_path, commands) == [0] * len(commands)
+    start = load_file(world.base / "model/model.safetensors")
+    for name, file in (("kept", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        one, two = (load_file(tmp_path / part / name / "kept/step1" / file) for part in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=3e-4, atol=1e-6)
+    for name, one in ones.items():
+        two = tmp_path / "two" / name
+        assert json.loads((two / "manifest.json").read_text())["processes"] == 2
+        a, b = load_file(one / "model/model.safetensors"), load_file(two / "model/model.safetensors")
+        assert a.keys() == b.keys()
+        for key in a.keys() & start.keys():
+            if a[key].shape == start[key].shape:
+                moved = a[key] - start[key]
+                torch.testing.assert_close(
+                    b[key] - start[key], moved, rtol=3e-4, atol=3e-4 * float(moved.abs().max()), msg=f"{name} {key}"
+                )
+        for x, y in zip(read(one), read(two), strict=True):
+            assert x.keys() == y.keys()
+            assert x["split"] == "eval" or x["padding_share"] == y["padding_share"] == 0
+            for key in ("loss", "grad_norm", "kl", "rewards/margin"):
+                if key in x:
+                    assert x[key] == pytest.approx(y[key], rel=1e-3, abs=1e-4), (name, key)
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_bit_for_bit_with_as_many_processes_and_no_others(world: World, tmp_path: Path) -> None:
+    """Each is stopped after its first step (a checkpoint right after an evaluation) and run again."""
+    runs: dict[str, tuple[str, dict[str, Any]]] = {
+        "kto": ("kto", {"precision": "fp32"}),
+        "ppo": ("ppo", {"humanline": True}),
+        "lora": ("lora", {}),
+        "rmsprop": ("dpo", {"optimizer": "RMSprop", "optimizer_args": {"momentum": 0.5}}),
+    }
+    commands = []
+    for name, (stage, changes) in runs.items():
+        changes = {"examples": 24, "eval_every": 1, **changes}
+        changes.pop("precision", None)
+        whole = command(world, tmp_path, f"{name}_whole", stage, changes)
+        parts = command(world, tmp_path, name, stage, changes)
+        commands += [whole, [*parts, "--time-limit", "0"], parts]
+    stopped = command(world, tmp_path, "stopped", "dpo", {"examples": 24}, "--time-limit", "0")
+    refused = command(world, tmp_path, "refused", "dpo", {"optimizer": "Adafactor", "optimizer_args": {}})
+    assert launch(tmp_path, [*commands, stopped, refused]) == [0, 1, 0] * len(runs) + [1, 1]
+    assert not (tmp_path / "two/refused").exists()  # torch's Adafactor fails on shards in its first step
+    for name in runs:
+        whole, resumed = (load_file(tmp_path / f"two/{name}{end}/model/model.safetensors") for end in ("_whole", ""))
+        assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items()), name
+    from halos.errors import HalosError
+
+    with pytest.raises(HalosError, match="holds 2 shards and this run has none: launch it as before"):
+        world.train(tmp_path / "two/stopped", "dpo", changes={"examples": 24})
+
+
+@pytest.mark.slow
+def test_sharded_bf16_computes_in_bfloat16_and_keeps_float32(world: World, tmp_path: Path) -> None:
+    """Log-probabilities in bfloat16 would be a hundredth off: the first evaluation must agree with float32's."""
+    changes = {**PLAIN, "optimizer": "AdamW", "lr": 5e-7, "optimizer_args": {}}
+    runs = {"fp32": "fp32", "bf16": "bf16"}
+    for name, precision in runs.items():
+        words = command(world, tmp_path, name, "ppo", changes)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(dump({**read_slice(path), "precision": precision}))
+        assert launch(tmp_path, [words]) == [0]
+    full, half = (read(tmp_path / "two" / name) for name in runs)
+    assert full[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert 1e-6 < abs(half[0]["kl"]) < 0.05
+    assert half[0]["value_error"] == pytest.approx(full[0]["value_error"], rel=1e-2)
+    start = load_file(world.base / "model/model.safetensors")
+    end = load_file(tmp_path / "two/bf16/model/model.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in end.values())
+    moved = [float((end[key] != start[key]).float().mean()) for key in start]
+    assert sum(moved) / len(moved) > 0.5  # with weights in bfloat16, steps of 5e-7 would move few

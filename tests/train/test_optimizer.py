@@ -1,0 +1,180 @@
+"""The optimiser of a stage, the groups of its parameters, and the learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from halos.errors import HalosError
+from halos.train.optimizer import learning_rate, make_optimizer
+from halos.train.settings import ADAMW, Stage, stage_slice
+
+OPTIMIZERS = get_args(Stage.model_fields["optimizer"].annotation)
+UNFIT = {
+    "Optimizer": "the base of the others",
+    "LBFGS": "calls the model again within a step",
+    "SparseAdam": "takes sparse gradients only",
+    "Muon": "takes matrices only, and a model has norms and biases",
+}
+DECAYING = set(OPTIMIZERS) - {"Rprop"}
+
+
+class Net(nn.Module):
+    """A matrix, a bias and a norm that are trained, and a matrix that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(3, 4, bias=False).requires_grad_(False)
+        self.linear = nn.Linear(4, 2)
+        self.norm = nn.LayerNorm(4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear(self.norm(self.frozen(x)))
+        return out
+
+
+def stage(**settings: Any) -> Stage:
+    return Stage(loss="sft", **settings)
+
+
+def step(optimizer: torch.optim.Optimizer, net: Net) -> None:
+    net(torch.tensor([[1.0, 2.0, -3.0]])).square().sum().backward()
+    optimizer.step()
+
+
+# ---- which optimisers ------------------------------------------------------------------------------------------
+
+
+def test_every_optimiser_of_torch_can_be_named_but_those_that_do_not_fit() -> None:
+    known = {name for name, entry in vars(torch.optim).items()
+             if isinstance(entry, type) and issubclass(entry, torch.optim.Optimizer)}  # fmt: skip
+    assert set(OPTIMIZERS) == known - set(UNFIT)
+    assert set(UNFIT) <= known
+
+
+@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_moves_matrices_and_vectors_and_nothing_that_is_frozen(name: str, decay: bool) -> None:
+    net = Net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    optimizer = make_optimizer(net, stage(optimizer=name, lr=0.01, decay_norms_and_biases=decay))
+    assert type(optimizer).__name__ == name
+    step(optimizer, net)
+    moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"linear.weight", "linear.bias", "norm.weight"}
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------
+
+
+def test_all_trained_parameters_are_one_group() -> None:
+    net = Net()
+    [group] = make_optimizer(net, stage(lr=0.02)).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in net.parameters() if p.requires_grad]
+    assert group["lr"] == 0.02
+
+
+def test_vectors_are_a_group_without_decay_where_asked_for() -> None:
+    net = Net()
+    settings = stage(lr=0.02, decay_norms_and_biases=False, optimizer_args={"weight_decay": 0.3})
+    matrices, vectors = make_optimizer(net, settings).param_groups
+    assert [id(p) for p in matrices["params"]] == [id(net.linear.weight)]
+    assert {id(p) for p in vectors["params"]} == {id(net.linear.bias), id(net.norm.weight)}
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0)
+    assert matrices["lr"] == vectors["lr"] == 0.02
+
+
+@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize("name", sorted(DECAYING))
+def test_decay_moves_vectors_only_where_it_applies_to_them(name: str, decay: bool) -> None:
+    """Two steps by the same gradients, with and without weight decay."""
+    nets = []
+    for weight_decay in (0.0, 0.5):
+        net = Net()
+        arguments = {"weight_decay": weight_decay}
+        optimizer = make_optimizer(
+            net, stage(optimizer=name, lr=0.1, decay_norms_and_biases=decay, optimizer_args=arguments)
+        )
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, 0.1) if parameter.requires_grad else None
+        optimizer.step()
+        optimizer.step()
+        nets.append(net)
+    one, other = nets
+    assert not torch.equal(one.linear.weight, other.linear.weight)
+    assert torch.equal(one.norm.weight, other.norm.weight) != decay
+    assert torch.equal(one.linear.bias, other.linear.bias) != decay
+
+
+def test_matrices_alone_need_no_vectors() -> None:
+    """LoRA trains matrices only."""
+    net = nn.Linear(3, 2, bias=False)
+    optimizer = make_optimizer(net, stage(lr=0.1, decay_norms_and_biases=False))
+    before = net.weight.detach().clone()
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(net.weight, before)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------
+
+
+def test_the_arguments_are_those_of_the_stages_slice() -> None:
+    """AdamW has defaults of its own, and lists stand for tuples."""
+    [group] = make_optimizer(Net(), Stage(**stage_slice(stage(optimizer_args={"betas": [0.8, 0.9]})))).param_groups
+    assert {k: group[k] for k in ADAMW} == {"weight_decay": 0.01, "betas": (0.8, 0.9), "eps": 1e-5}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("arguments", [{"momentun": 0.9}, {"lr": 0.1}])
+def test_an_argument_that_the_optimiser_does_not_take_is_one_sentence(name: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(HalosError, match=f"^optimizer_args of {name}: .*{next(iter(arguments))}") as caught:
+        make_optimizer(Net(), stage(optimizer=name, optimizer_args=arguments))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_the_optimiser_refuses_is_one_sentence() -> None:
+    with pytest.raises(HalosError, match=r"^optimizer_args of AdamW: Invalid beta parameter .*1\.5"):
+        make_optimizer(Net(), stage(optimizer_args={"betas": [0.9, 1.5]}))
+
+
+# ---- the learning rate -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 0.1, 0.25, 5, 40])
+def test_a_schedule_rises_in_its_warm_up_and_never_after(scheduler: str, warmup: float) -> None:
+    steps = 40
+    ramp = int(warmup if warmup >= 1 else warmup * steps)
+    rates = [learning_rate(k, steps, warmup, scheduler) for k in range(steps)]
+    assert rates[:ramp] == [(k + 1) / ramp for k in range(ramp)]
+    assert all(a >= b for a, b in zip(rates[ramp:], rates[ramp + 1 :], strict=False))
+    assert rates[ramp : ramp + 1] in ([], [1])  # the peak comes right after
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_a_decay_would_be_0_one_step_after_the_last() -> None:
+    for scheduler, last in (("linear", 1 / 30), ("cosine", (1 - math.cos(math.pi / 30)) / 2)):
+        assert learning_rate(39, 40, 10, scheduler) == pytest.approx(last)
+        assert learning_rate(40, 40, 10, scheduler) == pytest.approx(0)
+    assert learning_rate(39, 40, 10, "constant") == 1
+
+
+def test_half_way_down_both_decays_are_at_one_half() -> None:
+    for scheduler in ("linear", "cosine"):
+        assert learning_rate(25, 40, 10, scheduler) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("warmup", "rates"), [(0.1, [1, 1]), (0.5, [1, 1]), (0.99, [0.5, 1]), (1, [1, 1])])
+def test_a_fraction_for_the_warm_up_is_rounded_to_whole_steps(warmup: float, rates: list[float]) -> None:
+    assert [learning_rate(k, 2, warmup, "constant") for k in range(2)] == rates
+
+
+def test_every_scheduler_that_a_stage_can_name_is_known() -> None:
+    for name in get_args(Stage.model_fields["scheduler"].annotation):
+        assert learning_rate(0, 8, 0, name) == 1

@@ -1,0 +1,257 @@
+"""Which files each rule reads, and what its job asks for: the input functions alone, without snakemake."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from halos.distributed.launch import parse
+from halos.errors import HalosError
+from halos.study import catalogue as C
+from halos.study.cells import Cell
+from halos.workflow.inputs import Workflow
+from tests.conftest import CATALOGUE
+
+ROOT = Path(__file__).parents[2]
+
+
+def workflow(**resources: Any) -> Workflow:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["models"]["m"]["resources"] = resources
+    return Workflow(C.load(catalogue))
+
+
+STAGES: dict[str, Any] = {
+    "rm": {"loss": "bradley_terry"},
+    "ppo_rm": {"loss": "ppo", "reward": "score", "reward_model": "sft-rm"},
+    "ppo_scores": {"loss": "ppo", "reward": "score"},
+    "kto_live": {"loss": "kto", "humanline": True},
+    "dpo_synced": {"loss": "dpo", "sync_reference": 16},
+    "grpo_rm": {"loss": "grpo", "humanline": True, "reward_model": "rm"},
+    "more": {"loss": "dpo", "lora": {"path": "adapters/mine"}},
+}
+
+
+def with_rewards(*methods: str, reward_models: tuple[str, ...] = (), **resources: Any) -> Workflow:
+    """A grid of two seeds."""
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["stages"] |= STAGES
+    catalogue["grids"]["g"] |= {"methods": list(methods), "reward_models": list(reward_models), "seeds": [1, 2]}
+    catalogue["models"]["m"]["resources"] = resources
+    return Workflow(C.load(catalogue))
+
+
+def wildcards(method: str, **more: Any) -> SimpleNamespace:
+    return SimpleNamespace(dataset="d", model="m", method=method, seed="3", **more)
+
+
+@pytest.mark.parametrize(("attempt", "mem_mb", "runtime"), [(1, 12000, 40), (2, 24000, 80), (3, 48000, 160)])
+def test_memory_and_time_double_with_each_attempt_and_nothing_else_does(
+    attempt: int, mem_mb: int, runtime: int
+) -> None:
+    w = workflow(mem_gb=12, runtime=40, cpus=6, tokens_per_microbatch=512)
+    found = {name: w.resource(name)(wildcards("sft"), attempt)
+             for name in ("mem_mb", "runtime", "cpus", "tokens_per_microbatch")}  # fmt: skip
+    assert found == {"mem_mb": mem_mb, "runtime": runtime, "cpus": 6, "tokens_per_microbatch": 512}
+
+
+@pytest.mark.parametrize(("gpus", "gres", "single"), [(0, "", ""), (1, "gpu:1", "gpu:1"), (4, "gpu:4", "gpu:1")])
+def test_a_training_has_all_gpus_of_its_model_and_a_job_of_one_process_has_one(
+    gpus: int, gres: str, single: str
+) -> None:
+    w = workflow(gpus=gpus)
+    assert (w.gres(wildcards("sft")), w.single_gres(wildcards("sft"))) == (gres, single)
+    assert parse([*w.launcher(wildcards("sft")).split(), "train"]).processes == max(1, gpus)
+
+
+OVER_NODES = ("mpi", "nodes", "tasks", "tasks_per_gpu")
+
+
+def test_a_training_over_nodes_is_one_job_with_a_task_on_each() -> None:
+    w = workflow(gpus=8, nodes=4, cpus=32)
+    assert [w.over_nodes(name)(wildcards("sft")) for name in OVER_NODES] == ["srun", 4, 4, 0]
+    launch = parse([*w.launcher(wildcards("sft")).split(), "train"])
+    assert (launch.nodes, launch.gpus, launch.cpus, launch.processes) == (4, 8, 32, 32)
+    assert w.gres(wildcards("sft")) == "gpu:8"  # of each node
+
+
+def test_a_training_on_one_node_says_nothing_of_nodes() -> None:
+    """Snakemake leaves out what is None; the mere presence of `mpi` would take the job out of srun's hands."""
+    w = workflow(gpus=8)
+    assert [w.over_nodes(name)(wildcards("sft")) for name in OVER_NODES] == [None] * 4
+
+
+def test_shards_over_nodes_without_gpus_are_refused() -> None:
+    with pytest.raises(HalosError, match=r"models\.m\.resources: weights are sharded over GPUs: give `gpus`"):
+        workflow(nodes=2, parallel="fsdp")
+    workflow(nodes=2, gpus=1, parallel="fsdp")
+
+
+def test_a_first_stage_starts_from_the_base_model_whatever_its_seed() -> None:
+    w = workflow()
+    assert w.parent_model(wildcards("dpo")) == "results/models/m/model"
+    assert w.parent_reference(wildcards("dpo")) == ["results/runs/d/m/base/seed0/reference/responses.safetensors"]
+
+
+def test_a_later_stage_starts_from_its_parent_with_the_same_seed() -> None:
+    w = workflow()
+    parent = "results/runs/d/m/sft/seed3"
+    assert w.parent_model(wildcards("sft-kto")) == f"{parent}/model"
+    assert w.parent_manifest(wildcards("sft-kto")) == f"{parent}/manifest.json"
+    assert w.parent_reference(wildcards("sft-kto")) == [
+        f"{parent}/reference/{part}.safetensors" for part in ("responses", "mismatched")
+    ]
+    assert w.parent_reference(wildcards("sft-simpo")) == []
+
+
+def test_a_cell_asks_for_the_check_of_its_own_view_which_looks_at_all_views_of_the_grid() -> None:
+    """The grid has sft-dpo alone. Were the file another one when a kto cell joins, dpo would be retrained."""
+    w = workflow()
+    assert w.checked(wildcards("sft-dpo")) == "results/tokens/d/m/checked/paired.json"
+    assert w.checked(wildcards("sft")) == "results/tokens/d/m/checked/sft.json"
+    assert w.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
+    assert w.views(SimpleNamespace(dataset="d", model="m", view="unpaired")) == "paired sft unpaired"
+
+
+def test_prompts_are_those_of_the_cells_dataset_unless_the_prompt_set_names_another() -> None:
+    w = workflow()
+    assert w.prompts_data(wildcards("sft", prompts="p")) == "results/data/d/test.parquet"
+    assert w.prompts_data(wildcards("sft", judge="j")) == "results/data/d/test.parquet"
+    assert w.judged_samples(wildcards("sft", judge="j")) == "results/runs/d/m/sft/seed3/samples/p.jsonl"
+
+
+# ---- reward models -----------------------------------------------------------------------------------------------
+
+
+def test_a_stage_with_a_reward_model_reads_its_scores_of_the_same_dataset_model_and_seed() -> None:
+    w = with_rewards("sft-ppo_rm")
+    assert w.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/sft-rm/seed3/reference/scores.safetensors"]
+    assert w.scores(wildcards("sft-grpo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
+    assert w.scores(wildcards("ppo_rm-dpo")) == []  # those of its last stage alone
+    for method in ("sft-ppo_scores", "sft-grpo", "sft-rm", "sft"):
+        assert w.scores(wildcards(method)) == []
+
+
+def test_a_reward_models_own_settings_for_a_model_reach_its_cells() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["stages"] |= STAGES
+    catalogue["models"]["m"]["stages"] = {"ppo_rm": {"reward_model": "rm"}}
+    w = Workflow(C.load(catalogue))
+    assert w.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
+
+
+def test_the_views_of_a_reward_model_are_checked_before_what_learns_from_it_is_trained() -> None:
+    """Its own and those of its parents, none of which the grid names."""
+
+    def views(*methods: str, view: str = "sft", reward_models: tuple[str, ...] = ()) -> str:
+        w = with_rewards(*methods, reward_models=reward_models)
+        return w.views(SimpleNamespace(dataset="d", model="m", view=view))
+
+    assert views("ppo_rm") == "paired sft unpaired"
+    assert views("grpo_rm") == "grouped paired sft"
+    assert views("ppo_rm-simpo", view="paired") == "paired sft unpaired"  # a parent's reward model
+    assert views("base", reward_models=("rm",)) == "paired sft"
+    assert views("base") == "sft"
+    assert views("ppo_scores") == "scored sft"
+
+
+def test_the_views_of_a_reward_model_that_judges_are_checked_as_well() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["stages"] |= STAGES
+    catalogue["judges"]["j"] = {"kind": "reward_model", "reward_model": "sft-rm", "prompts": "p"}
+    catalogue["grids"]["g"]["methods"] = ["base"]
+    w = Workflow(C.load(catalogue))
+    assert w.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
+
+
+def test_a_cell_asks_for_the_check_of_the_view_that_its_scores_make_of_it() -> None:
+    w = with_rewards("base")
+    checked = {method: w.checked(wildcards(method)).rsplit("/", 1)[1] for method in ("ppo", "ppo_scores", "ppo_rm")}
+    assert checked == {"ppo": "unpaired.json", "ppo_scores": "scored.json", "ppo_rm": "unpaired.json"}
+    assert w.checked(wildcards("sft-grpo_rm")) == "results/tokens/d/m/checked/grouped.json"
+    assert w.checked(wildcards("sft-rm")) == "results/tokens/d/m/checked/paired.json"
+
+
+def test_what_a_cell_is_made_from_holds_its_parents_and_their_reward_models() -> None:
+    w = with_rewards("base")
+    found = [(c.method, c.seed) for c in w.made_from(Cell("d", "m", "sft-ppo_rm-simpo", 3))]
+    assert found == [("sft-ppo_rm-simpo", 3), ("sft-ppo_rm", 3), ("sft-rm", 3), ("sft", 3), ("base", 0), ("sft", 3),
+                     ("base", 0)]  # fmt: skip
+
+
+def test_reward_models_of_a_grid_are_trained_and_logged_and_neither_sampled_nor_judged() -> None:
+    without, w = (with_rewards("base", "sft-dpo", reward_models=r) for r in ((), ("rm", "sft-rm")))
+    more = [f"results/runs/d/m/{method}/seed{seed}" for method in ("rm", "sft-rm") for seed in (1, 2)]
+    assert w.trained() == [*without.trained(), *(f"{folder}/manifest.json" for folder in more)]
+    assert w.logged() == [*without.logged(), *(f"{folder}/train.jsonl" for folder in more)]
+    assert len(without.trained()) == 2  # base is not trained
+    for target in ("sampled", "judged", "benchmarked"):
+        assert getattr(w, target)() == getattr(without, target)()
+        assert len(getattr(w, target)()) == 4
+        assert not [path for path in getattr(w, target)() if "rm/" in path]
+
+
+def test_nothing_follows_a_reward_model_or_control_tokens_and_only_policies_answer() -> None:
+    w = with_rewards("base")
+    for method, trained, policy in (
+        ("sft", True, True), ("base", False, True), ("sft-kto-dpo", True, True), ("sft-csft", True, True),
+        ("rm", True, False), ("sft-rm", True, False), ("rm-sft", False, False), ("sft-rm-dpo", False, False),
+        ("csft-dpo", False, False), ("csft-rm", False, False), ("sft-nope", False, False),
+    ):  # fmt: skip
+        found = bool(re.fullmatch(w.trained_methods, method)), bool(re.fullmatch(w.policies, method))
+        assert found == (trained, policy), method
+        assert bool(re.fullmatch(w.methods, method)) == (trained or policy)
+
+
+# ---- live references and adapters ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["kto_live", "sft-dpo_synced", "sft-grpo_rm"])
+def test_a_live_reference_is_no_file(method: str) -> None:
+    assert with_rewards("base").parent_reference(wildcards(method)) == []
+
+
+def test_saved_adapters_are_an_input() -> None:
+    w = with_rewards("base")
+    assert w.adapters(wildcards("sft-more")) == ["adapters/mine/adapter_model.safetensors"]
+    assert w.adapters(wildcards("more-dpo")) == w.adapters(wildcards("lora")) == w.adapters(wildcards("dpo")) == []
+
+
+# ---- how it is run, and not what is made ---------------------------------------------------------------------------
+
+
+def test_sharding_and_checkpointing_are_options_of_the_command() -> None:
+    w = workflow(gpus=8, parallel="fsdp", gradient_checkpointing=True)
+    assert parse([*w.launcher(wildcards("sft")).split(), "train"]).parallel == "fsdp"
+    assert w.checkpointing(wildcards("sft")) == "--gradient-checkpointing"
+    plain = workflow(gpus=8)
+    assert parse([*plain.launcher(wildcards("sft")).split(), "train"]).parallel == "ddp"
+    assert plain.checkpointing(wildcards("sft")) == ""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_every_launcher_has_its_file(parallel: str) -> None:
+    assert (ROOT / f"profiles/accelerate/{parallel}.yaml").is_file()
+
+
+def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
+    methods, rewards = ("sft-ppo_rm", "sft-kto"), ("sft-rm",)
+    one = with_rewards(*methods, reward_models=rewards)
+    other = with_rewards(
+        *methods, reward_models=rewards, gpus=8, parallel="fsdp", gradient_checkpointing=True, tokens_per_microbatch=9,
+        nodes=2, cpus=8,
+    )  # fmt: skip
+    folders = ["data/d", "tokens/d/m", "models/m", "grids/g"]
+    folders += [f"runs/d/m/{method}/seed1" for method in ("sft", *methods, *rewards)]
+    for folder in folders:
+        assert one.slice(SimpleNamespace(folder=folder)) == other.slice(SimpleNamespace(folder=folder))
+    for target in ("trained", "sampled", "judged", "benchmarked", "logged"):
+        assert getattr(one, target)() == getattr(other, target)()
+    for inputs in ("parent_model", "parent_manifest", "checked", "parent_reference", "scores", "adapters"):
+        for method in (*methods, *rewards):
+            assert getattr(one, inputs)(wildcards(method)) == getattr(other, inputs)(wildcards(method))
