@@ -1,13 +1,74 @@
-"""Files that are whole or absent, JSON, and hashes of contents."""
+"""Files that are whole or absent, JSON files as types, and hashes of contents."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from halos.errors import HalosError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, to write a file or a folder to. It is renamed to `path` when the block ends, and
+    removed when the block fails: `path` is then as it was. Parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            _remove(path)
+        temporary.replace(path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class Record(BaseModel):
+    """A part of a JSON file: it refuses fields that it does not know, and cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JsonFile(Record):
+    """A JSON file that one stage writes and others read: one type, one `read`, one `write`."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """
+        Raises:
+            HalosError: the file is missing, or is not of this type.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise HalosError(f"there is no {path}; run `snakemake {path}` to make it") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "its content"
+            raise HalosError(
+                f"{path} is not what this version writes ({where}: {first['msg']}); delete it and run "
+                f"`snakemake {path}` to make it again"
+            ) from None
+
+    def write(self, path: Path) -> None:
+        write_json(path, self.model_dump(mode="json"))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -32,7 +93,7 @@ def hash_weights(model: Path) -> str:
 
 
 def weights_of(files: dict[str, str]) -> str:
-    """The same, of the hashes of a model folder's files."""
+    """The hash that `hash_weights` gives, from the hashes of a model folder's files."""
     return hash_content({name: digest for name, digest in files.items() if name.endswith(".safetensors")})
 
 
@@ -42,12 +103,15 @@ def hash_content(content: Any) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is never seen half-written."""
+    """Write indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: it holds a number that is not finite.
+    """
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write text, whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text)

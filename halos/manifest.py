@@ -1,4 +1,4 @@
-"""What a manifest says of where a result was made: versions, commit, hardware, and the hashes of weights."""
+"""manifest.json: what a run or a base model was made from, where, and with what."""
 
 from __future__ import annotations
 
@@ -9,11 +9,74 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from halos.files import JsonFile, Record
+from halos.seeds import RECIPE
+
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm")
 
 
+class Hardware(Record):
+    """What a run was made on: CPU cores and threads of its process, and the names of its GPUs."""
+
+    machine: str
+    cpus: int | None
+    threads: int
+    gpus: tuple[str, ...]
+
+
+class Round(Record):
+    """One round of an online stage: hashes and counts as in its own manifest, and the report of its labeller."""
+
+    weights: str
+    inputs: dict[str, str]
+    data: dict[str, dict[str, int]]
+    steps: int
+    tokens: int
+    seconds: float
+    labels: dict[str, Any]
+
+
+class Manifest(JsonFile):
+    """manifest.json, written last: a folder that has one is complete.
+
+    Attributes:
+        config: the slice of the catalogue that made it.
+        weights: hash of the model's weights.
+        files: name -> sha256 of each file of `model/`.
+        revision: of a base model from the hub, its commit.
+        inputs: hashes of what a run was trained from: weights, store and template; reference, scores and adapters where
+            it had them.
+        data: split -> counts of its examples, responses and labels.
+        tokens: of all sequences that were trained on.
+        seconds: wall time, over all attempts.
+        peak_memory_gb: of one process's device.
+        rounds: of an online stage.
+        seed_recipe: how seeds were derived (halos/seeds.py).
+    """
+
+    config: dict[str, Any]
+    weights: str
+    files: dict[str, str]
+    revision: str | None = None
+    inputs: dict[str, str] = {}
+    data: dict[str, dict[str, int]] = {}
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+    peak_memory_gb: float | None = None
+    parameters: int | None = None
+    processes: int = 1
+    rounds: tuple[Round, ...] = ()
+    seed_recipe: str = RECIPE
+    packages: dict[str, str] = {}
+    python: str | None = None
+    commit: str | None = None
+    hardware: Hardware | None = None
+
+
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware, for a manifest."""
+    """The fields of a manifest that say where it is made: versions, commit and hardware."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from halos.errors import HalosError
 from halos.registry import load_plugins
@@ -28,16 +28,57 @@ def numbers(content: Any) -> Any:
     return content
 
 
+INCIDENTAL = "incidental"
+"""Marks a field that is no part of an entry's identity: changing it reruns nothing. `Annotated[int, INCIDENTAL]`."""
+
+Label = Annotated[str | None, INCIDENTAL]
+"""The name of an entry in tables and figures."""
+
 Settings = Annotated[dict[str, Any], BeforeValidator(numbers)]
 """Arguments of something that is not of this package."""
 
 
 class Strict(BaseModel):
+    """An entry that refuses keys it does not know, and cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def identity(entry: BaseModel) -> dict[str, Any]:
+    """The fields of an entry that make a result: all but those marked INCIDENTAL."""
+    incidental = {name for name, field in type(entry).model_fields.items() if INCIDENTAL in field.metadata}
+    return entry.model_dump(mode="json", exclude=incidental)
+
+
+class Slice(Strict):
+    """A config.yaml of the results tree: the part of the catalogue that makes one folder.
+
+    Attributes:
+        plugins: sha256 of each plugin file that the folder depends on; reading the slice loads them.
+    """
+
+    plugins: dict[str, str] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """
+        Raises:
+            HalosError: the file is missing, or is no slice of this kind.
+        """
+        content = read_slice(path)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise HalosError(
+                f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; write it again with "
+                f"`python -m halos config {path.parent}`"
+            ) from None
+
+
 def read_slice(path: str | Path) -> dict[str, Any]:
-    """A config.yaml of the results tree: the part of the catalogue that made one folder. Its plugins are loaded.
+    """The content of a slice. Its plugins are loaded.
 
     Raises:
         HalosError: the file is missing.
@@ -52,12 +93,3 @@ def read_slice(path: str | Path) -> dict[str, Any]:
 def dump(content: Any) -> str:
     """YAML text, the same for equal content."""
     return yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110)
-
-
-INCIDENTAL = {"label", "resources", "size", "stages", "concurrency", "requests_per_minute"}
-
-
-def identity(entry: BaseModel) -> dict[str, Any]:
-    """What of an entry makes a result: all but its label, its resources, a model's published figures, and its settings
-    for stages (which are the runs' own)."""
-    return entry.model_dump(mode="json", exclude=INCIDENTAL)

@@ -7,6 +7,58 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halos.data.feedback import Feedback
+from halos.files import JsonFile, Record
+
+
+class Rows(Record):
+    """What became of rows: `rows_in` is `rows_out` plus all drops.
+
+    Attributes:
+        drops: rows left out, by reason.
+        ties: pairs of responses to one prompt with the same score.
+        targets: records with a target for imitation.
+        multi_turn: records whose prompt has more than one user turn.
+    """
+
+    rows_in: int
+    rows_out: int
+    drops: dict[str, int]
+    responses: int
+    pairs: int
+    desirable: int
+    undesirable: int
+    ties: int
+    targets: int
+    multi_turn: int
+
+
+class SourceRows(Rows):
+    """The rows of one source in one split, and which commit they were read from, if it is on the hub."""
+
+    name: str
+    options: dict[str, Any] = {}
+    hub: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+
+
+class SplitRows(Rows):
+    """The rows of one split.
+
+    Attributes:
+        shared_prompts: prompts that are in more than one record.
+    """
+
+    shared_prompts: int
+    sources: tuple[SourceRows, ...]
+
+
+class DataReport(JsonFile):
+    """report.json of a dataset. A split that no source has rows for is empty."""
+
+    dataset: str
+    train: SplitRows
+    test: SplitRows
 
 
 @dataclass

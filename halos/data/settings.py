@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 import halos.data.sources  # noqa: F401  # registers them
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
-from halos.settings import Positive, Share, Strict
+from halos.settings import Label, Positive, Share, Strict
 
 
 class Source(Strict):
@@ -48,7 +48,7 @@ class Dataset(Strict):
     eval_examples: Positive = Field(256, description="test prompts in the fixed evaluation subset of training")
     keep_desirable: Share = Field(1.0, description="share of the desirable responses kept, of train")
     keep_undesirable: Share = Field(1.0, description="share of the undesirable responses kept, of train")
-    label: str | None = None
+    label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
     def room_for_a_response(self) -> Dataset:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from halos.settings import Positive, Settings, Strict
+from halos.settings import INCIDENTAL, Label, Positive, Settings, Strict
 
 
 class Resources(Strict):
@@ -79,12 +79,14 @@ class Model(Strict):
     template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type; master weights are always float32")
-    stages: dict[str, dict[str, Any]] = Field(
+    stages: Annotated[dict[str, dict[str, Any]], INCIDENTAL] = Field(
         {}, description="settings of stages that differ for this model: {stage id: {setting: value}}"
     )
-    label: str | None = Field(None, description="name in tables and figures")
-    size: Size | None = Field(None, description="for `python -m halos plan`, of a hub model that is not here yet")
-    resources: Resources = Resources()
+    label: Label = Field(None, description="name in tables and figures")
+    size: Annotated[Size | None, INCIDENTAL] = Field(
+        None, description="for `python -m halos plan`, of a hub model that is not here yet"
+    )
+    resources: Annotated[Resources, INCIDENTAL] = Resources()
 
     @model_validator(mode="after")
     def one_origin(self) -> Model:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from halos.scoring.settings import OpenAI, Scorer
-from halos.settings import Positive, Strict, numbers
+from halos.settings import INCIDENTAL, Positive, Strict, numbers
 
 
 def _threshold(value: Any) -> Any:
@@ -57,8 +57,8 @@ class Labeller(Scorer):
         "max", description="pairwise: best and worst of a prompt, the two closest, or as many random pairs as there are"
     )
     min_margin: float = Field(0.0, ge=0, description="pairwise: scores of a pair differ by more than this")
-    concurrency: Positive = Field(16, description="openai: calls at one time; reruns nothing")
-    requests_per_minute: Positive | None = Field(None, description="openai: reruns nothing")
+    concurrency: Annotated[Positive, INCIDENTAL] = Field(16, description="openai: calls at one time; reruns nothing")
+    requests_per_minute: Annotated[Positive | None, INCIDENTAL] = Field(None, description="openai: reruns nothing")
 
     @model_validator(mode="after")
     def no_contradiction(self) -> Labeller:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 import halos.data.sources  # noqa: F401  # registers the verifiers
 from halos.registry import VERIFIERS, suggest
-from halos.settings import Positive, Strict
+from halos.settings import Label, Positive, Strict
 
 
 class Scorer(Strict):
@@ -25,7 +25,7 @@ class Scorer(Strict):
         "or a folder, with a / in its name, of a sequence classifier with one label",
     )
     seed: int = Field(1, ge=0, description="with a method as reward_model: its seed, the same for all cells")
-    label: str | None = None
+    label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
     def known(self) -> Scorer:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from halos.registry import suggest
-from halos.settings import Strict
+from halos.settings import Label, Strict
 
 PUBLISHED_WINRATES = "_winrates.csv"
 PUBLISHED = sorted(
@@ -30,7 +30,7 @@ class Grid(Strict):
     judges: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     published: str | None = Field(None, description="published results to stand beside the grid's own: archangel")
-    label: str | None = None
+    label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
     def known(self) -> Grid:

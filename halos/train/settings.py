@@ -12,7 +12,7 @@ from halos.errors import HalosError
 from halos.losses import Loss
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
-from halos.settings import Fraction, Positive, Settings, Share, Strict, identity, numbers
+from halos.settings import Fraction, Label, Positive, Settings, Share, Strict, identity, numbers
 from halos.tokens.selection import Selection
 
 
@@ -91,7 +91,7 @@ class Stage(BaseModel):
         None, description="desirable by score: the best and worst of each prompt, or above the mean, median or a number"
     )
     online: Online | None = Field(None, description="train in rounds, on labelled samples of the policy itself")
-    label: str | None = Field(None, description="name in tables and figures")
+    label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
     def known_loss(self) -> Stage:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from halos.errors import HalosError
 from halos.scoring.settings import Scorer, Server
-from halos.settings import Fraction, Positive, Strict
+from halos.settings import INCIDENTAL, Fraction, Positive, Strict
 
 
 class Prices(Strict):
@@ -99,8 +99,8 @@ class Judge(Scorer):
         None, description="length_control alpaca_eval: AlpacaEval's df_gamed.csv; by default that of the hub's cache"
     )
     max_failures: Fraction = Field(0.05, description="openai: share of comparisons that may stay without an answer")
-    concurrency: Positive = Field(16, description="openai: calls at one time; reruns nothing")
-    requests_per_minute: Positive | None = Field(None, description="openai: reruns nothing")
+    concurrency: Annotated[Positive, INCIDENTAL] = Field(16, description="openai: calls at one time; reruns nothing")
+    requests_per_minute: Annotated[Positive | None, INCIDENTAL] = Field(None, description="openai: reruns nothing")
 
     @property
     def foreign(self) -> set[str]:

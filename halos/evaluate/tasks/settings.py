@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from halos.settings import Positive, Strict
+from halos.settings import Label, Positive, Strict
 
 
 class Task(Strict):
@@ -20,7 +20,7 @@ class Task(Strict):
     limit: Positive | None = None
     num_fewshot: int | None = Field(None, ge=0)
     batch_size: int | Literal["auto"] = 16
-    label: str | None = None
+    label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
     def one_origin(self) -> Task:
