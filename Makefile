@@ -52,6 +52,7 @@ lint: $(ENV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy halos
+	.venv/bin/lint-imports
 	.venv/bin/snakefmt --check $(CODE)
 	.venv/bin/snakemake --lint
 
