@@ -28,7 +28,7 @@ from halos.distributed.accelerator import accelerator_for
 from halos.errors import HalosError
 from halos.files import hash_each, hash_weights
 from halos.forward.networks import SequenceScores
-from halos.forward.packable import pack_rows
+from halos.forward.packable import enable_packing
 from halos.manifest import Manifest
 from halos.models.base import make
 from halos.models.load import load
@@ -476,7 +476,7 @@ def test_the_trainers_scores_are_those_of_the_saved_model(world: World, tmp_path
     saved: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     wrapped = SequenceScores(model)
     for packed in (False, True):
-        assert not packed or pack_rows(wrapped, 100) is None
+        assert not packed or enable_packing(wrapped, 100) is None
         examples = Examples(store, store.view("train", "paired"), "paired", packed=packed)
         [batch] = examples.microbatches(np.arange(6), ROLES, 10**6)
         with torch.no_grad():
