@@ -4,8 +4,9 @@
     python -m benchmarks.loss_memory --quick    # a quarter of the tokens, 4 GB
 
 Log-probabilities of tokens, from hidden states of 512 numbers and an output layer over a vocabulary of 128,256 (that of
-Llama 3), forward and backward in float32. `halos` is `halos.logprobs.token_logps`; `full` makes the logits, takes their
-log softmax and gathers. Each runs in a process of its own, on two threads unless OMP_NUM_THREADS says otherwise.
+Llama 3), forward and backward in float32. `halos` is `token_logps` of halos/forward/logprobs.py; `full` makes the
+logits, takes their log softmax and gathers. Each runs in a process of its own, on two threads unless OMP_NUM_THREADS
+says otherwise.
 
 Prints a table and writes it to benchmarks/results/loss_memory.csv: layer, tokens, hidden, vocabulary; extra_gb, the
 most memory resident at once (GB) less what is before the forward pass, when hidden states, output layer and

@@ -1,1 +1,1 @@
-"""From sequences of token ids to log-probabilities of responses."""
+"""Forward passes: from sequences of token ids to log-probabilities of responses, values and scores."""

@@ -1,4 +1,4 @@
-"""How the sequences of a global batch are cut into microbatches, by a budget of tokens."""
+"""Division of a global batch into microbatches under a budget of tokens: `cut` for padded, `pack` for packed rows."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from itertools import pairwise
 import numpy as np
 
 OVERHEAD = 128
-"""What one more microbatch costs, in tokens: it keeps `cut` from cutting finer than is worth it."""
+"""The cost of one more microbatch, in tokens. It keeps `cut` from trading a little padding for many small passes."""
 
 
 def cut(lengths: np.ndarray, budget: int, world: int = 1) -> list[np.ndarray]:
-    """Cut examples into microbatches of at most `budget` padded tokens, similar lengths together, least padding.
+    """Divide examples into microbatches of at most `budget` padded tokens, with similar lengths together.
 
     Args:
         lengths: (n,) tokens of each example.
-        budget: tokens of a microbatch, padding counted; an example longer than it gets one of its own.
-        world: the number of microbatches is made a multiple of it, the largest first, so that each process, taking
-            every world-th, has about as much to do as the others.
+        budget: tokens of a microbatch, padding included; a longer example gets a microbatch of its own.
+        world: number of processes. The number of microbatches is a multiple of it, and the largest come first, so that
+            processes that take every world-th microbatch have about equal work.
 
     Returns:
-        Positions into `lengths`; empty arrays where there are fewer examples than processes.
+        For each microbatch, indices into `lengths`; some are empty if there are fewer examples than processes.
     """
     order = np.argsort(-lengths, kind="stable")
     parts: list[np.ndarray] = []
@@ -40,8 +40,11 @@ def cut(lengths: np.ndarray, budget: int, world: int = 1) -> list[np.ndarray]:
 
 
 def _best_cuts(lengths: np.ndarray, budget: int) -> list[int]:
-    """Bounds of consecutive parts of descending `lengths` with the least padded tokens and overhead in all: cheapest[j]
-    is the cost of the first j, and its last part begins at begins[j]."""
+    """The bounds of consecutive parts of descending `lengths` with the least padded tokens and overhead in total.
+
+    Dynamic programming: cheapest[j] is the least cost of the first j examples, and begins[j] the start of their last
+    part.
+    """
     n = len(lengths)
     cheapest, begins = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
     for j in range(1, n + 1):
@@ -57,45 +60,45 @@ def _best_cuts(lengths: np.ndarray, budget: int) -> list[int]:
 
 
 def pack(prompts: np.ndarray, lengths: np.ndarray, budget: int, world: int = 1) -> list[np.ndarray]:
-    """Share examples out to microbatches of at most `budget` tokens, in which each prompt counts once.
+    """Distribute examples over microbatches of at most `budget` tokens, in which each distinct prompt counts once.
 
-    Examples with the same prompt stay together unless they are more than a budget. The longest go first, each to the
-    microbatch with the fewest tokens, so that all have about as many.
+    Examples with the same prompt stay together unless they exceed the budget. The largest groups go first, each to the
+    microbatch with the fewest tokens, so that all microbatches are about equally full.
 
     Args:
-        prompts: (n,) which prompt each example has.
-        lengths: (n, 2) tokens of its prompt, and of all that follows it.
-        budget: tokens of a microbatch; an example longer than it gets one of its own.
-        world: the number of microbatches is made a multiple of it.
+        prompts: (n,) key of each example's prompt.
+        lengths: (n, 2) tokens of each example's prompt, and of all that follows it.
+        budget: tokens of a microbatch; a longer example gets a microbatch of its own.
+        world: number of processes; the number of microbatches is a multiple of it.
 
     Returns:
-        Positions into `prompts`, the fullest microbatch first; empty arrays where there are fewer examples than
+        For each microbatch, the fullest first, indices into `prompts`; some are empty if there are fewer examples than
         processes.
     """
     units = _units(prompts, lengths, budget)
     sizes = np.array([_size(unit, prompts, lengths) for unit in units])
     number = -(-min(len(units), -(-int(sizes.sum()) // budget)) // world) * world
-    while (parts := _share(sizes, number, budget)) is None:
+    while (parts := _distribute(sizes, number, budget)) is None:
         number += world
-    found = [np.concatenate([units[k] for k in part]) if part else np.arange(0) for part in parts]
-    while not all(map(len, found)):  # a process without any: take from who has most
-        widest = max(range(len(found)), key=lambda k: len(found[k]))
-        if len(found[widest]) < 2:
+    microbatches = [np.concatenate([units[k] for k in part]) if part else np.arange(0) for part in parts]
+    while not all(map(len, microbatches)):  # a process would have none: it gets half of those of the one with most
+        widest = max(range(len(microbatches)), key=lambda k: len(microbatches[k]))
+        if len(microbatches[widest]) < 2:
             break
-        half = len(found[widest]) // 2
-        empty = next(k for k, part in enumerate(found) if not len(part))
-        found[widest], found[empty] = found[widest][:half], found[widest][half:]
-    return sorted(found, key=lambda part: -_size(part, prompts, lengths))
+        half = len(microbatches[widest]) // 2
+        empty = next(k for k, part in enumerate(microbatches) if not len(part))
+        microbatches[widest], microbatches[empty] = microbatches[widest][:half], microbatches[widest][half:]
+    return sorted(microbatches, key=lambda part: -_size(part, prompts, lengths))
 
 
 def _size(part: np.ndarray, prompts: np.ndarray, lengths: np.ndarray) -> int:
-    """Tokens of some examples, each prompt counted once."""
+    """Tokens of the examples `part`, with each distinct prompt counted once."""
     _, firsts = np.unique(prompts[part], return_index=True)
     return int(lengths[part[firsts], 0].sum() + lengths[part, 1].sum())
 
 
 def _units(prompts: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """The examples of each prompt, cut where they pass the budget."""
+    """The examples of each prompt, split where they would exceed the budget."""
     order = np.argsort(prompts, kind="stable")
     units = []
     for group in np.split(order, np.flatnonzero(np.diff(prompts[order])) + 1):
@@ -109,8 +112,9 @@ def _units(prompts: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.nda
     return units
 
 
-def _share(sizes: np.ndarray, number: int, budget: int) -> list[list[int]] | None:
-    """Units for each of `number` microbatches, largest first, always to the emptiest; None where one does not fit."""
+def _distribute(sizes: np.ndarray, number: int, budget: int) -> list[list[int]] | None:
+    """The units of each of `number` microbatches: largest unit first, each to the emptiest microbatch (the greedy rule
+    of longest processing time). None if a unit does not fit; a unit over the budget fits an empty microbatch only."""
     heap = [(0, k) for k in range(number)]
     heapify(heap)
     parts: list[list[int]] = [[] for _ in range(number)]

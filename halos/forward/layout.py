@@ -1,12 +1,18 @@
-"""How the sequences of a microbatch lie in the rows of tokens that a model runs.
+"""Layout of a microbatch's sequences in the rows of token ids that a model is run on.
 
-`padded`: one sequence to a row, padded on the right. Right padding needs no attention mask: in a causal model no token
-sees what comes after it.
+A sequence is a prompt and a branch. The branch is all that follows the prompt: control tokens, if there are any, then
+the response.
 
-`packed`: all in one row without padding, each prompt once however many responses it has. A response continues its
-prompt: its positions go on where the prompt ends, and it sees the prompt and itself, not its siblings. This makes every
-matrix product that of real, different tokens; `halos.attention` sees to it that the attention is the same as that of
-each sequence alone.
+- `padded`: one sequence in each row, padded on the right. No attention mask is needed, because in a causal model no
+  token attends to the padding behind it.
+- `packed`: all sequences in one row without padding. Each distinct prompt occurs once, followed by its branches:
+  prompt A, branch A1, branch A2, prompt B, branch B1, ... The position ids of every branch continue those of its
+  prompt, and a branch attends to its prompt and itself, never to another branch (halos/forward/attention.py).
+- `follow`: a packed row of branches alone, whose prompts are in another packed row that is run before it. Its layers
+  attend to the keys and values that the first row's layers kept; no gradient flows into those.
+
+A model gives each sequence the outputs that it has when run alone, up to rounding; with the first two layouts the
+gradients, too.
 """
 
 from __future__ import annotations
@@ -23,9 +29,13 @@ from torch.nn.functional import embedding_bag
 
 @dataclass(frozen=True)
 class Text:
-    """A sequence: ids of its prompt, and of what follows, of which the first `lead` (control tokens) are no response.
+    """One sequence of token ids.
 
-    `key` tells prompts apart: sequences with the same have the same prompt.
+    Attributes:
+        key: identifies the prompt; sequences with equal keys must have equal prompts.
+        prompt: (P,) ids of the prompt, at least one.
+        tail: (K,) ids of the branch: control tokens and response.
+        lead: number of control tokens with which the tail begins; they are no part of the response.
     """
 
     key: int
@@ -39,8 +49,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Gather:
-    """Rows picked by `index` from others, some more than once. Backwards, each gets the sum over where it was picked:
-    those are order[offsets[i] : offsets[i + 1]], and rows that only pad are not among them."""
+    """`index_select` of rows with a fast backward pass.
+
+    A row may be selected many times. An output row may be padding: its values are arbitrary (those of row 0), and it
+    adds nothing to any gradient.
+
+    Attributes:
+        index: (n,) int64, the input row of each output row; 0 for padding.
+        order: output rows that are no padding, sorted by their input row.
+        offsets: (total + 1,) int64. The gradient of input row i is the sum of the gradients of the output rows
+            order[offsets[i] : offsets[i + 1]].
+    """
 
     index: Tensor
     order: Tensor
@@ -48,10 +67,10 @@ class Gather:
 
     @classmethod
     def of(cls, index: np.ndarray, total: int) -> Gather:
-        """Pick from `total` rows; -1 for padding."""
-        picked = np.flatnonzero(index >= 0)
-        order = picked[np.argsort(index[picked], kind="stable")]
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(index[picked], minlength=total))])
+        """The gather of the rows `index`, (n,), from `total` rows; -1 for padding."""
+        selected = np.flatnonzero(index >= 0)
+        order = selected[np.argsort(index[selected], kind="stable")]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(index[selected], minlength=total))])
         return cls(*(torch.from_numpy(x.astype(np.int64)) for x in (np.maximum(index, 0), order, offsets)))
 
     def to(self, device: torch.device) -> Gather:
@@ -59,12 +78,12 @@ class Gather:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(total, W) -> (n, W)."""
-        picked: Tensor = _Gathered.apply(rows, self)
-        return picked
+        selected: Tensor = _Gathered.apply(rows, self)
+        return selected
 
 
 class _Gathered(torch.autograd.Function):
-    """`index_select`, whose own backward pass adds row by row and is ten times as slow on CPUs."""
+    """`index_select` with segment sums as its backward pass; torch's own adds row by row, ten times slower on CPUs."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gather: Gather) -> Tensor:
@@ -80,15 +99,19 @@ class _Gathered(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Segments:
-    """Where S sequences lie in a packed row: (S,) int64 arrays.
+    """The places of S sequences in a packed row.
 
     Attributes:
-        prompt_start, prompt_length: of the sequence's prompt.
-        start, length: of its branch, which is what follows the prompt.
-        first: (S,) bool, whether the branch is its prompt's first, which stands right behind it.
-        total: positions of the row.
-        elsewhere: positions of the row that holds the prompts, when it is another one (`follow`); None when it is this.
+        prompt_start: (S,) int64, where each sequence's prompt begins, in the row that holds the prompts.
+        prompt_length: (S,) int64, tokens of each prompt.
+        start: (S,) int64, where each sequence's branch begins, in this row.
+        length: (S,) int64, tokens of each branch.
+        first: (S,) bool, whether the branch is the first of its prompt and so directly behind it: prompt and branch are
+            then one contiguous, causal run of tokens.
+        total: positions of this row.
         longest: tokens of the longest sequence, prompt included.
+        key_offset: positions of the other row that holds the prompts (`follow`), whose keys come before this row's in
+            the attention; 0 if this row holds its own prompts.
     """
 
     prompt_start: np.ndarray
@@ -98,23 +121,25 @@ class Segments:
     first: np.ndarray
     total: int
     longest: int
-    elsewhere: int | None = None
+    key_offset: int = 0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """S sequences in R rows of L tokens, with M response tokens in all.
+    """S sequences in R rows of L tokens, with M response tokens in total, and how to read the model's outputs.
 
     Attributes:
-        input_ids, position_ids: (R, L) int64.
-        before: picks, from the flat (R * L) states, the one that predicts each response token.
+        input_ids: (R, L) int64 token ids.
+        position_ids: (R, L) int64, the position of each token in its own sequence.
+        before: gathers, from the (R * L, H) hidden states, the (M, H) states that predict the response tokens: each is
+            the state of the token before.
         targets: (M,) int64, the response tokens.
-        slots: (M,) int64, flat position of each in an (S, T) array.
-        width: T, the tokens of the longest response.
-        ends: picks the state of each sequence's last token.
-        lengths: (S,) tokens of each sequence, each with the whole of its prompt.
-        padding: positions that hold nothing.
-        segments: of a packed row; None for padded ones.
+        slots: (M,) int64, the place of each response token in a flattened (S, T) array.
+        width: T, tokens of the longest response.
+        ends: gathers the (S, H) states of the sequences' last tokens.
+        lengths: (S,) int64 tokens of each sequence, its whole prompt included.
+        padding: number of positions that hold no token.
+        segments: the places of the sequences in a packed row; None for padded rows.
     """
 
     input_ids: Tensor
@@ -135,7 +160,7 @@ class Layout:
 
 
 def padded(texts: Sequence[Text]) -> Layout:
-    """One sequence to a row, padded with token 0 on the right."""
+    """The layout with one sequence in each row, padded on the right with token 0."""
     width = max(map(len, texts))
     ids = np.zeros((len(texts), width), dtype=np.int64)
     for row, text in zip(ids, texts, strict=True):
@@ -147,7 +172,7 @@ def padded(texts: Sequence[Text]) -> Layout:
 
 
 def packed(texts: Sequence[Text]) -> Layout:
-    """All in one row, each different prompt once, followed by its branches."""
+    """The layout with all sequences in one row: each distinct prompt once, followed by its branches."""
     siblings: dict[int, list[int]] = {}
     for k, text in enumerate(texts):
         siblings.setdefault(text.key, []).append(k)
@@ -170,33 +195,40 @@ def packed(texts: Sequence[Text]) -> Layout:
 
 
 def follow(texts: Sequence[Text], before: Sequence[Text], row: Segments) -> Layout:
-    """A row of branches alone, whose prompts stand in the packed `row` of the sequences `before`, which is run first.
+    """The layout with the branches alone in one row; their prompts are in another packed row, which is run first.
 
-    The prompt's last token is run again as the first of each branch: its state predicts the branch's first token.
+    The last token of a prompt is run again as the first token of each branch, because its state predicts the first
+    token of the branch.
+
+    Args:
+        texts: the sequences; each one's prompt must occur in `before`.
+        before: the sequences of the other row.
+        row: their places in it.
     """
-    where = {text.key: prompt_start for text, prompt_start in zip(before, row.prompt_start, strict=True)}
-    moved = [Text(t.key, t.prompt[:-1], np.concatenate([t.prompt[-1:], t.tail]), t.lead + 1) for t in texts]
-    ends = np.cumsum([len(t.tail) for t in moved])
-    start = ends - [len(t.tail) for t in moved]
-    prompt_start = np.array([where[t.key] for t in moved])
-    none_first = np.zeros(len(texts), dtype=bool)
-    segments = _segments(moved, prompt_start, start, first=none_first, total=int(ends[-1]), elsewhere=row.total)
-    positions = [np.arange(len(t.prompt), len(t)) for t in moved]
-    return _row(moved, [t.tail for t in moved], positions, segments)
+    prompt_starts = {text.key: start for text, start in zip(before, row.prompt_start, strict=True)}
+    shifted = [Text(t.key, t.prompt[:-1], np.concatenate([t.prompt[-1:], t.tail]), t.lead + 1) for t in texts]
+    ends = np.cumsum([len(t.tail) for t in shifted])
+    start = ends - [len(t.tail) for t in shifted]
+    prompt_start = np.array([prompt_starts[t.key] for t in shifted])
+    first = np.zeros(len(texts), dtype=bool)
+    segments = _segments(shifted, prompt_start, start, first=first, total=int(ends[-1]), key_offset=row.total)
+    positions = [np.arange(len(t.prompt), len(t)) for t in shifted]
+    return _row(shifted, [t.tail for t in shifted], positions, segments)
 
 
-def _segments(texts: Sequence[Text], prompt_start: np.ndarray, start: np.ndarray, **more: Any) -> Segments:
-    prompt, branch = np.array([len(t.prompt) for t in texts]), np.array([len(t.tail) for t in texts])
-    return Segments(prompt_start, prompt, start, branch, longest=max(map(len, texts)), **more)
+def _segments(texts: Sequence[Text], prompt_start: np.ndarray, start: np.ndarray, **fields: Any) -> Segments:
+    prompt_length, length = np.array([len(t.prompt) for t in texts]), np.array([len(t.tail) for t in texts])
+    return Segments(prompt_start, prompt_length, start, length, longest=max(map(len, texts)), **fields)
 
 
 def _row(texts: Sequence[Text], ids: list[Any], positions: list[Any], segments: Segments) -> Layout:
-    own = np.where(segments.elsewhere is None, segments.prompt_length, 0)  # prompt tokens in the row itself
+    """The layout of a packed row, from the ids and positions of its prompts and branches in order."""
+    in_row = np.where(segments.key_offset == 0, segments.prompt_length, 0)  # prompt tokens of each that this row holds
     paths = [
         np.concatenate([np.arange(p, p + n), np.arange(s, s + length)])
-        for p, n, s, length in zip(segments.prompt_start, own, segments.start, segments.length, strict=True)
+        for p, n, s, length in zip(segments.prompt_start, in_row, segments.start, segments.length, strict=True)
     ]
-    leads = [int(n) + text.lead for n, text in zip(own, texts, strict=True)]
+    leads = [int(n) + text.lead for n, text in zip(in_row, texts, strict=True)]
     return _layout(texts, np.concatenate(ids)[None], np.concatenate(positions)[None], paths, leads, segments=segments)
 
 
@@ -206,16 +238,25 @@ def _layout(
     positions: np.ndarray,
     paths: list[np.ndarray],
     leads: list[int],
-    **more: Any,
+    **fields: Any,
 ) -> Layout:
-    """The layout of sequences whose tokens lie at `paths`, and whose responses begin after `leads` tokens of them."""
+    """The layout of sequences in given rows.
+
+    Args:
+        texts: the S sequences.
+        ids: (R, L) token ids.
+        positions: (R, L) position ids.
+        paths: for each sequence, the flat positions (of R * L) of its tokens in order.
+        leads: for each sequence, the tokens of its path that precede the response.
+        fields: the other fields of `Layout`.
+    """
     width = max(len(path) - lead for path, lead in zip(paths, leads, strict=True))
     slots = [k * width + np.arange(len(path) - lead) for k, (path, lead) in enumerate(zip(paths, leads, strict=True))]
     before = np.concatenate([path[lead - 1 : -1] for path, lead in zip(paths, leads, strict=True)])
     responses = np.concatenate([path[lead:] for path, lead in zip(paths, leads, strict=True)])
     arrays = (ids, positions, ids.reshape(-1)[responses], np.concatenate(slots))
-    input_ids, position_ids, targets, places = (torch.from_numpy(x.astype(np.int64)) for x in arrays)
+    input_ids, position_ids, targets, flat_slots = (torch.from_numpy(x.astype(np.int64)) for x in arrays)
     ends = np.array([path[-1] for path in paths])
-    states = Gather.of(before, ids.size), Gather.of(ends, ids.size)
     lengths = np.array([len(text) for text in texts])
-    return Layout(input_ids, position_ids, states[0], targets, places, states[1], lengths, width, **more)
+    gathers = Gather.of(before, ids.size), Gather.of(ends, ids.size)
+    return Layout(input_ids, position_ids, gathers[0], targets, flat_slots, gathers[1], lengths, width, **fields)

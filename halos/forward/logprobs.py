@@ -1,4 +1,4 @@
-"""Token log-probabilities of responses, computed only where there is a response token."""
+"""Token log-probabilities from hidden states, without the logits of all tokens in memory at once."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 64 * 2**20
-"""Bytes of logits that are made at one time."""
+"""Bytes of float32 logits in one chunk."""
 KEPT = 4
-"""Chunks of log-probabilities of all tokens that are kept for the backward pass; those of further ones are made again.
-Together with CHUNK it bounds the memory of the output layer, whatever the vocabulary and the number of tokens."""
+"""Chunks whose log-probabilities over the vocabulary are kept for the backward pass; those of the others are computed
+again. CHUNK and KEPT bound the memory of the output layer for any vocabulary and any number of tokens."""
 
 
 def token_logps(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
-    """Log-probabilities of tokens, without the logits of all of them at one time.
+    """Log-probabilities of tokens given the hidden states before them, computed chunk by chunk.
+
+    A plain, unsharded output layer has a backward pass of its own (`_TokenLogps`). Any other layer (with
+    LoRA adapters, sharded by FSDP) is called as it is; several chunks with a gradient are checkpointed.
 
     Args:
-        hidden: (N, H) states before the tokens.
-        head: the output layer, V tokens wide.
-        labels: (N,) int64, the tokens.
+        hidden: (N, H) hidden states.
+        head: the output layer, from H to V.
+        labels: (N,) int64 token ids.
 
     Returns:
-        (N,) float32.
+        (N,) float32 log-probabilities.
     """
     weight: Any = head.weight
     rows = max(1, CHUNK // (4 * weight.shape[0]))
@@ -39,8 +42,12 @@ def token_logps(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
 
 
 class _TokenLogps(torch.autograd.Function):
-    """The output layer and a log-softmax, some rows at a time and in place. The gradient of a log-probability with
-    respect to the logits is the one-hot vector of its label less the probabilities."""
+    """Output layer, log-softmax and selection of the labels in one function, `rows` tokens at a time and in place.
+
+    With upstream gradient g and z = W h + b, the gradient of g * log softmax(z)[y] is g * (onehot(y) - softmax(z)) with
+    respect to z; those of h, W and b follow by the chain rule. Matrix products are in the autocast type, as they would
+    be without this function; log-probabilities are float32.
+    """
 
     @staticmethod
     def forward(
@@ -54,12 +61,12 @@ class _TokenLogps(torch.autograd.Function):
         scratch: Tensor | None = None
         with torch.autocast(device, enabled=False):
             cast = weight.to(ctx.dtype)
-            for h, y, found in zip(hidden.split(rows), labels.split(rows), out.split(rows), strict=True):
+            for h, y, chunk in zip(hidden.split(rows), labels.split(rows), out.split(rows), strict=True):
                 logps = scratch = _log_softmax(h.to(ctx.dtype), cast, bias, scratch)
-                found.copy_(logps.gather(1, y[:, None])[:, 0])
+                chunk.copy_(logps.gather(1, y[:, None])[:, 0])
                 if training and len(ctx.kept) < KEPT:
                     ctx.kept.append(logps)
-                    scratch = None
+                    scratch = None  # the next chunk needs memory of its own
         return out
 
     @staticmethod
@@ -94,7 +101,8 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, scratch: Tensor | None) -> Tensor:
-    """(n, V) float32 log-probabilities of all tokens, in the memory of `scratch` if there is enough."""
+    """(n, V) float32 log-probabilities over the vocabulary for (n, H) states, written into `scratch` if it is large
+    enough."""
     n = len(hidden)
     if scratch is None or len(scratch) < n:
         scratch = torch.empty(n, weight.shape[0], dtype=torch.float32, device=hidden.device)
@@ -109,5 +117,5 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, scratch: T
 
 
 def pick(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) float32 log softmax of (N, V) logits at the labels."""
+    """(N,) float32 log-probabilities of the labels, from (N, V) logits."""
     return -nn.functional.cross_entropy(logits.float(), labels, reduction="none")

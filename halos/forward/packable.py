@@ -1,4 +1,4 @@
-"""Whether a model computes the same on packed rows, and its setting to them if it does."""
+"""Packing of a model's sequences, if the model is packable: if it computes the same on packed rows."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ import torch
 from torch import Tensor, nn
 
 from halos.forward import layout as layouts
-from halos.forward.attention import NAMES
+from halos.forward.attention import NAMES, window_too_short
 from halos.forward.layout import Layout, Text
 from halos.forward.microbatch import Microbatch
 
 TOLERANCE = 1e-4
-"""Of a log-probability or a score, in float32."""
+"""Largest difference, in float32, of a log-probability or a score between packed and padded rows of the trial."""
 
 
-def pack_rows(module: nn.Module, longest: int) -> str | None:
-    """Set the model that `module` wraps to packed rows, if they give what sequences alone give.
+def enable_packing(module: nn.Module, longest: int) -> str | None:
+    """Switch the model that `module` wraps to attention over packed rows, if it is packable.
 
-    It is tried out: two prompts with their branches, in one row and each sequence by itself. What makes the difference
-    is the kind of model (recurrent states, biases by distance) or what it asks of its attention (a window, a cap).
+    This is tried out on a few short sequences, which are run in packed and in padded rows. Models that differ have
+    recurrent states or biases by distance, or ask for more of their attention than causality (a window, a cap).
 
     Args:
-        module: `ResponseLogps` or `SequenceScores`.
-        longest: tokens of the longest sequence to come.
+        module: `ResponseLogps` or `SequenceScores`, on the CPU.
+        longest: tokens of the longest sequence that the model will be run on, prompt included.
 
     Returns:
-        None, or why the model stays with padded rows: what follows "because".
+        None if the model now needs packed rows; else the reason why it stays as it was and needs padded ones.
     """
     wrapped: Any = module
     model = wrapped.model.get_base_model() if hasattr(wrapped.model, "get_base_model") else wrapped.model
     attention = model.config._attn_implementation
     if attention not in NAMES:
-        return f"attention `{attention}` knows no packed rows"
+        return f"attention `{attention}` does not support packed rows"
     window = _window(model.config.get_text_config())
     if window is not None and window < longest:
-        return f"its attention slides over {window} tokens, and sequences have up to {longest}"
+        return window_too_short(window, longest)
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            model.set_attn_implementation("sdpa")  # the trial is on the CPU, where it always is to be had
+            model.set_attn_implementation("sdpa")  # the trial is on the CPU, where sdpa always exists
             expected = [module(_batch(layouts.padded(texts), None)) for texts in TRIAL]
             model.set_attn_implementation(NAMES["sdpa"])
             row = layouts.packed(TRIAL[0])
             assert row.segments is not None
-            behind = layouts.follow(TRIAL[1], TRIAL[0], row.segments)
+            following = layouts.follow(TRIAL[1], TRIAL[0], row.segments)
             row = replace(row, segments=replace(row.segments, longest=longest))
-            batch = _batch(row, _batch(behind, None))
-            found = [module(batch), module(batch.following)]
-        reason = None if _same(expected, found) else "it computes something else on them"
-    except Exception as error:  # whatever a model's own code raises for arguments it was not made for
+            batch = _batch(row, _batch(following, None))
+            outputs = [module(batch), module(batch.following)]
+        reason = None if _close(outputs, expected) else "the model gives other results on packed rows"
+    except Exception as error:  # any error that a model's own code raises for arguments that it does not expect
         reason = " ".join(str(error).split()) or type(error).__name__
     finally:
         model.set_attn_implementation(attention)
@@ -64,12 +64,14 @@ def pack_rows(module: nn.Module, longest: int) -> str | None:
 
 
 def _window(config: Any) -> int | None:
-    """Tokens that the attention of some layer reaches over: some models only make a mask of it, which no trial of short
-    sequences shows."""
+    """The shortest attention window of a model's layers, in tokens; None without one.
+
+    It is read from the config because some models apply it only in their mask, which no trial of short sequences shows.
+    """
     names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
     kinds = getattr(config, "layer_types", None) or names
-    found = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
-    return min(filter(None, found), default=None)
+    windows = [getattr(config, name, None) for kind, name in names.items() if kind in kinds]
+    return min(filter(None, windows), default=None)
 
 
 def _text(key: int, prompt: int, tail: int) -> Text:
@@ -78,7 +80,7 @@ def _text(key: int, prompt: int, tail: int) -> Text:
 
 
 TRIAL = ([_text(0, 5, 4), _text(1, 3, 6), _text(0, 5, 7)], [_text(1, 3, 5), _text(0, 5, 3)])
-"""Sequences of one row, and of one that follows it."""
+"""The sequences of a packed row with two prompts, and those of a row of branches that follows it."""
 
 
 def _batch(layout: Layout, following: Microbatch | None) -> Microbatch:
@@ -89,6 +91,6 @@ def _batch(layout: Layout, following: Microbatch | None) -> Microbatch:
     return replace(batch, following=following).to(torch.device("cpu"))
 
 
-def _same(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> bool:
-    pairs = [(a[name], b[name]) for a, b in zip(expected, found, strict=True) for name in a]
+def _close(outputs: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> bool:
+    pairs = [(a[name], b[name]) for a, b in zip(outputs, expected, strict=True) for name in b]
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=TOLERANCE) for a, b in pairs)

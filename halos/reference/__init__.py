@@ -1,1 +1,1 @@
-"""Log-probabilities under a reference, computed once and read by every loss."""
+"""Log-probabilities under a reference: computed once, read by every loss."""

@@ -1,54 +1,59 @@
-"""Read cached log-probabilities of a reference.
+"""Reading of cached reference log-probabilities and reward model scores.
 
-A file knows the weights, the store and the template that it was made from, and is refused for any others.
+A file records the hashes of the weights, the store and the chat template that it was made from, and is refused for any
+others.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
 
 from halos.errors import HalosError
-
-if TYPE_CHECKING:
-    from halos.tokens.store import Store
-
+from halos.losses.base import Loss
+from halos.manifest import Manifest
+from halos.tokens.store import Store
 
 PARTS = ("responses", "mismatched")
 SCORES = "scores"
 MADE_FROM = "made_from"
-"""One key for all: safetensors writes several in any order, and equal passes would make unequal files."""
+"""The one key of a file's metadata. safetensors writes several keys in any order: equal passes would make unequal
+files."""
 
 
 class Reference:
-    """Cached token log-probabilities, looked up by sequence row.
+    """Cached token log-probabilities under a reference, looked up by sequence row.
 
     Args:
-        files: one file for each part that is wanted.
-        expected: what the files must have been made from: `weights`, `store` and `template` hashes.
+        files: the file of each part.
+        expected: hashes of the `weights`, `store` and `template` that the files must have been made from.
 
     Raises:
-        HalosError: a file was made from something else; the message names what differs.
+        HalosError: a file is missing or was made from something else; the message names what differs.
     """
 
-    def __init__(self, files: list[Path], expected: dict[str, str]) -> None:
+    def __init__(self, files: list[Path], expected: Mapping[str, str]) -> None:
         self._parts: list[tuple[int, np.ndarray, np.ndarray]] = [_open(file, expected) for file in files]
         self._parts.sort(key=lambda part: part[0])
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """(T,) float32 log-probabilities of the response tokens of one sequence."""
+        """(T,) float32 log-probabilities of the T response tokens of one sequence.
+
+        Raises:
+            HalosError: no file holds the sequence.
+        """
         for first, offsets, values in self._parts:
             if first <= row < first + len(offsets) - 1:
                 return values[offsets[row - first] : offsets[row - first + 1]]
-        raise HalosError(f"sequence {row} is in no part of the reference; give the file of its part, too")
+        raise HalosError(f"sequence {row} is in no part of the reference: pass --reference for its part, too")
 
 
-def _open(file: Path, expected: dict[str, str]) -> tuple[int, np.ndarray, np.ndarray]:
-    """(first row, offsets, values) of a file, mapped."""
+def _open(file: Path, expected: Mapping[str, str]) -> tuple[int, np.ndarray, np.ndarray]:
+    """(first row, offsets, values) of a file, memory-mapped."""
     if not file.is_file():
         raise HalosError(f"there is no {file}; make it with `python -m halos reference`")
     with safe_open(file, framework="pt") as opened:  # torch maps the file instead of reading it
@@ -66,22 +71,28 @@ def read_scores(file: Path, store: Store) -> np.ndarray:
     """(responses,) float32 scores of a reward model, by sequence row.
 
     Raises:
-        HalosError: the file is missing, or of another store.
+        HalosError: the file is missing, or belongs to another store.
     """
     return _open(file, {"part": SCORES, "store": store.hash, "template": store.meta["template"]})[2]
 
 
-def parts_for(loss: Any, live: bool = False) -> tuple[str, ...]:
-    """The parts that a loss reads, by its traits; none when its reference is live."""
+def parts_for(loss: Loss, live: bool = False) -> tuple[str, ...]:
+    """The reference files that a loss reads: none if it needs no reference.
+
+    Args:
+        loss: the loss; `needs_reference` and `prepass` decide.
+        live: whether the reference is a copy of the policy that is updated during training, so that nothing is cached.
+    """
     if live or not loss.needs_reference:
         return ()
     return PARTS if "mismatched" in loss.prepass else PARTS[:1]
 
 
 def expected_hashes(parent: Path, store: Store) -> dict[str, str]:
-    """The hashes that tie a reference file to its parent's weights, the store and the chat template."""
-    manifest = parent / "manifest.json"
-    if not manifest.is_file():
-        raise HalosError(f"there is no {manifest}; the parent model is not finished")
-    weights = json.loads(manifest.read_text())["weights"]
+    """The hashes that tie a reference file to the parent's weights, the store and the chat template.
+
+    Raises:
+        HalosError: the parent has no manifest: it is not finished.
+    """
+    weights = Manifest.read(parent / "manifest.json").weights
     return {"weights": weights, "store": store.hash, "template": store.meta["template"]}

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import Judge
-from halos.models.load import check as check_rewards
-from halos.models.load import is_model
+from halos.models.load import check_reward_model, is_model
 from halos.online.settings import Labeller
 from halos.scoring.client import read_key
 from halos.scoring.settings import Scorer
@@ -45,7 +44,7 @@ def check_files(config: Config, grid: str | None = None) -> None:
     for name, scorer in scorers.items():
         if scorer.folder is not None:
             try:
-                check_rewards(scorer.folder)
+                check_reward_model(scorer.folder)
             except HalosError as error:
                 raise HalosError(f"{name}: {error}") from None
     for name in g.judges:

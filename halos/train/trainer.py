@@ -27,7 +27,7 @@ from halos.errors import HalosError
 from halos.files import hash_each, hash_files, hash_weights, weights_of, write_json
 from halos.forward.microbatch import Microbatch
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead
-from halos.forward.packable import pack_rows
+from halos.forward.packable import enable_packing
 from halos.losses.base import Batch, Logps, humanline
 from halos.manifest import environment
 from halos.models.policy import begin, save
@@ -104,9 +104,9 @@ class Trainer:
             model.activation_checkpointing_enable({"use_reentrant": False})
         head = ValueHead(model.config.get_text_config().hidden_size) if self.loss.head == "value" else None
         module: nn.Module = SequenceScores(model) if self.loss.head == "score" else ResponseLogps(model, head)
-        padded = pack_rows(module, self._longest(opened, control))
+        padded = enable_packing(module, self._longest(opened, control))
         if padded is not None:
-            self._say(f"sequences are padded and prompts not shared, because {padded}")
+            self._say(f"packing is off: {padded}")
         self.live: nn.Module | None = None
         if self.stage.sync_every:
             self.live = prepare_frozen(self._frozen_copy(module), self.accelerator)

@@ -17,7 +17,7 @@ from halos.data.settings import on_hub
 from halos.evaluate.judging.settings import FromCell, FromFile
 from halos.hub import FETCHED
 from halos.models.download import base_on_hub
-from halos.models.load import check
+from halos.models.load import check_reward_model
 from halos.models.settings import Resources
 from halos.reference.cache import SCORES, parts_for
 from halos.scoring.settings import Scorer
@@ -315,7 +315,7 @@ class Workflow:
     @staticmethod
     def _scoring_model(scorer: Scorer, wildcards: Any) -> list[str]:
         if scorer.folder is not None:
-            check(scorer.folder)
+            check_reward_model(scorer.folder)
             return [str(scorer.folder)]
         if scorer.method is None:
             return []
@@ -443,7 +443,7 @@ class Workflow:
         return f"gpu:{resources.tensor_parallel}" if resources.gpus else ""
 
     def launcher(self, wildcards: Any) -> str:
-        """The options of halos.launch: how many processes train, and where."""
+        """The options of halos.distributed.launch: how many processes train, and where."""
         return launch_options(self.config.models[wildcards.model].resources)
 
     def over_nodes(self, name: str) -> Callable[..., int | str | None]:

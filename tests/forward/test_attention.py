@@ -22,7 +22,7 @@ from halos.forward.attention import Packing, Unsupported, packed_flex, packed_sd
 from halos.forward.layout import Layout, Text, follow, packed, padded
 from halos.forward.microbatch import Microbatch
 from halos.forward.networks import ResponseLogps, SequenceScores
-from halos.forward.packable import pack_rows
+from halos.forward.packable import enable_packing
 from tests.forward.test_layout import FOLLOWING, TREES, text
 
 CPU = torch.device("cpu")
@@ -202,22 +202,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 4}),
 }  # fmt: skip
 """What packed rows are for: name -> (model type, its fields)."""
-WINDOW = "its attention slides over 16 tokens, and sequences have up to 40"
+OTHERWISE = "the model gives other results on packed rows"
+WINDOW = "the model's attention has a window of 16 tokens, and sequences have up to 40"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral": ("mistral", {"sliding_window": 16}, WINDOW),
-    "mistral one short": ("mistral", {"sliding_window": LONGEST - 1}, "its attention slides over 39 tokens, and "),
+    "mistral one short": ("mistral", {"sliding_window": LONGEST - 1}, WINDOW.replace("16", "39")),
     "gemma3": ("gemma3_text", {"head_dim": 8, "sliding_window": 16,
                                "layer_types": ["sliding_attention", "full_attention"]}, WINDOW),
     "phimoe": ("phimoe", {"sliding_window": 16, "num_local_experts": 2}, WINDOW),
     "qwen2_moe": ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
                                 "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}, WINDOW),
-    "gemma2 as it comes": ("gemma2", {"head_dim": 8}, "attention `eager` knows no packed rows"),
-    "llama eager": ("llama", {"attention": "eager"}, "attention `eager` knows no packed rows"),
-    "bloom": ("bloom", OLD, "attention `eager` knows no packed rows"),
-    "mamba": ("mamba", {"state_size": 8}, "attention `eager` knows no packed rows"),
-    "falcon with alibi": ("falcon", {"alibi": True}, "it computes something else on them"),
-    "convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "it computes something else on them"),
-    "stablelm": ("stablelm", {}, "it makes a mask of its own, or does not pass `packing` on to its attention"),
+    "gemma2 as it comes": ("gemma2", {"head_dim": 8}, "attention `eager` does not support packed rows"),
+    "llama eager": ("llama", {"attention": "eager"}, "attention `eager` does not support packed rows"),
+    "bloom": ("bloom", OLD, "attention `eager` does not support packed rows"),
+    "mamba": ("mamba", {"state_size": 8}, "attention `eager` does not support packed rows"),
+    "falcon with alibi": ("falcon", {"alibi": True}, OTHERWISE),
+    "convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"]}, OTHERWISE),
+    "stablelm": ("stablelm", {}, "the model's attention has a mask of its own or does not receive `packing`"),
     "small vocabulary": ("llama", {"vocab_size": 20}, "index out of range"),
 }  # fmt: skip
 """name -> (model type, its fields, what is said of it)."""
@@ -255,7 +256,7 @@ def test_a_model_that_is_set_to_packed_rows_is_right_on_them(name: str) -> None:
     model_type, fields = FAMILIES[name]
     model = make(model_type, **fields)
     wrapped = ResponseLogps(copy.deepcopy(model)).eval()
-    assert pack_rows(wrapped, LONGEST) is None
+    assert enable_packing(wrapped, LONGEST) is None
     texts = RANDOM["random 2"]
     assert max(map(len, texts)) == LONGEST
     assert_right(model, wrapped, texts, packed(texts))
@@ -266,7 +267,7 @@ def test_a_model_that_packed_rows_are_not_for_says_why_and_stays_as_it_was(name:
     model_type, fields, reason = REFUSED[name]
     model = make(model_type, **fields)
     wrapped = ResponseLogps(copy.deepcopy(model)).eval()
-    said = pack_rows(wrapped, LONGEST)
+    said = enable_packing(wrapped, LONGEST)
     assert said is not None
     assert said.startswith(reason)
     assert wrapped.model.config._attn_implementation == model.config._attn_implementation
@@ -287,11 +288,11 @@ def test_an_attention_that_takes_more_than_queries_keys_and_values_is_refused_an
     packing, keys = packing_of("pairs")
     layer, parts = heads_of(packing, keys)
     for function in (packed_sdpa, packed_varlen, packed_flex):
-        with pytest.raises(Unsupported, match=f"^its attention takes {next(iter(asked))}$"):
+        with pytest.raises(Unsupported, match=f"^the model's attention takes {next(iter(asked))}$"):
             function(layer, *parts, None, packing=packing, **asked)
-        with pytest.raises(Unsupported, match="it makes a mask of its own"):
+        with pytest.raises(Unsupported, match="has a mask of its own"):
             function(layer, *parts, torch.zeros(1), packing=packing)
-        with pytest.raises(Unsupported, match="its attention slides over 8 tokens, and sequences have up to 9"):
+        with pytest.raises(Unsupported, match="a window of 8 tokens, and sequences have up to 9"):
             function(layer, *parts, None, packing=packing, sliding_window=8)
 
 
@@ -299,7 +300,7 @@ def test_trying_out_leaves_weights_mode_and_gradients_as_they_were() -> None:
     for training in (True, False):
         wrapped = ResponseLogps(make("llama", attention_dropout=0.5)).train(training)
         before = copy.deepcopy(wrapped.state_dict())
-        assert pack_rows(wrapped, LONGEST) is None
+        assert enable_packing(wrapped, LONGEST) is None
         assert {module.training for module in wrapped.modules()} == {training}
         assert all(p.grad is None for p in wrapped.parameters())
         assert all(torch.equal(value, before[key]) for key, value in wrapped.state_dict().items())
@@ -309,7 +310,7 @@ def test_a_packed_row_without_its_packing_is_refused() -> None:
     """Also a plain call of a model that was set to packed rows: it would attend to all before."""
     model = make("llama")
     model.set_attn_implementation("packed_sdpa")
-    with pytest.raises(Unsupported, match="does not pass `packing` on"):
+    with pytest.raises(Unsupported, match="does not receive `packing`"):
         model(input_ids=whole(TREES["one"][0]))
 
 
@@ -323,7 +324,7 @@ def test_a_reward_model_scores_packed_rows_as_sequences_alone(model_type: str) -
     with torch.no_grad():
         expected = torch.cat([model(input_ids=whole(t)).logits[:, 0] for t in texts])
         wrapped = SequenceScores(model).eval()
-        assert pack_rows(wrapped, LONGEST) is None
+        assert enable_packing(wrapped, LONGEST) is None
         found = wrapped(batch_of(packed(texts)).to(CPU))["scores"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert float(expected.std()) > 0.01

@@ -123,7 +123,7 @@ def test_a_row_that_follows_holds_its_branches_and_the_last_tokens_of_their_prom
     assert row.segments is not None
     layout = follow(texts, TREES["pairs"], row.segments)
     assert layout.segments is not None
-    assert layout.segments.elsewhere == row.segments.total
+    assert layout.segments.key_offset == row.segments.total
     assert layout.input_ids.shape == (1, sum(1 + len(t.tail) for t in texts))
     assert ids_of(layout, row) == [whole(t) for t in texts]
     positions = Layout(**{**vars(layout), "input_ids": layout.position_ids})

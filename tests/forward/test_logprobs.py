@@ -19,7 +19,7 @@ from halos.forward.layout import Text
 from halos.forward.logprobs import token_logps
 from halos.forward.microbatch import Microbatch
 from halos.forward.networks import ResponseLogps
-from halos.forward.packable import pack_rows
+from halos.forward.packable import enable_packing
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
                          "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
@@ -58,7 +58,7 @@ def batch_of(pairs: list[tuple[Tensor, Tensor]], packed: bool = False) -> Microb
 def wrap(model: Any, packed: bool, head: nn.Module | None = None) -> ResponseLogps:
     """The model as a function, set to packed rows if asked for."""
     wrapped = ResponseLogps(model, head)
-    assert not packed or pack_rows(wrapped, 100) is None
+    assert not packed or enable_packing(wrapped, 100) is None
     return wrapped
 
 

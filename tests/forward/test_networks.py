@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead
-from halos.forward.packable import pack_rows
+from halos.forward.packable import enable_packing
 from tests.forward.test_logprobs import PACKED, SIZES, batch_of, capped, llama, scaled, sequences, wrap
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -149,7 +149,7 @@ LENGTHS = [(3, 6), (9, 1), (2, 4), (5, 0), (2, 9)]
 
 def scorer(model: Any, packed: bool) -> SequenceScores:
     wrapped = SequenceScores(model)
-    assert not packed or pack_rows(wrapped, 100) is None
+    assert not packed or enable_packing(wrapped, 100) is None
     return wrapped
 
 

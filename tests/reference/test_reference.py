@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from accelerate.state import AcceleratorState
 from safetensors import safe_open
 
 from halos.errors import HalosError
-from halos.files import hash_weights, write_json
+from halos.files import hash_weights
 from halos.forward.microbatch import Microbatch
+from halos.manifest import Manifest
 from halos.models.load import freeze, load
 from halos.models.policy import begin, save
 from halos.reference.cache import PARTS, SCORES, Reference, expected_hashes, parts_for, read_scores
@@ -80,10 +82,10 @@ def test_a_file_made_from_something_else_is_refused_and_the_message_names_it(nam
 def test_the_hashes_are_those_of_the_parents_manifest_and_the_store(world: World, tmp_path: Path) -> None:
     store = Store(world.store)
     expected = expected_hashes(world.base, store)
-    assert expected["weights"] == json.loads((world.base / "manifest.json").read_text())["weights"]
+    assert expected["weights"] == Manifest.read(world.base / "manifest.json").weights
     assert (expected["store"], expected["template"]) == (store.hash, store.meta["template"])
     assert len(set(expected.values())) == 3
-    with pytest.raises(HalosError, match="the parent model is not finished"):
+    with pytest.raises(HalosError, match=f"there is no {tmp_path}/manifest.json; run `snakemake "):
         expected_hashes(tmp_path, store)
 
 
@@ -142,7 +144,7 @@ def rewarder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     model, tokenizer, _ = begin(world.base / "model", "sdpa", LOSSES["bradley_terry"](), None)
     save(model, model.state_dict(), world.base / "model", folder / "model", tokenizer)
-    write_json(folder / "manifest.json", {"weights": hash_weights(folder / "model")})
+    Manifest(config={}, weights=hash_weights(folder / "model"), files={}).write(folder / "manifest.json")
     return folder
 
 
@@ -234,6 +236,7 @@ class Pass:
         calls: forward passes of the last run, those of a trial left out.
         after: how many there had been when each window was written.
         limit: the forward pass that kills the run, or None.
+        changes: settings of the stage in the config.
     """
 
     def __init__(self, world: World, parent: Path, part: str, attention: str, patch: pytest.MonkeyPatch) -> None:
@@ -242,6 +245,7 @@ class Pass:
 
         self.world, self.parent, self.part, self.attention, self.precision = world, parent, part, attention, "fp32"
         self.calls, self.limit, self.after = 0, -1, list[int]()
+        self.changes: dict[str, Any] = {}
         patch.setattr(module, "WINDOW", 100)
         kind = SequenceScores if part == SCORES else ResponseLogps
         forward, add = kind.forward, module._Done.add
@@ -262,7 +266,7 @@ class Pass:
         patch.setattr(module._Done, "add", added)
 
     def run(self, output: Path, killed_at: int | None = None) -> Path:
-        settings = read_slice(self.world.slice("runs/d/m/bradley_terry/seed1"))
+        settings = read_slice(self.world.slice("runs/d/m/bradley_terry/seed1", **self.changes))
         config = output.parent.with_name("config.yaml")
         config.write_text(dump({**settings, "attention": self.attention, "precision": self.precision}))
         self.calls, self.limit, self.after = 0, -1 if killed_at is None else killed_at, []
@@ -311,8 +315,8 @@ def test_a_pass_of_something_else_is_begun_anew(
     elif change == "weights":
         passing.parent = tmp_path / "parent"
         shutil.copytree(world.base, passing.parent)
-        manifest = json.loads((world.base / "manifest.json").read_text())
-        write_json(passing.parent / "manifest.json", {**manifest, "weights": "0" * 64})
+        manifest = Manifest.read(world.base / "manifest.json")
+        manifest.model_copy(update={"weights": "0" * 64}).write(passing.parent / "manifest.json")
     elif change == "attention":
         passing.attention = "eager"
     else:
@@ -328,6 +332,33 @@ def test_a_pass_of_something_else_is_begun_anew(
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_a_pass_goes_on_when_only_settings_of_the_training_changed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = Pass(world, world.base, "responses", "sdpa", monkeypatch)
+    expected = content(passing.run(tmp_path / "whole"))
+    windows = len(passing.after)
+    passing.run(tmp_path / "run", killed_at=passing.after[1])
+    passing.changes = {"lr": 0.5}
+    assert content(passing.run(tmp_path / "run")) == expected
+    assert len(passing.after) == windows - 2
+
+
+def test_a_config_without_attention_or_precision_is_one_sentence(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    for missing in ("attention", "precision"):
+        settings = read_slice(world.slice("runs/d/m/base/seed0"))
+        config.write_text(dump({k: v for k, v in settings.items() if k != missing}))
+        with pytest.raises(HalosError, match=rf"config\.yaml: {missing}: Field required; write it again"):
+            reference(config, world.base, world.store, "responses", tmp_path / "responses.safetensors", 2048)
+
+
+def test_the_cache_and_the_verb_are_imported_without_torch() -> None:
+    code = "import sys, halos.reference.cache, halos.reference.compute; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_a_parent_that_cannot_be_packed_says_so_and_gives_the_same_values(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,7 +366,7 @@ def test_a_parent_that_cannot_be_packed_says_so_and_gives_the_same_values(
     config.write_text(dump({**read_slice(world.slice("runs/d/m/base/seed0")), "attention": "eager"}))
     file = tmp_path / "responses.safetensors"
     reference(config, world.base, world.store, "responses", file, 2048)
-    said = "sequences are padded and prompts not shared, because attention `eager` knows no packed rows"
+    said = "packing is off: attention `eager` does not support packed rows"
     assert said in capsys.readouterr().err
     one, other = Reference([file], {}), Reference(world.reference()[:1], {})
     for row in range(Store(world.store).n_responses):
@@ -360,7 +391,7 @@ def test_in_bf16_linear_weights_take_half_the_memory_and_no_value_changes(
 
     for how, file in zip((frozen, unfrozen), files, strict=True):
         AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.setattr("halos.models.load.freeze", how)
+        monkeypatch.setattr("halos.reference.compute.freeze", how)
         try:
             reference(config, world.base, world.store, "responses", file, 2048)
         finally:

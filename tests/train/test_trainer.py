@@ -365,7 +365,7 @@ def test_a_model_that_cannot_be_packed_says_so_and_is_trained_to_the_same_weight
         changes["lora"] = {"r": 4, "alpha": 8, "dropout": 0.0}
     config = world.slice(f"runs/d/m/{stage}/seed1", **changes)
     files = world.parts(C.Stage(**read_slice(config)["stage"]))
-    said = "sequences are padded and prompts not shared, because attention `eager` knows no packed rows\n"
+    said = "packing is off: attention `eager` does not support packed rows\n"
     for attention, padded in (("sdpa", False), ("eager", True)):
         config.write_text(dump({**read_slice(config), "attention": attention}))
         capsys.readouterr()
@@ -601,7 +601,7 @@ def test_a_reference_of_other_weights_is_refused(world: World, tmp_path: Path) -
 
 
 def test_a_parent_that_is_not_finished_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(HalosError, match="the parent model is not finished"):
+    with pytest.raises(HalosError, match=f"there is no {tmp_path}/manifest.json"):
         world.train(tmp_path / "run", "simpo", parent=tmp_path)
 
 

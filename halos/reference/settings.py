@@ -1,0 +1,13 @@
+"""The part of a cell's config.yaml that its model computes with."""
+
+from __future__ import annotations
+
+from halos.models.settings import Attention, Precision
+from halos.settings import Slice
+
+
+class ReferenceSlice(Slice, extra="ignore"):
+    """Attention and precision of a cell, from its config.yaml; the training settings beside them are not read."""
+
+    attention: Attention
+    precision: Precision
