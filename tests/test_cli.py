@@ -57,7 +57,6 @@ def test_the_options_of_a_verb_are_the_parameters_of_its_function(verb: str) -> 
     import inspect
 
     module, name = VERBS[verb].function.split(":")
-    name = "Trainer" if name == "train" else name  # to which train hands its options on
     function = getattr(importlib.import_module(module), name)
     assert sorted(inspect.signature(function).parameters) == sorted(VERBS[verb].options)
 
