@@ -1,4 +1,4 @@
-"""manifest.json: what a run or a base model was made from, where, and with what."""
+"""manifest.json: the hashes, settings, costs and environment of a run or a base model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from halos.files import JsonFile, Record
+from halos.files import JsonFile, Record, hash_each, weights_of
 from halos.seeds import RECIPE
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm")
 
 
 class Hardware(Record):
-    """What a run was made on: CPU cores and threads of its process, and the names of its GPUs."""
+    """The machine that made a run.
+
+    Attributes:
+        machine: architecture, such as x86_64.
+        cpus: CPU cores that the process may use.
+        threads: threads of torch.
+        gpus: names of the GPUs that the process sees.
+    """
 
     machine: str
     cpus: int | None
@@ -25,7 +32,11 @@ class Hardware(Record):
 
 
 class Round(Record):
-    """One round of an online stage: hashes and counts as in its own manifest, and the report of its labeller."""
+    """One round of an online stage.
+
+    Attributes:
+        labels: the report of its labeller. The other fields are those of the round's own manifest.
+    """
 
     weights: str
     inputs: dict[str, str]
@@ -39,19 +50,29 @@ class Round(Record):
 class Manifest(JsonFile):
     """manifest.json, written last: a folder that has one is complete.
 
+    A base model has the fields up to `revision`, and those of the environment where it was made here.
+
     Attributes:
         config: the slice of the catalogue that made it.
         weights: hash of the model's weights.
         files: name -> sha256 of each file of `model/`.
-        revision: of a base model from the hub, its commit.
-        inputs: hashes of what a run was trained from: weights, store and template; reference, scores and adapters where
-            it had them.
+        revision: commit of a base model from the hub.
+        inputs: hashes of what a run was trained from: `weights`, `store` and `template`; `reference`, `scores` and
+            `adapters` where it had them.
         data: split -> counts of its examples, responses and labels.
-        tokens: of all sequences that were trained on.
+        steps: optimiser steps.
+        tokens: tokens of all sequences that were trained on.
         seconds: wall time, over all attempts.
-        peak_memory_gb: of one process's device.
-        rounds: of an online stage.
+        gpu_hours: hours of all its GPUs together; 0 on the CPU.
+        peak_memory_gb: peak memory of the main process's device.
+        parameters: number of the model's weights, before adapters are merged.
+        processes: number of processes, and so of devices.
+        rounds: the rounds of an online stage, in order.
         seed_recipe: how seeds were derived (halos/seeds.py).
+        packages: name -> version of the installed packages that results depend on.
+        python: version of Python.
+        commit: git commit of this package's checkout, ending in `-modified` when files differ from it.
+        hardware: the machine of the main process.
     """
 
     config: dict[str, Any]
@@ -74,9 +95,21 @@ class Manifest(JsonFile):
     commit: str | None = None
     hardware: Hardware | None = None
 
+    @classmethod
+    def of(cls, model: Path, config: dict[str, Any], **fields: Any) -> Self:
+        """The manifest of a model folder that was made here and now.
+
+        Args:
+            model: the model folder, whose files are hashed.
+            config: the slice of the catalogue that made it.
+            fields: further fields, but those of the environment.
+        """
+        files = hash_each(model)
+        return cls(config=config, weights=weights_of(files), files=files, **environment(), **fields)
+
 
 def environment() -> dict[str, Any]:
-    """The fields of a manifest that say where it is made: versions, commit and hardware."""
+    """The fields of a manifest about its environment: `packages`, `python`, `commit` and `hardware`, as of now."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -90,18 +123,21 @@ def _commit() -> str | None:
     """The git commit of this package's checkout, marked when files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        found = [
+        head, changes = (
             subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True).stdout.strip()
             for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found[0] + ("-modified" if found[1] else "")
+    return head + ("-modified" if changes else "")
 
 
-def _hardware() -> dict[str, Any]:
+def _hardware() -> Hardware:
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}  # fmt: skip
+    return Hardware(
+        machine=platform.machine(),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        threads=torch.get_num_threads(),
+        gpus=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+    )

@@ -205,21 +205,12 @@ def write_examples(task: Task, texts: list[tuple[list[dict[str, str]], str]]) ->
 
 
 def ours(pipe: Connection, task: Task) -> None:
+    from halos.train.inputs import Inputs
     from halos.train.trainer import Trainer
 
     baseline = peak_gb()
-    trainer = Trainer(
-        config=task.here / "train.yaml",
-        parent=task.base,
-        store=task.store,
-        output=task.here / "run",
-        reference=task.references,
-        reference_of=None,
-        scores=[],
-        tokens_per_microbatch=task.tokens_per_microbatch,
-        gradient_checkpointing=False,
-        time_limit=None,
-    )
+    inputs = Inputs.open(task.here / "train.yaml", task.base, task.store, task.references)
+    trainer = Trainer(inputs, task.here / "run", task.tokens_per_microbatch)
     pipe.send({"baseline_gb": baseline})
     step = 0
     while pipe.recv():

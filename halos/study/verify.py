@@ -60,7 +60,7 @@ def changes(cell: Cell, results: Path, config: Config) -> Iterator[str]:
             continue
         yield from _settings(manifest["config"], read_slice(folder / "config.yaml"), f"{folder}/config.yaml")
         yield from _settings(manifest["config"], config_slice(config, made.folder), f"{folder}: the catalogue")
-        if "rounds" not in manifest:  # its rounds have inputs of their own
+        if not manifest.get("rounds"):  # its rounds have inputs of their own
             store = stores[made] = folder / "fresh/store" if made.round else results / made.store_folder / "store"
             yield from _inputs(made, results, store, manifest["inputs"])
     for store in dict.fromkeys(stores.values()):

@@ -1,6 +1,6 @@
-"""Checkpoints: everything needed to go on as if never stopped, in safetensors and JSON.
+"""Checkpoints: the whole state of a training, in safetensors and JSON, from which it resumes bitwise.
 
-`checkpoints/` stands beside a run's declared outputs, so a workflow that cleans up after a failed job leaves it alone.
+`checkpoints/` is no declared output of a rule, so a workflow that cleans up after a failed job leaves it alone.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class Checkpoints:
 
     Args:
         folder: usually RUN/checkpoints.
-        fingerprint: hash of the run's config and inputs; checkpoints of another one are never resumed.
+        fingerprint: hash of the run's config and inputs; a checkpoint with another fingerprint is never resumed.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint of this run, or None."""
+        """The newest complete checkpoint of this run, or None."""
         return max(self._of(ours=True), key=_step, default=None)
 
     def remove_others(self) -> None:
-        """Remove checkpoints of another config, data or parent, and what is left of a removal that was cut short."""
+        """Remove checkpoints of another config, data or parent, and the remains of an interrupted removal."""
         for path in self._of(ours=False):
-            print(f"removing {path}: it is of another config, data or parent")
+            print(f"removing {path}: it belongs to another config, data or parent")
             shutil.rmtree(path)
 
     def _of(self, ours: bool) -> list[Path]:
@@ -52,13 +52,17 @@ class Checkpoints:
         meta: dict[str, Any],
         accelerator: Any,
     ) -> None:
-        """Save after `step` steps: seen whole or not at all, and only then are older ones removed.
+        """Save the state after `step` steps. It appears complete or not at all; then older checkpoints are removed.
 
-        Every process calls it. Where weights are sharded each writes its own, else the first writes all.
+        Every process calls it. Each writes its shard where weights are sharded, else the main process writes all.
 
         Args:
-            modules: file name -> module. What the first trains is kept, of each; the rest is the parent's.
-            meta: more to keep, as JSON can hold it.
+            step: optimiser steps that are done.
+            modules: file name -> module, of equal structure. Saved are the parameters that the first one trains, of
+                each module; all others are the parent's.
+            optimizer: the optimiser of the first module.
+            meta: further values to keep, as JSON can hold them.
+            accelerator: the processes.
         """
         path, temporary = self.folder / f"step{step}", self.folder / ".partial"
         if accelerator.is_main_process:
@@ -67,18 +71,18 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         suffix = _suffix(accelerator)
         if suffix or accelerator.is_main_process:
-            first = next(iter(modules.values()))
+            policy = next(iter(modules.values()))
             for file, module in modules.items():
                 save_file(
-                    {n: t.contiguous() for n, t in _trained(module, first).items()},
+                    {n: t.contiguous() for n, t in _trained(module, policy).items()},
                     temporary / f"{file}{suffix}.safetensors",
                 )
             tensors, values = _flatten(optimizer.state_dict())
             save_file(tensors, temporary / f"optimizer{suffix}.safetensors")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            more = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
-            (temporary / "meta.json").write_text(json.dumps({**meta, **more, "optimizer": values}))
+            identity = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
+            (temporary / "meta.json").write_text(json.dumps({**meta, **identity, "optimizer": values}))
             temporary.rename(path)
             for other in self.folder.glob("step*"):
                 if other != path:
@@ -88,10 +92,13 @@ class Checkpoints:
     def load(
         self, path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, accelerator: Any
     ) -> dict[str, Any]:
-        """Put a checkpoint back into what it was saved from; returns its meta data, `step` included.
+        """Load a checkpoint into modules and an optimiser like those that it was saved from.
+
+        Returns:
+            Its meta data: those given to `save`, and `step`.
 
         Raises:
-            HalosError: weights are sharded over another number of processes than they were.
+            HalosError: it was saved with the weights sharded over another number of processes.
         """
         meta = _meta(path)
         if meta["shards"] != _shards(accelerator):
@@ -100,10 +107,10 @@ class Checkpoints:
                 f"launch it as before, or delete the checkpoint to begin again"
             )
         suffix = _suffix(accelerator)
-        first = next(iter(modules.values()))
+        policy = next(iter(modules.values()))
         for file, module in modules.items():
             saved = load_file(path / f"{file}{suffix}.safetensors")
-            for name, tensor in _trained(module, first).items():
+            for name, tensor in _trained(module, policy).items():
                 tensor.copy_(saved[name])
         tensors = load_file(path / f"optimizer{suffix}.safetensors")
         optimizer.load_state_dict(_unflatten(tensors, meta["optimizer"], optimizer))
@@ -111,7 +118,7 @@ class Checkpoints:
 
 
 def _shards(accelerator: Any) -> int:
-    """Over how many processes the weights are sharded; 0 when each holds them all."""
+    """Number of processes that the weights are sharded over; 0 when each process holds them all."""
     return int(accelerator.num_processes) if accelerator.is_fsdp2 else 0
 
 
@@ -119,10 +126,10 @@ def _suffix(accelerator: Any) -> str:
     return f"-{accelerator.process_index}" if accelerator.is_fsdp2 else ""
 
 
-def _trained(module: nn.Module, trained: nn.Module) -> dict[str, Tensor]:
-    """This process's part of the parameters of `module` that `trained`, built as it is, trains."""
+def _trained(module: nn.Module, policy: nn.Module) -> dict[str, Tensor]:
+    """name -> this process's shard of each parameter of `module` that `policy`, of the same structure, trains."""
     reshard(module)
-    names = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+    names = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     return {name: local(p) for name, p in module.named_parameters() if name in names}
 
 
@@ -131,14 +138,14 @@ def _step(path: Path) -> int:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    """A checkpoint's meta data; empty for one whose removal was cut short."""
+    """A checkpoint's meta data; empty where an interrupted removal left none."""
     file = path / "meta.json"
     content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return content
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors ("parameter/name", this process's part) and what JSON can hold."""
+    """Optimiser state as tensors by "parameter/name" (this process's shards), and the rest, which JSON can hold."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
     for parameter, entries in state["state"].items():
@@ -151,6 +158,7 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state dict from what `_flatten` made of it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **values["state"]}.items():
@@ -163,5 +171,5 @@ def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: to
 
 
 def fingerprint(config: dict[str, Any], inputs: dict[str, str]) -> str:
-    """What a checkpoint belongs to: the run's slice of the config, and the hashes of its inputs."""
-    return hash_content([json.loads(json.dumps(config)), inputs])
+    """Hash of a run's slice of the config and of the hashes of its inputs."""
+    return hash_content([config, inputs])

@@ -1,8 +1,152 @@
-"""halos.train.objective."""
+"""The objective of a global batch: its loss and gradient, and the metrics for the log."""
 
 from __future__ import annotations
 
-from halos.losses.base import Batch, Logps
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-Given = tuple[Logps, Logps, Batch]
-"""What a loss is called with."""
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from halos.distributed.reductions import Gathered, Sums, means
+from halos.distributed.sharding import copy_weights, prepare_frozen
+from halos.forward.microbatch import Microbatch
+from halos.losses import Loss
+from halos.losses.base import Batch, Logps, Output, humanline
+from halos.train.batches import Share
+from halos.train.settings import Stage
+
+
+class Given(NamedTuple):
+    """The arguments of a loss for one microbatch."""
+
+    policy: Logps
+    reference: Logps
+    batch: Batch
+
+
+class Sizes(NamedTuple):
+    """Tokens of a global batch, over all processes.
+
+    Attributes:
+        tokens: tokens of its sequences, a shared prompt counted for each of them.
+        real: positions that the model computed, without padding.
+        positions: positions that the model computed.
+    """
+
+    tokens: int
+    real: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss of a global batch, over its examples (or tokens), whatever its microbatches and processes.
+
+    Attributes:
+        stage: settings of the stage: `humanline` and its bounds.
+        loss: the stage's loss.
+        policy: the network that is trained, on its devices.
+        live: a live reference, on its devices; None where the reference is cached or there is none.
+        accelerator: the processes and devices.
+    """
+
+    stage: Stage
+    loss: Loss
+    policy: nn.Module
+    live: nn.Module | None
+    accelerator: Accelerator
+
+    def __call__(self, share: Share, backward: bool) -> tuple[dict[str, float], Sizes]:
+        """Run this process's share of a global batch.
+
+        Args:
+            share: the microbatches.
+            backward: whether to add the gradient of the objective to the policy's parameters.
+
+        Returns:
+            Metrics by the names of train.jsonl, and sizes; both over all processes.
+        """
+        sums = Sums()
+        with torch.no_grad():
+            statistics = self._statistics([(self._forward(part, sums), part) for part in share.before])
+        for k, part in enumerate(share.parts):
+            is_last = k == len(share.parts) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.policy):
+                given = self._forward(part, sums)
+                if self.loss.prepass and not share.before:  # the only microbatch, so its statistics are the batch's
+                    with torch.no_grad():
+                        source = given if part.following is None else self._forward(part.following, sums)
+                        statistics = self._statistics([(source, part)])
+                out = self.loss(given.policy, given.reference, replace(given.batch, statistics=statistics))
+                objective = (out.losses * part.weight).sum() / share.count
+                if backward:  # DDP takes the mean of the processes' gradients, and the objective is their sum
+                    self.accelerator.backward(objective * self.accelerator.num_processes)
+            sums.add("loss", objective)
+            _add_metrics(sums, part, given, out)
+        totals = sums.over(self.accelerator)
+        sizes = Sizes(*(int(totals.pop(name)[0]) for name in Sizes._fields))
+        metrics = {**means(totals), "loss": totals["loss"][0]}
+        if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
+            metrics["rewards/margin"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+        metrics |= {f"batch/{name}": float(values.mean()) for name, values in statistics.items()}
+        return metrics, sizes
+
+    def sync_reference(self) -> None:
+        """Copy the policy's weights into the live reference."""
+        assert self.live is not None
+        unwrap = self.accelerator.unwrap_model
+        copy_weights(unwrap(self.policy), unwrap(self.live))
+
+    def _forward(self, part: Microbatch, sums: Sums) -> Given:
+        """Run policy and reference on a microbatch; its sizes are added to `sums`."""
+        for name in Sizes._fields:
+            sums.add(name, torch.tensor(float(getattr(part, name))).to(self.accelerator.device, non_blocking=True))
+        out = {name: part.by_role(values) for name, values in self.policy(part).items()}
+        policy: Logps = out.get("logps", {})
+        reference = self._reference(part)
+        if self.stage.humanline:
+            policy = humanline(policy, reference, self.stage.log_eps_p, self.stage.log_eps_r)
+        batch = Batch(
+            mask=part.by_role(part.mask), values=out.get("values", {}), rewards=out.get("scores", {}), statistics={},
+            **part.labels,
+        )  # fmt: skip
+        return Given(policy, reference, batch)
+
+    @torch.no_grad()
+    def _reference(self, part: Microbatch) -> dict[str, Tensor]:
+        """role -> (B, T) log-probabilities under the reference, cached or live; empty for a loss without one."""
+        if self.live is not None:
+            return part.by_role(self.live(part)["logps"])
+        return {} if part.reference is None else part.by_role(part.reference)
+
+    def _statistics(self, passes: list[tuple[Given, Microbatch]]) -> dict[str, Tensor]:
+        """name -> (N,) the loss's statistics of all N examples that the processes have run; empty without passes."""
+        gathered = Gathered()
+        for given, part in passes:
+            gathered.add(self.loss.statistics(*given), part.weight)
+        return gathered.over(self.accelerator) if passes else {}
+
+
+def _add_metrics(sums: Sums, part: Microbatch, given: Given, out: Output) -> None:
+    for name, rewards in (("chosen", out.chosen_rewards), ("rejected", out.rejected_rewards)):
+        if rewards is not None:
+            sums.add(f"rewards/{name}", rewards, (part.weight[:1] > 0).expand_as(rewards))
+    for name, values in out.metrics.items():
+        sums.add(name, values, part.weight)
+    for role in part.roles if given.reference else ():
+        sums.add("kl", (given.policy[role] - given.reference[role]).sum(-1), part.weight)
+
+
+def live_reference(policy: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """A frozen copy of a network that is not yet on its devices, placed on them.
+
+    Weights that are not trained (LoRA) are shared with the policy, unless they are sharded over processes.
+    """
+    shared = [] if accelerator.is_fsdp2 else [p for p in policy.parameters() if not p.requires_grad]
+    frozen: Any = copy.deepcopy(policy, {id(p): p for p in shared}).requires_grad_(False).eval()
+    frozen.value_head = None
+    return prepare_frozen(frozen, accelerator)

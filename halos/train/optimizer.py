@@ -15,19 +15,21 @@ from halos.train.settings import Stage
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     """The stage's optimiser over the trained parameters of a model.
 
+    With `decay_norms_and_biases: false`, one-dimensional parameters are a group of their own without weight decay.
+
     Raises:
         HalosError: `optimizer_args` are not arguments of this optimiser.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
     if not stage.decay_norms_and_biases:
-        flat = [p for p in trained if p.ndim < 2]
-        groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
-    # YAML has lists where torch wants tuples (betas)
+        vectors = [p for p in trained if p.ndim < 2]
+        groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
+    # YAML has no tuples, which torch wants (betas)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stage.optimizer_args.items()}
     kind = getattr(torch.optim, stage.optimizer)
     if stage.optimizer in ("Adam", "AdamW") and "foreach" not in arguments:
-        # one pass over the weights instead of ten; torch has the same of others, but not for sharded weights
+        # one pass over the weights instead of ten; torch's other fused optimisers cannot take sharded weights
         arguments.setdefault("fused", True)
     try:
         optimizer: torch.optim.Optimizer = kind(groups, lr=stage.lr, **arguments)
@@ -37,8 +39,14 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
 
 
 def learning_rate(step: int, steps: int, warmup: float, scheduler: str) -> float:
-    """Factor of the peak learning rate at a step counted from 0: linear warm-up, then constant, linear or cosine decay
-    to 0 at the end. `warmup` is a fraction of all steps below 1, else a number of steps."""
+    """Learning rate of a step, as a fraction of the peak.
+
+    Args:
+        step: the step, counted from 0.
+        steps: number of all steps.
+        warmup: linear warm-up: below 1 a fraction of all steps, else a number of steps.
+        scheduler: from the warm-up on `constant`, or a `linear` or `cosine` decay to 0 at the end.
+    """
     ramp = round(warmup * steps) if warmup < 1 else int(warmup)
     if step < ramp:
         return (step + 1) / ramp

@@ -1,13 +1,46 @@
-"""The verb: train the last stage of a cell."""
+"""The verb `train`: train the last stage of a cell."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from halos.distributed import slurm
+from halos.train.inputs import Inputs
+from halos.train.stopping import Stopping
 from halos.train.trainer import Trainer
 
 
-def train(**options: Any) -> None:
-    """The verb: train one cell's last stage. The options are those of `Trainer`."""
-    Trainer(**{**options, "time_limit": slurm.time_limit(options["time_limit"])}).run()
+def train(
+    config: Path,
+    parent: Path,
+    store: Path,
+    output: Path,
+    reference: Sequence[Path] = (),
+    reference_of: Path | None = None,
+    scores: Sequence[Path] = (),
+    tokens_per_microbatch: int = 16384,
+    gradient_checkpointing: bool = False,
+    time_limit: float | None = None,
+) -> None:
+    """Train the last stage of a cell.
+
+    Args:
+        config: config.yaml of the run: `python -m halos config FOLDER` writes one
+        parent: folder of the parent, with model/ and manifest.json
+        store: sequence store of the dataset and model
+        output: the run's folder, where model/, train.jsonl and, last, manifest.json are written
+        reference: files of the reference's log-probabilities, one for each part that the loss reads
+        reference_of: folder of the reference, with manifest.json, where it is not the parent
+        scores: file of a reward model's scores, for a stage with a reward_model
+        tokens_per_microbatch: tokens of one forward pass on one device, padding included
+        gradient_checkpointing: save memory by running forward passes again in the backward pass
+        time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
+
+    Raises:
+        HalosError: an input is missing, stale or not what the stage reads, or the training diverges.
+        Stopped: the time limit or a signal came first; the same command goes on from the checkpoint.
+    """
+    stopping = Stopping(slurm.time_limit(time_limit))
+    inputs = Inputs.open(config, parent, store, reference, reference_of, scores)
+    Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()

@@ -12,12 +12,12 @@ from halos.errors import HalosError
 from halos.losses import Loss
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
-from halos.settings import Fraction, Label, Positive, Settings, Share, Strict, identity, numbers
+from halos.settings import Fraction, Label, Positive, Settings, Share, Slice, Strict, identity, numbers
 from halos.tokens.selection import Selection
 
 
 def _label_by(value: Any) -> Any:
-    """So that a mistake is one sentence, and not one for each kind of value."""
+    """A setting of `label_by`, refused here so that a mistake is one message, not one for each type of the union."""
     value = numbers(value)
     if isinstance(value, bool) or (isinstance(value, str) and value not in ("best_worst", "mean", "median")):
         raise ValueError(f"{value!r} is none of best_worst, mean, median and a number")
@@ -27,66 +27,74 @@ def _label_by(value: Any) -> Any:
 class Lora(Strict):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) by peft: adapters are trained, and merged into the weights at the end."""
 
-    r: Positive = 64
-    alpha: Positive = 256
-    dropout: Fraction = 0.05
-    target_modules: str | tuple[str, ...] = "all-linear"
-    path: str | None = Field(None, description="folder of saved adapters to go on from, instead of fresh ones")
+    r: Positive = Field(64, description="rank of the adapters")
+    alpha: Positive = Field(256, description="scale of the adapters: their update is multiplied by alpha / r")
+    dropout: Fraction = Field(0.05, description="dropout on the adapters' inputs")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="names of the layers to adapt; all-linear: every linear layer but the output layer"
+    )
+    path: str | None = Field(None, description="folder of saved adapters to train on, instead of fresh ones")
 
 
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
+"""Arguments of AdamW, where `optimizer_args` does not name them."""
 
 
 @cache
 def _adapter(loss: type) -> TypeAdapter[Any]:
-    """Kept, as making one takes milliseconds, and a grid asks for losses thousands of times."""
+    """The validator of a loss's hyperparameters; cached, as it takes milliseconds and a grid needs thousands."""
     return TypeAdapter(loss)
 
 
 class Stage(BaseModel):
-    """One training step: a loss, its hyperparameters (beside the fields below, under their own names), optimiser."""
+    """One training step: a loss with its hyperparameters (under their own names, beside these), data and optimiser."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    loss: str
-    lr: float = Field(5e-6, gt=0)
+    loss: str = Field(description="name of the loss: `python -m halos list losses`")
+    lr: float = Field(5e-6, gt=0, description="peak learning rate, after warm-up")
     optimizer: Literal[
         "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam",
         "Rprop",
     ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
     optimizer_args: Settings = Field(
-        {}, description="its arguments; AdamW's defaults are ADAMW in halos/train/settings.py"
-    )
+        {}, description="arguments of the optimiser; AdamW's defaults here: weight_decay 0.01, betas [0.9, 0.999], "
+        "eps 1e-5"
+    )  # fmt: skip
     decay_norms_and_biases: bool = Field(
         True, description="whether weight decay applies to one-dimensional weights too"
     )
-    scheduler: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = Field(0.1, ge=0, description="below 1: fraction of all steps; else steps")
-    batch_size: Positive = Field(32, description="examples in one global batch, over all processes")
-    epochs: Positive = 1
-    examples: Positive | None = Field(None, description="stop after so many examples, whatever the epochs")
-    inner_epochs: Positive = Field(1, description="steps on each global batch, one after the other")
-    max_grad_norm: float = Field(1.0, gt=0, description="of the gradient of all weights but a value head's")
-    value_max_grad_norm: float = Field(0.1, gt=0, description="of the gradient of a value head, where the loss has one")
-    eval_every: Positive = Field(32, description="steps between two evaluations")
-    checkpoint_every: Positive = Field(100, description="steps between two checkpoints")
-    keep_every: Positive | None = Field(None, description="steps between two models that are kept in kept/step{N}")
-    lora: Lora | None = None
+    scheduler: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate after warm-up: constant, or a linear or cosine decay to 0"
+    )
+    warmup: float = Field(0.1, ge=0, description="linear warm-up: below 1 a fraction of all steps, else steps")
+    batch_size: Positive = Field(32, description="examples of a global batch, over all microbatches and processes")
+    epochs: Positive = Field(1, description="passes over the data, unless `examples` is given")
+    examples: Positive | None = Field(None, description="examples to train on, instead of whole epochs")
+    inner_epochs: Positive = Field(1, description="optimiser steps on each global batch, one after the other")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping: largest norm, without a value head's")
+    value_max_grad_norm: float = Field(0.1, gt=0, description="gradient clipping of a value head: largest norm")
+    eval_every: Positive = Field(32, description="steps between two evaluations on held-out examples")
+    checkpoint_every: Positive = Field(100, description="steps between two checkpoints, to resume from")
+    keep_every: Positive | None = Field(
+        None, description="steps between two models that are kept in kept/step{N}; none are by default"
+    )
+    lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
     )
-    log_eps_p: float = Field(-1.0, lt=0)
-    log_eps_r: float = Field(1.5, gt=0)
+    log_eps_p: float = Field(-1.0, lt=0, description="humanline: least log-ratio of a token")
+    log_eps_r: float = Field(1.5, gt=0, description="humanline: largest log-ratio of a token")
     sync_reference: Positive | None = Field(
-        None, description="make the policy the reference, just before every so-many-th step moves it; with humanline: 1"
+        None, description="copy the policy into the reference before every N-th optimiser step (humanline: every step)"
     )
     reward_model: str | None = Field(
-        None, description="method whose reward model gives the scores, for a loss that reads scores: sft-rm"
+        None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"
     )
-    keep_desirable: Share = Field(1.0, description="share of the desirable responses kept, of train")
-    keep_undesirable: Share = Field(1.0, description="share of the undesirable responses kept, of train")
-    pairs_per_prompt: Positive | None = Field(None, description="at most so many pairs of a prompt, of train")
-    one_per_prompt: bool = Field(False, description="one response of each prompt, of train, for unpaired losses")
+    keep_desirable: Share = Field(1.0, description="fraction of the desirable training examples to keep")
+    keep_undesirable: Share = Field(1.0, description="fraction of the undesirable training examples to keep")
+    pairs_per_prompt: Positive | None = Field(None, description="most training pairs of a prompt; all by default")
+    one_per_prompt: bool = Field(False, description="keep one training response of each prompt, for unpaired losses")
     label_by: Annotated[Literal["best_worst", "mean", "median"] | float | None, BeforeValidator(_label_by)] = Field(
         None, description="desirable by score: the best and worst of each prompt, or above the mean, median or a number"
     )
@@ -95,19 +103,20 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def known_loss(self) -> Stage:
+        """A loss that is not known, or is given a hyperparameter that it does not have, is refused."""
         try:
             loss = LOSSES[self.loss]
         except HalosError as error:
             raise ValueError(str(error)) from None
-        own = [f.name for f in dataclasses.fields(loss)]
-        for key in own:
+        hyperparameters = [f.name for f in dataclasses.fields(loss)]
+        for key in hyperparameters:
             if key in type(self).model_fields:
                 raise ValueError(f"loss {self.loss!r}: its {key!r} is the name of a training setting; give it another")
         for key in self.hyperparameters:
-            if key not in own:
+            if key not in hyperparameters:
                 raise ValueError(
                     f"{key!r} is neither a training setting nor a hyperparameter of the loss {self.loss!r}"
-                    f"{suggest(key, [*own, *type(self).model_fields])}"
+                    f"{suggest(key, [*hyperparameters, *type(self).model_fields])}"
                 )
         try:
             self.make_loss()
@@ -121,7 +130,7 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def no_contradiction(self) -> Stage:
-        """Settings that this loss would silently ignore are refused."""
+        """Settings that the loss would silently ignore are refused."""
         loss = self.make_loss()
         if self.sync_every and not loss.needs_reference:
             raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
@@ -155,29 +164,54 @@ class Stage(BaseModel):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
+        """name -> value of the loss's hyperparameters, as they are in the config."""
         return dict(self.__pydantic_extra__ or {})
 
     @property
     def sync_every(self) -> int | None:
-        """Steps from one sync of a live reference to the next; None when the reference is frozen, and so cached."""
+        """Steps between two syncs of a live reference; None for a fixed, and so cached, reference."""
         return self.sync_reference or (1 if self.humanline else None)
 
     @property
     def reads(self) -> str:
-        """The store's view that it needs: its loss's, or `scored` where scores stand for labels."""
+        """The view of the store that the stage reads: its loss's, or `scored` where labels are made from scores."""
         loss = self.make_loss()
         from_scores = self.label_by is not None or (loss.needs_scores and self.reward_model is None)
         return "scored" if loss.view == "unpaired" and from_scores else loss.view
 
     @property
     def selection(self) -> Selection:
+        """The examples of the view that the stage trains on."""
         return Selection(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)})
 
     def make_loss(self) -> Loss:
-        """The loss, its hyperparameters brought to their declared types: YAML reads 1e-1 as text."""
+        """The loss with its hyperparameters, converted to their declared types: YAML reads 1e-1 as text."""
         kind: Any = LOSSES[self.loss]
         loss: Loss = _adapter(kind).validate_python(self.hyperparameters)
         return loss
+
+
+class RunSlice(Slice):
+    """config.yaml of a run, of a round of one, or of a base model.
+
+    Attributes:
+        round: the round of an online stage, from 1; 0 for a whole run.
+        stage: the last stage of the method, with all hyperparameters; None for a base model.
+    """
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    round: int = 0
+    attention: str
+    precision: Literal["bf16", "fp32"]
+    stage: Stage | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The slice as the file holds it."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:
@@ -187,4 +221,5 @@ def stage_slice(stage: Stage) -> dict[str, Any]:
 
 
 def stage_plugins(stage: Stage) -> dict[str, str]:
+    """{file: sha256} of the plugin that the stage's loss comes from; empty for a loss of this package."""
     return plugin_slice(LOSSES.plugin(stage.loss))

@@ -26,8 +26,8 @@ from halos.errors import HalosError
 from halos.settings import read_slice
 from halos.study import catalogue as C
 from tests.conftest import World
+from tests.train.runs import PLAIN, log
 from tests.train.test_invariance import assert_close
-from tests.train.test_trainer import PLAIN, log
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

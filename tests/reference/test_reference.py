@@ -113,13 +113,11 @@ def test_the_parts_of_some_losses() -> None:
 def test_a_policy_without_its_adapters_is_its_reference_however_long_it_was_trained(
     world: World, tmp_path: Path
 ) -> None:
+    from halos.train.inputs import Inputs
     from halos.train.trainer import Trainer
 
     config = world.slice("runs/d/m/lora/seed1", lr=0.01, warmup=0)
-    trainer = Trainer(
-        config=config, parent=world.base, store=world.store, output=tmp_path / "run", reference=world.reference()[:1],
-        reference_of=None, scores=[], tokens_per_microbatch=2048, gradient_checkpointing=False, time_limit=None,
-    )  # fmt: skip
+    trainer = Trainer(Inputs.open(config, world.base, world.store, world.reference()[:1]), tmp_path / "run", 2048)
     for step in range(3):
         trainer.step(step)
     trainer.policy.eval()

@@ -18,16 +18,16 @@ from transformers import AutoModelForCausalLM
 
 from halos.cli import main
 from halos.distributed.accelerator import accelerator_for
+from halos.manifest import Manifest
 from halos.models.base import make
 from halos.reference.compute import reference
 from halos.study import catalogue as C
 from halos.train import checkpoints
-from halos.train import trainer as T
 from halos.train.checkpoints import Checkpoints
-from halos.train.stopping import Stopped
+from halos.train.stopping import Stopped, Stopping
 from halos.train.trainer import Trainer
 from tests.conftest import CATALOGUE, World
-from tests.train.test_trainer import CASES, assert_equal, log, weights
+from tests.train.runs import CASES, assert_equal, log, weights
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "AdamW": {"weight_decay": 0.01, "betas": (0.9, 0.95), "eps": 1e-5},
@@ -180,13 +180,13 @@ class StopAfter:
     def __call__(self, steps: int, run: Any) -> None:
         calls = 0
 
-        def reason(trainer: Trainer) -> str | None:
+        def reason(stopping: Stopping, accelerator: Any) -> str | None:
             nonlocal calls
             calls += 1
             return "a test" if calls == steps else None
 
         with self.monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_stop_reason", reason)
+            patch.setattr(Stopping, "reason", reason)
             with pytest.raises(Stopped, match=r"stopped by a test after step .* with a checkpoint"):
                 run()
 
@@ -278,14 +278,14 @@ def test_a_run_that_dies_while_it_publishes_ends_the_same_and_has_no_manifest_be
     whole = world.train(tmp_path / "whole", "dpo")
     run = tmp_path / "dying"
 
-    def dies(path: Path, content: Any) -> None:
+    def dies(manifest: Manifest, path: Path) -> None:
         assert path == run / "manifest.json"
         assert_equal(whole, run)
         assert log(run) == log(whole)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(T, "write_json", dies)
+        patch.setattr(Manifest, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             world.train(run, "dpo")
     assert not (run / "manifest.json").exists()

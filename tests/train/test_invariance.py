@@ -27,9 +27,10 @@ from halos.models.load import load
 from halos.settings import read_slice
 from halos.study import catalogue as C
 from halos.tokens.store import Store
+from halos.train.objective import Sizes
 from halos.train.trainer import Trainer
 from tests.conftest import World
-from tests.train.test_trainer import CASES, PLAIN, log, setup, weights
+from tests.train.runs import CASES, PLAIN, log, setup, weights
 
 ROOT = Path(__file__).parents[2]
 UNLIKE = {"split", "padding_share", "shared_share", "rewards/accuracy"}
@@ -214,21 +215,21 @@ def test_the_gradient_of_a_global_batch_is_the_plain_one_however_it_is_cut(
     assert padded == pytest.approx(loss, rel=1e-5, abs=1e-6)
     found: dict[Any, dict[str, Tensor]] = {"padded on the left": same}
     assert trainer.examples.packed
-    sizes: dict[bool, list[dict[str, int]]] = {True: [], False: []}
+    sizes: dict[bool, list[Sizes]] = {True: [], False: []}
     for packed, budget in product((True, False), (1, 250, 10**6)):
         if not packed:
             for wrapped in filter(None, (trainer.policy, trainer.live)):
                 plainly(wrapped.model)
         trainer.budget, trainer.examples.packed = budget, packed
         trainer.policy.train().zero_grad()
-        metrics, size = trainer._over_batch(trainer._prepare(trainer.examples, trainer.batches[0]), backward=True)
+        metrics, size = trainer.objective(trainer._prepare(trainer.examples, trainer.batches[0]), backward=True)
         assert metrics["loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert metrics.get("batch/kl", 1) > 0.1  # or the z of KTO would be 0, and prove nothing
         found[packed, budget] = {n: p.grad.clone() for n, p in trainer.policy.named_parameters()}
         sizes[packed].append(size)
-    padding = [1 - size["real"] / size["positions"] for size in sizes[False]]
+    padding = [1 - size.real / size.positions for size in sizes[False]]
     assert padding[0] <= padding[1] < padding[2]  # one row at a time has least
-    assert all(size["positions"] == size["real"] <= size["tokens"] for size in sizes[True])
+    assert all(size.positions == size.real <= size.tokens for size in sizes[True])
     for actual in found.values():
         assert actual.keys() == expected.keys()
         for name, gradient in expected.items():
@@ -381,9 +382,9 @@ def test_a_filler_counts_in_no_metric(world: World, tmp_path: Path, monkeypatch:
         monkeypatch.setattr(trainer, "accelerator", alone)
         with torch.no_grad():
             share = trainer._prepare(trainer.examples, np.array([0, 1, 2]))
-            found.append(trainer._over_batch(share, backward=False))
+            found.append(replace(trainer.objective, accelerator=alone)(share, backward=False))
     assert [set(metrics) == {"loss"} for metrics, _ in found] == [False, False, False, True]
-    assert [sizes["tokens"] > 0 for _, sizes in found] == [True, True, True, False]
+    assert [sizes.tokens > 0 for _, sizes in found] == [True, True, True, False]
     assert sum(metrics["loss"] for metrics, _ in found) == pytest.approx(math.log(2), abs=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +13,8 @@ from torch import nn
 from halos.errors import HalosError
 from halos.train.optimizer import learning_rate, make_optimizer
 from halos.train.settings import ADAMW, Stage, stage_slice
+from tests.conftest import World
+from tests.train.runs import setup, values
 
 OPTIMIZERS = get_args(Stage.model_fields["optimizer"].annotation)
 UNFIT = {
@@ -143,6 +146,43 @@ def test_a_value_that_the_optimiser_refuses_is_one_sentence() -> None:
         make_optimizer(Net(), stage(optimizer_args={"betas": [0.9, 1.5]}))
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "arguments"),
+    [
+        ("AdamW", {"eps": 1e-3, "betas": [0.8, 0.95], "weight_decay": 0.2, "amsgrad": True}),
+        ("Adam", {"eps": 1e-4}),
+        ("RMSprop", {"alpha": 0.9, "momentum": 0.5, "eps": 1e-4, "centered": True, "weight_decay": 0.3}),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ],
+)
+def test_every_argument_of_the_config_reaches_the_optimiser(
+    optimizer: str, arguments: dict[str, Any], world: World, tmp_path: Path
+) -> None:
+    found = setup(world, tmp_path, "simpo", optimizer=optimizer, optimizer_args=arguments).optimizer.optimizer
+    assert type(found) is getattr(torch.optim, optimizer)
+    expected = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    for settings in (found.defaults, *found.param_groups):
+        assert {k: settings[k] for k in expected} == expected
+
+
+def test_adamw_has_its_own_defaults_of_the_catalogue(world: World, tmp_path: Path) -> None:
+    defaults = setup(world, tmp_path, "simpo").optimizer.optimizer.defaults
+    assert (defaults["eps"], defaults["betas"], defaults["weight_decay"]) == (1e-5, (0.9, 0.999), 0.01)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_weight_decay_spares_norms_and_biases_only_if_asked_to(everywhere: bool, world: World, tmp_path: Path) -> None:
+    """With an eps that is out of all proportion, an AdamW step is its decay: lr * weight_decay of each weight."""
+    changes = {"lr": 0.1, "warmup": 0, "optimizer_args": {"weight_decay": 0.5, "eps": 1e9}}
+    trainer = setup(world, tmp_path, "simpo", decay_norms_and_biases=everywhere, **changes)
+    before = values(trainer.policy)
+    trainer.step(0)
+    assert any(value.ndim == 1 for value in before.values())
+    for name, value in values(trainer.policy).items():
+        factor = 1 - 0.1 * 0.5 if everywhere or value.ndim > 1 else 1
+        torch.testing.assert_close(value, factor * before[name], rtol=1e-5, atol=1e-8)
+
+
 # ---- the learning rate -----------------------------------------------------------------------------------------
 
 
@@ -178,3 +218,22 @@ def test_a_fraction_for_the_warm_up_is_rounded_to_whole_steps(warmup: float, rat
 def test_every_scheduler_that_a_stage_can_name_is_known() -> None:
     for name in get_args(Stage.model_fields["scheduler"].annotation):
         assert learning_rate(0, 8, 0, name) == 1
+
+
+@pytest.mark.parametrize(
+    ("warmup", "scheduler", "expected"),
+    [
+        (0, "constant", [1, 1, 1, 1, 1, 1, 1, 1]),
+        (0.5, "constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (4, "constant", [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (1, "constant", [1, 1, 1, 1, 1, 1, 1, 1]),
+        (0, "linear", [1 - k / 8 for k in range(8)]),
+        (4, "linear", [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25]),
+        (0, "cosine", [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]),
+        (4, "cosine", [0.25, 0.5, 0.75, 1, *((1 + math.cos(math.pi * k / 4)) / 2 for k in range(4))]),
+        (8, "linear", [k / 8 for k in range(1, 9)]),
+        (16, "cosine", [k / 16 for k in range(1, 9)]),
+    ],
+)
+def test_the_schedule_equals_its_closed_form(warmup: float, scheduler: str, expected: list[float]) -> None:
+    assert [learning_rate(k, 8, warmup, scheduler) for k in range(8)] == pytest.approx(expected)

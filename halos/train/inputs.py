@@ -1,0 +1,131 @@
+"""The inputs of a run: opened, hashed, and checked against each other before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoConfig
+
+from halos.errors import HalosError
+from halos.files import hash_files, hash_weights
+from halos.losses import Loss
+from halos.reference.cache import Reference, expected_hashes, parts_for, read_scores
+from halos.tokens.selection import select
+from halos.tokens.store import Store
+from halos.train.batches import Examples
+from halos.train.settings import RunSlice, Stage
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a run reads.
+
+    Attributes:
+        settings: the run's slice of the catalogue.
+        stage: the stage to train.
+        loss: the stage's loss with its hyperparameters.
+        parent: model folder of the parent.
+        store: sequence store of the dataset and model.
+        reference: cached log-probabilities of the reference; None for a live reference, or a loss without one.
+        scores: (responses,) float32 scores of a reward model, by sequence row; None where the data's own are read.
+        hashes: sha256 of each input: `weights` of the parent, `store`, `template`, and where they are read `scores`,
+            `adapters`, and `reference` (weights of a reference that is not the parent).
+    """
+
+    settings: RunSlice
+    stage: Stage
+    loss: Loss
+    parent: Path
+    store: Store
+    reference: Reference | None
+    scores: np.ndarray | None
+    hashes: dict[str, str]
+
+    @classmethod
+    def open(
+        cls,
+        config: Path,
+        parent: Path,
+        store: Path,
+        reference: Sequence[Path] = (),
+        reference_of: Path | None = None,
+        scores: Sequence[Path] = (),
+    ) -> Inputs:
+        """Open and check the inputs of a run; the arguments are those of `halos.train.run.train`.
+
+        Raises:
+            HalosError: an input is missing or stale, does not fit the model, or is not what the stage reads.
+        """
+        settings = RunSlice.read(config)
+        stage = settings.stage
+        if stage is None:
+            raise HalosError(f"{config} belongs to a base model, which is not trained: give the config.yaml of a run")
+        loss = stage.make_loss()
+        sequences = Store(store)
+        frozen = expected_hashes(reference_of or parent, sequences)
+        _check_files(stage, loss, reference, scores)
+        hashes = expected_hashes(parent, sequences)
+        if scores:
+            hashes["scores"] = hash_files(scores)
+        if stage.lora is not None and stage.lora.path is not None:
+            hashes["adapters"] = hash_weights(Path(stage.lora.path))
+        if reference and frozen["weights"] != hashes["weights"]:
+            hashes["reference"] = frozen["weights"]
+        inputs = cls(
+            settings, stage, loss, parent / "model", sequences,
+            reference=Reference(list(reference), frozen) if reference else None,
+            scores=read_scores(scores[0], sequences) if scores else None,
+            hashes=hashes,
+        )  # fmt: skip
+        inputs._check_lengths()
+        return inputs
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, a control token included."""
+        return int(self.store.lengths.sum(-1).max()) + bool(self.loss.control)
+
+    def examples(self, split: str, control: Mapping[str, int], packed: bool) -> Examples:
+        """The examples of a split that the stage selects.
+
+        Args:
+            split: train or test.
+            control: role -> id of the token before that role's responses.
+            packed: whether microbatches are packed rows.
+        """
+        table = select(self.store, split, self.stage.reads, self.stage.selection, self.settings.seed)
+        return Examples(self.store, table, self.loss.view, self.reference, self.scores, control, packed)
+
+    def _check_lengths(self) -> None:
+        config = AutoConfig.from_pretrained(self.parent).get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and self.longest > positions:
+            raise HalosError(
+                f"a sequence of {self.longest} tokens does not fit the model's {positions} positions: lower the "
+                f"dataset's max_length"
+            )
+
+
+def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Sequence[Path]) -> None:
+    """Refuse more or fewer files of the reference and of a reward model than the stage reads."""
+    if reference and stage.sync_every:
+        raise HalosError(
+            "the reference of this stage is live (humanline or sync_reference), and a cached one would be stale "
+            "after the first step: give no --reference"
+        )
+    parts = parts_for(loss, live=stage.sync_every is not None)
+    if len(reference) != len(parts):
+        needs = f"needs {len(parts)} reference file{'s' * (len(parts) > 1)} ({', '.join(parts)})"
+        raise HalosError(
+            f"the loss {stage.loss} {needs if parts else 'needs no reference file'} and got {len(reference)}: "
+            f"{'pass one --reference for each' if parts else 'leave out --reference'}"
+        )
+    if len(scores) != (stage.reward_model is not None):
+        raise HalosError(
+            f"the stage has no reward_model and got {len(scores)} files of scores: leave out --scores"
+            if stage.reward_model is None
+            else f"the stage reads the scores of {stage.reward_model} and got {len(scores)} files: pass one by --scores"
+        )

@@ -1,0 +1,32 @@
+"""train.jsonl: a JSON line for each step and each evaluation of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """The log of a run while it is written; the main process alone does.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self) -> None:
+        """Begin an empty log."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("")
+
+    def cut(self, step: int) -> None:
+        """Drop the lines after a step, and one that was not written to its end."""
+        lines = [line for line in self.path.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in lines))
+
+    def add(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")

@@ -1,0 +1,53 @@
+"""The policy of a run as a network, before it is placed on devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead
+from halos.forward.packable import enable_packing
+from halos.models.policy import begin
+from halos.train.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A network to train, and what its construction decided.
+
+    Attributes:
+        network: `ResponseLogps`, or `SequenceScores` for the loss of a reward model.
+        value_head: the network's value head, where the loss has one.
+        tokenizer: the model's tokenizer; None where it is the parent's unchanged.
+        control: role -> id of the token before that role's responses.
+        parameters: number of the model's weights, without a value head.
+        unpacked_because: why the model cannot run packed rows; None where it can.
+    """
+
+    network: nn.Module
+    value_head: ValueHead | None
+    tokenizer: Any
+    control: dict[str, int]
+    parameters: int
+    unpacked_because: str | None
+
+    @classmethod
+    def begin(cls, inputs: Inputs, gradient_checkpointing: bool) -> Policy:
+        """The parent's model, extended as the stage wants; its new weights are drawn from torch's generator."""
+        model, tokenizer, control = load_model(inputs)
+        parameters = sum(p.numel() for p in model.parameters())
+        if gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        loss = inputs.loss
+        head = ValueHead(model.config.get_text_config().hidden_size) if loss.head == "value" else None
+        network: nn.Module = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
+        return cls(network, head, tokenizer, control, parameters, enable_packing(network, inputs.longest))
+
+
+def load_model(inputs: Inputs) -> tuple[Any, Any, dict[str, int]]:
+    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`."""
+    lora = inputs.stage.lora
+    settings = None if lora is None else lora.model_dump()
+    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings)

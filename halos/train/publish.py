@@ -1,0 +1,91 @@
+"""The outputs of a run: model folders, the log and, last, the manifest."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from halos.distributed.accelerator import peak_memory_gb
+from halos.files import whole
+from halos.manifest import Manifest
+from halos.models.policy import save
+from halos.train.inputs import Inputs
+from halos.train.policy import load_model
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Writes the outputs of one run. Every process calls it, and the main process writes.
+
+    Attributes:
+        inputs: the run's inputs.
+        policy: the trained network, on its devices.
+        tokenizer: the model's tokenizer; None where it is the parent's unchanged.
+        accelerator: the processes and devices.
+    """
+
+    inputs: Inputs
+    policy: nn.Module
+    tokenizer: Any
+    accelerator: Accelerator
+
+    def model(self, folder: Path, merge: bool) -> None:
+        """Write the policy as a model folder; of a LoRA run the merged model, or with `merge` False its adapters."""
+        state = self.accelerator.get_state_dict(self.policy)
+        if not self.accelerator.is_main_process:
+            return
+        prefix = "model."  # a value head is left out
+        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        save(self._model(), weights, self.inputs.parent, folder, self.tokenizer, merge)
+
+    def _model(self) -> Any:
+        """The model without its wrappers; where weights are sharded a fresh one, to put them together in."""
+        if not self.accelerator.is_fsdp2:
+            return self.accelerator.unwrap_model(self.policy).model
+        return load_model(self.inputs)[0]
+
+    def run(
+        self,
+        output: Path,
+        log: Path,
+        data: dict[str, dict[str, int]],
+        steps: int,
+        tokens: int,
+        seconds: float,
+        parameters: int,
+    ) -> None:
+        """Write `model/`, then train.jsonl, then, as the sign that all is whole, manifest.json.
+
+        Args:
+            output: the run's folder.
+            log: the finished log.
+            data: see `Manifest`, as are the following.
+            steps: optimiser steps.
+            tokens: tokens of all sequences that were trained on.
+            seconds: wall time, over all attempts.
+            parameters: number of the model's weights.
+        """
+        self.model(output / "model", merge=True)
+        if not self.accelerator.is_main_process:
+            return
+        with whole(output / "train.jsonl") as temporary:
+            shutil.copyfile(log, temporary)
+        processes = self.accelerator.num_processes
+        Manifest.of(
+            output / "model",
+            config=self.inputs.settings.content,
+            inputs=self.inputs.hashes,
+            data=data,
+            steps=steps,
+            tokens=tokens,
+            seconds=seconds,
+            gpu_hours=seconds / 3600 * processes * (self.accelerator.device.type == "cuda"),
+            peak_memory_gb=peak_memory_gb(),
+            parameters=parameters,
+            processes=processes,
+        ).write(output / "manifest.json")
