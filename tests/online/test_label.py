@@ -43,8 +43,7 @@ def samples(path: Path, *of_prompts: list[str]) -> Path:
 
 def run(folder: Path, *files: Path, **changes: Any) -> tuple[list[list[F.Feedback]], dict[str, Any]]:
     """The records of each file, and the report."""
-    content = {"labeller": "l", "kind": "verifier", "verifier": "digits", "feedback": "binary", "threshold": "mean",
-               "pairs": "max", "min_margin": 0.0}  # fmt: skip
+    content = {"labeller": "l", "kind": "verifier", "verifier": "digits", "feedback": "binary"}
     (folder / "labeller.yaml").write_text(dump({**content, **changes}))
     outputs = [folder / f"{file.stem}.parquet" for file in files]
     label(folder / "labeller.yaml", list(files), outputs, folder / "report.json", [], 2048, 4, None)
@@ -159,8 +158,8 @@ def test_a_reward_model_labels_the_same_in_two_processes_as_in_one(world: World,
     lines = [{"prompt_id": r.prompt_id, "prompt": r.prompt, "response": text, "sample": k}
              for r in records for k, text in enumerate(r.responses)]  # fmt: skip
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "l.yaml").write_text(dump({"labeller": "l", "kind": "reward_model", "feedback": "binary",
-                                           "threshold": "median", "pairs": "max", "min_margin": 0.0}))  # fmt: skip
+    (tmp_path / "l.yaml").write_text(dump({"labeller": "l", "kind": "reward_model", "reward_model": "models/rm",
+                                           "feedback": "binary", "threshold": "median"}))  # fmt: skip
 
     def words(name: str) -> list[str]:
         return ["halos", "label", "--config", str(tmp_path / "l.yaml"), "--samples", str(tmp_path / "s.jsonl"),

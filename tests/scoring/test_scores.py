@@ -11,7 +11,6 @@ import pytest
 
 from halos.data import feedback as F
 from halos.online.label import label
-from halos.scoring import client as A
 from halos.scoring.asking import read_score
 from halos.scoring.settings import OpenAI
 from halos.settings import dump
@@ -52,7 +51,7 @@ def grade(messages: S.Messages) -> str:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(A, "_BACKOFF", 0.001)
+    S.skip_pauses(monkeypatch)
     monkeypatch.setenv("THE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
