@@ -13,6 +13,7 @@ from typing import Literal
 from halos.data import feedback
 from halos.data.feedback import Feedback, labels_of_pairs
 from halos.errors import HalosError
+from halos.files import whole
 from halos.online.labels import LabelledFile, Labels
 from halos.online.settings import LabellerSlice
 from halos.sample.samples import Sample, read_samples
@@ -98,10 +99,8 @@ def label(
     for of_file in counts:
         _print(name, of_file)
     for path, made in zip(output, records, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".partial.{path.name}")
-        feedback.write(iter(made), temporary)
-        temporary.replace(path)
+        with whole(path) as temporary:
+            feedback.write(made, temporary)
     Labels(
         labeller=settings.labeller,
         kind=settings.kind,
