@@ -22,8 +22,10 @@ class Api:
     """A model behind an OpenAI-compatible server, and what is asked of it.
 
     Attributes:
+        model: its name on the server.
         server: its address, key and patience. Its seed is sent when not None; asking again after an unusable answer
             adds one each time.
+        temperature: of sampling.
         max_tokens: length limit of an answer; one that reaches it counts as cut off, unless `may_be_cut`.
         top_logprobs: how many of the likeliest tokens to return with log-probabilities at each place; None for none.
         may_be_cut: an answer that reaches `max_tokens` is valid.

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one request, its retries included.
+    """The result of one request, its retries included.
 
     Attributes:
         answer: its text is None when the request failed.

@@ -120,11 +120,11 @@ def test_what_failed_is_counted_by_reason_and_left_out(tmp_path: Path) -> None:
     file = samples(tmp_path / "s", ["1", "word", "3"], ["inf", " ", "x"], ["nan", "2"])
     [records], report = run(tmp_path, file)
     assert [record.responses for record in records] == [["1", "3"], ["2"]]
-    found = report["files"][0]
-    assert found["failed"] == {"the response is empty": 1, "the verifier failed (ValueError)": 2,
-                               "the verifier gave no finite score": 2}  # fmt: skip
-    assert (found["responses"], found["scored"], found["prompts"], found["records"]) == (8, 3, 3, 2)
-    assert found["mean_score"] == 2.0
+    counts = report["files"][0]
+    assert counts["failed"] == {"the response is empty": 1, "the verifier failed (ValueError)": 2,
+                                "the verifier gave no finite score": 2}  # fmt: skip
+    assert (counts["responses"], counts["scored"], counts["prompts"], counts["records"]) == (8, 3, 3, 2)
+    assert counts["mean_score"] == 2.0
 
 
 def test_a_sample_that_met_its_token_limit_is_known_as_cut(tmp_path: Path) -> None:

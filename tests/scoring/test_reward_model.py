@@ -58,13 +58,13 @@ def plain(folder: Path, prompts: list[list[F.Turn]], responses: list[str]) -> li
     """The logits of transformers' own class, one unpadded sequence at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
+    logits = []
     for prompt, response in zip(prompts, responses, strict=True):
         turns = [*prompt, {"role": "assistant", "content": response}]
         ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            found.append(network(input_ids=torch.tensor([ids])).logits.item())
-    return found
+            logits.append(network(input_ids=torch.tensor([ids])).logits.item())
+    return logits
 
 
 def elsewhere(source: Path, folder: Path, **changes: Any) -> Path:
@@ -93,9 +93,10 @@ def test_scores_are_those_that_training_reads_of_the_same_texts(
     keys = list(zip(ids, map(tuple, template.responses(responses)), strict=True))
     known = [key in rows for key in keys]  # all but those that the store has truncated
     assert sum(known) > 0.9 * len(known)
-    found = model.rewards(prompts, responses)
+    rewards = model.rewards(prompts, responses)
     expected = [cached[rows[key]] for key in keys if key in rows]
-    assert [score for score, there in zip(found, known, strict=True) if there] == pytest.approx(expected, **CLOSE)
+    in_store = [reward for reward, is_known in zip(rewards, known, strict=True) if is_known]
+    assert in_store == pytest.approx(expected, **CLOSE)
     assert np.std(expected) > 0.05  # so that to agree means something
 
 
@@ -103,12 +104,12 @@ def test_scores_are_those_of_transformers_itself(
     run: Path, model: RewardModel, texts: tuple[list[list[F.Turn]], list[str]]
 ) -> None:
     prompts, responses = texts
-    found = model.rewards(prompts, responses)
-    assert found == pytest.approx(plain(run / "model", prompts, responses), **CLOSE)
+    rewards = model.rewards(prompts, responses)
+    assert rewards == pytest.approx(plain(run / "model", prompts, responses), **CLOSE)
     turns = [*prompts[0], {"role": "assistant", "content": responses[0]}]
     text = model.template.tokenizer.apply_chat_template(turns, tokenize=False)
     [piped] = pipeline("text-classification", model=str(run / "model"), function_to_apply="none", device="cpu")([text])
-    assert found[0] == pytest.approx(piped["score"], **CLOSE)
+    assert rewards[0] == pytest.approx(piped["score"], **CLOSE)
 
 
 def test_a_score_does_not_depend_on_what_is_scored_beside_it(
@@ -140,9 +141,9 @@ def test_what_cannot_be_scored_gets_none_and_is_said_once(
     prompt = prompts[0]
     long = " word" * 300  # of 256 positions
     with caplog.at_level(logging.WARNING):
-        found = model.rewards([prompt] * 6, [responses[0], "", long, " \n", responses[1], ""])
-    assert [score is None for score in found] == [False, True, True, True, False, True]
-    assert [found[0], found[4]] == pytest.approx(model.rewards([prompt] * 2, responses[:2]), **CLOSE)
+        rewards = model.rewards([prompt] * 6, [responses[0], "", long, " \n", responses[1], ""])
+    assert [score is None for score in rewards] == [False, True, True, True, False, True]
+    assert [rewards[0], rewards[4]] == pytest.approx(model.rewards([prompt] * 2, responses[:2]), **CLOSE)
     [message] = [record.getMessage() for record in caplog.records]
     assert "4 of 6 responses get no score" in message
     assert "3 are empty, 1 are too long for its 256 positions, 0 have no finite score" in message
@@ -171,9 +172,9 @@ def test_a_model_from_elsewhere_is_read_as_transformers_reads_it_unpadded(
 ) -> None:
     token = None if padding == "none" else model.template.end
     folder = elsewhere(run / "model", tmp_path / "rm", pad_token_id=token)
-    found = RewardModel(folder, tokens_per_microbatch=2048).rewards(*texts)
-    assert found == pytest.approx(plain(folder, *texts), **CLOSE)
-    assert (found == pytest.approx(model.rewards(*texts), **CLOSE)) == (padding == "none")
+    rewards = RewardModel(folder, tokens_per_microbatch=2048).rewards(*texts)
+    assert rewards == pytest.approx(plain(folder, *texts), **CLOSE)
+    assert (rewards == pytest.approx(model.rewards(*texts), **CLOSE)) == (padding == "none")
 
 
 def test_a_model_that_sees_both_ways_does_not_see_the_padding(
@@ -231,11 +232,11 @@ def test_the_verb_judges_by_the_scores_of_the_model(
     options = [word for name, file in arguments.items() for word in (f"--{name}", str(tmp_path / file))]
     files = ["--feedback", str(data), "--reward-model", str(run / "model"), str(run / "manifest.json")]
     assert main(["judge", *options, *files]) == 0
-    found = json.loads((tmp_path / "judged.json").read_text())
+    judgement = json.loads((tmp_path / "judged.json").read_text())
     ours = model.rewards([r.prompt for r in records], [line["response"] for line in lines])
     its = model.rewards([r.prompt for r in records], [r.responses[r.target or 0] for r in records])
-    assert [a["candidate_score"] for a in found["annotations"]] == pytest.approx(ours, **CLOSE)
-    assert [a["baseline_score"] for a in found["annotations"]] == pytest.approx(its, **CLOSE)
+    assert [a["candidate_score"] for a in judgement["annotations"]] == pytest.approx(ours, **CLOSE)
+    assert [a["baseline_score"] for a in judgement["annotations"]] == pytest.approx(its, **CLOSE)
     better = [1.5 if line["response"] == r.responses[r.target or 0] else 1.0 + (a > b)
               for line, r, a, b in zip(lines, records, ours, its, strict=True)]  # fmt: skip
-    assert [a["preference"] for a in found["annotations"]] == better
+    assert [a["preference"] for a in judgement["annotations"]] == better

@@ -92,9 +92,9 @@ def test_labels_are_right_under_all_faults_and_nothing_answered_is_asked_again(
         asked = server.contents - before
     assert sorted(content[-1] for content in asked.elements()) == ["2", "9"]
     assert (counts["scored"], counts["failed"]) == (8, {})
-    found = capfd.readouterr()
+    printed = capfd.readouterr()
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    assert KEY not in found.out + found.err + written
+    assert KEY not in printed.out + printed.err + written
 
 
 def test_the_question_holds_the_conversation_and_marks_the_response(tmp_path: Path) -> None:

@@ -102,8 +102,10 @@ class Judgement(JsonFile):
     Attributes:
         baseline: its name for people: `target`, a file, or a method.
         n: decided comparisons.
-        wins: decided comparisons that the candidate won by more than a tie.
-        losses: decided comparisons that the baseline won by more than a tie.
+        wins: decided comparisons in which the candidate is better.
+        losses: decided comparisons in which the baseline is better.
+        ties: decided comparisons in which neither is better.
+        ties_as: the worth of a tie in `win_rate` and in each annotation's `win`.
         failures: comparisons that the judge did not decide.
         not_judged: samples whose prompt has no response of the baseline.
         win_rate: 0 to 1.

@@ -96,10 +96,10 @@ def test_instructions_are_known_by_their_place_and_not_by_their_order(
     ordered = sorted(zip(comparisons, wins, strict=True), key=lambda both: both[0].position or 0)
     unplaced = [Comparison(**{**c.__dict__, "position": None}) for c, _ in ordered]  # as in alpaca_eval's own files
     truth = of_alpaca_eval(unplaced, [w for _, w in ordered], file, monkeypatch)["lc_standard_error"] / 100
-    found = length_controlled_on_alpaca_eval(comparisons, wins, N, file)[1]
+    error = length_controlled_on_alpaca_eval(comparisons, wins, N, file)[1]
     misplaced = [Comparison(**{**c.__dict__, "position": i}) for i, c in enumerate(comparisons)]
     other = length_controlled_on_alpaca_eval(misplaced, wins, N, file)[1]
-    assert found == pytest.approx(truth, rel=0.02)  # the folds of the fit follow the order
+    assert error == pytest.approx(truth, rel=0.02)  # the folds of the fit follow the order
     assert other is not None
     assert other < truth / 2
 

@@ -50,8 +50,8 @@ def test_outputs_of_a_file_are_found_by_their_instruction(tmp_path: Path, feedba
     else:
         file.write_text(json.dumps(outputs))
     baseline = open_baseline(FromFile(file="outputs.json"), [file])
-    found = compare(ROWS, feedback, tmp_path, baseline)
-    assert [(c.instruction, c.baseline, c.position) for c in found] == [("q1", "one", 2), ("q3 ", "three", 0)]
+    comparisons = compare(ROWS, feedback, tmp_path, baseline)
+    assert [(c.instruction, c.baseline, c.position) for c in comparisons] == [("q1", "one", 2), ("q3 ", "three", 0)]
     assert baseline.size == 4
 
 
@@ -60,8 +60,8 @@ def test_samples_of_a_cell_are_found_by_prompt_and_number(tmp_path: Path, feedba
         row(question("q2"), "second", 1), row(question("q2"), "first", 0), row(question("q1"), "other", 1),
     ])  # fmt: skip
     rows = [row(question("q2"), "mine", 0), row(question("q2"), "mine", 1), row(question("q1"), "mine", 0)]
-    found = compare(rows, feedback, tmp_path, open_baseline(FromCell(method="sft"), [theirs]))
-    assert [(c.sample, c.baseline) for c in found] == [(0, "first"), (1, "second")]
+    comparisons = compare(rows, feedback, tmp_path, open_baseline(FromCell(method="sft"), [theirs]))
+    assert [(c.sample, c.baseline) for c in comparisons] == [(0, "first"), (1, "second")]
 
 
 def test_a_baseline_and_its_file_come_together(tmp_path: Path, feedback: Path) -> None:
@@ -82,8 +82,8 @@ def test_a_baseline_and_its_file_come_together(tmp_path: Path, feedback: Path) -
 
 def test_both_responses_are_cut_and_their_whole_lengths_are_kept(tmp_path: Path, feedback: Path) -> None:
     rows = [row(question("q1"), "Yes. And then it")]
-    (found,) = compare(rows, feedback, tmp_path, open_baseline("target", []), whole_sentences=True)
-    assert (found.candidate, found.baseline, found.lengths) == ("Yes.", "target of q1", (16, 12))
+    (cut,) = compare(rows, feedback, tmp_path, open_baseline("target", []), whole_sentences=True)
+    assert (cut.candidate, cut.baseline, cut.lengths) == ("Yes.", "target of q1", (16, 12))
     (whole,) = compare(rows, feedback, tmp_path, open_baseline("target", []))
     assert whole.candidate == "Yes. And then it"
 
