@@ -22,7 +22,7 @@ def whole(path: Path) -> Iterator[Path]:
     removed when the block fails: `path` is then as it was. Parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".partial.{os.getpid()}.{path.name}")
     _remove(temporary)
     try:
         yield temporary

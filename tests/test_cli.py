@@ -101,8 +101,7 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
     line = {"prompt_id": record.prompt_id, "prompt": record.prompt, "response": "x", "sample": 0}
     (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "labeller.yaml").write_text(dump({"labeller": "l", "kind": "verifier", "verifier": "toy",
-                                                "feedback": "binary", "threshold": "mean", "pairs": "max",
-                                                "min_margin": 0.0}))  # fmt: skip
+                                                "feedback": "binary", "threshold": "mean"}))  # fmt: skip
     cell = world.slice("runs/d/m/sft/seed1", examples=16)
     options: dict[str, dict[str, Any]] = {
         "prepare": {"config": world.slice("data/d"), "train": folder / "a", "test": folder / "b"},

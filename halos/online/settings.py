@@ -1,17 +1,17 @@
-"""`labellers:` of config.yaml, and a stage's `online:`: how samples become feedback, and how many rounds there are."""
+"""`labellers:` of config.yaml and a stage's `online:`: how samples become feedback, and how many rounds there are."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from halos.scoring.settings import OpenAI, Scorer
-from halos.settings import INCIDENTAL, Positive, Strict, numbers
+from halos.settings import INCIDENTAL, Positive, Slice, Strict, numbers
 
 
 def _threshold(value: Any) -> Any:
-    """The same for a labeller's threshold."""
+    """Refuses a mistake in one sentence, where pydantic would give one for each member of the union."""
     value = numbers(value)
     if isinstance(value, bool) or (isinstance(value, str) and value not in ("mean", "median")):
         raise ValueError(f"{value!r} is none of mean, median and a number")
@@ -21,17 +21,18 @@ def _threshold(value: Any) -> Any:
 class Online(Strict):
     """Rounds of a stage: responses to fresh prompts are sampled from the policy, labelled, and trained on."""
 
-    rounds: Positive
-    prompts_per_round: Positive = Field(description="prompts of train that no earlier round had")
+    rounds: Positive = Field(description="how often this is done")
+    prompts_per_round: Positive = Field(description="prompts of the train split that no earlier round used")
     samples_per_prompt: Positive = Field(2, description="responses to each prompt")
     label: str = Field(description="id of the labeller")
     reference: Literal["previous", "fixed"] = Field(
-        "previous", description="the policy that a round starts from, or the one that the first round starts from"
+        "previous",
+        description="each round's reference: the policy it starts from, or the one the first round starts from",
     )
-    eval_prompts: Positive = Field(64, description="prompts of test, the same in each round, to evaluate training on")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: Positive = 512
+    eval_prompts: Positive = Field(64, description="prompts of the test split, the same in each round, to evaluate on")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="of sampling: probability mass of the tokens drawn from")
+    max_new_tokens: Positive = Field(512, description="longest response")
 
     def prompts(self, split: str, round_: int, seed: int) -> dict[str, Any]:
         """The prompt set of a round's train or test split."""
@@ -42,28 +43,48 @@ class Online(Strict):
         return {"split": split, **which, "shuffle": shuffle, "samples": self.samples_per_prompt, **how}
 
 
-class Labeller(Scorer):
-    """What turns samples into feedback: how they are scored, and what is made of the scores."""
+_FEEDBACK_OF = {"threshold": "binary", "pairs": "pairwise", "min_margin": "pairwise"}
+"""The feedback that each of these settings is read for."""
 
-    kind: Literal["verifier", "reward_model", "openai"]  # type: ignore[assignment]
-    openai: OpenAI | None = None
+
+class Labeller(Scorer):
+    """A labeller, which scores samples and turns the scores into feedback."""
+
+    noun: ClassVar[str] = "labeller"
+
+    openai: OpenAI | None = Field(None, description="for kind openai: the model that is asked for a score, and how")
     feedback: Literal["binary", "pairwise", "scalar"] = Field(
-        description="desirable or not; pairs (and their sides as desirable or not); or the scores alone"
+        description="desirable or undesirable; pairs, whose sides are desirable and undesirable; or scores alone"
     )
     threshold: Annotated[Literal["mean", "median"] | float, BeforeValidator(_threshold)] = Field(
-        "mean", description="binary: responses that score more are desirable"
+        "mean", description="binary: responses with a higher score are desirable"
     )
     pairs: Literal["max", "min", "random"] = Field(
         "max", description="pairwise: best and worst of a prompt, the two closest, or as many random pairs as there are"
     )
     min_margin: float = Field(0.0, ge=0, description="pairwise: scores of a pair differ by more than this")
     concurrency: Annotated[Positive, INCIDENTAL] = Field(16, description="openai: calls at one time; reruns nothing")
-    requests_per_minute: Annotated[Positive | None, INCIDENTAL] = Field(None, description="openai: reruns nothing")
+    requests_per_minute: Annotated[Positive | None, INCIDENTAL] = Field(
+        None, description="openai: limit on requests, retries included; reruns nothing"
+    )
+
+    @property
+    def foreign(self) -> set[str]:
+        return super().foreign | {key for key, feedback in _FEEDBACK_OF.items() if feedback != self.feedback}
 
     @model_validator(mode="after")
     def no_contradiction(self) -> Labeller:
-        read = {"threshold": "binary", "pairs": "pairwise", "min_margin": "pairwise"}
-        for key, feedback in read.items():
+        for key, feedback in _FEEDBACK_OF.items():
             if key in self.model_fields_set and self.feedback != feedback:
                 raise ValueError(f"{self.feedback} feedback has no {key}: take that out, or ask for {feedback}")
         return self
+
+
+class LabellerSlice(Labeller, Slice):
+    """config.yaml of a labeller's folder.
+
+    Attributes:
+        labeller: the labeller's id.
+    """
+
+    labeller: str

@@ -1,4 +1,4 @@
-"""Answers of a server, kept on disk by what was asked."""
+"""Answers of a model behind a server, kept on disk by their request."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from halos.errors import HalosError
 
 log = logging.getLogger(__name__)
 
-
 Conversation = list[dict[str, str]]
+"""Turns, each {role, content}."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one conversation.
+    """The answer to one conversation, or the reason why there is none.
 
     Attributes:
         text: None when the call failed for good.
-        problem: why it failed, in words that are the same for all such failures.
-        prompt_tokens: by the server's count, over all attempts of the call.
-        completion_tokens: the same.
-        cached: an earlier call's answer; its tokens were spent then.
-        logprobs: where they were asked for, {token, logprob, top_logprobs} of each token, in OpenAI's form.
+        problem: why it failed, in the same words for all such failures.
+        prompt_tokens: by the server's count, over all times that the conversation was asked.
+        completion_tokens: by the server's count, over all times that the conversation was asked.
+        cached: whether it is an earlier run's answer, whose tokens were spent then.
+        logprobs: if they were asked for: {token, logprob, top_logprobs} of each token, in OpenAI's form.
     """
 
     text: str | None
@@ -38,7 +38,11 @@ class Answer:
 
 
 class AnswerCache:
-    """Answers by request, in a JSON Lines file that is only added to: of two lines for a request the later counts."""
+    """Answers by the key of their request, in an append-only JSON Lines file: the last line for a key counts.
+
+    Raises:
+        HalosError: the file cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,14 +51,14 @@ class AnswerCache:
             with path.open("ab+") as file:
                 file.seek(0)
                 content = file.read()
-                whole = content.rfind(b"\n") + 1
-                if whole < len(content):  # the run that wrote it was killed in the middle of its last line
-                    file.truncate(whole)
+                complete = content.rfind(b"\n") + 1
+                if complete < len(content):  # the run that wrote it was killed in the middle of its last line
+                    file.truncate(complete)
         except OSError as error:
             raise HalosError(f"cannot write the cache {path}: {error.strerror}; name a file that can be") from None
         self.answers: dict[str, Answer] = {}
         broken = 0
-        for line in content[:whole].splitlines():
+        for line in content[:complete].splitlines():
             try:
                 row = json.loads(line)
                 tokens = row["prompt_tokens"], row["completion_tokens"]
@@ -66,7 +70,7 @@ class AnswerCache:
             log.warning("%s: %d lines are no answers and are asked for again", path, broken)
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer; one write each, so that a kill tears the last line at most."""
+        """Append an answer, in a single write, so that a kill tears the last line at most."""
         row: dict[str, Any] = {"key": key, "text": answer.text, "prompt_tokens": answer.prompt_tokens,
                "completion_tokens": answer.completion_tokens}  # fmt: skip
         if answer.logprobs is not None:

@@ -1,54 +1,57 @@
-"""Scores given by a model behind an OpenAI-compatible server."""
+"""A model behind an OpenAI-compatible server that is asked for a score."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
 
 from halos.data.feedback import Turn
-from halos.scoring.scores import Means, Score
+from halos.scoring.answers import Answer, Conversation
+from halos.scoring.api import Api, Calls
+from halos.scoring.client import Client
+from halos.scoring.scores import Score
+from halos.scoring.settings import OpenAI
 
 SCORE = re.compile(r"\bscore\W*?[:=]\W*?(-?\d+(?:\.\d+)?)(?![\d.]*\d)", re.IGNORECASE)
 
 
-def by_asking(cache: Path, concurrency: int, requests_per_minute: int | None) -> Means:
-    """The score that a model behind OpenAI's API answers when it is asked.
+class Rater:
+    """A model that is asked to rate each response on a scale.
 
-    Args:
-        cache: file of the answers so far, which are not asked for again.
-        concurrency: calls at one time.
-        requests_per_minute: or None for as fast as they are answered.
+    Raises:
+        HalosError: there is no usable key, or the cache cannot be written.
     """
 
-    def score(config: dict[str, Any], prompts: list[list[Turn]], responses: list[str]) -> list[Score]:
-        from halos.scoring.client import Api, Client
+    def __init__(self, settings: OpenAI, calls: Calls) -> None:
+        self.low, self.high = settings.scale
+        text = settings.instructions.replace("{low}", f"{self.low:g}").replace("{high}", f"{self.high:g}")
+        self.instructions = text
+        self.client = Client(Api(settings.model, settings, settings.temperature, settings.max_tokens), calls)
 
-        settings = dict(config["openai"])
-        instructions, (low, high) = settings.pop("instructions"), settings.pop("scale")
-        instructions = instructions.replace("{low}", f"{low:g}").replace("{high}", f"{high:g}")
-        client = Client(Api(**settings, concurrency=concurrency, requests_per_minute=requests_per_minute), cache)
-        asked = [_question(instructions, *both) for both in zip(prompts, responses, strict=True)]
-        answers = client.ask(asked, accept=lambda answer: read_score(answer.text or "", low, high) is not None)
-        found = []
-        for answer in answers:
-            value = None if answer.text is None else read_score(answer.text, low, high)
-            found.append(Score(problem=answer.problem) if value is None else Score({"score": value}))
-        return found
+    def score(self, prompts: list[list[Turn]], responses: list[str]) -> list[Score]:
+        """The score in the answer to each question, in their order, as the criterion `score`.
 
-    return score
+        Raises:
+            HalosError: no call can succeed. The answers so far are kept.
+        """
+        questions = [self._question(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        return [self._read(answer) for answer in self.client.ask(questions, lambda a: self._read(a).value is not None)]
 
+    def _question(self, prompt: list[Turn], response: str) -> Conversation:
+        turns = [f"[{turn['role']}]\n{turn['content']}" for turn in prompt]
+        text = "\n\n".join(["# Conversation", *turns, "# Response to rate", response])
+        return [{"role": "system", "content": self.instructions}, {"role": "user", "content": text}]
 
-def _question(instructions: str, prompt: list[Turn], response: str) -> list[dict[str, str]]:
-    turns = [f"[{turn['role']}]\n{turn['content']}" for turn in prompt]
-    text = "\n\n".join(["# Conversation", *turns, "# Response to rate", response])
-    return [{"role": "system", "content": instructions}, {"role": "user", "content": text}]
+    def _read(self, answer: Answer) -> Score:
+        value = None if answer.text is None else read_score(answer.text, self.low, self.high)
+        return Score(problem=answer.problem) if value is None else Score({"score": value})
 
 
 def read_score(answer: str, low: float, high: float) -> float | None:
-    """The score in an answer: its last `Score: N`, or all of it where it is a number. None where there is none, or one
-    that is not on the scale. No other number counts: "there are 3 mistakes" is no score of 3."""
+    """The score in an answer: its last `Score: N`, or the whole answer if it is a number.
+
+    None without one, or with one off the scale. No other number counts: "there are 3 mistakes" is no score of 3.
+    """
     text = answer.strip().strip("*`. ")
-    found = [text] if re.fullmatch(r"-?\d+(\.\d+)?", text) else SCORE.findall(text)
-    value = float(found[-1]) if found else None
+    numbers = [text] if re.fullmatch(r"-?\d+(\.\d+)?", text) else SCORE.findall(text)
+    value = float(numbers[-1]) if numbers else None
     return value if value is not None and low <= value <= high else None

@@ -1,11 +1,11 @@
-"""Scores given by a reward model."""
+"""Reward models that were trained here or elsewhere, as scorers of responses."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from tqdm import tqdm
 
 from halos.data.feedback import Turn
 from halos.errors import HalosError
+from halos.manifest import Manifest
 from halos.models.load import check_reward_model
-from halos.scoring.scores import Means, Score
+from halos.scoring.scores import Score
 
 log = logging.getLogger(__name__)
 
 
 class RewardModel:
-    """A saved reward model, read once: prompts and responses in, scores out.
+    """A saved reward model: prompts and responses in, scores out.
 
     Args:
         folder: an `AutoModelForSequenceClassification` with one label, with its tokenizer and chat template: the
@@ -30,7 +31,7 @@ class RewardModel:
         tokens_per_microbatch: tokens of one forward pass, padding included.
 
     Attributes:
-        positions: tokens that the model has room for; None when it names no limit.
+        positions: the longest sequence that the model can read, in tokens; None when it names no limit.
 
     Raises:
         HalosError: the folder holds no such model.
@@ -66,13 +67,19 @@ class RewardModel:
         self.padding: int = config.pad_token_id
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
 
-    def score(self, prompts: list[list[Turn]], responses: list[str]) -> list[float | None]:
-        """The score of each response to its prompt, in their order; higher is better, and the scale is the model's own.
+    def score(self, prompts: list[list[Turn]], responses: list[str]) -> list[Score]:
+        """The reward of each response to its prompt, in their order, as the criterion `reward`."""
+        failed = Score(problem="no score of the reward model: empty, too long for it, or not finite")
+        rewards = self.rewards(prompts, responses)
+        return [failed if reward is None else Score({"reward": reward}) for reward in rewards]
 
-        A sequence is what the sequence store makes of the same texts, but never truncated. An empty response, one that
-        does not fit the model's positions with its prompt, or one without a finite score gets None, and how many there
-        are is said once. A score depends on nothing but its own prompt and response. Of several processes, which are
-        all given the same texts, each scores a share, and all get all scores.
+    def rewards(self, prompts: list[list[Turn]], responses: list[str]) -> list[float | None]:
+        """The reward of each response to its prompt, in their order; higher is better, on the model's own scale.
+
+        A sequence is tokenized as in the sequence store, but never truncated. An empty response, a sequence that is
+        longer than the model's positions, or a reward that is not finite gives None; one warning counts them. A reward
+        depends on nothing but its own prompt and response. Of several processes, which all get the same texts, each
+        scores a share, and all return all rewards.
         """
         if not responses:
             return []
@@ -81,20 +88,21 @@ class RewardModel:
         sequences = [(*(head.ids or ()), *tail) for head, tail in zip(heads, tails, strict=True)]
         limit = self.positions or sys.maxsize
         empty = [not text.strip() for text in responses]
-        wanted = {s for s, nothing in zip(sequences, empty, strict=True) if not nothing and len(s) <= limit}
-        scores = self._scores(sorted(wanted))
-        found = [None if nothing else scores.get(s) for s, nothing in zip(sequences, empty, strict=True)]
-        if failed := found.count(None):
-            long = sum(len(s) > limit and not nothing for s, nothing in zip(sequences, empty, strict=True))
+        long = [not nothing and len(s) > limit for s, nothing in zip(sequences, empty, strict=True)]
+        readable = [not (nothing or too_long) for nothing, too_long in zip(empty, long, strict=True)]
+        by_sequence = self._scores(sorted({s for s, fits in zip(sequences, readable, strict=True) if fits}))
+        rewards = [by_sequence.get(s) if fits else None for s, fits in zip(sequences, readable, strict=True)]
+        if failed := rewards.count(None):
             log.warning(
                 "%d of %d responses get no score of the reward model in %s: %d are empty, %d are too long for its %s "
                 "positions, %d have no finite score",
-                failed, len(found), self.folder, sum(empty), long, self.positions, failed - sum(empty) - long,
+                failed, len(rewards), self.folder, sum(empty), sum(long), self.positions,
+                failed - sum(empty) - sum(long),
             )  # fmt: skip
-        return found
+        return rewards
 
     def _scores(self, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-        """The finite scores of different sequences; this process computes its share of them."""
+        """{sequence: score} of those with a finite score; this process computes a share and gathers the others'."""
         import numpy as np
         import torch
         from accelerate.utils import gather_object
@@ -102,7 +110,7 @@ class RewardModel:
 
         from halos.forward.budget import cut
 
-        found: dict[tuple[int, ...], float] = {}
+        scored: dict[tuple[int, ...], float] = {}
         lengths = np.array([len(s) for s in sequences], dtype=np.int64)
         rank, world = self.processes.process_index, self.processes.num_processes
         parts = cut(lengths, self.budget, world)[rank::world] if sequences else []
@@ -113,42 +121,24 @@ class RewardModel:
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 scores = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-            found |= {sequences[i]: x for i, x in zip(part, scores, strict=True) if math.isfinite(x)}
+            scored |= {sequences[i]: x for i, x in zip(part, scores, strict=True) if math.isfinite(x)}
             bar.update(len(part))
         bar.close()
-        return {sequence: score for share in gather_object([found]) for sequence, score in share.items()}
+        return {sequence: score for share in gather_object([scored]) for sequence, score in share.items()}
 
 
-def by_reward_model(model: RewardModel) -> Means:
-    """The model's score, under the name `reward`."""
-
-    def score(_: dict[str, Any], prompts: list[list[Turn]], responses: list[str]) -> list[Score]:
-        values = model.score(prompts, responses)
-        none = Score(problem="no score of the reward model: empty, too long for it, or not finite")
-        return [none if value is None else Score({"reward": value}) for value in values]
-
-    return score
-
-
-def open_reward_model(what: str, kind: str, files: list[Path], tokens_per_microbatch: int) -> RewardModel | None:
-    """The reward model that scores, computing as in its own run: the manifest tells how.
+def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> RewardModel:
+    """A reward model, which computes as in the run that trained it where the run's manifest is given.
 
     Args:
-        what: who asks, for messages: `judge x` or `labeller x`.
-        kind: its kind; only a `reward_model` has one.
-        files: the model's folder and, where it has one, its manifest; or nothing.
+        files: the model's folder and, if it has one, its manifest, whose config tells attention and precision.
+        tokens_per_microbatch: tokens of one forward pass, padding included.
 
     Raises:
-        HalosError: files for a kind that takes none, or none for one that needs them.
+        HalosError: the folder holds no reward model.
     """
-    if bool(files) != (kind == "reward_model"):
-        says = "takes none" if files else "needs its model's folder"
-        raise HalosError(f"{what} is of kind {kind}: --reward-model {says}")
-    if not files:
-        return None
-    from halos.scoring.reward_model import RewardModel
-
-    folder, *manifest = files
-    run = json.loads(manifest[0].read_text())["config"] if manifest else {}
-    how = {key: run[key] for key in ("precision", "attention") if key in run}
-    return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch, **how)
+    folder, *manifests = files
+    if not manifests:
+        return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch)
+    config = Manifest.read(manifests[0]).config
+    return RewardModel(folder, config["precision"], config["attention"], tokens_per_microbatch)

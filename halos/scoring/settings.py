@@ -1,9 +1,9 @@
-"""What judges and labellers share in config.yaml: a verifier, a reward model, or a model behind a server."""
+"""The part of `judges:` and `labellers:` in config.yaml that is the same: what scores, and how a server is called."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,27 +12,41 @@ from halos.registry import VERIFIERS, suggest
 from halos.settings import Label, Positive, Strict
 
 
-class Scorer(Strict):
-    """What gives a score to a response: the kinds that judges and labellers share."""
+class Server(Strict):
+    """A server that speaks OpenAI's API, and how it is called."""
 
-    kind: Literal["verifier", "reward_model"]
+    base_url: str | None = Field(None, description="address of the server, up to /v1; by default OpenAI's own")
+    key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
+    seed: int | None = Field(0, description="sent with each request; null sends none")
+    timeout: float = Field(60.0, gt=0, description="seconds for one attempt of a call")
+    attempts: Positive = Field(6, description="attempts of one call, the first included")
+
+
+class Scorer(Strict):
+    """A scorer of responses: a verifier, a reward model, or a model behind a server that is asked."""
+
+    noun: ClassVar[str] = "scorer"
+    """The entry's name in messages."""
+
+    kind: Literal["verifier", "reward_model", "openai"]
     verifier: str | None = Field(
-        None, description="for kind verifier, a registered one: a program that scores a response to a prompt"
+        None, description="for kind verifier: the name of a registered program that scores a response to a prompt"
     )
     reward_model: str | None = Field(
         None,
-        description="for kind reward_model: a method that ends in one (sft-rm), of the cell's dataset and model, "
-        "or a folder, with a / in its name, of a sequence classifier with one label",
+        description="for kind reward_model: a method that ends in a reward model (sft-rm), of the cell's dataset and "
+        "model; or a folder, with a / in its name, that holds a sequence classifier with one label",
     )
+    openai: Server | None = Field(None, description="for kind openai: the model that is asked")
     seed: int = Field(1, ge=0, description="with a method as reward_model: its seed, the same for all cells")
     label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
     def known(self) -> Scorer:
-        what = f"a {type(self).__name__.lower()} of kind {self.kind}"
-        if given := sorted(self.foreign & self.model_fields_set):
-            which = "" if self.folder is None else ", which names a folder,"
-            raise ValueError(f"{what}{which} has no {' and no '.join(given)}: take that out")
+        what = f"a {self.noun} of kind {self.kind}"
+        if given := sorted(self._of_other_kinds() & self.model_fields_set):
+            folder = "" if self.folder is None else ", which names a folder,"
+            raise ValueError(f"{what}{folder} has no {' and no '.join(given)}: take that out")
         if getattr(self, self.kind) is None:
             raise ValueError(f"{what} names one: give it `{self.kind}:`")
         if self.verifier is not None and self.verifier not in VERIFIERS:
@@ -49,11 +63,15 @@ class Scorer(Strict):
         """The method whose reward model scores."""
         return None if self.folder is not None else self.reward_model
 
+    def _of_other_kinds(self) -> set[str]:
+        """Fields that only other kinds have."""
+        has_seed = self.kind == "reward_model" and self.folder is None
+        return {"verifier", "reward_model", "openai", "seed"} - {self.kind} - ({"seed"} if has_seed else set())
+
     @property
     def foreign(self) -> set[str]:
-        """Keys that mean nothing to this kind."""
-        own = {self.kind} | ({"seed"} if self.kind == "reward_model" and self.folder is None else set())
-        return {"verifier", "reward_model", "openai", "seed"} - own
+        """Fields that are not read with these settings: the slice leaves them out."""
+        return self._of_other_kinds()
 
 
 INSTRUCTIONS = """\
@@ -61,21 +79,11 @@ You rate responses of an assistant. Rate how well the response below ends its co
 it helpful, correct and concise? Answer with one line, `Score: N`, and nothing else."""
 
 
-class Server(Strict):
-    """OpenAI, or any server that speaks its API, and how it is called."""
-
-    base_url: str | None = Field(None, description="address of the server, up to /v1; by default OpenAI's own")
-    key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
-    seed: int | None = 0
-    timeout: float = Field(60.0, gt=0, description="seconds for one attempt")
-    attempts: Positive = Field(6, description="of one call, the first included")
-
-
 class OpenAI(Server):
     """A model behind OpenAI's API that is asked to score a response."""
 
-    model: str
+    model: str = Field(description="its name on the server")
     instructions: str = Field(INSTRUCTIONS, description="system message; {low} and {high} are the ends of the scale")
-    scale: tuple[float, float] = (1.0, 10.0)
+    scale: tuple[float, float] = Field((1.0, 10.0), description="lowest and highest score")
     temperature: float = Field(0.0, ge=0)
-    max_tokens: Positive = Field(64, description="of an answer")
+    max_tokens: Positive = Field(64, description="longest answer, in tokens")

@@ -8,7 +8,7 @@ from halos.errors import HalosError
 from halos.evaluate.judging.settings import Judge
 from halos.models.load import check_reward_model, is_model
 from halos.online.settings import Labeller
-from halos.scoring.client import read_key
+from halos.scoring.api import read_key
 from halos.scoring.settings import Scorer
 from halos.study.catalogue import Config
 from halos.study.cells import RESULTS

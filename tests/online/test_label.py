@@ -43,8 +43,7 @@ def samples(path: Path, *of_prompts: list[str]) -> Path:
 
 def run(folder: Path, *files: Path, **changes: Any) -> tuple[list[list[F.Feedback]], dict[str, Any]]:
     """The records of each file, and the report."""
-    content = {"labeller": "l", "kind": "verifier", "verifier": "digits", "feedback": "binary", "threshold": "mean",
-               "pairs": "max", "min_margin": 0.0}  # fmt: skip
+    content = {"labeller": "l", "kind": "verifier", "verifier": "digits", "feedback": "binary"}
     (folder / "labeller.yaml").write_text(dump({**content, **changes}))
     outputs = [folder / f"{file.stem}.parquet" for file in files]
     label(folder / "labeller.yaml", list(files), outputs, folder / "report.json", [], 2048, 4, None)
@@ -121,11 +120,11 @@ def test_what_failed_is_counted_by_reason_and_left_out(tmp_path: Path) -> None:
     file = samples(tmp_path / "s", ["1", "word", "3"], ["inf", " ", "x"], ["nan", "2"])
     [records], report = run(tmp_path, file)
     assert [record.responses for record in records] == [["1", "3"], ["2"]]
-    found = report["files"][0]
-    assert found["failed"] == {"the response is empty": 1, "the verifier failed (ValueError)": 2,
-                               "the verifier gave no finite score": 2}  # fmt: skip
-    assert (found["responses"], found["scored"], found["prompts"], found["records"]) == (8, 3, 3, 2)
-    assert found["mean_score"] == 2.0
+    counts = report["files"][0]
+    assert counts["failed"] == {"the response is empty": 1, "the verifier failed (ValueError)": 2,
+                                "the verifier gave no finite score": 2}  # fmt: skip
+    assert (counts["responses"], counts["scored"], counts["prompts"], counts["records"]) == (8, 3, 3, 2)
+    assert counts["mean_score"] == 2.0
 
 
 def test_a_sample_that_met_its_token_limit_is_known_as_cut(tmp_path: Path) -> None:
@@ -159,8 +158,8 @@ def test_a_reward_model_labels_the_same_in_two_processes_as_in_one(world: World,
     lines = [{"prompt_id": r.prompt_id, "prompt": r.prompt, "response": text, "sample": k}
              for r in records for k, text in enumerate(r.responses)]  # fmt: skip
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "l.yaml").write_text(dump({"labeller": "l", "kind": "reward_model", "feedback": "binary",
-                                           "threshold": "median", "pairs": "max", "min_margin": 0.0}))  # fmt: skip
+    (tmp_path / "l.yaml").write_text(dump({"labeller": "l", "kind": "reward_model", "reward_model": "models/rm",
+                                           "feedback": "binary", "threshold": "median"}))  # fmt: skip
 
     def words(name: str) -> list[str]:
         return ["halos", "label", "--config", str(tmp_path / "l.yaml"), "--samples", str(tmp_path / "s.jsonl"),

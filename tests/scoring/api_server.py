@@ -18,7 +18,24 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 Messages = list[dict[str, str]]
+
+
+def skip_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Make the openai package retry at once; the pauses that it would have made are added to the list."""
+    import anyio
+
+    pauses: list[float] = []
+    sleep = anyio.sleep
+
+    async def skip(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("openai._base_client.anyio.sleep", skip)
+    return pauses
 
 
 @dataclass(frozen=True)

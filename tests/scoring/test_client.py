@@ -9,22 +9,23 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiolimiter import AsyncLimiter
 
 from halos.errors import HalosError
-from halos.scoring import client as A
-from halos.scoring.answers import Answer
-from halos.scoring.client import Api, Client
+from halos.scoring import api, completions
+from halos.scoring.answers import Answer, Conversation
+from halos.scoring.api import Api, Calls
+from halos.scoring.client import Client
+from halos.scoring.settings import Server
 from tests.scoring import api_server as S
-from tests.scoring.api_server import ApiServer, Outcome, Request
+from tests.scoring.api_server import ApiServer, Outcome
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-test-0123456789abcdefWXYZ"
@@ -35,12 +36,13 @@ ALL_FAULTS = [
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(A, "_BACKOFF", 0.001)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses before retries, in seconds, none of which is waited for."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name in ("OPENAI_BASE_URL", "OPENAI_LOG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return S.skip_pauses(monkeypatch)
 
 
 @pytest.fixture
@@ -48,11 +50,15 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "answers" / "cache.jsonl"
 
 
-def client(server: ApiServer, cache: Path, **settings: Any) -> Client:
-    return Client(Api("m", server.base_url, **settings), cache)
+def client(server: ApiServer | str, cache: Path, model: str = "m", **settings: Any) -> Client:
+    """A client whose settings of the server, of the request and of its calls are given in one row."""
+    url = server if isinstance(server, str) else server.base_url
+    of_server = {name: settings.pop(name) for name in Server.model_fields.keys() & settings}
+    of_calls = {name: settings.pop(name) for name in ("concurrency", "requests_per_minute") if name in settings}
+    return Client(Api(model, Server(base_url=url, **of_server), **settings), Calls(cache, **of_calls))
 
 
-def talks(*contents: str) -> list[A.Conversation]:
+def talks(*contents: str) -> list[Conversation]:
     return [[{"role": "system", "content": "Add."}, {"role": "user", "content": content}] for content in contents]
 
 
@@ -127,12 +133,19 @@ def test_a_completion_may_lack_its_usage_and_a_model_may_refuse(cache: Path) -> 
         assert server.count == 2
 
 
-@pytest.mark.parametrize("slow", [Outcome(delay=2.0), Outcome(drip=0.01)], ids=["late", "byte by byte"])
-def test_an_attempt_ends_at_its_timeout_however_the_server_dallies(cache: Path, slow: Outcome) -> None:
-    with ApiServer({"1 + 1": always(slow)}) as server:
-        hasty = client(server, cache, attempts=2, timeout=0.3)
-        assert hasty.ask(talks("1 + 1")) == [Answer(None, "timed out")]
-        assert server.count == 2
+@pytest.mark.parametrize("slow", ["never", "byte by byte"])
+def test_an_attempt_ends_at_its_timeout_however_the_server_dallies(cache: Path, pauses: list[float], slow: str) -> None:
+    ended = threading.Event()
+
+    def fault(content: str, number: int) -> Outcome:
+        if slow == "never":
+            ended.wait(60)
+        return Outcome(drip=0.1)  # half a minute for the whole answer
+
+    with ApiServer(fault) as server:
+        assert client(server, cache, attempts=2, timeout=0.3).ask(talks("1 + 1")) == [Answer(None, "timed out")]
+        ended.set()
+    assert len(pauses) == 1  # between two attempts
 
 
 def test_an_answer_of_no_use_is_asked_for_three_times_with_another_seed(cache: Path) -> None:
@@ -145,9 +158,9 @@ def test_an_answer_of_no_use_is_asked_for_three_times_with_another_seed(cache: P
 def test_the_request_says_what_the_api_says(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ApiServer() as server:
         client(server, cache, temperature=0.5, max_tokens=9, seed=None).ask(talks("1 + 1"))
-        monkeypatch.setattr(A, "OPENAI", server.base_url)
+        monkeypatch.setattr(api, "OPENAI", server.base_url)
         monkeypatch.setenv("OTHER_KEY", "other-key\n")
-        Client(Api("m", key_variable="OTHER_KEY"), cache).ask(talks("1 + 1"))
+        Client(Api("m", Server(key_variable="OTHER_KEY")), Calls(cache)).ask(talks("1 + 1"))
     elsewhere, openai = server.requests
     assert elsewhere.body == {"model": "m", "messages": talks("1 + 1")[0], "temperature": 0.5, "max_tokens": 9}
     assert elsewhere.key == KEY
@@ -236,7 +249,7 @@ def test_a_kept_answer_that_is_no_longer_accepted_is_asked_for_again(cache: Path
 def test_another_request_is_not_answered_from_the_cache(cache: Path, change: dict[str, Any]) -> None:
     with ApiServer() as server:
         for settings in ({"model": "m"}, {"model": "m", "timeout": 7.0, "concurrency": 2}, {"model": "m"} | change):
-            Client(Api(base_url=server.base_url, **settings), cache).ask(talks("1 + 1"))
+            client(server, cache, **settings).ask(talks("1 + 1"))
         assert server.count == 2
     with ApiServer() as other:
         client(other, cache).ask(talks("1 + 1"))
@@ -280,10 +293,12 @@ def test_lines_that_are_no_answers_are_counted_and_asked_for_again(
 SCRIPT = """
 import sys
 from pathlib import Path
-from halos.scoring.client import Api, Client
+from halos.scoring.api import Api, Calls
+from halos.scoring.client import Client
+from halos.scoring.settings import Server
 url, cache, *contents = sys.argv[1:]
 turns = [[{"role": "system", "content": "Add."}, {"role": "user", "content": content}] for content in contents]
-Client(Api("m", url, concurrency=4), Path(cache)).ask(turns)
+Client(Api("m", Server(base_url=url)), Calls(Path(cache), concurrency=4)).ask(turns)
 """
 
 
@@ -332,44 +347,58 @@ def test_calls_run_at_one_time_up_to_the_limit(cache: Path) -> None:
     assert server.highest == 4
 
 
-def test_attempts_start_no_faster_than_the_rate_limit_allows(cache: Path) -> None:
-    gap = 0.05
-    with ApiServer({"0 + 0": [S.SERVER_ERROR] * 3}) as server:
-        asker = client(server, cache, requests_per_minute=round(60 / gap))
-        start = time.monotonic()
-        asker.ask(talks(*sums(6)))
-        asker.ask(talks(*sums(6, start=6)))
-    assert server.count == 15
-    for i, request in enumerate(sorted(server.requests, key=lambda r: r.time)):
-        assert request.time - start >= i * gap - 0.001
+def test_every_attempt_takes_a_turn_of_the_rate_limit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries and questions that are asked again take one, too; turns are spaced evenly, without bursts."""
+    limits, turns = [], []
+
+    class Limiter(AsyncLimiter):
+        def __init__(self, max_rate: float, time_period: float) -> None:
+            limits.append((max_rate, time_period))
+            super().__init__(max_rate, time_period / 1e6)
+
+        async def acquire(self, amount: float = 1) -> None:
+            turns.append(amount)
+            await super().acquire(amount)
+
+    monkeypatch.setattr(completions, "AsyncLimiter", Limiter)
+    with ApiServer({"0 + 0": [S.SERVER_ERROR] * 3, "1 + 1": [S.NONSENSE]}) as server:
+        client(server, cache, requests_per_minute=120).ask(talks(*sums(6)), number)
+        assert server.count == 10
+    assert limits == [(1, 0.5)]
+    assert turns == [1] * 10
 
 
-def pauses(requests: list[Request]) -> list[float]:
-    return [after.time - before.time for before, after in pairwise(requests)]
-
-
-def test_the_server_is_left_alone_as_long_as_it_asks(cache: Path) -> None:
-    with ApiServer({"1 + 1": [S.rate_limited("0.3"), S.refusal(503, "Busy", retry_after="0.2")]}) as server:
+def test_the_server_is_left_alone_as_long_as_it_asks(cache: Path, pauses: list[float]) -> None:
+    with ApiServer({"1 + 1": [S.rate_limited("30"), S.refusal(503, "Busy", retry_after="20")]}) as server:
         assert texts(client(server, cache).ask(talks("1 + 1"))) == ["2"]
-    first, second = pauses(server.requests)
-    assert first >= 0.3
-    assert second >= 0.2
+    assert pauses == [30, 20]
 
 
-def test_retry_after_may_be_a_date_and_nonsense_in_it_is_no_pause() -> None:
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 90 < A._retry_after(soon) <= 100
-    assert A._retry_after(format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True)) == 0
-    assert [A._retry_after(value) for value in (None, "", "soon", "-5", "nan", "1.5")] == [0, 0, 0, 0, 0, 1.5]
-    assert A._retry_after("86400") == 600
+def test_retry_after_may_be_a_date_and_nonsense_in_it_is_no_pause(cache: Path, pauses: list[float]) -> None:
+    soon, past = (format_datetime(datetime.now(UTC) + timedelta(seconds=s), usegmt=True) for s in (100, -86400))
+    values = [soon, past, "", "soon", "-5", "nan"]
+    with ApiServer({"1 + 1": [S.rate_limited(value) for value in values]}) as server:
+        assert texts(client(server, cache, attempts=7).ask(talks("1 + 1"))) == ["2"]
+    assert 10 < pauses[0] <= 100
+    assert max(pauses[1:]) <= 8  # pauses of the client's own, as after a failure without the header
 
 
-def test_pauses_grow_twofold_up_to_a_minute_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(A, "_BACKOFF", 1.0)
-    for attempt, longest in ((1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (2000, 60)):
-        drawn = [A._pause(attempt, 0.0) for _ in range(50)]
-        assert longest / 2 <= min(drawn) < max(drawn) <= longest
-    assert 30 < A._pause(1, 30.0) <= 31
+def test_a_server_that_wants_a_long_rest_is_not_waited_for(cache: Path, pauses: list[float]) -> None:
+    with ApiServer({"1 + 1": always(S.rate_limited("86400"))}) as server:
+        assert client(server, cache).ask(talks("1 + 1")) == [Answer(None, "rate limited")]
+        assert server.count == 1
+    assert pauses == []
+
+
+def test_pauses_grow_and_differ(cache: Path, pauses: list[float]) -> None:
+    """Calls that failed together do not come back together."""
+    with ApiServer({"1 + 1": [S.SERVER_ERROR] * 5, "2 + 2": [S.DROPPED] * 5}) as server:
+        assert texts(client(server, cache, concurrency=1).ask(talks("1 + 1", "2 + 2"))) == ["2", "4"]
+    first, second = pauses[:5], pauses[5:]
+    assert first == sorted(first)
+    assert second == sorted(second)
+    assert first[-1] > 4 * first[0]
+    assert len(set(pauses)) == 10
 
 
 @pytest.mark.parametrize(
@@ -431,10 +460,10 @@ def test_a_missing_key_is_named_before_any_call(cache: Path, monkeypatch: pytest
     for value in ("", "  \n"):
         monkeypatch.setenv("JUDGE_KEY", value)
         with pytest.raises(HalosError, match="environment variable JUDGE_KEY"):
-            Client(Api("m", key_variable="JUDGE_KEY"), cache)
+            Client(Api("m", Server(key_variable="JUDGE_KEY")), Calls(cache))
     monkeypatch.setenv("JUDGE_KEY", "two words")
     with pytest.raises(HalosError, match="JUDGE_KEY holds no key") as caught:
-        Client(Api("m", key_variable="JUDGE_KEY"), cache)
+        Client(Api("m", Server(key_variable="JUDGE_KEY")), Calls(cache))
     assert "two words" not in str(caught.value)
 
 
@@ -451,14 +480,14 @@ def test_a_server_that_is_not_there_is_an_error_and_not_a_failure_of_each_call(c
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
         with pytest.raises(HalosError, match=f"cannot connect to {url} "):
-            Client(Api("m", url), cache).ask(talks(*sums(50)))
+            client(url, cache).ask(talks(*sums(50)))
     with pytest.raises(HalosError, match="'localhost:8000/v1' is no address"):
-        Client(Api("m", "localhost:8000/v1"), cache)
+        client("localhost:8000/v1", cache)
 
 
 def test_a_cache_that_cannot_be_written_is_named_before_any_call(tmp_path: Path) -> None:
     with pytest.raises(HalosError, match="cannot write the cache"):
-        Client(Api("m", "http://localhost:1/v1"), tmp_path)
+        client("http://localhost:1/v1", tmp_path)
 
 
 def test_libraries_say_no_line_for_each_request(cache: Path, caplog: pytest.LogCaptureFixture) -> None:

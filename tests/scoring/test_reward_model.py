@@ -58,13 +58,13 @@ def plain(folder: Path, prompts: list[list[F.Turn]], responses: list[str]) -> li
     """The logits of transformers' own class, one unpadded sequence at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
+    logits = []
     for prompt, response in zip(prompts, responses, strict=True):
         turns = [*prompt, {"role": "assistant", "content": response}]
         ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            found.append(network(input_ids=torch.tensor([ids])).logits.item())
-    return found
+            logits.append(network(input_ids=torch.tensor([ids])).logits.item())
+    return logits
 
 
 def elsewhere(source: Path, folder: Path, **changes: Any) -> Path:
@@ -93,9 +93,10 @@ def test_scores_are_those_that_training_reads_of_the_same_texts(
     keys = list(zip(ids, map(tuple, template.responses(responses)), strict=True))
     known = [key in rows for key in keys]  # all but those that the store has truncated
     assert sum(known) > 0.9 * len(known)
-    found = model.score(prompts, responses)
+    rewards = model.rewards(prompts, responses)
     expected = [cached[rows[key]] for key in keys if key in rows]
-    assert [score for score, there in zip(found, known, strict=True) if there] == pytest.approx(expected, **CLOSE)
+    in_store = [reward for reward, is_known in zip(rewards, known, strict=True) if is_known]
+    assert in_store == pytest.approx(expected, **CLOSE)
     assert np.std(expected) > 0.05  # so that to agree means something
 
 
@@ -103,34 +104,34 @@ def test_scores_are_those_of_transformers_itself(
     run: Path, model: RewardModel, texts: tuple[list[list[F.Turn]], list[str]]
 ) -> None:
     prompts, responses = texts
-    found = model.score(prompts, responses)
-    assert found == pytest.approx(plain(run / "model", prompts, responses), **CLOSE)
+    rewards = model.rewards(prompts, responses)
+    assert rewards == pytest.approx(plain(run / "model", prompts, responses), **CLOSE)
     turns = [*prompts[0], {"role": "assistant", "content": responses[0]}]
     text = model.template.tokenizer.apply_chat_template(turns, tokenize=False)
     [piped] = pipeline("text-classification", model=str(run / "model"), function_to_apply="none", device="cpu")([text])
-    assert found[0] == pytest.approx(piped["score"], **CLOSE)
+    assert rewards[0] == pytest.approx(piped["score"], **CLOSE)
 
 
 def test_a_score_does_not_depend_on_what_is_scored_beside_it(
     run: Path, model: RewardModel, texts: tuple[list[list[F.Turn]], list[str]]
 ) -> None:
     prompts, responses = texts
-    expected = model.score(prompts, responses)
+    expected = model.rewards(prompts, responses)
     order = np.random.default_rng(0).permutation(len(responses))
-    shuffled = model.score([prompts[i] for i in order], [responses[i] for i in order])
+    shuffled = model.rewards([prompts[i] for i in order], [responses[i] for i in order])
     assert shuffled == pytest.approx([expected[i] for i in order], **CLOSE)
     narrow = RewardModel(run / "model", tokens_per_microbatch=1)  # a sequence at a time
-    assert narrow.score(prompts, responses) == pytest.approx(expected, **CLOSE)
-    twice = model.score([prompts[0]] * 3, [responses[0], responses[1], responses[0]])
+    assert narrow.rewards(prompts, responses) == pytest.approx(expected, **CLOSE)
+    twice = model.rewards([prompts[0]] * 3, [responses[0], responses[1], responses[0]])
     assert twice[0] == twice[2] != twice[1]
-    assert model.score([], []) == []
+    assert model.rewards([], []) == []
 
 
 def test_on_the_cpu_it_computes_in_float32_whatever_the_precision(
     run: Path, model: RewardModel, texts: tuple[list[list[F.Turn]], list[str]]
 ) -> None:
     half = RewardModel(run / "model", precision="bf16", tokens_per_microbatch=2048)
-    assert half.score(*texts) == model.score(*texts)
+    assert half.rewards(*texts) == model.rewards(*texts)
 
 
 def test_what_cannot_be_scored_gets_none_and_is_said_once(
@@ -140,9 +141,9 @@ def test_what_cannot_be_scored_gets_none_and_is_said_once(
     prompt = prompts[0]
     long = " word" * 300  # of 256 positions
     with caplog.at_level(logging.WARNING):
-        found = model.score([prompt] * 6, [responses[0], "", long, " \n", responses[1], ""])
-    assert [score is None for score in found] == [False, True, True, True, False, True]
-    assert [found[0], found[4]] == pytest.approx(model.score([prompt] * 2, responses[:2]), **CLOSE)
+        rewards = model.rewards([prompt] * 6, [responses[0], "", long, " \n", responses[1], ""])
+    assert [score is None for score in rewards] == [False, True, True, True, False, True]
+    assert [rewards[0], rewards[4]] == pytest.approx(model.rewards([prompt] * 2, responses[:2]), **CLOSE)
     [message] = [record.getMessage() for record in caplog.records]
     assert "4 of 6 responses get no score" in message
     assert "3 are empty, 1 are too long for its 256 positions, 0 have no finite score" in message
@@ -154,14 +155,14 @@ def test_the_longest_sequence_that_fits_is_scored(model: RewardModel) -> None:
     assert model.positions is not None
     word = len(model.template.responses([" word word"])[0]) - len(tail)
     most = 1 + (model.positions - len(head.ids or ()) - len(tail)) // word
-    assert [s is None for s in model.score([prompt] * 2, [" word" * most, " word" * (most + 1)])] == [False, True]
+    assert [s is None for s in model.rewards([prompt] * 2, [" word" * most, " word" * (most + 1)])] == [False, True]
 
 
 def test_a_score_that_is_no_number_is_none(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = RewardModel(run / "model")
     with torch.no_grad():
         broken.model.score.weight.fill_(torch.nan)
-    assert broken.score([[{"role": "user", "content": "q"}]], ["a"]) == [None]
+    assert broken.rewards([[{"role": "user", "content": "q"}]], ["a"]) == [None]
     assert "1 have no finite score" in caplog.text
 
 
@@ -171,9 +172,9 @@ def test_a_model_from_elsewhere_is_read_as_transformers_reads_it_unpadded(
 ) -> None:
     token = None if padding == "none" else model.template.end
     folder = elsewhere(run / "model", tmp_path / "rm", pad_token_id=token)
-    found = RewardModel(folder, tokens_per_microbatch=2048).score(*texts)
-    assert found == pytest.approx(plain(folder, *texts), **CLOSE)
-    assert (found == pytest.approx(model.score(*texts), **CLOSE)) == (padding == "none")
+    rewards = RewardModel(folder, tokens_per_microbatch=2048).rewards(*texts)
+    assert rewards == pytest.approx(plain(folder, *texts), **CLOSE)
+    assert (rewards == pytest.approx(model.rewards(*texts), **CLOSE)) == (padding == "none")
 
 
 def test_a_model_that_sees_both_ways_does_not_see_the_padding(
@@ -186,7 +187,7 @@ def test_a_model_that_sees_both_ways_does_not_see_the_padding(
                         initializer_range=0.5, **sizes)  # fmt: skip
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert RewardModel(tmp_path).score(*texts) == pytest.approx(plain(tmp_path, *texts), **CLOSE)
+    assert RewardModel(tmp_path).rewards(*texts) == pytest.approx(plain(tmp_path, *texts), **CLOSE)
 
 
 def test_a_folder_that_is_no_reward_model_is_refused_in_one_sentence(world: World, run: Path, tmp_path: Path) -> None:
@@ -225,17 +226,17 @@ def test_the_verb_judges_by_the_scores_of_the_model(
     lines = [{"prompt_id": r.prompt_id, "sample": 0, "response": r.responses[1 - int(r.target == 1)]} for r in records]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     judge = Judge(kind="reward_model", reward_model="rm", prompts="p")
-    content = {"judge": "rm", **identity(judge), "plugins": {}}
+    content = {"judge": "rm", **{k: v for k, v in identity(judge).items() if k not in judge.foreign}, "plugins": {}}
     (tmp_path / "judge.yaml").write_text(dump(content))
     arguments = {"config": "judge.yaml", "samples": "samples.jsonl", "output": "judged.json"}
     options = [word for name, file in arguments.items() for word in (f"--{name}", str(tmp_path / file))]
     files = ["--feedback", str(data), "--reward-model", str(run / "model"), str(run / "manifest.json")]
     assert main(["judge", *options, *files]) == 0
-    found = json.loads((tmp_path / "judged.json").read_text())
-    ours = model.score([r.prompt for r in records], [line["response"] for line in lines])
-    its = model.score([r.prompt for r in records], [r.responses[r.target or 0] for r in records])
-    assert [a["candidate_score"] for a in found["annotations"]] == pytest.approx(ours, **CLOSE)
-    assert [a["baseline_score"] for a in found["annotations"]] == pytest.approx(its, **CLOSE)
+    judgement = json.loads((tmp_path / "judged.json").read_text())
+    ours = model.rewards([r.prompt for r in records], [line["response"] for line in lines])
+    its = model.rewards([r.prompt for r in records], [r.responses[r.target or 0] for r in records])
+    assert [a["candidate_score"] for a in judgement["annotations"]] == pytest.approx(ours, **CLOSE)
+    assert [a["baseline_score"] for a in judgement["annotations"]] == pytest.approx(its, **CLOSE)
     better = [1.5 if line["response"] == r.responses[r.target or 0] else 1.0 + (a > b)
               for line, r, a, b in zip(lines, records, ours, its, strict=True)]  # fmt: skip
-    assert [a["preference"] for a in found["annotations"]] == better
+    assert [a["preference"] for a in judgement["annotations"]] == better

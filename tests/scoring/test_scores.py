@@ -11,7 +11,6 @@ import pytest
 
 from halos.data import feedback as F
 from halos.online.label import label
-from halos.scoring import client as A
 from halos.scoring.asking import read_score
 from halos.scoring.settings import OpenAI
 from halos.settings import dump
@@ -52,7 +51,7 @@ def grade(messages: S.Messages) -> str:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(A, "_BACKOFF", 0.001)
+    S.skip_pauses(monkeypatch)
     monkeypatch.setenv("THE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -93,9 +92,9 @@ def test_labels_are_right_under_all_faults_and_nothing_answered_is_asked_again(
         asked = server.contents - before
     assert sorted(content[-1] for content in asked.elements()) == ["2", "9"]
     assert (counts["scored"], counts["failed"]) == (8, {})
-    found = capfd.readouterr()
+    printed = capfd.readouterr()
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    assert KEY not in found.out + found.err + written
+    assert KEY not in printed.out + printed.err + written
 
 
 def test_the_question_holds_the_conversation_and_marks_the_response(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From preferences to win rates, plain and length-controlled: alpaca_eval's (Dubois et al. 2024, arXiv:2404.04475)."""
+"""alpaca_eval's win rates, plain and length-controlled (Dubois et al. 2024, arXiv:2404.04475)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FEWEST = 10
 
 
 def import_alpaca_eval() -> Any:
-    """alpaca_eval, which would otherwise set the level INFO for the whole process."""
+    """The package alpaca_eval, imported without its setting the log level INFO for the whole process."""
     root = logging.getLogger().level
     import alpaca_eval
 
@@ -26,54 +26,8 @@ def import_alpaca_eval() -> Any:
     return alpaca_eval
 
 
-def aggregate(
-    name: str, comparisons: list[Comparison], preferences: list[float | None]
-) -> tuple[dict[str, Any], list[float | None]]:
-    """alpaca_eval's leaderboard row (win_rate and standard_error in percent), and its annotation of each comparison.
-
-    alpaca_eval calls identical responses a tie, and leaves a preference of None out. It knows a comparison by its row
-    number, not by the instruction: it would merge equal texts.
-    """
-    alpaca_eval = import_alpaca_eval()
-    from alpaca_eval.annotators import PairwiseAnnotator
-
-    class Lookup:
-        """Stands where alpaca_eval has a prompted model: rows in, rows with their preferences out."""
-
-        processors = ()
-
-        def __call__(self, rows: Any) -> Any:
-            return rows.assign(preference=[preferences[int(row)] for row in rows["row"]])
-
-    class Annotator(PairwiseAnnotator):
-        def _initialize_annotators(self, **_: Any) -> dict[str, Lookup]:
-            return {name: Lookup()}
-
-    leaderboard, annotations = alpaca_eval.evaluate(
-        model_outputs=[{"row": str(i), "output": c.candidate} for i, c in enumerate(comparisons)],
-        reference_outputs=[{"row": str(i), "output": c.baseline} for i, c in enumerate(comparisons)],
-        name=name,
-        Annotator=Annotator,
-        annotators_config=name,
-        input_keys=("row",),
-        annotation_kwargs={"chunksize": None},
-        fn_metric="get_winrate",
-        sort_by="win_rate",
-        precomputed_leaderboard=None,
-        caching_path=None,
-        output_path=None,
-        is_return_instead_of_print=True,
-    )
-    decided = {a["row"]: a["preference"] for a in annotations}
-    assert len(annotations) == len(decided) == len(comparisons), "alpaca_eval dropped or merged comparisons"
-    return (
-        {key: _plain(value) for key, value in leaderboard.loc[name].items()},
-        [_plain(decided[str(i)]) for i in range(len(comparisons))],
-    )
-
-
 def win_rate(wins: list[float | None]) -> tuple[float, float | None]:
-    """The mean of what is decided, and its standard error (None for one comparison)."""
+    """The win rate of the decided comparisons, 0 to 1, and its standard error (None for one comparison)."""
     import_alpaca_eval()
     from alpaca_eval.metrics import get_winrate
 
@@ -85,11 +39,11 @@ def win_rate(wins: list[float | None]) -> tuple[float, float | None]:
 def length_controlled(
     comparisons: list[Comparison], wins: list[float | None]
 ) -> tuple[float, float | None] | tuple[None, None]:
-    """The win rate were both responses of equal length, by a logistic model of the difference in length alone:
-    alpaca_eval's `length_controlled_minimal`.
+    """The win rate at equal lengths, 0 to 1, by a logistic model of the difference in length alone: alpaca_eval's
+    `length_controlled_minimal`.
 
-    It has no standard error: the model predicts the same for every comparison. (None, None) where nothing can be
-    fitted: few comparisons, or one difference in length for all of them.
+    There is no standard error, as the model predicts the same for every comparison. (None, None) where nothing can be
+    fitted: fewer than 10 comparisons, or a single difference in length.
     """
     frame = _frame(comparisons, wins)
     difference = frame["output_1"].str.len() - frame["output_2"].str.len()
@@ -110,17 +64,18 @@ def length_controlled(
 def length_controlled_on_alpaca_eval(
     comparisons: list[Comparison], wins: list[float | None], size: int | None, difficulties: Path | None
 ) -> tuple[float, float | None] | tuple[None, None]:
-    """AlpacaEval 2's length-controlled win rate and its standard error, by alpaca_eval itself.
+    """AlpacaEval 2's length-controlled win rate, 0 to 1, and its standard error, by alpaca_eval itself.
 
-    What was not decided is no part of the fit, and is predicted with the other instructions, as alpaca_eval does.
+    As in alpaca_eval, undecided comparisons take no part in the fit, but are among those it predicts.
 
     Args:
-        comparisons: their positions are the instructions' places in AlpacaEval's set.
-        size: outputs of the baseline's file, which has to be that set.
-        difficulties: AlpacaEval's df_gamed.csv; None for that of the hub's cache.
+        comparisons: their positions are the indices of their instructions in AlpacaEval's set.
+        wins: the worth of each to the candidate; None where nothing was decided.
+        size: outputs in the baseline's file, which has to hold that set.
+        difficulties: AlpacaEval's df_gamed.csv; None for the one in the hub's cache.
 
     Raises:
-        HalosError: the file is not there, or is of another set of instructions.
+        HalosError: the file is missing, or is about another set of instructions.
     """
     frame = _frame(comparisons, wins)
     if frame["preference"].count() < _FEWEST:
@@ -147,7 +102,7 @@ def length_controlled_on_alpaca_eval(
 
 
 def _frame(comparisons: list[Comparison], wins: list[float | None]) -> Any:
-    """The comparisons as alpaca_eval's annotations, by the place of their instructions."""
+    """The comparisons as alpaca_eval's annotations, indexed by their instructions' positions."""
     import_alpaca_eval()
     import pandas as pd
 
@@ -162,18 +117,18 @@ def _cached_difficulties() -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = hf_hub_download("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset", local_files_only=True)
+        path = hf_hub_download("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset", local_files_only=True)
     except LocalEntryNotFoundError:
         raise HalosError(
             "length_control: alpaca_eval needs AlpacaEval's df_gamed.csv: name it in `difficulties:`, or get it by "
             "`hf download tatsu-lab/alpaca_eval df_gamed.csv --repo-type dataset`"
         ) from None
-    return Path(found)
+    return Path(path)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without scikit-learn's warnings of what alpaca_eval asks of it, and with its settings back afterwards."""
+    """Silences scikit-learn's warnings about alpaca_eval's calls, and restores its settings afterwards."""
     import sklearn  # type: ignore[import-untyped]
 
     with sklearn.config_context(), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""alpaca_eval's annotators: their prompts and models, and the verdict that an answer of ours ends in."""
+"""alpaca_eval's annotators, and the verdict in an answer to a prompt of the config."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _UNDERSTOOD = {"model_name", "max_tokens", "temperature", "logprobs", "top_logpr
 
 
 def read_verdict(answer: str) -> list[float]:
-    """The verdict of an answer, in the form of alpaca_eval's parsers: its last `Verdict: A`, B or tie, or all of it
-    where it is no more than that word; NaN where there is none."""
+    """The verdict in an answer, as alpaca_eval's parsers give it: its last `Verdict: A`, B or tie, or the whole answer
+    if it is such a word alone; NaN without one."""
     text = answer.strip().strip("*`'\". ").lower()
-    found = [text] if text in _VERDICTS else [match.lower() for match in VERDICT.findall(answer)]
-    return [_VERDICTS[found[-1]] if found else math.nan]
+    verdicts = [text] if text in _VERDICTS else [match.lower() for match in VERDICT.findall(answer)]
+    return [_VERDICTS[verdicts[-1]] if verdicts else math.nan]
 
 
 def read_annotator(name: str) -> dict[str, Any] | None:
-    """An annotator's settings in alpaca_eval; None where alpaca_eval is not installed, so nothing can be said.
+    """An annotator's settings in alpaca_eval; None where alpaca_eval is not installed.
 
     Raises:
-        HalosError: alpaca_eval has no such annotator, or it is not one prompt to a chat model for each comparison.
+        HalosError: alpaca_eval has no such annotator, or it does not ask one chat model once for each comparison.
     """
     package = find_spec("alpaca_eval")  # importing it takes seconds
     if package is None or package.origin is None:
@@ -41,12 +41,12 @@ def read_annotator(name: str) -> dict[str, Any] | None:
     if not file.is_file():
         raise HalosError(f"alpaca_eval has no annotator {name!r}; try weighted_alpaca_eval_gpt4_turbo")
     settings: list[dict[str, Any]] = list(yaml.safe_load(file.read_text()).values())
-    asked = settings[0].get("completions_kwargs", {})
+    request = settings[0].get("completions_kwargs", {})
     if (
         len(settings) != 1
         or settings[0].get("fn_completions") != "openai_completions"
         or settings[0].get("batch_size", 1) != 1
-        or not set(asked) <= _UNDERSTOOD
+        or not set(request) <= _UNDERSTOOD
     ):
         raise HalosError(
             f"alpaca_eval's annotator {name} is not one plain question to a chat model for each comparison; try "

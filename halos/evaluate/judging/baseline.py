@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from halos.data.feedback import Feedback
 from halos.errors import HalosError
+from halos.evaluate.judging.settings import FromCell, FromFile
 from halos.sample.samples import read_samples
 
 
@@ -19,8 +20,8 @@ class Baseline:
 
     Attributes:
         name: for people: `target`, a file, or a method.
-        find: (record of the prompt, sample's number) -> (response, place in the file), or None where there is none.
-        size: responses of a file; None for other baselines.
+        find: (record of the prompt, sample's number) -> (response, index in the file or None); None without a response.
+        size: responses in a file; None for other baselines.
     """
 
     name: str
@@ -28,49 +29,56 @@ class Baseline:
     size: int | None = None
 
 
-def open_baseline(setting: str | dict[str, Any], files: list[Path]) -> Baseline:
+def open_baseline(setting: Literal["target"] | FromFile | FromCell, files: Sequence[Path]) -> Baseline:
     """The baseline that a judge names.
 
     Args:
-        setting: `target`, {file} or {method, seed}, as in the config.
-        files: the file of outputs or of samples; nothing for the dataset's targets.
+        setting: the judge's `baseline:`.
+        files: the file of outputs or of samples; empty for the dataset's targets.
 
     Raises:
         HalosError: a file is missing, not wanted or malformed.
     """
-    if isinstance(setting, str):
-        if files:
-            raise HalosError("the baseline is the dataset's target: --baseline takes none")
-        return Baseline(setting, _target)
-    if len(files) != 1:
-        raise HalosError(f"the baseline is {_name(setting)}: --baseline needs its file")
-    if "file" in setting:
-        outputs = read_outputs(files[0])
-        places = {text: place for place, (text, _) in reversed(list(enumerate(outputs)))}  # of equals, the first
+    if isinstance(setting, FromFile):
+        return _from_file(f"the outputs of {setting.file}", files)
+    if isinstance(setting, FromCell):
+        return _from_cell(setting.method + ("" if setting.seed == "same" else f" (seed {setting.seed})"), files)
+    if files:
+        raise HalosError("the baseline is the dataset's target: --baseline takes none")
 
-        def from_file(record: Feedback, _: int) -> tuple[str, int | None] | None:
-            text = record.prompt[0]["content"].strip() if len(record.prompt) == 1 else None
-            place = places.get(text) if text is not None else None
-            return None if place is None else (outputs[place][1], place)
+    def find(record: Feedback, _: int) -> tuple[str, int | None] | None:
+        return None if record.target is None else (record.responses[record.target], None)
 
-        return Baseline(_name(setting), from_file, len(outputs))
-    samples = {(row["prompt_id"], row["sample"]): str(row["response"]) for row in read_samples(files[0])}
+    return Baseline(setting, find)
 
-    def from_cell(record: Feedback, sample: int) -> tuple[str, int | None] | None:
-        response = samples.get((record.prompt_id, sample))
+
+def _from_file(name: str, files: Sequence[Path]) -> Baseline:
+    outputs = read_outputs(_only(files, name))
+    indices = {text: i for i, (text, _) in reversed(list(enumerate(outputs)))}  # of equal instructions, the first
+
+    def find(record: Feedback, _: int) -> tuple[str, int | None] | None:
+        if len(record.prompt) != 1:
+            return None
+        index = indices.get(record.prompt[0]["content"].strip())
+        return None if index is None else (outputs[index][1], index)
+
+    return Baseline(name, find, len(outputs))
+
+
+def _from_cell(name: str, files: Sequence[Path]) -> Baseline:
+    responses = {(sample.prompt_id, sample.sample): sample.response for sample in read_samples(_only(files, name))}
+
+    def find(record: Feedback, sample: int) -> tuple[str, int | None] | None:
+        response = responses.get((record.prompt_id, sample))
         return None if response is None else (response, None)
 
-    return Baseline(_name(setting), from_cell)
+    return Baseline(name, find)
 
 
-def _target(record: Feedback, _: int) -> tuple[str, int | None] | None:
-    return None if record.target is None else (record.responses[record.target], None)
-
-
-def _name(setting: dict[str, Any]) -> str:
-    if "file" in setting:
-        return f"the outputs of {setting['file']}"
-    return str(setting["method"]) + ("" if setting["seed"] == "same" else f" (seed {setting['seed']})")
+def _only(files: Sequence[Path], name: str) -> Path:
+    if len(files) != 1:
+        raise HalosError(f"the baseline is {name}: --baseline needs its file")
+    return files[0]
 
 
 def read_outputs(path: Path) -> list[tuple[str, str]]:
@@ -86,4 +94,4 @@ def read_outputs(path: Path) -> list[tuple[str, str]]:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
         return [(str(row["instruction"]).strip(), str(row["output"])) for row in rows]
     except (ValueError, TypeError, KeyError):
-        raise HalosError(f"{path} is no list of outputs: each wants an instruction and an output, in JSON") from None
+        raise HalosError(f"{path} is not a list of outputs: give each an instruction and an output, in JSON") from None

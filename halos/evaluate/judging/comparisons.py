@@ -1,4 +1,4 @@
-"""What a judge compares: each sample of a cell beside the baseline's response to the same prompt."""
+"""Comparisons: each sample of a cell beside the baseline's response to the same prompt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from halos.data.feedback import Turn, records_of
 from halos.errors import HalosError
 from halos.evaluate.judging.baseline import Baseline
+from halos.sample.samples import Sample
 
 SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u2026][\"'\u201d\u2019)\]*_]*(?=\s|$)|[\u3002\uff01\uff1f]")
 ENUMERATOR = re.compile(r"\s*(\d+|[A-Za-z])\.")
@@ -23,8 +23,10 @@ class Comparison:
     """A response and the baseline's response to the same prompt, as the judge sees them.
 
     Attributes:
+        candidate: the cell's response, cut if the judge sees it cut.
+        baseline: the baseline's response, likewise.
         lengths: characters of both whole responses, the candidate's first.
-        position: the prompt's place in the baseline's file; None for other baselines.
+        position: index of the prompt in the baseline's file; None for other baselines.
     """
 
     prompt_id: str
@@ -38,61 +40,61 @@ class Comparison:
 
     @property
     def candidate_first(self) -> bool:
-        """Which response a judge that reads both is shown first: by a hash of the prompt and the sample's number, so
-        neither the texts nor their place among others have a say."""
+        """Whether a judge that reads both responses sees the candidate's first. A hash of the prompt and the sample's
+        number decides, so it depends neither on the texts nor on their place among others."""
         return hashlib.sha256(f"{self.prompt_id}/{self.sample}".encode()).digest()[0] % 2 == 0
 
     @property
     def instruction(self) -> str:
-        """The prompt as text: a single question as it is, a longer conversation with the roles of its turns."""
+        """The prompt as text: a single turn as it is, a longer conversation with the roles of its turns."""
         if len(self.prompt) == 1:
             return self.prompt[0]["content"]
         return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in self.prompt)
 
 
 def compare(
-    rows: list[dict[str, Any]], feedback: Path, samples: Path, baseline: Baseline, whole_sentences: bool = False
+    samples: list[Sample], feedback: Path, path: Path, baseline: Baseline, whole_sentences: bool = False
 ) -> list[Comparison]:
     """Each sample beside the baseline's response, in the samples' order; those without one are left out.
 
     Args:
-        rows: the samples.
+        samples: the cell's samples.
         feedback: parquet of the dataset that the prompts come from.
-        samples: where the samples are from, for messages.
-        whole_sentences: both responses are cut after their last full sentence.
+        path: the file of the samples, for messages.
+        baseline: the responses to compare with.
+        whole_sentences: whether both responses are cut after their last full sentence.
 
     Raises:
-        HalosError: a prompt that the feedback does not have, or no prompt with a response of the baseline.
+        HalosError: a prompt is not in the feedback, or no prompt has a response of the baseline.
     """
-    wanted = pa.array({row["prompt_id"] for row in rows}, pa.string())
-    records = {record.prompt_id: record for record in records_of(feedback, wanted)}
+    ids = pa.array({sample.prompt_id for sample in samples}, pa.string())
+    records = {record.prompt_id: record for record in records_of(feedback, ids)}
     cut = cut_to_sentence if whole_sentences else str
     comparisons = []
-    for row in rows:
-        record = records.get(row["prompt_id"])
+    for sample in samples:
+        record = records.get(sample.prompt_id)
         if record is None:
-            raise HalosError(f"{samples}: prompt {row['prompt_id']} is not in {feedback}; sample again from it")
-        found = baseline.find(record, row["sample"])
-        if found is not None:
-            candidate, (other, position) = row["response"], found
+            raise HalosError(f"{path}: prompt {sample.prompt_id} is not in {feedback}; sample again from it")
+        output = baseline.find(record, sample.sample)
+        if output is not None:
+            response, position = output
+            lengths = len(sample.response), len(response)
             comparisons.append(
-                Comparison(
-                    record.prompt_id, row["sample"], record.prompt, cut(candidate), cut(other),
-                    (len(candidate), len(other)), row.get("finish_reason"), position,
-                )
+                Comparison(record.prompt_id, sample.sample, record.prompt, cut(sample.response), cut(response),
+                           lengths, sample.finish_reason, position)
             )  # fmt: skip
     if not comparisons and baseline.name == "target":
-        raise HalosError(f"no prompt of {samples} has a target in {feedback}; choose a dataset with targets")
+        raise HalosError(f"no prompt of {path} has a target in {feedback}; choose a dataset with targets")
     if not comparisons:
-        raise HalosError(f"no prompt of {samples} has a response of the baseline, {baseline.name}; "
+        raise HalosError(f"no prompt of {path} has a response of the baseline, {baseline.name}; "
                          "choose the prompt set that it answers")  # fmt: skip
     return comparisons
 
 
 def cut_to_sentence(text: str) -> str:
-    """The text up to the end of its last full sentence; all of it where no sentence ends.
+    """The text up to the end of its last full sentence; the whole text where no sentence ends.
 
-    The number before an item of a list ends no sentence.
+    The full stop after the number of a list's item does not end a sentence.
     """
     for end in reversed(list(SENTENCE_END.finditer(text))):
         line = text[text.rfind("\n", 0, end.start()) + 1 : end.end()]

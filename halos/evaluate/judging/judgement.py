@@ -1,22 +1,65 @@
-"""The judgement of one cell by one judge, as a file: a preference for each prompt, and what each is worth."""
+"""Judgements: the decision of a judge on each comparison, and the file that holds those of one cell."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from halos.data.feedback import Turn
 from halos.files import JsonFile, Record
 
 BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
 """Preferences, in alpaca_eval's convention; a judge that weighs its answer gives what lies between."""
 Ties = Literal["half", "neither"]
-"""What a tie is worth to the candidate: half a win, or nothing."""
+"""The worth of a tie to the candidate: half a win, or nothing."""
 
 
 def win(preference: float | None, ties: Ties) -> float | None:
-    """What a comparison is worth to the candidate, 0 to 1; None where nothing was decided."""
+    """The worth of a preference to the candidate, 0 to 1; None where nothing was decided."""
     if preference is None:
         return None
     return 0.0 if preference == TIE and ties == "neither" else preference - 1
+
+
+class Decision(Record):
+    """The decision of a judge on one comparison, and its grounds.
+
+    Attributes:
+        preference: from 1 (the baseline is better) to 2 (the candidate is better), 1.5 for a tie; None when the judge
+            failed.
+        problem: why it failed, in the same words for all such failures.
+        candidate_score: of a judge that scores.
+        baseline_score: of a judge that scores.
+        criteria: of a judge that scores: the candidate's score for each criterion.
+        baseline_criteria: of a judge that scores: the baseline's score for each criterion.
+        shown_first: of a judge that is asked: whose response it saw first; None where it was not asked.
+        answer: of a judge that is asked: its answer.
+    """
+
+    preference: float | None
+    problem: str | None = None
+    candidate_score: float | None = None
+    baseline_score: float | None = None
+    criteria: dict[str, float] = {}
+    baseline_criteria: dict[str, float] = {}
+    shown_first: Literal["candidate", "baseline"] | None = None
+    answer: str | None = None
+
+
+class Annotation(Decision):
+    """A decision as the file keeps it, with the response that it is about.
+
+    Attributes:
+        win: the preference's worth to the candidate, 0 to 1, with ties as the judge counts them.
+        candidate_length: characters, as judged.
+        baseline_length: characters, as judged.
+    """
+
+    prompt_id: str
+    sample: int
+    win: float | None
+    candidate_length: int
+    baseline_length: int
+    finish_reason: str | None
 
 
 class Sides(Record):
@@ -42,7 +85,7 @@ class Usage(Record):
 
 
 class Question(Record):
-    """What a judge that is asked is asked with."""
+    """The request of a judge that is asked: the model with its settings, and the prompt as turns."""
 
     model: str
     server: str
@@ -50,54 +93,30 @@ class Question(Record):
     max_tokens: int
     seed: int | None
     top_logprobs: int | None
-    prompt: str
-
-
-class Annotation(Record):
-    """What was decided for one response.
-
-    Attributes:
-        preference: from 1 (the baseline is better) to 2 (the candidate is better), 1.5 for a tie; None when the judge
-            failed.
-        win: what that is worth to the candidate, 0 to 1, with ties as the judge counts them.
-        candidate_score, baseline_score: of a judge that scores.
-        criteria: the candidate's score for each criterion.
-        shown_first: of a judge that is asked, whose response it saw first.
-        answer: its answer.
-        problem: why there is no answer.
-        candidate_length, baseline_length: characters, as judged.
-    """
-
-    prompt_id: str
-    sample: int
-    preference: float | None
-    win: float | None
-    candidate_score: float | None = None
-    baseline_score: float | None = None
-    criteria: dict[str, float] = {}
-    shown_first: Literal["candidate", "baseline"] | None = None
-    answer: str | None = None
-    problem: str | None = None
-    candidate_length: int
-    baseline_length: int
-    finish_reason: str | None
+    prompt: list[Turn]
 
 
 class Judgement(JsonFile):
     """judged/{judge}.json of a run.
 
     Attributes:
-        baseline: for people: `target`, a file, or a method.
+        baseline: its name for people: `target`, a file, or a method.
         n: decided comparisons.
+        wins: decided comparisons in which the candidate is better.
+        losses: decided comparisons in which the baseline is better.
+        ties: decided comparisons in which neither is better.
+        ties_as: the worth of a tie in `win_rate` and in each annotation's `win`.
         failures: comparisons that the judge did not decide.
         not_judged: samples whose prompt has no response of the baseline.
-        win_rate, standard_error: 0 to 1; the error is None for one comparison.
-        length_controlled_win_rate: at equal lengths; None where it cannot be fitted.
+        win_rate: 0 to 1.
+        standard_error: of the win rate; None for one comparison.
+        length_controlled_win_rate: win rate at equal lengths; None where it cannot be fitted.
         mean_length: characters of whole responses.
         mean_judged_length: characters as judged, cut to whole sentences where the judge says so.
         scores: of a judge that scores.
-        question: of a judge that is asked, what it is asked with.
-        failed: reasons of failures, with how often each occurred.
+        question: of a judge that is asked.
+        usage: of a judge that is asked.
+        failed: {problem: how often it occurred}.
     """
 
     judge: str
@@ -124,7 +143,7 @@ class Judgement(JsonFile):
     annotations: tuple[Annotation, ...]
 
     def values(self, ties: Ties | None = None) -> list[float | None]:
-        """What each annotation is worth to the candidate, 0 to 1, in their order; None where nothing was decided.
+        """The worth of each annotation to the candidate, 0 to 1, in their order; None where nothing was decided.
 
         Args:
             ties: how a tie counts; by default as the judge says.

@@ -1,4 +1,4 @@
-"""What is compared: the baseline's responses, where texts are cut, and the order in which they are shown."""
+"""Comparisons: the baseline's responses, where texts are cut, and the order in which they are shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.baseline import open_baseline
 from halos.evaluate.judging.comparisons import Comparison, compare, cut_to_sentence
+from halos.evaluate.judging.settings import FromCell, FromFile
+from halos.sample.samples import Sample
 
 
 def question(text: str) -> list[F.Turn]:
@@ -19,12 +21,13 @@ def question(text: str) -> list[F.Turn]:
 
 
 def written(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = (row.model_dump(mode="json") if isinstance(row, Sample) else row for row in rows)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
-def row(prompt: list[F.Turn], response: str, sample: int = 0) -> dict[str, Any]:
-    return {"prompt_id": F.prompt_id(prompt), "prompt": prompt, "response": response, "sample": sample}
+def row(prompt: list[F.Turn], response: str, sample: int = 0) -> Sample:
+    return Sample(prompt_id=F.prompt_id(prompt), prompt=prompt, response=response, sample=sample)
 
 
 @pytest.fixture
@@ -46,9 +49,9 @@ def test_outputs_of_a_file_are_found_by_their_instruction(tmp_path: Path, feedba
         written(file, outputs)
     else:
         file.write_text(json.dumps(outputs))
-    baseline = open_baseline({"file": "outputs.json"}, [file])
-    found = compare(ROWS, feedback, tmp_path, baseline)
-    assert [(c.instruction, c.baseline, c.position) for c in found] == [("q1", "one", 2), ("q3 ", "three", 0)]
+    baseline = open_baseline(FromFile(file="outputs.json"), [file])
+    comparisons = compare(ROWS, feedback, tmp_path, baseline)
+    assert [(c.instruction, c.baseline, c.position) for c in comparisons] == [("q1", "one", 2), ("q3 ", "three", 0)]
     assert baseline.size == 4
 
 
@@ -57,30 +60,30 @@ def test_samples_of_a_cell_are_found_by_prompt_and_number(tmp_path: Path, feedba
         row(question("q2"), "second", 1), row(question("q2"), "first", 0), row(question("q1"), "other", 1),
     ])  # fmt: skip
     rows = [row(question("q2"), "mine", 0), row(question("q2"), "mine", 1), row(question("q1"), "mine", 0)]
-    found = compare(rows, feedback, tmp_path, open_baseline({"method": "sft", "seed": "same"}, [theirs]))
-    assert [(c.sample, c.baseline) for c in found] == [(0, "first"), (1, "second")]
+    comparisons = compare(rows, feedback, tmp_path, open_baseline(FromCell(method="sft"), [theirs]))
+    assert [(c.sample, c.baseline) for c in comparisons] == [(0, "first"), (1, "second")]
 
 
 def test_a_baseline_and_its_file_come_together(tmp_path: Path, feedback: Path) -> None:
     with pytest.raises(HalosError, match="--baseline takes none"):
         open_baseline("target", [tmp_path])
     with pytest.raises(HalosError, match=r"the baseline is sft \(seed 2\): --baseline needs its file"):
-        open_baseline({"method": "sft", "seed": 2}, [])
+        open_baseline(FromCell(method="sft", seed=2), [])
     with pytest.raises(HalosError, match=r"there is no .*outputs\.json"):
-        open_baseline({"file": "outputs.json"}, [tmp_path / "outputs.json"])
+        open_baseline(FromFile(file="outputs.json"), [tmp_path / "outputs.json"])
     (tmp_path / "outputs.json").write_text('[{"instruction": "q1"}]')
-    with pytest.raises(HalosError, match="each wants an instruction and an output"):
-        open_baseline({"file": "outputs.json"}, [tmp_path / "outputs.json"])
+    with pytest.raises(HalosError, match="give each an instruction and an output"):
+        open_baseline(FromFile(file="outputs.json"), [tmp_path / "outputs.json"])
     (tmp_path / "outputs.json").write_text('[{"instruction": "q9", "output": "nine"}]')
-    baseline = open_baseline({"file": "outputs.json"}, [tmp_path / "outputs.json"])
+    baseline = open_baseline(FromFile(file="outputs.json"), [tmp_path / "outputs.json"])
     with pytest.raises(HalosError, match=r"has a response of the baseline, the outputs of outputs\.json"):
         compare(ROWS, feedback, tmp_path, baseline)
 
 
 def test_both_responses_are_cut_and_their_whole_lengths_are_kept(tmp_path: Path, feedback: Path) -> None:
     rows = [row(question("q1"), "Yes. And then it")]
-    (found,) = compare(rows, feedback, tmp_path, open_baseline("target", []), whole_sentences=True)
-    assert (found.candidate, found.baseline, found.lengths) == ("Yes.", "target of q1", (16, 12))
+    (cut,) = compare(rows, feedback, tmp_path, open_baseline("target", []), whole_sentences=True)
+    assert (cut.candidate, cut.baseline, cut.lengths) == ("Yes.", "target of q1", (16, 12))
     (whole,) = compare(rows, feedback, tmp_path, open_baseline("target", []))
     assert whole.candidate == "Yes. And then it"
 

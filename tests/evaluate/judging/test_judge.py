@@ -1,4 +1,4 @@
-"""Judging: what is counted, and that alpaca_eval's own row says the same; which judges a catalogue may name."""
+"""Judging: counts and win rates, by hand and by alpaca_eval; which judges a catalogue may name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import yaml
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.judge import judge
+from halos.evaluate.judging.settings import JudgeSlice
+from halos.manifest import Manifest
 from halos.models.settings import Resources
 from halos.registry import VERIFIERS
 from halos.scoring import reward_model as rewards
-from halos.settings import dump
+from halos.scoring.reward_model import RewardModel
+from halos.settings import dump, identity
 from halos.study import catalogue as C
 from halos.study.checks import check_files, check_keys
 from halos.study.slices import config_slice
@@ -67,10 +70,10 @@ class Case:
         **changes: Any,
     ) -> dict[str, Any]:
         """What comes of the reward model's files, the baseline's and AlpacaEval's difficulties."""
-        content = {"judge": "letters", "kind": "verifier", "verifier": "test_letters", "prompts": "p",
-                   "baseline": "target", "tie_margin": 0.0, "ties": "half", "whole_sentences": False,
+        content = {"judge": "letters", "prompts": "p", "baseline": "target", "ties": "half", "whole_sentences": False,
                    "length_control": "length_only", "difficulties": None, "plugins": {}}  # fmt: skip
-        (self.folder / "judge.yaml").write_text(dump(content | changes))
+        kind = {} if "kind" in changes else {"kind": "verifier", "verifier": "test_letters"}
+        (self.folder / "judge.yaml").write_text(dump(content | kind | changes))
         (self.folder / "samples.jsonl").write_text("".join(line + "\n" for line in self.lines))
         F.write(self.records, self.folder / "test.parquet")
         samples, data = self.folder / "samples.jsonl", self.folder / "test.parquet"
@@ -87,6 +90,8 @@ def case(tmp_path: Path) -> Case:
 
 
 def test_counts_and_win_rate_are_those_worked_by_hand_and_those_of_alpaca_eval(case: Case) -> None:
+    from alpaca_eval.metrics import get_winrate
+
     case.add("q1", "b.", "aa")  # 1 and 0 against 0 and 1: .5 each, a tie
     case.add("q2", "bb", "aa")  # win
     case.add("q3", "bb", "a.")  # win
@@ -97,12 +102,13 @@ def test_counts_and_win_rate_are_those_worked_by_hand_and_those_of_alpaca_eval(c
     assert result["win_rate"] == pytest.approx(2.5 / 4)
     # standard error of the mean of (.5, 1, 1, 0): sqrt(sum of squared deviations / 3 / 4)
     assert result["standard_error"] == pytest.approx((0.6875 / 3 / 4) ** 0.5)
-    row = result["leaderboard"]
+    row = get_winrate([{"preference": a["preference"]} for a in result["annotations"]])
     assert (row["win_rate"], row["n_wins"], row["n_wins_base"], row["n_draws"], row["n_total"]) == (62.5, 2, 1, 1, 4)
     assert result["scores"]["candidate"] == pytest.approx({"mean": 0.4375, "a": 0.625, "end": 0.25})
     assert result["scores"]["baseline"] == pytest.approx({"mean": 0.3125, "a": 0.125, "end": 0.5})
     assert result["mean_length"] == {"candidate": 2.0, "baseline": 2.0}
     assert result["annotations"][2]["criteria"] == {"a": 0.5, "end": 1.0}
+    assert result["annotations"][2]["baseline_criteria"] == {"a": 0.0, "end": 0.0}
     assert result["annotations"][2]["candidate_score"] == 0.75
 
 
@@ -112,6 +118,14 @@ def test_identical_responses_are_a_tie_and_keep_their_scores(case: Case) -> None
     result = case.run()
     assert (result["ties"], result["wins"]) == (1, 1)
     assert result["annotations"][0]["candidate_score"] == result["annotations"][0]["baseline_score"] == 0.5
+
+
+def test_equal_texts_are_a_tie_as_in_alpaca_eval_whatever_their_scores(case: Case) -> None:
+    case.add("q1", "boom", "boom")
+    case.add("q2", "bb", "aa")
+    result = case.run()
+    assert [a["preference"] for a in result["annotations"]] == [1.5, 2.0]
+    assert (result["ties"], result["failures"], result["failed"]) == (1, 0, {})
 
 
 def test_scores_within_the_margin_are_a_tie(case: Case) -> None:
@@ -124,7 +138,7 @@ def test_every_sample_counts_even_when_texts_repeat(case: Case) -> None:
     for question in ("q1", "q2"):
         case.add(question, "bb", "aa", "aa", "bb", "aa")
     result = case.run()
-    assert (result["n"], result["wins"], result["ties"], result["leaderboard"]["n_total"]) == (8, 6, 2, 8)
+    assert (result["n"], result["wins"], result["losses"], result["ties"]) == (8, 6, 0, 2)
     assert [(a["sample"], a["preference"]) for a in result["annotations"][:4]] == [(0, 2), (1, 2), (2, 1.5), (3, 2)]
 
 
@@ -144,6 +158,8 @@ def test_a_failed_verifier_decides_nothing_and_is_counted(case: Case) -> None:
     assert [a["preference"] for a in result["annotations"]] == [None, 2.0, None]
     assert result["standard_error"] is None  # one comparison has none
     assert result["annotations"][0]["candidate_score"] is None
+    assert result["annotations"][0]["problem"] == "the verifier failed (RuntimeError)"
+    assert result["failed"] == {"the verifier failed (RuntimeError)": 2}
 
 
 def test_prompts_without_a_target_are_counted_as_not_judged(case: Case) -> None:
@@ -201,7 +217,7 @@ def test_the_same_input_gives_the_same_bytes_and_no_other_file(
         ('{"prompt_id": "x", ', "line 2 is not a sample"),
         ("[1]", "line 2 is not a sample"),
         ('{"prompt_id": "x", "sample": 0}', "line 2 is not a sample .*response"),
-        ('{"prompt_id": "x", "sample": 0, "response": null}', "response is not text"),
+        ('{"prompt_id": "x", "sample": 0, "response": null}', "line 2 is not a sample .*response"),
         ('{"prompt_id": "x", "sample": 0, "response": "a"}', "prompt x is not in"),
     ],
 )
@@ -233,23 +249,23 @@ def test_nothing_to_judge_is_refused(case: Case) -> None:
 
 def test_unknown_kinds_and_verifiers_are_named(case: Case) -> None:
     case.add("q1", "bb", "aa")
-    with pytest.raises(HalosError, match=r"unknown kind 'verifyer'.*verifier"):
+    with pytest.raises(HalosError, match=r"judge\.yaml: kind: Input should be 'verifier', "):
         case.run(kind="verifyer")
     with pytest.raises(HalosError, match=r"unknown verifier 'test_letter'.*test_letters"):
-        case.run(verifier="test_letter")
+        case.run(kind="verifier", verifier="test_letter")
 
 
 # ---- a reward model as judge --------------------------------------------------------------------------------------
 
 
-class Letters:
-    """Stands for a reward model: a's less 5, so below 0; none for the word boom."""
+class Letters(RewardModel):
+    """A reward model without a network: a's less 5, so below 0; none for the word boom."""
 
-    def __init__(self, folder: Path, tokens_per_microbatch: int, **how: Any) -> None:
-        self.made_of = {"folder": folder, "tokens": tokens_per_microbatch, **how}
+    def __init__(self, folder: Path, precision: str = "", attention: str = "", tokens_per_microbatch: int = 0) -> None:
+        self.made_of = (folder, precision, attention, tokens_per_microbatch)
         made.append(self)
 
-    def score(self, prompts: list[list[F.Turn]], responses: list[str]) -> list[float | None]:
+    def rewards(self, prompts: list[list[F.Turn]], responses: list[str]) -> list[float | None]:
         assert len(prompts) == len(responses)
         bonus = {"generous": 0.5}
         return [None if "boom" in response else response.count("a") + bonus.get(prompt[0]["content"], 0) - 5
@@ -257,7 +273,7 @@ class Letters:
 
 
 made: list[Letters] = []
-BY_REWARD = {"kind": "reward_model", "reward_model": "rm", "verifier": None}
+BY_REWARD = {"kind": "reward_model", "reward_model": "rm"}
 
 
 @pytest.fixture
@@ -294,12 +310,12 @@ def test_rewards_within_the_margin_are_a_tie(case: Case, tmp_path: Path, stand_i
 def test_a_reward_model_computes_as_in_its_own_run(case: Case, tmp_path: Path, stand_in: list[Letters]) -> None:
     case.add("q1", "ab", "aa")
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"config": {"precision": "fp32", "attention": "eager", "seed": 1}}))
+    Manifest(config={"precision": "fp32", "attention": "eager", "seed": 1}, weights="", files={}).write(manifest)
     case.run((tmp_path / "model", manifest), **BY_REWARD)
     case.run((tmp_path / "mine",), **BY_REWARD)
     assert [model.made_of for model in stand_in] == [
-        {"folder": tmp_path / "model", "tokens": 2048, "precision": "fp32", "attention": "eager"},
-        {"folder": tmp_path / "mine", "tokens": 2048},
+        (tmp_path / "model", "fp32", "eager", 2048),
+        (tmp_path / "mine", "", "", 2048),
     ]
 
 
@@ -344,10 +360,10 @@ MISTAKES = {
     "two questions": ({"kind": "openai", "openai": {"model": "m", "prompt": ASK, "annotator": "chatgpt"}},
                       "judges.r.openai: give exactly one of prompt and annotator"),
     "no model": ({"kind": "openai", "openai": {"prompt": ASK}},
-                 "judges.r.openai: a prompt of one's own is for a model: give `model:`"),
+                 "judges.r.openai: a prompt is asked of a model: give `model:`"),
     "a prompt without a response": (
         {"kind": "openai", "openai": {"model": "m", "prompt": "{instruction} {output_1}"}},
-        "judges.r.openai: the prompt has no {output_2}: put what is compared there"),
+        "judges.r.openai: the prompt has no {output_2}: add where each goes"),
     "an unknown annotator": (
         {"kind": "openai", "openai": {"annotator": "weighted"}},
         "judges.r.openai: alpaca_eval has no annotator 'weighted'; try weighted_alpaca_eval_gpt4_turbo"),
@@ -394,6 +410,27 @@ def test_the_slice_of_a_judge_holds_what_is_its_own_and_no_key_of_another_kind()
     own = {"judge", "kind", "openai", "max_failures", *common} - {"tie_margin"}  # how fast it is asked makes no result
     assert set(asked) == own
     assert asked["openai"]["annotator"] == "chatgpt"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "verifier", "verifier": "toy", "tie_margin": 0.5},
+        {"kind": "reward_model", "reward_model": "sft-rm", "seed": 3},
+        {"kind": "openai", "openai": {"annotator": "chatgpt"}, "max_failures": 0.5, "concurrency": 3},
+        {"kind": "verifier", "verifier": "toy", "baseline": {"method": "sft", "seed": 7}},
+    ],
+    ids=str,
+)
+def test_the_slice_of_a_judge_reads_back_as_its_entry(tmp_path: Path, entry: dict[str, Any]) -> None:
+    config = load(**entry)
+    (tmp_path / "config.yaml").write_text(dump(config_slice(config, "judges/r")))
+    slice_ = JudgeSlice.read(tmp_path / "config.yaml")
+    assert slice_.judge == "r"
+    mine = config.judges["r"]
+    assert {name: getattr(slice_, name) for name in identity(mine)} == {
+        name: getattr(mine, name) for name in identity(mine)
+    }
 
 
 def test_an_edited_judge_is_another_slice_for_itself_alone() -> None:

@@ -17,7 +17,7 @@ import yaml
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.annotators import read_annotator, read_verdict
-from halos.scoring import client as A
+from halos.evaluate.judging.judgement import Judgement
 from tests.evaluate.judging.test_judge import Case
 from tests.scoring import api_server as S
 from tests.scoring.api_server import ApiServer, Messages, Outcome
@@ -31,7 +31,7 @@ FAULTS = [fault for fault in ALL_FAULTS if fault is not S.NONSENSE] + [Outcome(t
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(A, "_BACKOFF", 0.001)
+    S.skip_pauses(monkeypatch)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -175,6 +175,9 @@ def test_ties_count_half_or_for_neither(case: Case) -> None:
     assert neither["standard_error"] == pytest.approx((2 / 9 / 29) ** 0.5)
     assert [a["win"] for a in neither["annotations"][:3]] == [1, 0, 0]
     assert [a["win"] for a in half["annotations"][:3]] == [1, 0, 0.5]
+    judgement = Judgement.read(case.output)
+    assert judgement.values()[:3] == judgement.values("neither")[:3] == [1, 0, 0]
+    assert judgement.values("half")[:3] == [1, 0, 0.5]
 
 
 def test_the_cost_is_said_before_and_after_and_known_again_from_the_cache(

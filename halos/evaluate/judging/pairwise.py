@@ -1,0 +1,209 @@
+"""A model that is asked which of two responses is better: alpaca_eval's annotators, with calls kept and counted."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from halos.errors import HalosError
+from halos.evaluate.judging.alpaca import import_alpaca_eval
+from halos.evaluate.judging.annotators import FIRST, SECOND, read_annotator, read_verdict
+from halos.evaluate.judging.comparisons import Comparison
+from halos.evaluate.judging.judgement import TIE, Decision, Question, Usage
+from halos.evaluate.judging.settings import Annotator
+from halos.scoring.answers import Answer, Conversation
+from halos.scoring.api import Api, Calls
+from halos.scoring.client import Client
+
+_CHARACTERS_PER_TOKEN = 4
+"""In English text, says OpenAI's documentation: no tokenizer of its models comes without a download."""
+_TOKENS_OF_TURN = 4
+"""Tokens that a chat template puts around each turn."""
+_MAX_TOKENS = 512
+
+
+class PairwiseAnnotator:
+    """A judge that asks a model behind an OpenAI-compatible server which of two responses is better.
+
+    Prompt, model and reading of answers are those of alpaca_eval's annotator, or a prompt of the config. The calls are
+    made here, so that every answer is kept, and a call that fails is no answer.
+
+    Args:
+        name: of the judge, for messages.
+        settings: its `openai:`.
+        max_failures: largest fraction of the comparisons that may get no answer.
+        calls: how the model is called.
+
+    Raises:
+        HalosError: there is no usable key, or the cache cannot be written.
+    """
+
+    def __init__(self, name: str, settings: Annotator, max_failures: float, calls: Calls) -> None:
+        self.name, self.max_failures, self.prices = name, max_failures, settings.prices
+        prompt = settings.prompt
+        annotator: dict[str, Any]
+        if settings.annotator is None:
+            annotator = {"prompt_template": prompt, "fn_completion_parser": read_verdict, "completions_kwargs": {}}
+        else:
+            annotator = read_annotator(settings.annotator) or {}
+        request = annotator["completions_kwargs"]
+        self.api = Api(
+            model=settings.model or request["model_name"],
+            server=settings,
+            temperature=request.get("temperature", 0.0) if settings.temperature is None else settings.temperature,
+            max_tokens=settings.max_tokens or request.get("max_tokens", _MAX_TOKENS),
+            top_logprobs=request.get("top_logprobs"),
+            may_be_cut=prompt is None,  # some annotators ask for a single token
+        )
+        self.client = Client(self.api, calls)
+        self._annotator = _annotator({**annotator, "fn_completions": self._complete}, prompt)
+        self._answers: list[Answer] = []
+
+    @property
+    def question(self) -> Question:
+        api = self.api
+        return Question(model=api.model, server=api.address, temperature=api.temperature, max_tokens=api.max_tokens,
+                        seed=api.server.seed, top_logprobs=api.top_logprobs,
+                        prompt=self._annotator.template)  # fmt: skip
+
+    @property
+    def usage(self) -> Usage:
+        """Usage of all answers, those of earlier runs included."""
+        return self._usage(self._answers)
+
+    def decide(self, comparisons: list[Comparison]) -> list[Decision]:
+        """One decision for each comparison, in their order. Two equal texts are a tie without a question.
+
+        Raises:
+            HalosError: no call can succeed, or too many comparisons got no answer. The answers so far are kept.
+        """
+        import pandas as pd
+
+        unequal = [c for c in comparisons if c.candidate != c.baseline]
+        texts = [(c.candidate, c.baseline) if c.candidate_first else (c.baseline, c.candidate) for c in unequal]
+        frame = pd.DataFrame(texts, columns=["output_1", "output_2"]).assign(
+            instruction=[c.instruction for c in unequal]
+        )
+        self._answers = []
+        preferences = self._annotator(frame)["preference"].to_dict()  # {row: preference} of those that did not fail
+        asked = iter(
+            [
+                Decision(
+                    preference=_of_candidate(preferences.get(row), c.candidate_first),
+                    problem=answer.problem,
+                    shown_first="candidate" if c.candidate_first else "baseline",
+                    answer=answer.text,
+                )
+                for row, (c, answer) in enumerate(zip(unequal, self._answers, strict=True))
+            ]
+        )
+        decisions = [next(asked) if c.candidate != c.baseline else Decision(preference=TIE) for c in comparisons]
+        self._check_failures(decisions)
+        return decisions
+
+    def _check_failures(self, decisions: list[Decision]) -> None:
+        """Refuse to judge by the rest where too many answers are missing."""
+        problems = Counter(str(d.problem) for d in decisions if d.preference is None)
+        failed = problems.total()
+        if failed > self.max_failures * len(decisions):
+            reasons = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
+            raise HalosError(
+                f"{self.name} has no answer to {failed} of {len(decisions)} comparisons ({reasons}), more than its "
+                f"max_failures {self.max_failures:g} allows; the others are kept: run again to ask for these anew, or "
+                "raise max_failures"
+            )
+
+    def _complete(self, prompts: list[Conversation], **_: Any) -> dict[str, list[Any]]:
+        """Replaces alpaca_eval's own calls: a completion for each prompt, None for one that failed."""
+        self._print_estimate(prompts)
+        self._answers = self.client.ask(prompts, self._understood)
+        self._print_spent()
+        return {self._annotator.completion_key: [self._completion(answer) for answer in self._answers]}
+
+    def _completion(self, answer: Answer) -> Any:
+        """An answer in the form that the annotator's parser reads."""
+        if answer.text is None or self._annotator.completion_key == "completions":
+            return answer.text
+        return {"text": answer.text, "logprobs": {"content": answer.logprobs}}
+
+    def _understood(self, answer: Answer) -> bool:
+        try:
+            (preference,) = self._annotator.fn_completion_parser(self._completion(answer))
+        except Exception:  # alpaca_eval's parsers raise all kinds of errors on what they cannot read
+            return False
+        return preference is not None and (preference == 0 or FIRST <= preference <= SECOND)
+
+    def _print_estimate(self, prompts: list[Conversation]) -> None:
+        new = self.client.unanswered(prompts, self._understood)
+        turns = [turn["content"] for prompt in new for turn in prompt]
+        tokens = sum(map(len, turns)) // _CHARACTERS_PER_TOKEN + len(turns) * _TOKENS_OF_TURN
+        most = len(new) * self.api.max_tokens
+        least, dollars = self._dollars(tokens, len(new)), self._dollars(tokens, most)
+        cost = "" if dollars is None else f", {least:.2f} to {dollars:.2f} dollars"
+        print(
+            f"{self.name} asks {self.api.model} about {len(prompts)} comparisons, {len(prompts) - len(new)} of them "
+            f"answered before; about {tokens} tokens in and at most {most} out{cost}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _print_spent(self) -> None:
+        spent = self._usage([answer for answer in self._answers if not answer.cached])
+        cost = "" if spent.dollars is None else f": {spent.dollars:.2f} dollars"
+        print(f"{self.name} spent {spent.prompt_tokens} tokens in and {spent.completion_tokens} out{cost}",
+              file=sys.stderr)  # fmt: skip
+
+    def _usage(self, answers: list[Answer]) -> Usage:
+        answers = list({id(answer): answer for answer in answers}.values())  # equal questions share one
+        tokens = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+        return Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1], dollars=self._dollars(*tokens))
+
+    def _dollars(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        if self.prices is None:
+            return None
+        return (prompt_tokens * self.prices.input + completion_tokens * self.prices.output) / 1e6
+
+
+def _of_candidate(preference: Any, candidate_first: bool) -> float | None:
+    """A preference between the responses shown first and second, as one between the baseline and the candidate."""
+    if preference is None:
+        return None
+    value = float(preference) or TIE  # alpaca_eval's parsers say 0 for a tie
+    return FIRST + SECOND - value if candidate_first else value
+
+
+def _annotator(settings: dict[str, Any], prompt: str | None) -> Any:
+    """An annotator of alpaca_eval with these settings, and with `prompt`, where given, instead of a file of its own.
+
+    It fills in all placeholders in one pass, after parsing the turns. alpaca_eval itself fills in one after the other
+    and parses last, so that a response with `{output_2}` or `<|im_end|>` in it would change the prompt.
+    """
+    import_alpaca_eval()
+    from alpaca_eval.annotators.pairwise_evaluator import SinglePairwiseAnnotator
+    from alpaca_eval.utils import prompt_to_chatml
+
+    class Annotator(SinglePairwiseAnnotator):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings, is_shuffle=False, is_randomize_output_order=False)
+            parser: Callable[[Any], list[float]] = vars(self)["fn_completion_parser"]
+            self.fn_completion_parser = lambda text: [math.nan] if text is None else parser(text)
+            text = self.prompt_template
+            turns = text.lstrip().startswith("<|im_start|>")
+            self.template = prompt_to_chatml(text) if turns else [{"role": "user", "content": text}]
+
+        def _get_prompt_template(self, template: str) -> str:
+            return str(super()._get_prompt_template(template)) if prompt is None else prompt
+
+        def _make_prompts(self, df: Any, prompt_template: str | None = None) -> tuple[list[Conversation], Any]:
+            return [_filled(self.template, row) for row in df.to_dict("records")], df.copy()
+
+    return Annotator(**settings)
+
+
+def _filled(template: Conversation, values: dict[str, str]) -> Conversation:
+    place = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
+    return [{**turn, "content": place.sub(lambda match: values[match[0][1:-1]], turn["content"])} for turn in template]

@@ -1,0 +1,80 @@
+"""A model behind an OpenAI-compatible server: what a request says, and how calls are made."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from halos.errors import HalosError
+from halos.files import hash_content
+from halos.scoring.answers import Conversation
+from halos.scoring.settings import Server
+
+OPENAI = "https://api.openai.com/v1"
+"""The server where settings name none, even if the openai package finds another one in the environment."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """A model behind an OpenAI-compatible server, and what is asked of it.
+
+    Attributes:
+        model: its name on the server.
+        server: its address, key and patience. Its seed is sent when not None; asking again after an unusable answer
+            adds one each time.
+        temperature: of sampling.
+        max_tokens: length limit of an answer; one that reaches it counts as cut off, unless `may_be_cut`.
+        top_logprobs: how many of the likeliest tokens to return with log-probabilities at each place; None for none.
+        may_be_cut: an answer that reaches `max_tokens` is valid.
+    """
+
+    model: str
+    server: Server = field(default_factory=Server)
+    temperature: float = 0.0
+    max_tokens: int = 64
+    top_logprobs: int | None = None
+    may_be_cut: bool = False
+
+    @property
+    def address(self) -> str:
+        return (self.server.base_url or OPENAI).rstrip("/")
+
+    def key(self, conversation: Conversation) -> str:
+        """Hash of the whole request, by which its answer is kept."""
+        request = {"base_url": self.address, "model": self.model, "messages": conversation, "seed": self.server.seed,
+                   "temperature": self.temperature, "max_tokens": self.max_tokens}  # fmt: skip
+        if self.top_logprobs is not None:
+            request["top_logprobs"] = self.top_logprobs
+        return hash_content(request)
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How calls are made, which changes no answer.
+
+    Attributes:
+        cache: JSON Lines file of the answers so far, which are not asked for again.
+        concurrency: calls at one time.
+        requests_per_minute: limit on the starts of attempts, which are spaced evenly; None for no limit.
+    """
+
+    cache: Path
+    concurrency: int = 16
+    requests_per_minute: int | None = None
+
+
+def read_key(base_url: str | None, key_variable: str) -> SecretStr:
+    """The API key in an environment variable; empty where it is not set, which only a server of the user's may allow.
+
+    Raises:
+        HalosError: the variable is not set although OpenAI itself is called, or its content cannot be a key.
+    """
+    key = os.environ.get(key_variable, "").strip()
+    if not key and base_url is None:
+        raise HalosError(f"OpenAI wants a key: put it into the environment variable {key_variable}")
+    if not all("!" <= character <= "~" for character in key):
+        raise HalosError(f"{key_variable} holds no key (it has spaces or other signs in it): set it again")
+    return SecretStr(key)
