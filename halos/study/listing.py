@@ -11,7 +11,7 @@ from typing import Any
 from halos.registry import LOSSES, SOURCES, VERIFIERS
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
-from halos.study.study import cells
+from halos.study.study import Study
 
 
 def state(cell: Cell, results: Path) -> str:
@@ -120,7 +120,7 @@ class _Rows:
     @staticmethod
     def grids(config: Config, *_: Any) -> Iterator[Row]:
         for name, g in config.grids.items():
-            yield {"grid": name, "cells": len(cells(config, name)), "datasets": ", ".join(g.datasets),
+            yield {"grid": name, "cells": len(Study(config, name).cells), "datasets": ", ".join(g.datasets),
                    "models": ", ".join(g.models), "methods": ", ".join((*g.methods, *g.reward_models)),
                    "seeds": ", ".join(map(str, g.seeds)),
                    "judges": ", ".join(g.judges) or "none",
@@ -128,5 +128,6 @@ class _Rows:
 
     @staticmethod
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
-        for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
+        study = Study(config, grid)
+        for cell in (*study.cells, *study.reward_models):
             yield {**cell.ids, "state": state(cell, results)}
