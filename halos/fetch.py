@@ -34,8 +34,11 @@ def fetch(config: Path, output: Path) -> None:
     found: dict[str, Any] = {}
     if "architecture" in content:
         from halos.models.download import download
+        from halos.models.settings import ModelSlice
 
-        found = download(content)
+        model = ModelSlice.read(config)
+        fetched = download(model.model, model)
+        found = {} if fetched is None else fetched.model_dump(mode="json", exclude_none=True)
     elif "sources" in content:
         sources = [_open(entry) if on_hub(entry) else None for entry in content["sources"]]
         found = {"sources": sources} if any(sources) else {}

@@ -71,7 +71,8 @@ class Machine:
 
     def slice(self, kind: str, entry: Any) -> Path:
         path = self.path / f"{kind}.yaml"
-        path.write_text(dump({kind: "x", **identity(entry)}))
+        template = {"chat_template": None} if kind == "model" else {}
+        path.write_text(dump({kind: "x", **identity(entry), **template}))
         return path
 
     def cached(self) -> set[str]:

@@ -1,1 +1,1 @@
-"""Processes and devices: launching, sharding, and sums over processes."""
+"""Processes and devices: launching, Slurm, sharding, and reductions over processes."""

@@ -1,4 +1,4 @@
-"""The accelerator of a training or a reference pass: devices, processes, precision, and peak memory."""
+"""The accelerator of a training or reference pass (devices, processes, precision), and peak memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 
 def accelerator_for(precision: str) -> Accelerator:
-    """An accelerator for the processes and devices at hand; on the CPU it also cures the slowness of denormals, and of
-    memory that each operation gets anew from the system.
+    """The accelerator for the processes and devices that this process was launched with.
 
-    Weights are float32. With bf16, single processes and DDP compute under autocast; FSDP2 computes on bfloat16 copies
-    of its shards, but reduces gradients, and gives its outputs, in float32.
+    Weights are float32. With bf16, single processes and DDP compute under autocast. FSDP2 computes on bfloat16 copies
+    of its shards, but reduces gradients and returns outputs in float32. For speed on the CPU, denormals are flushed to
+    zero and freed memory is kept.
+
+    Args:
+        precision: compute type, `bf16` or `fp32`.
 
     Raises:
-        HalosError: launched in a way that is not supported, or processes did not find each other.
+        HalosError: the launcher is not supported, or the processes did not find each other.
     """
-    import torch
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -34,36 +36,39 @@ def accelerator_for(precision: str) -> Accelerator:
     if not torch.accelerator.is_available():
         _keep_freed_memory()
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
-    more: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
+    options: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if precision == "bf16" and sharded:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        more["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **more)
+        options["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **options)
     kind = accelerator.distributed_type
-    others = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-    if kind in others or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
-        raise HalosError("launch several processes with profiles/accelerate/ddp.yaml or fsdp.yaml, not otherwise")
-    if sharded and not accelerator.is_fsdp2:  # accelerate would quietly be DDP
+    unsupported = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if kind in unsupported or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise HalosError("this launcher is not supported: use profiles/accelerate/ddp.yaml or fsdp.yaml")
+    if sharded and not accelerator.is_fsdp2:  # accelerate would silently use DDP
         raise HalosError("weights are sharded over GPUs, and there are none here: leave out `parallel: fsdp`")
     check_processes(accelerator.num_processes)
     return accelerator
 
 
 def check_processes(found: int) -> None:
-    """Processes that work alone without knowing it would all write the same files.
+    """Check that all processes found each other: those that work alone would all write the same files.
+
+    Args:
+        found: number of processes that found each other.
 
     Raises:
-        HalosError: not as many found each other as were launched.
+        HalosError: it is not the number that was launched.
     """
-    wanted = int(os.environ.get(PROCESSES) or os.environ.get("WORLD_SIZE", "1"))
-    if found != wanted:
-        raise HalosError(f"{wanted} processes were launched but {found} found each other: start the job again")
+    launched = int(os.environ.get(PROCESSES) or os.environ.get("WORLD_SIZE", "1"))
+    if found != launched:
+        raise HalosError(f"{launched} processes were launched but {found} found each other: start the job again")
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones: page by page from the system, it costs as much time as what
-    is computed in it."""
+    """Let glibc reuse the memory that tensors free. To get it anew from the system, page by page, takes about as long
+    as the computation."""
     import ctypes
 
     trim_threshold, mmap_max = -1, -4  # of malloc.h
@@ -74,7 +79,7 @@ def _keep_freed_memory() -> None:
 
 
 def peak_memory_gb() -> float:
-    """Peak memory of this process: of its GPU where there is one, else of the process itself."""
+    """Peak memory of this process in GB (10^9 bytes): of its GPU if it has one, else of main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     import resource

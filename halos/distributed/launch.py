@@ -1,8 +1,11 @@
-"""`python -m halos.launch --nodes N --gpus G --parallel ddp|fsdp --cpus C VERB ...`: a verb, one process for each GPU.
+"""Launcher of a verb of `python -m halos` with one process for each GPU.
 
-A single process is the verb itself. Several of one node are started by accelerate. For several nodes, srun starts this
-module again on each of them, where it goes on to accelerate. Each step takes the place of the one before (exec), so
-that a signal to the job finds what runs, and the exit code is that of the verb. A node without GPUs gets one process.
+    python -m halos.distributed.launch --nodes N --gpus G --parallel ddp|fsdp --cpus C VERB ...
+
+A single process runs the verb directly. Several processes of one node are started by accelerate. For several nodes,
+srun starts this module again on each node, which then starts accelerate. Each step replaces its own process (exec), so
+that signals to the job reach the program that runs, and the exit code is the verb's. A node without GPUs gets one
+process.
 """
 
 from __future__ import annotations
@@ -19,26 +22,27 @@ from typing import Any, NoReturn
 
 from halos.errors import HalosError
 
+MODULE = "halos.distributed.launch"
 PROCESSES = "HALOS_PROCESSES"
-"""Tells each process in its environment how many there have to be."""
+"""Environment variable that tells each process how many processes were launched."""
 PROFILES = Path(__file__).resolve().parents[2] / "profiles/accelerate"
 PATIENCE = 600
-"""Seconds to write a checkpoint after a signal. Torch's launcher would kill after 30, which the weights and optimiser
-state of a large model may need; what the scheduler grants still holds."""
+"""Seconds that processes have to write a checkpoint after a signal, unless the scheduler gives them less. By default
+torch's launcher kills them after 30, too soon for the weights and optimiser state of a large model."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start.
+    """The processes to start.
 
     Attributes:
-        nodes: how many nodes.
+        nodes: number of nodes.
         gpus: GPUs of each node; 0 for one process on its CPU.
-        parallel: whether each process holds all weights (ddp) or its shard (fsdp).
-        cpus: cores of each node.
+        parallel: `ddp` if each process holds all weights, `fsdp` if it holds a shard.
+        cpus: CPU cores of each node.
         verb: a verb of `python -m halos`, and its options.
-        head: host on which processes meet, where several nodes have been told to start.
-        port: where on that host.
+        head: host at which the processes of several nodes meet; None before srun has started this module on each node.
+        port: port on that host.
     """
 
     nodes: int
@@ -50,19 +54,23 @@ class Launch:
     port: int | None = None
 
     @property
-    def of_a_node(self) -> int:
-        """Processes of each node."""
+    def per_node(self) -> int:
+        """Number of processes of each node."""
         return max(self.gpus, 1)
 
     @property
     def processes(self) -> int:
-        return self.nodes * self.of_a_node
+        """Number of processes of all nodes."""
+        return self.nodes * self.per_node
 
     def command(self, environment: Mapping[str, str]) -> list[str]:
-        """The command that takes the place of this one.
+        """The command that replaces this process.
+
+        Args:
+            environment: environment variables of this process.
 
         Raises:
-            HalosError: several nodes are wanted outside of a Slurm job.
+            HalosError: several nodes, but this is no Slurm job.
         """
         if self.processes == 1:
             return [sys.executable, "-m", "halos", *self.verb]
@@ -73,7 +81,7 @@ class Launch:
         if "SLURM_JOB_ID" not in environment or shutil.which("srun") is None:
             raise HalosError(
                 f"a training on {self.nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or set "
-                "`nodes: 1` in the resources of the model"
+                "`nodes: 1` in the model's resources"
             )
         return self._srun(socket.gethostname(), hold_port())
 
@@ -83,14 +91,14 @@ class Launch:
             "num_machines": self.nodes,
             "machine_rank": rank,
             "num_processes": self.processes,
-            "num_cpu_threads_per_process": max(1, self.cpus // self.of_a_node),
+            "num_cpu_threads_per_process": max(1, self.cpus // self.per_node),
             "main_process_ip": head,
             "main_process_port": port,
         }
         return [sys.executable, "-m", "accelerate.commands.launch", *_words(options), "-m", "halos", *self.verb]
 
     def _srun(self, head: str, port: int) -> list[str]:
-        """A batch script runs on the first node of its job, as the first of the tasks does: this host is the head."""
+        """The srun command. This host is the head: a batch script and task 0 both run on the first node of a job."""
         step = {
             "nodes": self.nodes,
             "ntasks": self.nodes,
@@ -98,12 +106,12 @@ class Launch:
             "cpus-per-task": self.cpus,
             "kill-on-bad-exit": 1,
         }
-        again = {name: getattr(self, name) for name in ("nodes", "gpus", "parallel", "cpus")}
-        launch = [sys.executable, "-m", "halos.launch", *_words({**again, "head": head, "port": port}), *self.verb]
-        return ["srun", *_words(step), *launch]
+        same = {name: getattr(self, name) for name in ("nodes", "gpus", "parallel", "cpus")}
+        options = {**same, "head": head, "port": port}
+        return ["srun", *_words(step), sys.executable, "-m", MODULE, *_words(options), *self.verb]
 
     def variables(self) -> dict[str, str]:
-        """What the command's environment has beside what is there."""
+        """The environment variables to set for the command."""
         if self.processes == 1:
             return {PROCESSES: "1"}
         on_cpu = {} if self.gpus else {"ACCELERATE_USE_CPU": "true"}
@@ -115,10 +123,10 @@ def _words(options: Mapping[str, Any]) -> list[str]:
 
 
 def hold_port() -> int:
-    """A free port of this host, which nothing else is given before the command that follows listens on it.
+    """A free port of this host, reserved until the command that replaces this process listens on it.
 
-    The socket stays open in that command. It never listens, and both allow reuse, so that it is in nobody's way but
-    that of those who ask for any port.
+    The socket that reserves it stays open in that command. It never listens and allows reuse of its address, so that
+    the command can bind the port, while the system gives it to nobody who asks for any free port.
     """
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -131,20 +139,21 @@ def hold_port() -> int:
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
 
 def parse(argv: list[str] | None = None) -> Launch:
+    """The launch that a command line asks for."""
     parser = argparse.ArgumentParser(
-        prog="python -m halos.launch", description="Run a verb of `python -m halos` in one process for each GPU."
+        prog=f"python -m {MODULE}", description="Run a verb of `python -m halos` in one process for each GPU."
     )
-    parser.add_argument("--nodes", type=_count, default=1, help="nodes; several have to be those of a Slurm job")
+    parser.add_argument("--nodes", type=_count, default=1, help="number of nodes; several need a Slurm job")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node; 0 for one process on its CPU")
-    parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="all weights in each, or its shard")
-    parser.add_argument("--cpus", type=_count, default=1, help="cores of each node")
-    parser.add_argument("--head", help="host on which processes of several nodes meet; this one, where none is given")
-    parser.add_argument("--port", type=int, help="its port")
+    parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="all weights or a shard in each")
+    parser.add_argument("--cpus", type=_count, default=1, help="CPU cores of each node")
+    parser.add_argument("--head", help="host at which processes of several nodes meet (default: this one)")
+    parser.add_argument("--port", type=int, help="port on that host")
     parser.add_argument("verb", nargs=argparse.REMAINDER, metavar="VERB ...", help="see `python -m halos --help`")
     arguments = parser.parse_args(argv)
     if not arguments.verb:
@@ -153,7 +162,7 @@ def parse(argv: list[str] | None = None) -> Launch:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Becomes the command, or ends with the reason why not."""
+    """Replace this process by the command, or exit with an error message."""
     launch = parse(argv)
     try:
         command = launch.command(os.environ)

@@ -1,4 +1,4 @@
-"""Quantities of a global batch, brought together over microbatches and processes."""
+"""Reductions over the microbatches and processes of a global batch."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from torch import Tensor
 
 
 class Sums:
-    """Sums and weights of named values over microbatches, brought together over processes in one exchange."""
+    """Weighted sums of named values over microbatches, then over processes in one all-reduce."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, weight: Tensor | None = None) -> None:
-        """Add values (any shape); `weight` 0 leaves one out. The name is kept even when there are none."""
+        """Add one microbatch's values.
+
+        Args:
+            name: name of the values; each process must add the same names, with empty values if it has none.
+            values: values of any shape.
+            weight: weight of each value, of the same shape; 0 leaves it out. All 1 by default.
+        """
         values = values.detach().float()
         weight = torch.ones_like(values) if weight is None else weight.float()
         pair = torch.stack([(values * weight).sum(), weight.sum()])
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def over(self, accelerator: Any) -> dict[str, tuple[float, float]]:
-        """name -> (sum, weight) over all processes."""
+        """{name: (weighted sum, total weight)} over all processes."""
         names = sorted(self._sums)
         if not names:
             return {}
@@ -33,26 +39,31 @@ class Sums:
 
 
 def means(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """The mean of each name that has any weight."""
+    """{name: mean}, without the names whose total weight is 0."""
     return {name: total / weight for name, (total, weight) in sums.items() if weight}
 
 
 class Gathered:
-    """Named values of every example of a global batch, collected over microbatches, then over processes."""
+    """Named values of every example of a global batch, gathered over microbatches, then over processes."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
         self._names: list[str] = []
 
     def add(self, values: dict[str, Tensor], weight: Tensor) -> None:
-        """Add (B,) values of each name; examples of `weight` 0 are fillers."""
+        """Add one microbatch's values.
+
+        Args:
+            values: name -> (B,) values of its examples.
+            weight: (B,) weight of the examples; those with 0 are fillers and are left out.
+        """
         self._names = sorted(values)
         self._rows.append(torch.stack([(weight > 0).float(), *(values[k].detach().float() for k in self._names)], -1))
 
     def over(self, accelerator: Any) -> dict[str, Tensor]:
-        """name -> (N,) of all N examples of all processes."""
+        """{name: (N,)} of the N examples of all processes, without fillers."""
         rows = torch.cat(self._rows)
-        if accelerator.num_processes > 1:  # each has another number of examples: padded with rows that do not count
+        if accelerator.num_processes > 1:  # they differ in their number of examples: padded with rows of weight 0
             rows = accelerator.gather(accelerator.pad_across_processes(rows, dim=0, pad_index=0))
         rows = rows[rows[:, 0] > 0, 1:]
         return dict(zip(self._names, rows.unbind(-1), strict=True))

@@ -1,4 +1,4 @@
-"""What differs when a model's weights are sharded over processes (FSDP2), and is the plain thing when they are not."""
+"""Operations on models whose weights may be sharded over processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from torch.distributed.tensor import DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a tensor, without gradient; the tensor itself when it is not sharded."""
+    """This process's shard of a tensor, detached; the whole tensor if it is not sharded."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
-    """The sharded tensor of which `values` is this process's shard, if they are that of a parameter's shape."""
+    """The inverse of `local`: a tensor sharded like a parameter, from this process's shard of it.
+
+    Args:
+        values: the shard. Values of any other shape, or for a parameter that is not sharded, are returned as they are.
+        parameter: the parameter.
+    """
     if isinstance(parameter, DTensor) and values.shape == parameter.to_local().shape:
         return DTensor.from_local(
             values.to(parameter.device), parameter.device_mesh, parameter.placements, run_check=False,
@@ -26,21 +31,24 @@ def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of what a forward pass gathered: after one without a backward pass, a root's parameters would still be
-    whole, and no longer those that the optimiser holds."""
+    """Free the parameters that a forward pass gathered.
+
+    After a forward pass without a backward pass, the root module's parameters would still be whole tensors, and not the
+    shards that the optimiser updates.
+    """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def keep_float32(module: nn.Module, accelerator: Any) -> None:
-    """Shard a module by itself, before the model around it, so that it computes in float32 whatever the model does."""
+    """Shard a module by itself, before the model around it, so that it computes in float32 in a bf16 model."""
     if accelerator.is_fsdp2:
         fully_shard(module, mp_policy=MixedPrecisionPolicy())
 
 
 def prepare_frozen(module: nn.Module, accelerator: Any) -> nn.Module:
-    """A module that is only run, placed as its trained sibling is."""
+    """Prepare a module that is not trained: on its device, and sharded if the trained module is."""
     if accelerator.is_fsdp2:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -52,7 +60,7 @@ def prepare_frozen(module: nn.Module, accelerator: Any) -> nn.Module:
 
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Overwrite the parameters of `target` with those of `source`, which has the same and is sharded as it is."""
+    """Copy all parameters of `source` into `target`, which has the same parameters and is sharded in the same way."""
     reshard(source)
     reshard(target)
     for name, parameter in target.named_parameters():

@@ -1,1 +1,1 @@
-"""Models: base models, how they are loaded, and the policy of a training."""
+"""Base models, loading of models, and the policy that a training starts from and saves."""

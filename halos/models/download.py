@@ -1,31 +1,64 @@
-"""Models of the Hugging Face hub: their files in its cache, at a known commit."""
+"""Models on the Hugging Face hub: their files in its cache, at a known commit."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from halos.errors import HalosError
+from halos.files import JsonFile, Record
 from halos.hub import remedy
+from halos.models.settings import ModelIdentity
 
 ADAPTERS = "adapter_config.json"
 
 
-def download(settings: dict[str, Any]) -> dict[str, Any]:
-    """Get what a model has on the hub, for `fetch`, which says what it returns; empty where there is nothing."""
-    found: dict[str, Any] = {}
-    origin = None if settings["path"] is None else Path(settings["path"])
-    if settings["hub"] is not None:
-        origin = snapshot(settings["model"], settings["hub"], settings["revision"])
-        found = {"hub": settings["hub"], "revision": settings["revision"], "commit": origin.name}
-    if origin is not None and (base := base_on_hub(origin)) is not None:
-        found["base"] = {**base, "commit": snapshot(settings["model"], **base).name}
-    return found
+class OnHub(Record):
+    """A model on the hub, and the commit that `revision` meant when it was fetched."""
+
+    hub: str
+    revision: str
+    commit: str
+
+
+class FetchedModel(JsonFile):
+    """fetched.json of a base model: the commits of all that it reads from the hub.
+
+    Attributes:
+        hub, revision, commit: the model, where it is on the hub itself.
+        base: the model to which its LoRA adapters belong, where that one is on the hub.
+    """
+
+    hub: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    base: OnHub | None = None
+
+
+def download(name: str, model: ModelIdentity) -> FetchedModel | None:
+    """Download a base model and the model to which its LoRA adapters belong; None if neither is on the hub.
+
+    Args:
+        name: the model's id in the catalogue, for messages.
+        model: where it comes from.
+
+    Raises:
+        HalosError: a model cannot be downloaded, or has no safetensors weights.
+    """
+    folder = None if model.path is None else Path(model.path)
+    origin: dict[str, str] = {}
+    if model.hub is not None:
+        folder = snapshot(name, model.hub, model.revision)
+        origin = {"hub": model.hub, "revision": model.revision, "commit": folder.name}
+    base = None if folder is None else base_on_hub(folder)
+    if base is None:
+        return FetchedModel(**origin) if origin else None
+    return FetchedModel(**origin, base=OnHub(**base, commit=snapshot(name, **base).name))
 
 
 def base_on_hub(folder: Path) -> dict[str, str] | None:
-    """The model {hub, revision} to which a folder's LoRA adapters belong, unless it is a folder itself."""
+    """{hub, revision} of the model to which a folder's LoRA adapters belong; None without adapters, or if that model
+    is a local folder."""
     if not (folder / ADAPTERS).is_file():
         return None
     config = json.loads((folder / ADAPTERS).read_text())
@@ -34,28 +67,38 @@ def base_on_hub(folder: Path) -> dict[str, str] | None:
 
 
 def snapshot(name: str, hub: str, revision: str) -> Path:
-    """The folder of a hub model in the cache, called by its commit; downloaded where that is allowed.
+    """The folder of a model in the hub's cache, named after its commit; downloaded unless this process is offline.
+
+    Args:
+        name: the model's id in the catalogue, for messages.
+        hub: its id on the hub.
+        revision: branch, tag or commit.
 
     Raises:
-        HalosError: it cannot be had, or has no safetensors.
+        HalosError: it cannot be downloaded or is not in the cache, or has no safetensors weights.
     """
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    other = ["*/*", "consolidated*"]  # the same weights once more, in the layouts of other programs
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    duplicates = ["*/*", "consolidated*"]  # the same weights in the layouts of other programs
     try:
-        path = Path(snapshot_download(hub, revision=revision, allow_patterns=wanted, ignore_patterns=other))
+        folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
     except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here
         raise HalosError(
             f"models.{name}: cannot get {hub} at {revision} from the Hugging Face hub ({type(error).__name__}); "
             f"{remedy()}, or give a local `path:`"
         ) from error
-    weight_files(path)
-    return path
+    weight_files(folder)
+    return folder
 
 
 def weight_files(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
+    """The safetensors files of a model folder.
+
+    Raises:
+        HalosError: there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise HalosError(f"{folder} holds no safetensors weights; convert the model to safetensors first")
-    return found
+    return files

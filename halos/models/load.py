@@ -1,4 +1,4 @@
-"""Load a model folder as a language model or a reward model, to train or only to read."""
+"""Loading of a model folder as a language model or a reward model, and what its small files say of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model, or LoRA adapters that name the model they belong to."""
+    """Whether a folder holds a model, or LoRA adapters that name their base model."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTERS))
 
 
@@ -25,28 +25,35 @@ def is_reward_model(folder: Path) -> bool:
 
 
 def freeze(network: PreTrainedModel, precision: str) -> None:
-    """Make a model that is only read take less memory: no gradients and, where matrix products are in bfloat16 anyway,
-    the weights of linear layers in it. Autocast would round them in the same way, so that nothing comes out otherwise;
-    but it keeps its copies beside the float32 weights as long as these could be trained."""
+    """Reduce the memory of a model that is not trained: no gradients and, with bf16, linear weights in bfloat16.
+
+    Autocast rounds the inputs of matrix products in the same way, so outputs do not change. It would keep its bfloat16
+    copies beside the float32 weights as long as those require gradients.
+
+    Args:
+        network: the model, changed in place.
+        precision: `bf16` or `fp32`.
+    """
     import torch
     from torch import nn
 
     network.requires_grad_(False)
     if precision != "bf16":
         return
-    shared = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     for module in network.modules():
-        if type(module) is nn.Linear and id(module.weight) not in shared:
+        if type(module) is nn.Linear and id(module.weight) not in embeddings:
             module.to(torch.bfloat16)
 
 
 def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
-    """A causal language model with float32 weights, from safetensors only.
+    """A language model or reward model with float32 weights, from safetensors only.
 
     Args:
         folder: the model's folder.
         attention: attention implementation.
-        score: give it one score for each sequence instead of its output layer; a language model gets a fresh one.
+        score: load a sequence classifier with one label, a reward model; a language model gets a new score layer
+            instead of its output layer.
 
     Raises:
         HalosError: the folder holds no such model, or its attention implementation is not installed.
@@ -55,21 +62,21 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file():
-        raise HalosError(f"there is no model in {folder}")
+        raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
     if is_reward_model(folder) and not score:
-        raise HalosError(f"the model in {folder} is a reward model: it has scores, and no log-probabilities")
-    kind, more = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
+        raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
+    kind, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
     try:
         model: PreTrainedModel = kind.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, **more
+            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, **options
         )
     except ImportError as error:
         raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({error})") from error
     return model
 
 
-def check(folder: Path) -> None:
-    """Refuse a folder that holds no reward model, by its small files: quick enough to do before anything is run.
+def check_reward_model(folder: Path) -> None:
+    """Check that a folder holds a reward model. Only small files are read, so it is quick enough to do before any run.
 
     Raises:
         HalosError: there is no model, it is of another kind, it has several labels, or it has no chat template.

@@ -1,4 +1,4 @@
-"""The policy of a training: control tokens, LoRA, a reward model's head; and how it is saved."""
+"""The model that a training starts from (with control tokens, LoRA or a reward model's head), and how it is saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
+from halos.files import whole
+from halos.losses.base import Loss
 from halos.models.load import load
 from halos.tokens.template import Template
 
@@ -16,23 +18,24 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from halos.losses.base import Loss
-
 
 def begin(
     parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None
 ) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
-    """What a training starts from.
+    """The policy or reward model that a training starts from.
 
     Args:
         parent: the parent's model folder.
         attention: attention implementation.
-        loss: its traits say whether the model scores sequences, and which tokens it wants before responses.
+        loss: its traits say whether the model scores sequences, and which control tokens precede responses.
         lora: settings of LoRA, or None to train all weights.
 
     Returns:
-        The model; its tokenizer, if it is not the parent's any more; role -> id of the token before that role's
-        responses.
+        The model; its tokenizer, or None if it is the parent's unchanged; role -> id of the control token that
+        precedes the role's responses.
+
+    Raises:
+        HalosError: the folder holds no such model or adapters, or a reward model would have no padding token.
     """
     from transformers import AutoTokenizer
 
@@ -44,9 +47,9 @@ def begin(
     control = {role: _add_token(tokenizer, token) for role, token in loss.control.items()}
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    if control:  # sampling asks for what the first role holds
-        asked = next(iter(loss.control.values()))
-        ending = "{% if add_generation_prompt %}{{ " + json.dumps(asked) + " }}{% endif %}"
+    if control:  # sampling asks for responses of the first role
+        token = next(iter(loss.control.values()))
+        ending = "{% if add_generation_prompt %}{{ " + json.dumps(token) + " }}{% endif %}"
         tokenizer.chat_template = tokenizer.chat_template.removesuffix("\n") + ending
     if lora is not None:
         model = with_lora(model, lora, scores=loss.head == "score", tokens=sorted(control.values()))
@@ -54,18 +57,20 @@ def begin(
 
 
 def _add_token(tokenizer: Any, token: str) -> int:
-    """The id of a special token, which is added if the tokenizer does not have it."""
+    """The id of a special token, which is added if the tokenizer lacks it."""
     if token not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [token]}, replace_extra_special_tokens=False)
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
 def _pad_apart(tokenizer: Any) -> None:
-    """Give a tokenizer a padding token that ends no turn: a reward model's score is read off the last token that is not
-    padding, and with the two the same it would be read one token early by some programs, and not by others.
+    """Give a tokenizer a padding token that differs from its end-of-turn token.
+
+    A reward model's score is read at the last token that is not padding. If the two tokens were the same, some programs
+    would read it one token early, and others would not.
 
     Raises:
-        HalosError: it has no other special token.
+        HalosError: the tokenizer has no other special token.
     """
     end = Template(tokenizer).end
     if tokenizer.pad_token_id not in (None, end):
@@ -78,16 +83,16 @@ def _pad_apart(tokenizer: Any) -> None:
 
 
 def with_lora(model: Any, settings: dict[str, Any], scores: bool = False, tokens: Sequence[int] = ()) -> Any:
-    """The model with LoRA adapters (peft), its own weights frozen.
+    """A model with LoRA adapters (peft) and frozen weights.
 
     Args:
         model: the model.
-        settings: those of the stage's `lora`; with a `path`, the adapters saved there go on being trained.
-        scores: whether it is a reward model, whose fresh score layer is trained as well.
-        tokens: tokens whose embeddings are trained as well, because they are new.
+        settings: `lora` of the stage; with a `path`, training continues from the adapters saved there.
+        scores: whether it is a reward model, whose new score layer is trained in full.
+        tokens: ids of new tokens, whose embeddings are trained in full.
 
     Raises:
-        HalosError: there are no adapters in `path`.
+        HalosError: there are no adapters in `path`, or they belong to another kind of loss.
     """
     from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
@@ -96,8 +101,8 @@ def with_lora(model: Any, settings: dict[str, Any], scores: bool = False, tokens
         if not (path / "adapter_model.safetensors").is_file():
             raise HalosError(f"lora.path: there are no adapters in {path} (no adapter_model.safetensors)")
         saved = PeftConfig.from_pretrained(str(path))
-        has = sorted(saved.trainable_token_indices or ())
-        if (saved.task_type == "SEQ_CLS") != scores or has != sorted(tokens):
+        saved_tokens = sorted(saved.trainable_token_indices or ())
+        if (saved.task_type == "SEQ_CLS") != scores or saved_tokens != sorted(tokens):
             raise HalosError(f"lora.path: the adapters in {path} are of another kind of loss; leave out `path`")
         return PeftModel.from_pretrained(model, path, is_trainable=True)
     targets = settings["target_modules"]
@@ -120,30 +125,25 @@ def save(
     tokenizer: PreTrainedTokenizerBase | None = None,
     merge: bool = True,
 ) -> None:
-    """Write a trained model's folder: its weights, LoRA merged, and the tokenizer, template and settings.
+    """Write a trained model's folder, whole or not at all: weights, config, tokenizer, template, generation config.
 
     Args:
         model: the unwrapped model.
         state: its full state dict.
-        parent: the parent's model folder, whose other files it inherits.
-        folder: written under a temporary name and renamed when whole.
-        tokenizer: the model's own, where it is not the parent's.
-        merge: whether LoRA is merged; else the folder holds adapters only, as peft writes them.
+        parent: the parent's model folder, from which all files but weights and config are copied.
+        folder: the folder to write.
+        tokenizer: the model's tokenizer, if it is not the parent's.
+        merge: whether LoRA adapters are merged into the weights; if not, only the adapters are saved.
     """
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    adapted = hasattr(model, "merge_and_unload")
-    if adapted and merge:
+    if merge and hasattr(model, "merge_and_unload"):
         model.load_state_dict(state)
         model = model.merge_and_unload()
         state = model.state_dict()
-    model.save_pretrained(temporary, state_dict=state)
-    written = {"config.json", "README.md"}
-    for path in parent.iterdir():
-        if path.name not in written and not path.name.startswith(".") and "safetensors" not in path.name:
-            shutil.copyfile(path, temporary / path.name)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.rename(folder)
+    with whole(folder) as temporary:
+        model.save_pretrained(temporary, state_dict=state)
+        written = {"config.json", "README.md"}
+        for path in parent.iterdir():
+            if path.name not in written and not path.name.startswith(".") and "safetensors" not in path.name:
+                shutil.copyfile(path, temporary / path.name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)

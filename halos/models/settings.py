@@ -1,4 +1,4 @@
-"""`models:` of config.yaml: where a base model comes from, and the resources that its jobs need."""
+"""`models:` of config.yaml: where a base model comes from, how it computes, and the resources of its jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from halos.settings import INCIDENTAL, Label, Positive, Settings, Strict
+from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Precision = Literal["bf16", "fp32"]
 
 
 class Resources(Strict):
@@ -67,8 +70,8 @@ class Size(Strict):
     tied: bool = Field(False, description="whether the output layer is the embedding")
 
 
-class Model(Strict):
-    """A base model: exactly one of `hub`, `path` and `architecture`."""
+class ModelIdentity(Strict):
+    """The identity of a base model: where it comes from, and how it computes."""
 
     hub: str | None = Field(None, description="model id on the Hugging Face hub")
     revision: str = Field("main", description="branch, tag or commit on the hub; a commit is reproducible")
@@ -77,8 +80,24 @@ class Model(Strict):
     tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
     seed: int = Field(0, description="seed of the random weights of an `architecture`")
     template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute type; master weights are always float32")
+    attention: Attention = "sdpa"
+    precision: Precision = Field("bf16", description="compute type; master weights are always float32")
+
+    @model_validator(mode="after")
+    def one_origin(self) -> ModelIdentity:
+        given = [k for k in ("hub", "path", "architecture") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of hub, path and architecture (now: {', '.join(given) or 'none'})")
+        if (self.architecture is None) != (self.tokenizer is None):
+            raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("architecture needs a model_type, for example llama")
+        return self
+
+
+class Model(ModelIdentity):
+    """A base model: exactly one of `hub`, `path` and `architecture`."""
+
     stages: Annotated[dict[str, dict[str, Any]], INCIDENTAL] = Field(
         {}, description="settings of stages that differ for this model: {stage id: {setting: value}}"
     )
@@ -88,13 +107,14 @@ class Model(Strict):
     )
     resources: Annotated[Resources, INCIDENTAL] = Resources()
 
-    @model_validator(mode="after")
-    def one_origin(self) -> Model:
-        given = [k for k in ("hub", "path", "architecture") if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of hub, path and architecture (now: {', '.join(given) or 'none'})")
-        if (self.architecture is None) != (self.tokenizer is None):
-            raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer")
-        if self.architecture is not None and "model_type" not in self.architecture:
-            raise ValueError("architecture needs a model_type, for example llama")
-        return self
+
+class ModelSlice(ModelIdentity, Slice):
+    """The config.yaml of a base model.
+
+    Attributes:
+        model: its id in the catalogue.
+        chat_template: the text that `template` names; None keeps the model's own.
+    """
+
+    model: str
+    chat_template: str | None

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from halos.files import write_text
+from halos.manifest import Manifest
 from halos.report.results import Results
 from halos.study.cells import Cell
 from halos.train.settings import Stage
@@ -45,7 +46,7 @@ def make(config: Path, results: Path, output: Path) -> None:
 def card(grid: Results, cell: Cell) -> str:
     """The text of a cell's card."""
     manifest = grid.manifest(cell)
-    base = _read(grid.folder / f"models/{cell.model}/manifest.json")
+    base = Manifest.read(grid.folder / f"models/{cell.model}/manifest.json").config
     store = _read(grid.folder / cell.store_folder / "report.json")
     names = {kind: grid.label(f"{kind}s", getattr(cell, kind)) for kind in ("model", "dataset")}
     reward = cell.method in grid.reward_models

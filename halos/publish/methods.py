@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from halos.manifest import Manifest
 from halos.report.results import Results
 from halos.study.cells import Cell
 from halos.train.settings import Stage
@@ -43,18 +44,19 @@ def methods(grid: Results) -> str:
 
 
 def _model(grid: Results, name: str) -> str:
-    manifest = _json(grid.folder / f"models/{name}/manifest.json")
+    manifest = Manifest.read(grid.folder / f"models/{name}/manifest.json")
+    model = manifest.config
     label = grid.label("models", name)
-    if manifest["architecture"] is not None:
-        shape = manifest["architecture"]
+    if model["architecture"] is not None:
+        shape = model["architecture"]
         fields = ", ".join(f"{key} {value}" for key, value in shape.items() if key != "model_type")
-        where = f"a {shape['model_type']} with random weights (seed {manifest['seed']}; {fields})"
-    elif manifest["hub"] is not None:
-        where = f"`{manifest['hub']}` at revision {manifest['revision']}"
+        where = f"a {shape['model_type']} with random weights (seed {model['seed']}; {fields})"
+    elif model["hub"] is not None:
+        where = f"`{model['hub']}` at revision {manifest.revision}"
     else:
-        where = f"the local model `{Path(manifest['path']).name}`"
-    template = f" and the chat template `{manifest['template']}`" if manifest["template"] else ""
-    return f"{label} is {where}{template}, computed in {manifest['precision']} with {manifest['attention']} attention."
+        where = f"the local model `{Path(model['path']).name}`"
+    template = f" and the chat template `{model['template']}`" if model["template"] else ""
+    return f"{label} is {where}{template}, computed in {model['precision']} with {model['attention']} attention."
 
 
 def _data(grid: Results, name: str) -> str:

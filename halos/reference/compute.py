@@ -46,7 +46,7 @@ def reference(config: Path, parent: Path, store: Path, part: str, output: Path, 
     from halos.forward.microbatch import collate
     from halos.forward.networks import ResponseLogps, SequenceScores
     from halos.forward.packable import pack_rows
-    from halos.models.load import check, freeze, load
+    from halos.models.load import check_reward_model, freeze, load
     from halos.tokens.store import Store
 
     settings = read_slice(config)
@@ -58,7 +58,7 @@ def reference(config: Path, parent: Path, store: Path, part: str, output: Path, 
     made_from = {**expected_hashes(parent, opened), "first": str(first), "part": part}
     accelerator = accelerator_for(settings["precision"])
     if part == SCORES:
-        check(parent / "model")
+        check_reward_model(parent / "model")
     network = load(parent / "model", settings["attention"], score=part == SCORES)
     module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
     padded = pack_rows(module, int(opened.lengths.sum(-1).max()))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from halos.data.feedback import Turn
 from halos.errors import HalosError
-from halos.models.load import check
+from halos.models.load import check_reward_model
 from halos.scoring.scores import Means, Score
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RewardModel:
         from halos.models.load import load
         from halos.tokens.template import Template
 
-        check(folder)
+        check_reward_model(folder)
         try:
             self.template = Template(AutoTokenizer.from_pretrained(folder))
             model: Any = load(folder, attention, score=True)

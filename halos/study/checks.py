@@ -6,8 +6,7 @@ from pathlib import Path
 
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromFile, Judge
-from halos.models.load import check as check_reward_model
-from halos.models.load import is_model
+from halos.models.load import check_reward_model, is_model
 from halos.online.settings import Labeller
 from halos.scoring.client import read_key
 from halos.study.cells import RESULTS

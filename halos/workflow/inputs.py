@@ -12,7 +12,7 @@ from typing import Any
 from halos.data.settings import on_hub
 from halos.evaluate.judging.settings import FromFile
 from halos.models.download import base_on_hub
-from halos.models.load import check
+from halos.models.load import check_reward_model
 from halos.reference.cache import SCORES
 from halos.scoring.settings import Scorer
 from halos.settings import dump
@@ -171,7 +171,7 @@ class Inputs:
                 where there are judgements already.)
         """
         if scorer.folder is not None:
-            check(scorer.folder)
+            check_reward_model(scorer.folder)
             return [scorer.folder]
         cell = self.study.reward_model(scorer, cell_of(wildcards))
         return [] if cell is None else [self.paths.run(cell).model, self.paths.run(cell).manifest]

@@ -26,15 +26,17 @@ from transformers import (
 
 from halos.distributed.accelerator import accelerator_for
 from halos.errors import HalosError
-from halos.files import hash_weights
+from halos.files import hash_each, hash_weights
 from halos.forward.networks import SequenceScores
 from halos.forward.packable import pack_rows
+from halos.manifest import Manifest
 from halos.models.base import make
 from halos.models.load import load
 from halos.models.policy import begin, save, with_lora
 from halos.registry import LOSSES
-from halos.settings import dump, identity
+from halos.settings import dump, read_slice
 from halos.study import catalogue as C
+from halos.study.slices import config_slice
 from halos.tokens.store import Store
 from halos.tokens.template import TEMPLATES, Template
 from halos.train.batches import Examples
@@ -48,11 +50,17 @@ CSFT, REWARD, DPO = (LOSSES[name]() for name in ("csft", "bradley_terry", "dpo")
 ROLES = ("chosen", "rejected")
 
 
+def slice_of(tmp_path: Path, **settings: Any) -> Path:
+    """Write the config.yaml of the model `x`, as the catalogue would."""
+    config = C.load({**CATALOGUE, "models": {**CATALOGUE["models"], "x": settings}})
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config_slice(config, "models/x")))
+    return path
+
+
 def made(tmp_path: Path, feedback: list[Path], **settings: Any) -> Path:
     """Make a model from an entry; returns its folder."""
-    entry = C.Model(**settings)
-    (tmp_path / "config.yaml").write_text(dump({"model": "x", **identity(entry)}))
-    make(tmp_path / "config.yaml", feedback, tmp_path / "x")
+    make(slice_of(tmp_path, **settings), tmp_path / "x", feedback)
     return tmp_path / "x"
 
 
@@ -87,9 +95,24 @@ def test_the_named_template_is_saved_with_the_model(world: World) -> None:
     assert tokenizer.chat_template == (TEMPLATES / "turns.jinja").read_text()
 
 
-def test_the_manifest_tells_the_weights(world: World) -> None:
-    manifest = json.loads((world.base / "manifest.json").read_text())
-    assert manifest["weights"] == hash_weights(world.base / "model")
+def test_the_manifest_tells_the_weights_and_the_slice_that_made_them(world: World) -> None:
+    manifest = Manifest.read(world.base / "manifest.json")
+    assert manifest.weights == hash_weights(world.base / "model")
+    assert manifest.files == hash_each(world.base / "model")
+    assert manifest.config == read_slice(world.base / "config.yaml")
+    assert manifest.revision is None
+
+
+def test_a_config_of_something_else_is_one_sentence(world: World, tmp_path: Path) -> None:
+    with pytest.raises(HalosError, match=r"^\S+config\.yaml: \S+: .*; write it again with `python -m halos config"):
+        make(world.slice("runs/d/m/base/seed0"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_base_models_and_conversion_are_imported_without_torch() -> None:
+    code = "import sys, halos.models.base, halos.models.gguf, halos.models.load; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_local_models_weights_are_linked_and_its_own_tokenizer_kept(world: World, tmp_path: Path) -> None:
@@ -130,10 +153,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
-    entry = C.Model(hub="someone/something", revision="v1")
-    (tmp_path / "config.yaml").write_text(dump({"model": "x", **identity(entry)}))
+    config = slice_of(tmp_path, hub="someone/something", revision="v1")
     done = subprocess.run(
-        [sys.executable, "-m", "halos", "model", "--config", tmp_path / "config.yaml", "--output", tmp_path / "x"],
+        [sys.executable, "-m", "halos", "model", "--config", config, "--output", tmp_path / "x"],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1

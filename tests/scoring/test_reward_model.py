@@ -18,7 +18,7 @@ from halos.cli import main
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import Judge
-from halos.models.load import check
+from halos.models.load import check_reward_model
 from halos.reference.cache import read_scores
 from halos.reference.compute import reference
 from halos.scoring.reward_model import RewardModel
@@ -207,7 +207,7 @@ def test_a_folder_that_is_no_reward_model_is_refused_in_one_sentence(world: Worl
         (two, "is a classifier with 2 labels"),
         (bare, "has no chat template"),
     ):
-        for refuse in (check, RewardModel):
+        for refuse in (check_reward_model, RewardModel):
             with pytest.raises(HalosError, match=says) as caught:
                 refuse(folder)
             assert "\n" not in str(caught.value)
