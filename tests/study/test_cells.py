@@ -185,6 +185,8 @@ def test_the_state_of_a_cell_is_read_from_its_folder(tmp_path: Path) -> None:
     assert state(cell, tmp_path) == "done"
     (tmp_path / "models/m/model").mkdir(parents=True)
     (tmp_path / "models/m/model/config.json").write_text("{}")
+    assert state(base, tmp_path) == "to do"  # the manifest is written last
+    (tmp_path / "models/m/manifest.json").write_text("{}")
     assert state(base, tmp_path) == "done"
 
 
