@@ -1,8 +1,9 @@
-"""Alignment of language models with human-centred losses: from a catalogue (config.yaml) to tables and figures.
+"""Alignment of language models with human-centred losses: from config.yaml to tables and figures.
 
 snakemake all                       the chosen grid (`grid:` in config.yaml), on this machine
-snakemake --profile slurm all       the same on a Slurm cluster
-snakemake PATH                      one file of the results tree, and what it needs
+snakemake --profile slurm all       the chosen grid on a Slurm cluster
+snakemake PATH                      one file of the results tree, and what it is made from
+snakemake --list                    what each rule makes
 """
 
 from snakemake.utils import min_version
@@ -23,7 +24,7 @@ pathvars:
     data="results/data/{dataset}",
     base="results/models/{model}",
     tokens="results/tokens/{dataset}/{model}",
-    run="results/runs/{dataset}/{model}/{method}/seed{seed}",
+    run="results/runs/{dataset}/{model}/{method}/{run}",
     reports="results/reports/{dataset}/{model}",
     tables="results/tables/{grid}",
     figures="results/figures/{grid}",
@@ -32,6 +33,7 @@ pathvars:
 
 
 include: "rules/data.smk"
+include: "rules/tokens.smk"
 include: "rules/models.smk"
 include: "rules/reference.smk"
 include: "rules/train.smk"
@@ -44,26 +46,26 @@ include: "rules/publish.smk"
 
 # Below the rules: above them, Snakemake (9.27) would not apply these to wildcards that come from a pathvar.
 wildcard_constraints:
-    dataset=W.ids("datasets"),
-    model=W.ids("models"),
-    method=W.methods,
-    seed=rf"\d+|{ROUND}",
-    prompts=W.ids("prompts"),
-    labeller=W.ids("labellers"),
-    judge=W.ids("judges"),
-    task=W.ids("tasks"),
-    grid=W.grid,
+    dataset=patterns.ids("datasets"),
+    model=patterns.ids("models"),
+    method=patterns.methods,
+    run=patterns.run,
+    prompts=patterns.ids("prompts"),
+    labeller=patterns.ids("labellers"),
+    judge=patterns.ids("judges"),
+    task=patterns.ids("tasks"),
+    grid=study.grid,
     part="responses|mismatched|scores",
     view="[a-z]+",
 
 
-# In the first process alone, and before anything is submitted; never in a dry run.
+# This runs in the first process alone, before anything is submitted, and never in a dry run.
 onstart:
     try:
         if {"judge", "label", "label_round"} & {
             job.rule.name for job in workflow.dag.needrun_jobs()
         }:
-            check_keys(CONFIG)
+            check_keys(study)
         if (
             workflow.executor_plugin.name == "slurm"
             and workflow.execution_settings.lock
@@ -95,45 +97,52 @@ localrules:
 
 
 rule all:
+    """Everything for the chosen grid: tables, figures, overview, model cards, and all that they come from."""
     default_target: True
     input:
-        # asked for by themselves, so that a cell whose folder was deleted is made again
-        W.trained,
-        W.sampled,
-        W.judged,
-        W.benchmarked,
-        W.described,
-        expand("results/tables/{grid}/main.md", grid=W.grid),
-        expand("results/figures/{grid}/win_rate.svg", grid=W.grid),
-        expand("results/reports/{grid}/overview.html", grid=W.grid),
-        expand("results/cards/{grid}/index.md", grid=W.grid),
+        # listed though the tables need them, so that a cell whose folder was deleted is made again
+        targets.trained,
+        targets.sampled,
+        targets.judged,
+        targets.benchmarked,
+        targets.described,
+        expand("results/tables/{grid}/main.md", grid=study.grid),
+        expand("results/figures/{grid}/win_rate.svg", grid=study.grid),
+        expand("results/reports/{grid}/overview.html", grid=study.grid),
+        expand("results/cards/{grid}/index.md", grid=study.grid),
 
 
 rule train:
+    """The trained models of the chosen grid, reward models included."""
     input:
-        W.trained,
+        targets.trained,
 
 
 rule samples:
+    """The samples of the chosen grid."""
     input:
-        W.sampled,
+        targets.sampled,
 
 
 rule judged:
+    """The judgements of the chosen grid."""
     input:
-        W.judged,
+        targets.judged,
 
 
 rule tasks:
+    """The task results of the chosen grid."""
     input:
-        W.benchmarked,
+        targets.benchmarked,
 
 
 rule tables:
+    """The tables of the chosen grid."""
     input:
-        expand("results/tables/{grid}/main.md", grid=W.grid),
+        expand("results/tables/{grid}/main.md", grid=study.grid),
 
 
 rule figures:
+    """The figures of the chosen grid."""
     input:
-        expand("results/figures/{grid}/win_rate.svg", grid=W.grid),
+        expand("results/figures/{grid}/win_rate.svg", grid=study.grid),

@@ -1,37 +1,38 @@
-"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks, which run on what samples the model.
+"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks, which run on the backend that samples.
 
 Input:   a cell's samples or model; results/judges/{judge}/config.yaml or results/tasks/{task}/config.yaml;
-         the reward model that judges
-Output:  results/tasks/{task}/fetched.json          the commits of a task's data, which is then in the hub's cache
+         the reward model that judges, if one does
+Output:  results/tasks/{task}/fetched.json          the commits of a task's data, downloaded to the hub's cache
          results/runs/{...}/judged/{judge}.json
          results/runs/{...}/tasks/{task}.json
 """
 
 
 rule judge:
+    """A judge's verdicts on a cell's samples, against a baseline."""
     input:
         config="results/judges/{judge}/config.yaml",
-        samples=W.judged_samples,
-        feedback=W.prompts_data,
-        reward_model=W.judging_model,
-        baseline=W.baseline,
-        difficulties=W.difficulties,
+        samples=inputs.judged_samples,
+        feedback=inputs.prompts_data,
+        reward_model=inputs.judging_model,
+        baseline=inputs.baseline,
+        difficulties=inputs.difficulties,
     output:
         "<run>/judged/{judge}.json",
     log:
-        "<logs>/judge/{dataset}/{model}/{method}/seed{seed}/{judge}.log",
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
     benchmark:
-        "<runtime>/judge/{dataset}/{model}/{method}/seed{seed}/{judge}.tsv"
+        "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}.tsv"
     conda:
         "../envs/evaluate.yaml"
-    threads: W.judging_resource("cpus")
+    threads: resources.judge.cpus
     resources:
-        gres=W.judging_gres,
-        cpus_per_task=W.judging_resource("cpus"),
-        mem_mb=W.judging_resource("mem_mb"),
-        runtime=W.judging_resource("runtime"),
-        tokens=W.judging_resource("tokens_per_microbatch"),
-        limits=W.judging_limits,
+        gres=resources.judge.single_gres,
+        cpus_per_task=resources.judge.cpus,
+        mem_mb=resources.judge.mem_mb,
+        runtime=resources.judge.runtime,
+        tokens=resources.judge.tokens,
+        limits=resources.judge.limits,
     shell:
         r"""
         exec &>{log:q}
@@ -49,6 +50,7 @@ rule judge:
 
 
 rule fetch_task:
+    """A task's data downloaded from the hub, and the commits that they are of."""
     input:
         "results/tasks/{task}/config.yaml",
     output:
@@ -67,35 +69,36 @@ rule fetch_task:
 
 
 rule task:
+    """A cell's result on a task of lm-evaluation-harness."""
     input:
         config="results/tasks/{task}/config.yaml",
-        fetched=W.fetched_task,
-        model=W.model,
+        fetched=inputs.fetched_task,
+        model=inputs.model,
         feedback="<data>/test.parquet",
     output:
         "<run>/tasks/{task}.json",
     log:
-        "<logs>/task/{dataset}/{model}/{method}/seed{seed}/{task}.log",
+        "<logs>/task/{dataset}/{model}/{method}/{run}/{task}.log",
     benchmark:
-        "<runtime>/task/{dataset}/{model}/{method}/seed{seed}/{task}.tsv"
+        "<runtime>/task/{dataset}/{model}/{method}/{run}/{task}.tsv"
     wildcard_constraints:
-        method=W.policies,
+        method=patterns.policies,
     conda:
         branch(
-            W.sampler,
+            resources.backend,
             cases={
                 "vllm": "../envs/sample.yaml",
                 "transformers": "../envs/evaluate.yaml",
             },
         )
-    threads: W.resource("cpus")
+    threads: resources.cpus
     resources:
-        gres=W.sampling_gres,
-        cpus_per_task=W.resource("cpus"),
-        mem_mb=W.resource("mem_mb"),
-        runtime=W.resource("runtime"),
-        backend=W.sampler,
-        tensor_parallel=W.resource("tensor_parallel"),
+        gres=resources.sampling_gres,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        backend=resources.backend,
+        tensor_parallel=resources.tensor_parallel,
     shell:
         r"""
         exec &>{log:q}

@@ -1,14 +1,15 @@
-"""Base models: random weights of an architecture, or the linked weights of a hub or local model.
+"""Base models: random weights of an architecture, or links to the weights of a hub or local model.
 
 Input:   results/models/{model}/config.yaml; the dataset that a tokenizer is trained on
-Output:  results/models/{model}/fetched.json        the commit of a hub model, whose files are then in the hub's cache
+Output:  results/models/{model}/fetched.json        the commit of a hub model, downloaded to the hub's cache
          results/models/{model}/model               weights, tokenizer, chat template, generation config
          results/models/{model}/manifest.json
 """
 
 
-# The rules called fetch are local: nodes of a cluster may have no network.
+# Rules that fetch are local: the nodes of a cluster may have no network.
 rule fetch_model:
+    """A base model's download from the hub, and the commit that it is of."""
     input:
         "<base>/config.yaml",
     output:
@@ -27,10 +28,11 @@ rule fetch_model:
 
 
 rule model:
+    """A base model's folder: weights, tokenizer, chat template."""
     input:
         config="<base>/config.yaml",
-        feedback=W.tokenizer_data,
-        fetched=W.fetched_model,
+        feedback=inputs.tokenizer_data,
+        fetched=inputs.fetched_model,
     output:
         model=directory("<base>/model"),
         manifest="<base>/manifest.json",

@@ -1,37 +1,38 @@
 """Labelling, and online stages: rounds of sample -> label -> train, each from the policy of the round before.
 
 Input:   samples; results/labellers/{labeller}/config.yaml; the reward model that labels
-         of a round: prompts that no earlier round had, and the same test prompts each time
+         for a round: train prompts that no earlier round had, and the same test prompts each time
 Output:  results/runs/{...}/labelled/{prompts}/{labeller}.parquet, .json   feedback from any cell's samples
-         results/runs/{...}/seed{seed}/round{n}/fresh/                     a round's samples, labels and store
-         results/runs/{...}/seed{seed}/round{n}/                           what it trained: a run like any other
-         results/runs/{...}/seed{seed}/                                    the cell: its last round's model, all logs
+         results/runs/{...}/seed{n}/round{m}/fresh/                        a round's samples, labels and store
+         results/runs/{...}/seed{n}/round{m}/                              a round's run, like any other
+         results/runs/{...}/seed{n}/                                       the cell: its last round's model, all logs
 """
 
 
 rule label:
+    """Feedback records from a cell's samples, scored by a labeller."""
     input:
-        config=W.labeller,
+        config=inputs.labeller,
         samples="<run>/samples/{prompts}.jsonl",
-        reward_model=W.labelling_model,
+        reward_model=inputs.labelling_model,
     output:
         feedback="<run>/labelled/{prompts}/{labeller}.parquet",
         report="<run>/labelled/{prompts}/{labeller}.json",
     log:
-        "<logs>/label/{dataset}/{model}/{method}/seed{seed}/{prompts}/{labeller}.log",
+        "<logs>/label/{dataset}/{model}/{method}/{run}/{prompts}/{labeller}.log",
     benchmark:
-        "<runtime>/label/{dataset}/{model}/{method}/seed{seed}/{prompts}/{labeller}.tsv"
+        "<runtime>/label/{dataset}/{model}/{method}/{run}/{prompts}/{labeller}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: W.labelling_resource("cpus")
+    threads: resources.label.cpus
     resources:
-        gres=W.labelling_gres,
-        cpus_per_task=W.labelling_resource("cpus"),
-        mem_mb=W.labelling_resource("mem_mb"),
-        runtime=W.labelling_resource("runtime"),
-        tokens=W.labelling_resource("tokens_per_microbatch"),
-        launch=W.labelling_launcher,
-        limits=W.labelling_limits,
+        gres=resources.label.gres,
+        cpus_per_task=resources.label.cpus,
+        mem_mb=resources.label.mem_mb,
+        runtime=resources.label.runtime,
+        tokens=resources.label.tokens,
+        launch=resources.label.launch,
+        limits=resources.label.limits,
     shell:
         r"""
         exec &>{log:q}
@@ -47,6 +48,7 @@ rule label:
 
 
 use rule sample as sample_round with:
+    """A round's responses to fresh prompts, from the policy that the round starts from."""
     input:
         config="<run>/config.yaml",
         prompts=[
@@ -57,30 +59,31 @@ use rule sample as sample_round with:
             "<data>/train.parquet",
             "<data>/test.parquet",
         ],
-        model=W.parent_model,
-        manifest=W.parent_manifest,
+        model=inputs.parent_model,
+        manifest=inputs.parent_manifest,
         store="<tokens>/store",
-        checked=W.checked,
+        checked=inputs.checked,
     output:
         "<run>/fresh/train/samples.jsonl",
         "<run>/fresh/test/samples.jsonl",
     log:
-        "<logs>/sample_round/{dataset}/{model}/{method}/seed{seed}.log",
+        "<logs>/sample_round/{dataset}/{model}/{method}/{run}.log",
     benchmark:
-        "<runtime>/sample_round/{dataset}/{model}/{method}/seed{seed}.tsv"
+        "<runtime>/sample_round/{dataset}/{model}/{method}/{run}.tsv"
     wildcard_constraints:
-        method=W.online_methods,
-        seed=ROUND,
+        method=patterns.online_methods,
+        run=patterns.round,
 
 
 use rule label as label_round with:
+    """A round's feedback records from its samples, scored by the stage's labeller."""
     input:
-        config=W.labeller,
+        config=inputs.labeller,
         samples=[
             "<run>/fresh/train/samples.jsonl",
             "<run>/fresh/test/samples.jsonl",
         ],
-        reward_model=W.labelling_model,
+        reward_model=inputs.labelling_model,
     output:
         feedback=[
             "<run>/fresh/train/feedback.parquet",
@@ -88,15 +91,16 @@ use rule label as label_round with:
         ],
         report="<run>/fresh/labels.json",
     log:
-        "<logs>/label_round/{dataset}/{model}/{method}/seed{seed}.log",
+        "<logs>/label_round/{dataset}/{model}/{method}/{run}.log",
     benchmark:
-        "<runtime>/label_round/{dataset}/{model}/{method}/seed{seed}.tsv"
+        "<runtime>/label_round/{dataset}/{model}/{method}/{run}.tsv"
     wildcard_constraints:
-        method=W.online_methods,
-        seed=ROUND,
+        method=patterns.online_methods,
+        run=patterns.round,
 
 
 use rule tokenize as tokenize_round with:
+    """A round's sequence store."""
     input:
         config="<tokens>/config.yaml",
         train="<run>/fresh/train/feedback.parquet",
@@ -106,69 +110,72 @@ use rule tokenize as tokenize_round with:
         store=directory("<run>/fresh/store"),
         report="<run>/fresh/report.json",
     log:
-        "<logs>/tokenize_round/{dataset}/{model}/{method}/seed{seed}.log",
+        "<logs>/tokenize_round/{dataset}/{model}/{method}/{run}.log",
     benchmark:
-        "<runtime>/tokenize_round/{dataset}/{model}/{method}/seed{seed}.tsv"
+        "<runtime>/tokenize_round/{dataset}/{model}/{method}/{run}.tsv"
     wildcard_constraints:
-        method=W.online_methods,
-        seed=ROUND,
+        method=patterns.online_methods,
+        run=patterns.round,
 
 
 use rule reference as reference_round with:
+    """The reference's log-probabilities of a round's sequences."""
     input:
-        config=W.anchor_config,
-        model=W.anchor_model,
-        manifest=W.anchor_manifest,
+        config=inputs.reference_config,
+        model=inputs.reference_model,
+        manifest=inputs.reference_manifest,
         store="<run>/fresh/store",
     output:
         "<run>/fresh/reference/{part}.safetensors",
     log:
-        "<logs>/reference_round/{dataset}/{model}/{method}/seed{seed}/{part}.log",
+        "<logs>/reference_round/{dataset}/{model}/{method}/{run}/{part}.log",
     benchmark:
-        "<runtime>/reference_round/{dataset}/{model}/{method}/seed{seed}/{part}.tsv"
+        "<runtime>/reference_round/{dataset}/{model}/{method}/{run}/{part}.tsv"
     wildcard_constraints:
-        method=W.online_methods,
-        seed=ROUND,
+        method=patterns.online_methods,
+        run=patterns.round,
 
 
 use rule train_cell as train_round with:
+    """A round's model, trained from the policy of the round before."""
     input:
         config="<run>/config.yaml",
-        parent=W.parent_model,
-        manifest=W.parent_manifest,
+        parent=inputs.parent_model,
+        manifest=inputs.parent_manifest,
         store="<run>/fresh/store",
         labels="<run>/fresh/labels.json",
-        reference=W.round_reference,
-        reference_of=W.anchor_manifest,
+        reference=inputs.round_reference,
+        reference_of=inputs.reference_manifest,
         scores=[],
-        adapters=W.adapters,
+        adapters=inputs.adapters,
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",
         manifest="<run>/manifest.json",
     log:
-        "<logs>/train_round/{dataset}/{model}/{method}/seed{seed}.log",
+        "<logs>/train_round/{dataset}/{model}/{method}/{run}.log",
     benchmark:
-        "<runtime>/train_round/{dataset}/{model}/{method}/seed{seed}.tsv"
+        "<runtime>/train_round/{dataset}/{model}/{method}/{run}.tsv"
     wildcard_constraints:
-        method=W.online_methods,
-        seed=ROUND,
+        method=patterns.online_methods,
+        run=patterns.round,
 
 
 rule join:
+    """An online cell's model, log and manifest, from its rounds."""
     input:
         config="<run>/config.yaml",
-        model=W.last_model,
-        rounds=W.round_manifests,
+        model=inputs.last_model,
+        rounds=inputs.round_manifests,
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",
         manifest="<run>/manifest.json",
     log:
-        "<logs>/join/{dataset}/{model}/{method}/seed{seed}.log",
+        "<logs>/join/{dataset}/{model}/{method}/{run}.log",
     wildcard_constraints:
-        method=W.online_methods,
-        seed=r"\d+",
+        method=patterns.online_methods,
+        run=patterns.seed,
     conda:
         "../envs/train.yaml"
     shell:

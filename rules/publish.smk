@@ -1,17 +1,19 @@
-"""Publishing: a grid on one page, its model cards, and a finished grid as one file.
+"""Publishing: a grid on one page, its model cards, and a finished grid as one archive.
 
-Input:   results/grids/{grid}/config.yaml; its tables and figures; every cell's manifest, log, judgements and task results
-Output:  results/reports/{grid}/overview.html   the main figure, the tables and the methods, and needs no other file
+Input:   results/grids/{grid}/config.yaml; its tables and figures; of every cell the manifest, log, judgements and
+         task results
+Output:  results/reports/{grid}/overview.html   the main figure, the tables and the methods in one file
          results/reports/{grid}/methods.md      the methods in words, from the settings that were used
-         results/cards/{grid}/index.md         a list of the grid's model cards; the cards are the README.md of the
-                                               models' folders, which rules of training declare
-         results/crates/{grid}.zip             RO-Crate: settings, logs, samples, judgements, tables, figures, hashes
+         results/cards/{grid}/index.md          a list of the grid's model cards: README.md in each model's folder,
+                                                which a rule of training declares as its output
+         results/crates/{grid}.zip              RO-Crate: settings, logs, samples, judgements, tables, figures, hashes
 """
 
 
 rule write_overview:
+    """A grid on one page, and its methods in words."""
     input:
-        W.trained,
+        targets.trained,
         tables=multiext("<tables>/", "main.md", "benchmarks.md", "comparisons.md"),
         figure="<figures>/win_rate.svg",
         config="results/grids/{grid}/config.yaml",
@@ -38,11 +40,12 @@ rule write_overview:
 
 
 rule write_cards:
+    """A grid's model cards, and a list of them."""
     input:
-        W.judged,
-        W.benchmarked,
-        W.logged,
-        W.trained,
+        targets.judged,
+        targets.benchmarked,
+        targets.logged,
+        targets.trained,
         config="results/grids/{grid}/config.yaml",
     output:
         "results/cards/{grid}/index.md",
@@ -61,8 +64,9 @@ rule write_cards:
 
 
 rule make_crate:
+    """A finished grid as one RO-Crate, without its weights."""
     input:
-        W.sampled,
+        targets.sampled,
         tables="<tables>/main.md",
         figures="<figures>/win_rate.svg",
         cards="results/cards/{grid}/index.md",

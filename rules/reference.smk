@@ -1,4 +1,4 @@
-"""Reference log-probabilities of a cell's model, shared by every cell that starts from it; a reward model's scores.
+"""Reference log-probabilities of a cell's model, cached for every cell that starts from it; a reward model's scores.
 
 Input:   the model and its manifest; the sequence store
 Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched, scores
@@ -6,26 +6,27 @@ Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mism
 
 
 rule reference:
+    """A model's log-probabilities of a store's sequences, or a reward model's scores of them."""
     input:
         config="<run>/config.yaml",
-        model=W.model,
-        manifest=W.manifest,
+        model=inputs.model,
+        manifest=inputs.manifest,
         store="<tokens>/store",
     output:
         "<run>/reference/{part}.safetensors",
     log:
-        "<logs>/reference/{dataset}/{model}/{method}/seed{seed}/{part}.log",
+        "<logs>/reference/{dataset}/{model}/{method}/{run}/{part}.log",
     benchmark:
-        "<runtime>/reference/{dataset}/{model}/{method}/seed{seed}/{part}.tsv"
+        "<runtime>/reference/{dataset}/{model}/{method}/{run}/{part}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: W.resource("cpus")
+    threads: resources.cpus
     resources:
-        gres=W.single_gres,
-        cpus_per_task=W.resource("cpus"),
-        mem_mb=W.resource("mem_mb"),
-        runtime=W.resource("runtime"),
-        tokens=W.resource("tokens_per_microbatch"),
+        gres=resources.single_gres,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        tokens=resources.tokens,
     shell:
         r"""
         exec &>{log:q}

@@ -1,22 +1,23 @@
-"""Report: each dataset as a model sees it, the tables and figures of a grid, and what `snakemake --report` shows.
+"""Report: each dataset as a model sees it, and the tables and figures of a grid; `snakemake --report` shows them.
 
 Input:   the reports and stores of datasets
          results/grids/{grid}/config.yaml; every cell's judgements, task results, training log and manifest
 Output:  results/reports/{dataset}/{model}/   report (JSON), rows, lengths (SVG, PNG, CSV), examples (HTML)
          results/tables/{grid}/     main, comparisons, benchmarks, lengths, cost, data, and published in a grid that names
-                                    some (CSV, Markdown, LaTeX); reward_models, training, cells (CSV)
+                                    published results (CSV, Markdown, LaTeX); reward_models, training, cells (CSV)
          results/figures/{grid}/    win_rate, and those of score, size, training, rounds, frontier, imbalance, length,
                                     benchmarks and cost that the grid has (SVG, PNG, and the data drawn as CSV)
 """
 
 
 rule make_tables:
+    """A grid's tables."""
     input:
-        W.judged,
-        W.benchmarked,
-        W.logged,
-        W.trained,
-        W.data_reports,
+        targets.judged,
+        targets.benchmarked,
+        targets.logged,
+        targets.trained,
+        targets.counted,
         config="results/grids/{grid}/config.yaml",
     output:
         *[
@@ -26,12 +27,12 @@ rule make_tables:
                 labels={"table": name.capitalize()},
                 caption=f"captions/{name}.rst",
             )
-            for name in W.tables
+            for name in targets.tables
         ],
-        tex=expand("<tables>/{name}.tex", name=W.tables, allow_missing=True),
+        tex=expand("<tables>/{name}.tex", name=targets.tables, allow_missing=True),
         data=expand(
             "<tables>/{name}.csv",
-            name=[*W.tables, "reward_models", "training", "cells"],
+            name=[*targets.tables, "reward_models", "training", "cells"],
             allow_missing=True,
         ),
     log:
@@ -49,11 +50,12 @@ rule make_tables:
 
 
 rule draw_figures:
+    """A grid's figures."""
     input:
-        W.judged,
-        W.benchmarked,
-        W.logged,
-        W.trained,
+        targets.judged,
+        targets.benchmarked,
+        targets.logged,
+        targets.trained,
         config="results/grids/{grid}/config.yaml",
     output:
         *[
@@ -63,16 +65,16 @@ rule draw_figures:
                 labels={"figure": name.replace("_", " ").capitalize()},
                 caption=f"captions/{name}_figure.rst",
             )
-            for name in W.figures
+            for name in targets.figures
         ],
-        png=expand("<figures>/{name}.png", name=W.figures, allow_missing=True),
-        data=expand("<figures>/{name}.csv", name=W.figures, allow_missing=True),
+        png=expand("<figures>/{name}.png", name=targets.figures, allow_missing=True),
+        data=expand("<figures>/{name}.csv", name=targets.figures, allow_missing=True),
     log:
         "<logs>/figures/{grid}.log",
     conda:
         "../envs/report.yaml"
     params:
-        only=W.figures,
+        only=targets.figures,
     shell:
         r"""
         exec &>{log:q}
@@ -85,6 +87,7 @@ rule draw_figures:
 
 
 rule describe:
+    """A report on a dataset as a model sees it: rows, lengths, examples."""
     input:
         data="<data>/report.json",
         feedback=["<data>/train.parquet", "<data>/test.parquet"],

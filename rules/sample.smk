@@ -6,31 +6,32 @@ Output:  results/runs/{...}/samples/{prompts}.jsonl
 
 
 rule sample:
+    """A cell's responses to a prompt set."""
     input:
         config="<run>/config.yaml",
         prompts="results/prompts/{prompts}/config.yaml",
-        feedback=W.prompts_data,
-        model=W.model,
+        feedback=inputs.prompts_data,
+        model=inputs.model,
         store="<tokens>/store",
     output:
         "<run>/samples/{prompts}.jsonl",
     log:
-        "<logs>/sample/{dataset}/{model}/{method}/seed{seed}/{prompts}.log",
+        "<logs>/sample/{dataset}/{model}/{method}/{run}/{prompts}.log",
     benchmark:
-        "<runtime>/sample/{dataset}/{model}/{method}/seed{seed}/{prompts}.tsv"
+        "<runtime>/sample/{dataset}/{model}/{method}/{run}/{prompts}.tsv"
     wildcard_constraints:
-        method=W.policies,
+        method=patterns.policies,
     conda:
         "../envs/sample.yaml"
-    threads: W.resource("cpus")
+    threads: resources.cpus
     resources:
-        gres=W.sampling_gres,
-        cpus_per_task=W.resource("cpus"),
-        mem_mb=W.resource("mem_mb"),
-        runtime=W.resource("runtime"),
-        batch=W.resource("generate_batch"),
-        backend=W.sampler,
-        tensor_parallel=W.resource("tensor_parallel"),
+        gres=resources.sampling_gres,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        batch=resources.batch,
+        backend=resources.backend,
+        tensor_parallel=resources.tensor_parallel,
     shell:
         r"""
         exec &>{log:q}

@@ -3,47 +3,49 @@
 Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the parent's log-probabilities;
          a reward model's scores; saved adapters
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
-         checkpoints/ and kept/ beside them are not declared, so they survive a failure, and the next attempt goes on
+         checkpoints/ and kept/ beside them are not declared: Snakemake leaves them after a failure, and the next attempt
+         goes on from the last checkpoint
 """
 
 
 rule train_cell:
+    """A cell's model: the last stage of its method, trained from its parent's weights."""
     input:
         config="<run>/config.yaml",
-        parent=W.parent_model,
-        manifest=W.parent_manifest,
+        parent=inputs.parent_model,
+        manifest=inputs.parent_manifest,
         store="<tokens>/store",
-        checked=W.checked,
-        reference=W.parent_reference,
-        reference_of=W.parent_manifest,
-        scores=W.scores,
-        adapters=W.adapters,
+        checked=inputs.checked,
+        reference=inputs.parent_reference,
+        reference_of=inputs.parent_manifest,
+        scores=inputs.scores,
+        adapters=inputs.adapters,
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",
         manifest="<run>/manifest.json",
     log:
-        "<logs>/train/{dataset}/{model}/{method}/seed{seed}.log",
+        "<logs>/train/{dataset}/{model}/{method}/{run}.log",
     benchmark:
-        "<runtime>/train/{dataset}/{model}/{method}/seed{seed}.tsv"
+        "<runtime>/train/{dataset}/{model}/{method}/{run}.tsv"
     wildcard_constraints:
-        method=W.offline_methods,
-        seed=r"\d+",
+        method=patterns.offline_methods,
+        run=patterns.seed,
     conda:
         "../envs/train.yaml"
-    threads: W.resource("cpus")
+    threads: resources.cpus
     resources:
-        gres=W.gres,
-        cpus_per_task=W.resource("cpus"),
-        mem_mb=W.resource("mem_mb"),
-        runtime=W.resource("runtime"),
-        mpi=W.over_nodes("mpi"),
-        nodes=W.over_nodes("nodes"),
-        tasks=W.over_nodes("tasks"),
-        tasks_per_gpu=W.over_nodes("tasks_per_gpu"),
-        tokens=W.resource("tokens_per_microbatch"),
-        launch=W.launcher,
-        checkpointing=W.checkpointing,
+        gres=resources.gres,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        mpi=resources.mpi,
+        nodes=resources.nodes,
+        tasks=resources.nodes,
+        tasks_per_gpu=resources.tasks_per_gpu,
+        tokens=resources.tokens,
+        launch=resources.launch,
+        checkpointing=resources.checkpointing,
     shell:
         r"""
         exec &>{log:q}

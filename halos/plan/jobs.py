@@ -28,14 +28,14 @@ from halos.plan.memory import (
 )
 from halos.plan.sizes import amount_of, size_of
 from halos.plan.work import sampling_seconds, training_operations, work_of
-from halos.reference.cache import parts_for
+from halos.reference.cache import SCORES
 from halos.registry import suggest
 from halos.sample.settings import Prompts
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
-from halos.study.slices import config_slice, entry
+from halos.study.slices import config_slice
+from halos.study.study import Study
 from halos.train.settings import Lora, Stage
-from halos.workflow.inputs import Workflow
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,11 @@ class Plan:
     def __init__(self, config: Config, grid: str, gpu: str, results: Path, utilisation: float = UTILISATION) -> None:
         if gpu not in GPUS:
             raise HalosError(f"there is no GPU {gpu!r} in halos/costs.py{suggest(gpu, GPUS)}; it has {', '.join(GPUS)}")
-        entry(config, "grids", grid)
-        self.config = config.model_copy(update={"grid": grid})
-        self.grid, self.gpu, self.results, self.utilisation = grid, gpu, results, utilisation
-        self.workflow = Workflow(self.config)
-        self.sizes = {m: size_of(m, config.models[m], results) for m in config.grids[grid].models}
+        self.study = Study(config, grid)
+        self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
+        self.sizes = {m: size_of(m, config.models[m], results) for m in self.study.settings.models}
         self.amounts = {(d, m): amount_of(config, d, m, results)
-                        for d in config.grids[grid].datasets for m in self.sizes}  # fmt: skip
+                        for d in self.study.settings.datasets for m in self.sizes}  # fmt: skip
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -97,16 +95,9 @@ class Plan:
         ]  # fmt: skip
         return [*trained, *self._references(), *self._samplings()]
 
-    @cached_property
-    def trained(self) -> list[Cell]:
-        w = self.workflow
-        wanted = (*w.cells, *w.reward_models, *w.of_judges)
-        found = dict.fromkeys(made for cell in wanted for made in reversed([*w.made_from(cell)]))
-        return [cell for cell in found if cell.stage is not None]
-
     def trained_jobs(self) -> list[Job]:
         """The trainings, as estimated."""
-        return [self.training(cell) for cell in self.trained]
+        return [self.training(cell) for cell in self.study.trained]
 
     def device(self, model: str) -> Device:
         resources = self.config.models[model].resources
@@ -123,7 +114,7 @@ class Plan:
     def training(self, cell: Cell, resources: Resources | None = None, stage: Stage | None = None) -> Job:
         """The training of a cell; with other resources or another stage than its own, if they are given."""
         model = self.config.models[cell.model]
-        resources, stage = resources or model.resources, stage or self.workflow.stage(cell)
+        resources, stage = resources or model.resources, stage or self.study.stage(cell)
         size, world = self.sizes[cell.model], max(1, resources.gpus) * resources.nodes
         memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage))
         eval_examples = self.config.datasets[cell.dataset].eval_examples
@@ -142,13 +133,12 @@ class Plan:
     def _references(self) -> Iterator[Job]:
         """A pass by each part that some cell reads of its parent, and the scores of each reward model."""
         passes: dict[tuple[Cell, str], None] = {}
-        for cell in self.trained:
-            stage = self.workflow.stage(cell)
+        for cell in self.study.trained:
+            stage = self.study.stage(cell)
             if cell.parent is not None and stage.online is None:
-                parts = parts_for(stage.make_loss(), live=stage.sync_every is not None)
-                passes.update(dict.fromkeys((cell.parent, part) for part in parts))
-                teacher = self.workflow.teacher(cell)
-                passes.update({} if teacher is None else {(teacher, "scores"): None})
+                passes.update(dict.fromkeys((cell.parent, part) for part in self.study.reference_parts(cell)))
+                teacher = self.study.teacher(cell)
+                passes.update({} if teacher is None else {(teacher, SCORES): None})
         for cell, _ in passes:
             model, size = self.config.models[cell.model], self.sizes[cell.model]
             amount = self.amounts[cell.dataset, cell.model]
@@ -161,9 +151,9 @@ class Plan:
             yield Job("reference", cell, 1, memory, main_memory(size, one, memory), seconds, disk)
 
     def _samplings(self) -> Iterator[Job]:
-        for name in self.workflow.prompts:
-            for cell in self.workflow.cells:
-                yield self.sampling(cell, self.config.prompts[name])
+        for prompts in self.study.prompts.values():
+            for cell in self.study.cells:
+                yield self.sampling(cell, prompts)
 
     def sampling(self, cell: Cell, prompts: Prompts, resources: Resources | None = None) -> Job:
         model, size = self.config.models[cell.model], self.sizes[cell.model]
@@ -238,7 +228,7 @@ class Plan:
         if job.kind == "sample":
             more = [n for n in (2, 4, 8) if n > resources.tensor_parallel]
             return f"sampler: vllm and a tensor_parallel of {' or '.join(map(str, more)) or 'more than one node has'}"
-        stage = self.workflow.stage(job.cell)
+        stage = self.study.stage(job.cell)
         fitting = [words for words, other, changed in _changes(resources, stage, self.longest(job.cell, stage))
                    if self.fits(self.training(job.cell, other, changed))]  # fmt: skip
         return "it fits with " + ", or with ".join(fitting[:3]) if fitting else "no setting helps; take larger GPUs"

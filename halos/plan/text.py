@@ -63,7 +63,7 @@ def totals(plan: Plan) -> list[Total]:
     for model, size in plan.sizes.items():
         jobs = [job for job in plan.jobs if job.cell.model == model]
         on_gpu = plan.config.models[model].resources.gpus > 0
-        cells = sum(cell.model == model for cell in (*plan.workflow.cells, *plan.workflow.reward_models))
+        cells = sum(cell.model == model for cell in (*plan.study.cells, *plan.study.reward_models))
         gpu_hours = sum(job.seconds * job.devices for job in jobs) / 3600 * on_gpu
         hours = sum(job.seconds for job in jobs) / 3600
         found.append(Total(model, size.parameters, cells, gpu_hours, hours, sum(job.disk for job in jobs) / GB))
@@ -109,7 +109,7 @@ def text(plan: Plan) -> str:
         "judging and benchmarks are not in the plan; disk is of models and references, without checkpoints",
     ]  # fmt: skip
     data = sorted({f"{dataset}: {_said(amount)}" for (dataset, _), amount in plan.amounts.items()})
-    parts = [f"# Plan of {plan.grid}", _table(rows(plan)), _table(totals(plan))]
+    parts = [f"# Plan of {plan.study.grid}", _table(rows(plan)), _table(totals(plan))]
     parts += ["## What does not fit", "\n".join(f"- {line}" for line in problems)] if problems else []
     parts += ["## What this rests on", "\n".join(f"- {line}" for line in (*grounds, *data))]
     return "\n\n".join(parts)

@@ -1,67 +1,67 @@
-"""Checks of a grid before anything runs: its local files, its keys."""
+"""Checks of a study before anything runs: its local files and its keys."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from halos.errors import HalosError
-from halos.evaluate.judging.settings import Judge
+from halos.evaluate.judging.settings import FromFile, Judge
 from halos.models.load import check_reward_model, is_model
 from halos.online.settings import Labeller
 from halos.scoring.api import read_key
-from halos.scoring.settings import Scorer
-from halos.study.catalogue import Config
 from halos.study.cells import RESULTS
-from halos.study.slices import entry
-from halos.study.study import cells, labellers
+from halos.study.study import Study
 
 
-def check_files(config: Config, grid: str | None = None) -> None:
-    """Refuse a grid whose local files are missing, before anything is run.
+def check_files(study: Study) -> None:
+    """Refuse a study whose local files are missing.
 
     Raises:
         HalosError: naming the file and the entry that wants it.
     """
-    g = entry(config, "grids", grid or config.grid)
-    for name in g.datasets:
-        for source in config.datasets[name].sources:
+    for name in study.settings.datasets:
+        for source in study.config.datasets[name].sources:
             for file in source.files:
-                if not Path(file).is_file() and not Path(file).is_relative_to(RESULTS):  # a rule can make what is there
+                if _missing(file):
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
-    for name in g.models:
-        path = config.models[name].path
+    for name in study.settings.models:
+        path = study.config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
-    for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
-        for trained in (c for c in cell.lineage() if c.stage is not None):
-            stage = config.stage(str(trained.stage), trained.model)
-            lora = stage.lora
-            if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
-                raise HalosError(f"stages.{trained.stage}.lora.path: there are no adapters in {lora.path}")
-    judging = {f"judges.{name}": config.judges[name] for name in g.judges}
-    labelling = {f"labellers.{name}": labeller for name, labeller in labellers(config, grid).items()}
-    scorers: dict[str, Scorer] = {**judging, **labelling}
-    for name, scorer in scorers.items():
+    for cell in study.trained:
+        lora = study.stage(cell).lora
+        if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
+            raise HalosError(f"stages.{cell.stage}.lora.path: there are no adapters in {lora.path}")
+    for where, scorer in _scorers(study).items():
         if scorer.folder is not None:
             try:
                 check_reward_model(scorer.folder)
             except HalosError as error:
-                raise HalosError(f"{name}: {error}") from None
-    for name in g.judges:
-        judge = config.judges[name]
-        for wanted in (getattr(judge.baseline, "file", None), judge.difficulties):
-            if wanted is not None and not Path(wanted).is_file() and not Path(wanted).is_relative_to(RESULTS):
+                raise HalosError(f"{where}: {error}") from None
+    for name, judge in study.judges.items():
+        baseline = judge.baseline.file if isinstance(judge.baseline, FromFile) else None
+        for wanted in (baseline, judge.difficulties):
+            if wanted is not None and _missing(wanted):
                 raise HalosError(f"judges.{name} wants {wanted}, which does not exist; put it there")
 
 
-def check_keys(config: Config, grid: str | None = None) -> None:
-    """Refuse a grid that will ask a server whose key is not in the environment.
+def check_keys(study: Study) -> None:
+    """Refuse a study that will ask a server whose key is not in the environment.
 
     Raises:
         HalosError: naming the variable.
     """
-    judges = [config.judges[name] for name in entry(config, "grids", grid or config.grid).judges]
-    askers: list[Judge | Labeller] = [*judges, *labellers(config, grid).values()]
-    for asker in askers:
-        if asker.openai is not None:
-            read_key(asker.openai.base_url, asker.openai.key_variable)
+    for scorer in _scorers(study).values():
+        if scorer.openai is not None:
+            read_key(scorer.openai.base_url, scorer.openai.key_variable)
+
+
+def _missing(file: str) -> bool:
+    """Whether a file does not exist and no rule can make it."""
+    return not Path(file).is_file() and not Path(file).is_relative_to(RESULTS)
+
+
+def _scorers(study: Study) -> dict[str, Judge | Labeller]:
+    """The judges and labellers of a study, by their places in the config."""
+    judges = {f"judges.{name}": judge for name, judge in study.judges.items()}
+    return {**judges, **{f"labellers.{name}": labeller for name, labeller in study.labellers.items()}}

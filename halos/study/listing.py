@@ -1,4 +1,4 @@
-"""Tables of what there is, for `python -m halos list`."""
+"""Tables of a catalogue's entries, registered plugins and cells, for `python -m halos list`."""
 
 from __future__ import annotations
 
@@ -11,40 +11,47 @@ from typing import Any
 from halos.registry import LOSSES, SOURCES, VERIFIERS
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
-from halos.study.study import cells
+from halos.study.paths import Paths
+from halos.study.study import Study
 
 
 def state(cell: Cell, results: Path) -> str:
-    """`done`, `resumable` (stopped, with a checkpoint or a finished round) or `to do`, by what stands in its folder."""
-    folder = results / cell.folder
-    if cell.stage is None:
-        return "done" if (results / cell.model_folder / "model" / "config.json").exists() else "to do"
-    if (folder / "manifest.json").exists():
+    """State of a cell, by the files in its folder: `done`, `resumable` (stopped, with a checkpoint or a finished round)
+    or `to do`."""
+    run = Paths(results).run(cell)
+    if run.manifest.exists():
         return "done"
-    begun = ("checkpoints/step*", "round*/manifest.json", "round*/checkpoints/step*")
-    return "resumable" if any(any(folder.glob(pattern)) for pattern in begun) else "to do"
+    resumable = ("checkpoints/step*", "round*/manifest.json", "round*/checkpoints/step*")
+    return "resumable" if any(any(run.folder.glob(pattern)) for pattern in resumable) else "to do"
 
 
 def table(config: Config, what: str, grid: str | None, results: Path) -> str:
-    """An aligned text table of the entries of one kind."""
+    """An aligned text table of one kind of entry, plugin or cell.
+
+    Args:
+        what: models, datasets, sources, stages, losses, prompts, labellers, judges, verifiers, tasks, grids or cells.
+        grid: id of the grid whose cells are listed; None for the config's own.
+        results: the results folder, which the states of cells are read from.
+    """
     rows = list(getattr(_Rows, what)(config, grid, results))
     if not rows:
         return f"there are no {what}"
-    lines = [tuple(rows[0]), *(tuple(str(v) for v in row.values()) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    lines = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(field.ljust(w) for field, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def _summary(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").split("\n")[0]
+def _summary(plugin: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(plugin) or "").split("\n")[0]
 
 
 Row = dict[str, Any]
 
 
 class _Rows:
-    """One generator of rows for each kind."""
+    """Rows of each kind, by the name under which it is listed."""
 
     @staticmethod
     def models(config: Config, *_: Any) -> Iterator[Row]:
@@ -65,7 +72,7 @@ class _Rows:
     def sources(*_: Any) -> Iterator[Row]:
         for name in SOURCES:
             options = [p for p in inspect.signature(SOURCES[name]).parameters if p != "split"]
-            yield {"source": name, "options": ", ".join(options), "what it is": _summary(SOURCES[name])}
+            yield {"source": name, "options": ", ".join(options), "description": _summary(SOURCES[name])}
 
     @staticmethod
     def stages(config: Config, *_: Any) -> Iterator[Row]:
@@ -93,23 +100,23 @@ class _Rows:
 
     @staticmethod
     def labellers(config: Config, *_: Any) -> Iterator[Row]:
-        for name, found in config.labellers.items():
-            by = found.verifier or found.reward_model or (found.openai.model if found.openai else None)
-            how = {"binary": f"above {found.threshold}", "pairwise": found.pairs, "scalar": ""}[found.feedback]
-            yield {"labeller": name, "kind": found.kind, "by": by, "feedback": f"{found.feedback} {how}".strip()}
+        for name, s in config.labellers.items():
+            scorer = s.verifier or s.reward_model or (s.openai.model if s.openai else None)
+            rule = {"binary": f"above {s.threshold}", "pairwise": s.pairs, "scalar": ""}[s.feedback]
+            yield {"labeller": name, "kind": s.kind, "by": scorer, "feedback": f"{s.feedback} {rule}".strip()}
 
     @staticmethod
     def judges(config: Config, *_: Any) -> Iterator[Row]:
         for name, j in config.judges.items():
-            asked = (j.openai.annotator or j.openai.model) if j.openai else None
+            server = (j.openai.annotator or j.openai.model) if j.openai else None
             baseline = j.baseline if isinstance(j.baseline, str) else " seed ".join(map(str, dict(j.baseline).values()))
-            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model or asked, "prompts": j.prompts,
+            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model or server, "prompts": j.prompts,
                    "baseline": baseline}  # fmt: skip
 
     @staticmethod
     def verifiers(*_: Any) -> Iterator[Row]:
         for name in VERIFIERS:
-            yield {"verifier": name, "what it is": _summary(VERIFIERS[name])}
+            yield {"verifier": name, "description": _summary(VERIFIERS[name])}
 
     @staticmethod
     def tasks(config: Config, *_: Any) -> Iterator[Row]:
@@ -120,7 +127,7 @@ class _Rows:
     @staticmethod
     def grids(config: Config, *_: Any) -> Iterator[Row]:
         for name, g in config.grids.items():
-            yield {"grid": name, "cells": len(cells(config, name)), "datasets": ", ".join(g.datasets),
+            yield {"grid": name, "cells": len(Study(config, name).cells), "datasets": ", ".join(g.datasets),
                    "models": ", ".join(g.models), "methods": ", ".join((*g.methods, *g.reward_models)),
                    "seeds": ", ".join(map(str, g.seeds)),
                    "judges": ", ".join(g.judges) or "none",
@@ -128,5 +135,6 @@ class _Rows:
 
     @staticmethod
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
-        for cell in (*cells(config, grid), *cells(config, grid, rewards=True)):
+        study = Study(config, grid)
+        for cell in (*study.cells, *study.reward_models):
             yield {**cell.ids, "state": state(cell, results)}

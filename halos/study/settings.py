@@ -8,14 +8,14 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from halos.registry import suggest
-from halos.settings import Label, Strict
+from halos.settings import Label, Slice, Strict
 
 PUBLISHED_WINRATES = "_winrates.csv"
 PUBLISHED = sorted(
     path.name.removesuffix(PUBLISHED_WINRATES)
     for path in (Path(__file__).parents[1] / "report/published").glob(f"*{PUBLISHED_WINRATES}")
 )
-"""Results of others that a grid can stand beside; halos/report/published says where they are from."""
+"""Published results that a grid can be shown beside; halos/report/published says where they are from."""
 
 
 class Grid(Strict):
@@ -37,3 +37,15 @@ class Grid(Strict):
         if self.published is not None and self.published not in PUBLISHED:
             raise ValueError(f"no results called {self.published!r} are published{suggest(self.published, PUBLISHED)}")
         return self
+
+
+class GridSlice(Grid, Slice):
+    """config.yaml of results/grids/GRID: a grid, and the labels for its tables and figures.
+
+    Attributes:
+        grid: its id.
+        labels: kind -> id -> name in tables and figures, of the entries that have a label.
+    """
+
+    grid: str
+    labels: dict[str, dict[str, str]]

@@ -1,8 +1,11 @@
-"""The slice of the catalogue that makes each folder of the results tree."""
+"""Slices: the part of the catalogue that makes each folder of the results tree."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from halos.errors import HalosError
@@ -13,79 +16,125 @@ from halos.study.cells import Cell
 from halos.tokens.template import read_template
 from halos.train.settings import stage_plugins, stage_slice
 
-FRESH = re.compile(r".*/fresh/(?P<split>train|test)")
-"""The prompts of a round of an online stage, and what is made of them, below the round's folder."""
+Content = dict[str, Any]
+
+
+def config_slice(config: Config, folder: str) -> Content:
+    """The part of the catalogue that makes a folder of the results tree: the content of its `config.yaml`.
+
+    Labels and resources are left out, so that editing them reruns nothing. A slice holds the folder's own settings;
+    what the folder inherits (a parent's stage, the dataset's sources) reaches it as files.
+
+    Args:
+        folder: below the results folder, for example `data/toy` or `runs/toy/tiny/sft-kto/seed1`.
+
+    Raises:
+        HalosError: no such folder is in the results tree, or the catalogue lacks an entry that it names.
+    """
+    kind, *ids = folder.strip("/").split("/")
+    try:
+        function = SLICES[kind]
+        inspect.signature(function).bind(config, *ids)
+    except (KeyError, TypeError):
+        raise HalosError(
+            f"{folder} is no folder of the results tree that has a config.yaml; such are data/DATASET, "
+            f"tokens/DATASET/MODEL, models/MODEL and runs/DATASET/MODEL/METHOD/seedN"
+        ) from None
+    return function(config, *ids)
 
 
 def entry(config: Config, kind: str, name: str) -> Any:
+    """The entry of a kind and an id.
+
+    Raises:
+        HalosError: the catalogue has none; the message suggests a similar id.
+    """
     catalogue = getattr(config, kind)
     if name not in catalogue:
         raise HalosError(f"there is no {name!r} in {kind}{suggest(name, catalogue)}")
     return catalogue[name]
 
 
-def config_slice(config: Config, folder: str) -> dict[str, Any]:
-    """The part of the catalogue that makes a folder of the results tree; its `config.yaml`.
+def _data(config: Config, dataset: str) -> Content:
+    sources = entry(config, "datasets", dataset).sources
+    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in sources))
+    return {"dataset": dataset, "sources": [identity(source) for source in sources], "plugins": plugins}
 
-    Labels and resources are left out, so that editing them reruns nothing. A folder's slice holds what is its own; what
-    it inherits (a parent's stage, the dataset's sources) reaches it as files.
 
-    Args:
-        folder: below the results folder, for example `data/toy` or `runs/toy/tiny/sft-kto/seed1`.
-    """
-    kind, *ids = folder.strip("/").split("/")
-    if len(ids) < (2 if kind == "tokens" else 1):
-        raise HalosError(f"{folder} is no folder of the results tree")
-    if kind == "runs":
-        cell = Cell.of(folder)
-        model = entry(config, "models", cell.model)
-        entry(config, "datasets", cell.dataset)
-        content: dict[str, Any] = {**cell.ids, "attention": model.attention, "precision": model.precision}
-        if cell.stage is not None:
-            for name in cell.method.split("-"):
-                entry(config, "stages", name)
-            stage = config.stage(cell.stage, cell.model)
-            rounds = stage.online.rounds if stage.online else 0
-            if cell.round > rounds:
-                raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")
-            if stage.online and cell.round and (fresh := FRESH.fullmatch(folder)):
-                return stage.online.prompts(fresh["split"], cell.round, cell.seed)
-            if cell.round:  # how many there are, and where their data comes from, is not what trains one of them
-                stage = stage.model_copy(update={"online": None})
-            content |= {"stage": stage_slice(stage), "plugins": stage_plugins(stage)}
+def _tokens(config: Config, dataset: str, model: str) -> Content:
+    settings = entry(config, "datasets", dataset)
+    entry(config, "models", model)
+    keys = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
+    return {"dataset": dataset, "model": model, **{key: getattr(settings, key) for key in keys}}
+
+
+def _model(config: Config, name: str) -> Content:
+    model = entry(config, "models", name)
+    # the text of the template, because an edited file makes another model
+    text = None if model.template is None else read_template(model.template)
+    return {"model": name, **identity(model), "chat_template": text}
+
+
+def _run(config: Config, *ids: str) -> Content:
+    """A cell, a round of one, or the prompts of a round."""
+    folder = "/".join(("runs", *ids))
+    cell = Cell.of(folder)
+    fresh = re.fullmatch(r"/fresh/(train|test)", folder.removeprefix(cell.folder))
+    if folder != cell.folder and not (fresh and cell.round):
+        raise HalosError(f"{folder} is no cell, nor the prompts of a round; a cell is {cell.folder}")
+    model = entry(config, "models", cell.model)
+    entry(config, "datasets", cell.dataset)
+    content = {**cell.ids, "attention": model.attention, "precision": model.precision}
+    if cell.stage is None:
         return content
-    if kind == "grids":
-        grid = entry(config, "grids", ids[0])
-        return {**grid.model_dump(mode="json"), "grid": ids[0], "labels": labels(config)}
-    if kind == "tokens":
-        dataset = entry(config, "datasets", ids[0])
-        entry(config, "models", ids[1])
-        keys = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
-        content = {k: getattr(dataset, k) for k in keys}
-        return {"dataset": ids[0], "model": ids[1], **content}
-    if kind == "data":
-        sources = entry(config, "datasets", ids[0]).sources
-        plugins = plugin_slice(*(SOURCES.plugin(s.name) for s in sources))
-        return {"dataset": ids[0], "sources": [identity(s) for s in sources], "plugins": plugins}
-    if kind == "models":
-        model = entry(config, "models", ids[0])
-        text = None if model.template is None else read_template(model.template)  # an edited file is another model
-        return {"model": ids[0], **identity(model), "chat_template": text}
-    if kind in ("judges", "labellers"):
-        scorer = entry(config, kind, ids[0])
-        own = {key: value for key, value in identity(scorer).items() if key not in scorer.foreign}
-        plugins = plugin_slice(VERIFIERS.plugin(scorer.verifier)) if scorer.verifier else {}
-        return {kind.removesuffix("s"): ids[0], **own, "plugins": plugins}
-    if kind == "prompts":
-        return {"prompts": ids[0], **identity(entry(config, "prompts", ids[0]))}
-    if kind == "tasks":
-        return {"task_id": ids[0], **identity(entry(config, "tasks", ids[0]))}
-    raise HalosError(f"{folder} is no folder of the results tree")
+    for name in cell.method.split("-"):
+        entry(config, "stages", name)
+    stage = config.stage(cell.stage, cell.model)
+    rounds = stage.online.rounds if stage.online else 0
+    if cell.round > rounds:
+        raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")
+    if stage.online and fresh:
+        return stage.online.prompts(fresh[1], cell.round, cell.seed)
+    if cell.round:  # the number of rounds and the source of their data do not change the training of one round
+        stage = stage.model_copy(update={"online": None})
+    return {**content, "stage": stage_slice(stage), "plugins": stage_plugins(stage)}
 
 
-def labels(config: Config) -> dict[str, dict[str, str]]:
-    """{kind: {id: name in tables and figures}} of the entries that have a label."""
-    return {
+def _scorer(config: Config, name: str, kind: str) -> Content:
+    """A judge or a labeller, without the settings that its kind does not read."""
+    scorer = entry(config, kind, name)
+    settings = {key: value for key, value in identity(scorer).items() if key not in scorer.foreign}
+    plugins = plugin_slice(VERIFIERS.plugin(scorer.verifier)) if scorer.verifier else {}
+    return {kind.removesuffix("s"): name, **settings, "plugins": plugins}
+
+
+def _prompts(config: Config, name: str) -> Content:
+    return {"prompts": name, **identity(entry(config, "prompts", name))}
+
+
+def _task(config: Config, name: str) -> Content:
+    return {"task_id": name, **identity(entry(config, "tasks", name))}
+
+
+def _grid(config: Config, name: str) -> Content:
+    """A grid with its label and those of all entries, which its report shows; read as a `GridSlice`."""
+    grid = entry(config, "grids", name)
+    labels = {
         kind: {name: e.label for name, e in getattr(config, kind).items() if getattr(e, "label", None)}
         for kind in KINDS
     }
+    return {**grid.model_dump(mode="json"), "grid": name, "labels": labels}
+
+
+SLICES: dict[str, Callable[..., Content]] = {
+    "data": _data,
+    "tokens": _tokens,
+    "models": _model,
+    "runs": _run,
+    "prompts": _prompts,
+    "labellers": partial(_scorer, kind="labellers"),
+    "judges": partial(_scorer, kind="judges"),
+    "tasks": _task,
+    "grids": _grid,
+}
+"""The first part of a folder's path -> what makes its slice, from the ids that follow."""

@@ -1,25 +1,128 @@
-"""The cells of a grid."""
+"""A study: the cells of one grid, and the other cells that each is made from and judged with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from itertools import product
 
+from halos.evaluate.judging.settings import FromCell, Judge
 from halos.online.settings import Labeller
+from halos.reference.cache import parts_for
+from halos.scoring.settings import Scorer
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.slices import entry
+from halos.train.settings import Stage
 
 
-def cells(config: Config, grid: str | None = None, rewards: bool = False) -> list[Cell]:
-    """The cells of a grid, in the config's order: its policies, or its reward models. (Parents that it does not name
-    are made, but not tabulated.)"""
-    g = entry(config, "grids", grid or config.grid)
-    return [Cell(*parts) for parts in product(g.datasets, g.models, g.reward_models if rewards else g.methods, g.seeds)]
+class Study:
+    """One grid of the catalogue.
 
+    Args:
+        config: the catalogue.
+        grid: id of the grid; None for the one that the catalogue names.
 
-def labellers(config: Config, grid: str | None = None) -> dict[str, Labeller]:
-    """Those that label the rounds of a grid's online stages, by their ids."""
-    every = [c for cell in cells(config, grid) for c in cell.lineage() if c.stage is not None]
-    stages = [config.stage(str(cell.stage), cell.model) for cell in every]
-    names = sorted({stage.online.label for stage in stages if stage.online})
-    return {name: config.labellers[name] for name in names}
+    Attributes:
+        settings: the grid's entry.
+        cells: policies, in the order of the entry: what is sampled, judged and tabulated.
+        reward_models: reward models, in the order of the entry: what is trained and tabulated.
+        prompts: prompt sets that are sampled: those that the judges name, and the grid's own.
+
+    Raises:
+        HalosError: the catalogue has no such grid.
+    """
+
+    def __init__(self, config: Config, grid: str | None = None) -> None:
+        self.config = config
+        self.grid = grid or config.grid
+        self.settings = entry(config, "grids", self.grid)
+        self.judges = {name: config.judges[name] for name in self.settings.judges}
+        self.tasks = {name: config.tasks[name] for name in self.settings.tasks}
+        prompts = {judge.prompts for judge in self.judges.values()}.union(self.settings.prompts)
+        self.prompts = {name: config.prompts[name] for name in sorted(prompts)}
+        self.cells = self._cells(self.settings.methods)
+        self.reward_models = self._cells(self.settings.reward_models)
+
+    def _cells(self, methods: tuple[str, ...]) -> list[Cell]:
+        g = self.settings
+        return [Cell(*ids) for ids in product(g.datasets, g.models, methods, g.seeds)]
+
+    @cached_property
+    def judge_cells(self) -> list[Cell]:
+        """The cells that judging needs beside those judged: reward models that judge, and baselines."""
+        needed = (f(j, c) for f in (self.reward_model, self.baseline) for j in self.judges.values() for c in self.cells)
+        return list(dict.fromkeys(cell for cell in needed if cell is not None))
+
+    @cached_property
+    def trained(self) -> list[Cell]:
+        """Every cell that is trained for the grid, each after those that it is made from."""
+        needed = (*self.cells, *self.reward_models, *self.judge_cells)
+        ordered = dict.fromkeys(made for cell in needed for made in reversed([*self.made_from(cell)]))
+        return [cell for cell in ordered if cell.stage is not None]
+
+    @cached_property
+    def labellers(self) -> dict[str, Labeller]:
+        """The labellers of the grid's online stages, by their ids."""
+        stages = [self.stage(cell) for cell in self.trained]
+        names = sorted({stage.online.label for stage in stages if stage.online})
+        return {name: self.config.labellers[name] for name in names}
+
+    def made_from(self, cell: Cell) -> Iterator[Cell]:
+        """A cell, its parents, and the reward models that they learn from, with all that those are made from."""
+        for ancestor in cell.lineage():
+            yield ancestor
+            teacher = self.teacher(ancestor)
+            if teacher is not None:
+                yield from self.made_from(teacher)
+
+    def stage(self, cell: Cell) -> Stage:
+        """The stage that a cell trains, as its model runs it. A base model has none, and no caller asks for it."""
+        assert cell.stage is not None, f"{cell.folder} trains nothing"
+        return self.config.stage(cell.stage, cell.model)
+
+    def rounds(self, cell: Cell) -> list[Cell]:
+        """The rounds of a cell whose stage is online; none for another cell."""
+        online = self.stage(cell).online if cell.stage else None
+        return cell.rounds(online.rounds) if online else []
+
+    def reference(self, cell: Cell) -> Cell:
+        """The cell that is the reference of a training: its parent, or, in a round with a fixed reference, the parent
+        of the first round."""
+        online = self.stage(cell).online
+        fixed = online is not None and online.reference == "fixed"
+        parent = (replace(cell, round=0) if fixed else cell).parent
+        assert parent is not None
+        return parent
+
+    def reference_parts(self, cell: Cell) -> tuple[str, ...]:
+        """The parts of its reference's log-probabilities that a training reads."""
+        stage = self.stage(cell)
+        return parts_for(stage.make_loss(), live=stage.sync_every is not None)
+
+    def teacher(self, cell: Cell) -> Cell | None:
+        """The reward model that a cell learns from, by its scores of the data or as its labeller."""
+        if cell.stage is None:
+            return None
+        stage = self.stage(cell)
+        if stage.online is not None:
+            return self.reward_model(self.config.labellers[stage.online.label], cell)
+        return None if stage.reward_model is None else replace(cell, method=stage.reward_model, round=0)
+
+    def reward_model(self, scorer: Scorer, cell: Cell) -> Cell | None:
+        """The reward model by which a judge or labeller scores a cell's responses, if it is one of the catalogue."""
+        return None if scorer.method is None else replace(cell, method=scorer.method, seed=scorer.seed, round=0)
+
+    def baseline(self, judge: Judge, cell: Cell) -> Cell | None:
+        """The cell whose samples a judge compares with, if its baseline is a cell."""
+        if not isinstance(judge.baseline, FromCell):
+            return None
+        seed = cell.seed if judge.baseline.seed == "same" else judge.baseline.seed
+        return replace(cell, method=judge.baseline.method, seed=seed, round=0)
+
+    def labeller(self, cell: Cell) -> str:
+        """The id of the labeller of a cell's online stage."""
+        online = self.stage(cell).online
+        assert online is not None, f"{cell.folder} is not trained online"
+        return online.label

@@ -1,8 +1,7 @@
-"""Whether a finished run still is what its manifest says: its files, its config, its data and its parents."""
+"""Check of a finished run against its manifest: its files, settings and data, and those of its parents."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,24 @@ import pyarrow.parquet as pq
 
 from halos.errors import HalosError
 from halos.files import hash_content, hash_each, hash_files
-from halos.manifest import environment
+from halos.manifest import Manifest, environment
 from halos.settings import read_slice
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
+from halos.study.paths import Paths
 from halos.study.slices import config_slice
 from halos.tokens.store import SPLITS, Store, read_splits
 
 SHOWN = 5
-"""Changed rows that are named; of more, the number is said."""
+"""Changed records that are named; of the rest, only the number is printed."""
 
 
 def verify(run: Path, config: Config) -> None:
-    """Recompute every hash that a run's manifest rests on, and say what changed since it was made.
+    """Print what changed since a run was made, by computing again every hash that its manifest rests on.
 
-    Compared are the files of its `model/`; its settings with its config.yaml and with the catalogue; the sequence store
-    with its hashes; each record of the data with the store; and the same of each parent down to the base model. Other
-    versions of packages, or another commit, are told but are no fault.
+    Compared are the files of its `model/`, its settings (with its config.yaml and with the catalogue), the sequence
+    store, each record of the data, and the files and settings of each parent down to the base model. Other versions of
+    packages, or another commit, are printed as notes and are no error.
 
     Args:
         run: a run's folder, below a results folder: results/runs/DATASET/MODEL/METHOD/seedN.
@@ -37,64 +37,64 @@ def verify(run: Path, config: Config) -> None:
         HalosError: something changed, or the run is not finished.
     """
     cell = Cell.of(run)
-    results = Path(str(run.resolve()).removesuffix(cell.folder))
-    found = list(changes(cell, results, config))
-    for note in differing_environment(_manifest(results / cell.model_folder)):
+    paths = Paths(Path(str(run.resolve()).removesuffix(cell.folder)))
+    lines = list(changes(cell, paths, config))
+    for note in differing_environment(_manifest(cell, paths)):
         print(f"note: {note}")
-    for line in found:
+    for line in lines:
         print(line)
-    if found:
-        changed = "one thing has" if len(found) == 1 else f"{len(found)} things have"
-        raise HalosError(f"{run}: {changed} changed since it was made; `snakemake` makes again what that concerns")
+    if lines:
+        changed = "one thing has" if len(lines) == 1 else f"{len(lines)} things have"
+        raise HalosError(
+            f"{run}: {changed} changed since it was made; run `snakemake` to make again what depends on it"
+        )
     print(f"{run}: unchanged, with all that it was made from")
 
 
-def changes(cell: Cell, results: Path, config: Config) -> Iterator[str]:
-    """A line for each thing that a run, or one that it was made from, no longer is."""
+def changes(cell: Cell, paths: Paths, config: Config) -> Iterator[str]:
+    """One line for each difference between a run, with all that it was made from, and the manifests."""
     stores = {}
-    for made in _made_from(cell, results):
-        folder = results / made.model_folder
-        manifest = _manifest(folder)
-        yield from _files(folder / "model", manifest["files"])
+    for made in _made_from(cell, paths):
+        run, manifest = paths.run(made), _manifest(made, paths)
+        yield from _files(run.model, manifest.files)
         if made.stage is None:
             continue
-        yield from _settings(manifest["config"], read_slice(folder / "config.yaml"), f"{folder}/config.yaml")
-        yield from _settings(manifest["config"], config_slice(config, made.folder), f"{folder}: the catalogue")
-        if not manifest.get("rounds"):  # its rounds have inputs of their own
-            store = stores[made] = folder / "fresh/store" if made.round else results / made.store_folder / "store"
-            yield from _inputs(made, results, store, manifest["inputs"])
+        yield from _settings(manifest.config, read_slice(run.config), str(run.config))
+        yield from _settings(manifest.config, config_slice(config, made.folder), f"{run.folder}: the catalogue")
+        if not manifest.rounds:  # its rounds have inputs of their own
+            store = stores[made] = run.fresh.store if made.round else paths.store(made.dataset, made.model).store
+            yield from _inputs(made, paths, store, manifest.inputs)
     for store in dict.fromkeys(stores.values()):
         yield from _store(store)
     if any(not made.round for made in stores):
-        yield from _records(cell, results)
+        yield from _records(cell, paths)
 
 
-def _made_from(cell: Cell, results: Path) -> Iterator[Cell]:
-    """A cell and its parents; the rounds of an online one first."""
+def _made_from(cell: Cell, paths: Paths) -> Iterator[Cell]:
+    """A cell and its parents, each before its rounds, of which the last comes first."""
     for made in cell.lineage():
         yield made
-        rounds = len(_manifest(results / made.model_folder).get("rounds", ()))
-        yield from reversed(made.rounds(rounds))
+        yield from reversed(made.rounds(len(_manifest(made, paths).rounds)))
 
 
-def differing_environment(manifest: dict[str, Any]) -> Iterator[str]:
-    """What is installed now and was not then."""
+def differing_environment(manifest: Manifest) -> Iterator[str]:
+    """One line for each package, Python or commit that is not the one that made a run."""
     now = environment()
-    then = {"python": manifest.get("python"), "commit": manifest.get("commit"), **manifest.get("packages", {})}
+    then = {"python": manifest.python, "commit": manifest.commit, **manifest.packages}
     for name, version in {"python": now["python"], "commit": now["commit"], **now["packages"]}.items():
         if then.get(name) not in (None, version):
             yield f"{name} was {then[name]} and is {version}"
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+def _manifest(cell: Cell, paths: Paths) -> Manifest:
+    path = paths.run(cell).manifest
     if not path.is_file():
         raise HalosError(f"there is no {path}: the run is not finished; make it with `snakemake {path}`")
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    return Manifest.read(path)
 
 
 def _files(folder: Path, then: dict[str, str]) -> Iterator[str]:
+    """Files of a model folder that differ from the hashes in its manifest. A card may be written at any time."""
     now = hash_each(folder) if folder.is_dir() else {}
     for name in sorted({*then, *now} - {"README.md", ".snakemake_timestamp"}):
         yield from _differing(f"{folder / name}", then.get(name), now.get(name), "its content changed")
@@ -109,17 +109,18 @@ def _settings(then: Any, now: Any, where: str, name: str = "") -> Iterator[str]:
         yield f"{where}: {name} was {then!r} and is {now!r}"
 
 
-def _inputs(cell: Cell, results: Path, store: Path, then: dict[str, str]) -> Iterator[str]:
-    """What a run was trained from, by what its inputs say of themselves."""
+def _inputs(cell: Cell, paths: Paths, store: Path, then: dict[str, str]) -> Iterator[str]:
+    """Differences between the parent and the store now, and the hashes of those that a run was trained from."""
     assert cell.parent is not None
-    parent = results / cell.parent.model_folder
-    if _manifest(parent)["weights"] != then["weights"]:
-        yield f"{parent}: made anew since {results / cell.folder} was trained from it"
+    run, parent = paths.run(cell).folder, paths.run(cell.parent).model.parent
+    if _manifest(cell.parent, paths).weights != then["weights"]:
+        yield f"{parent}: made anew since {run} was trained from it"
     if Store(store).hash != then["store"]:
-        yield f"{store}: made anew since {results / cell.folder} was trained on it"
+        yield f"{store}: made anew since {run} was trained on it"
 
 
 def _store(folder: Path) -> Iterator[str]:
+    """Files of a store that differ from its own hashes."""
     meta = Store(folder).meta
     then, now = meta["files"], hash_each(folder)
     for name in sorted({*then, *now} - {"meta.json", ".snakemake_timestamp"}):
@@ -128,32 +129,32 @@ def _store(folder: Path) -> Iterator[str]:
         yield f"{folder / 'meta.json'}: its content changed"
 
 
-def _records(cell: Cell, results: Path) -> Iterator[str]:
-    """The records of the data that are not those of the store, by their prompts."""
-    store = Store(results / cell.store_folder / "store")
-    splits = {split: results / "data" / cell.dataset / f"{split}.parquet" for split in SPLITS}
+def _records(cell: Cell, paths: Paths) -> Iterator[str]:
+    """Records of the data that differ from those of the store, by their prompts."""
+    store = Store(paths.store(cell.dataset, cell.model).store)
+    splits = {split: paths.data(cell.dataset).split(split) for split in SPLITS}
     for split, records in read_splits(store.meta, splits["train"], splits["test"]).items():
         if hash_files([splits[split]]) == store.meta["data"][split]:
             continue
         table = pq.read_table(store.folder / f"records_{split}.parquet")
         then = list(zip(table["prompt_id"].to_pylist(), table["digest"].to_pylist(), strict=True))
         now = [(record.prompt_id, record.digest) for record in records]
-        gone, come = _without(then, now), _without(now, then)
-        edited = {prompt for prompt, _ in gone} & {prompt for prompt, _ in come}
+        gone, new = _without(then, now), _without(now, then)
+        edited = {prompt for prompt, _ in gone} & {prompt for prompt, _ in new}
         lines = [f"the record on prompt {prompt} changed" for prompt in sorted(edited)]
         lines += [f"the record on prompt {prompt} is gone" for prompt, _ in gone if prompt not in edited]
-        lines += [f"the record on prompt {prompt} is new" for prompt, _ in come if prompt not in edited]
+        lines += [f"the record on prompt {prompt} is new" for prompt, _ in new if prompt not in edited]
         for line in lines[:SHOWN] or ["its content changed, but no record that the store was made from"]:
             yield f"{splits[split]}: {line}"
         if len(lines) > SHOWN:
             yield f"{splits[split]}: {len(lines) - SHOWN} more records changed"
 
 
-def _without(these: list[tuple[str, bytes]], those: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
-    known = set(those)
-    return [item for item in these if item not in known]
+def _without(records: list[tuple[str, bytes]], others: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    known = set(others)
+    return [record for record in records if record not in known]
 
 
-def _differing(what: str, then: str | None, now: str | None, changed: str) -> Iterator[str]:
+def _differing(where: str, then: str | None, now: str | None, changed: str) -> Iterator[str]:
     if then != now:
-        yield f"{what}: " + ("it is gone" if now is None else "it is new" if then is None else changed)
+        yield f"{where}: " + ("it is gone" if now is None else "it is new" if then is None else changed)

@@ -135,7 +135,7 @@ class Stage(BaseModel):
         if self.sync_every and not loss.needs_reference:
             raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
         if self.reward_model is not None and not loss.needs_scores:
-            raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (ppo wants reward: score)")
+            raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (or set reward: score)")
 
         if self.online is not None:
             if loss.head == "score" or loss.control:

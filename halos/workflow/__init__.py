@@ -1,1 +1,1 @@
-"""What the Snakemake rules call: patterns, targets, inputs and resources."""
+"""The study as Snakemake's rules ask for it: patterns, targets, inputs and resources."""

@@ -1,16 +1,147 @@
-"""Resources of a job: processes and devices, and how fast a server is asked."""
+"""Resources of jobs: cores, memory, time, GPUs and nodes, and options of commands that change no result.
+
+Changing a resource reruns nothing.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from halos.evaluate.judging.settings import Judge
 from halos.models.settings import Resources
 from halos.online.settings import Labeller
+from halos.study.study import Study
+from halos.workflow.inputs import PROMPTS, labeller_of
 
 
-def launch_options(resources: Resources) -> str:
-    return " ".join(f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus"))
+def _factor(attempt: int) -> int:
+    return 1 << (attempt - 1)
 
 
-def call_limits(asker: Judge | Labeller) -> str:
-    most = asker.requests_per_minute
-    return f"--concurrency {asker.concurrency}" + (f" --requests-per-minute {most}" if most else "")
+class JobResources:
+    """Resources of jobs that run a model. Memory and time double with each attempt.
+
+    Args:
+        entry: from wildcards to the `resources:` of the model's entry.
+    """
+
+    def __init__(self, entry: Callable[[Any], Resources]) -> None:
+        self._entry = entry
+
+    def cpus(self, wildcards: Any) -> int:
+        return self._entry(wildcards).cpus
+
+    def mem_mb(self, wildcards: Any, attempt: int) -> int:
+        return 1000 * self._entry(wildcards).mem_gb * _factor(attempt)
+
+    def runtime(self, wildcards: Any, attempt: int) -> int:
+        """Minutes."""
+        return self._entry(wildcards).runtime * _factor(attempt)
+
+    def gres(self, wildcards: Any) -> str:
+        """Slurm's generic resources of a job with one process for each GPU: all the model's GPUs of a node, if any."""
+        gpus = self._entry(wildcards).gpus
+        return f"gpu:{gpus}" if gpus else ""
+
+    def single_gres(self, wildcards: Any) -> str:
+        """Slurm's generic resources of a job of one process: one GPU, if the model has any."""
+        return "gpu:1" if self._entry(wildcards).gpus else ""
+
+    def sampling_gres(self, wildcards: Any) -> str:
+        """Slurm's generic resources of sampling: the GPUs over which the model is split, if it has any."""
+        resources = self._entry(wildcards)
+        return f"gpu:{resources.tensor_parallel}" if resources.gpus else ""
+
+    # With `mpi`, the Slurm plugin makes one job of several nodes, whose shell runs on the first of them and starts the
+    # tasks itself. Snakemake leaves out a resource that is None: a job on one node must not have `mpi`.
+
+    def _over_nodes(self, value: int | str, wildcards: Any) -> int | str | None:
+        return value if self._entry(wildcards).nodes > 1 else None
+
+    def mpi(self, wildcards: Any) -> int | str | None:
+        return self._over_nodes("srun", wildcards)
+
+    def nodes(self, wildcards: Any) -> int | str | None:
+        return self._over_nodes(self._entry(wildcards).nodes, wildcards)
+
+    def tasks_per_gpu(self, wildcards: Any) -> int | str | None:
+        return self._over_nodes(0, wildcards)
+
+    # ---- options of commands --------------------------------------------------------------------------------
+
+    def launch(self, wildcards: Any) -> str:
+        """Options of halos.distributed.launch: how many processes, and where."""
+        resources = self._entry(wildcards)
+        return " ".join(f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus"))
+
+    def tokens(self, wildcards: Any) -> int:
+        """Tokens of one microbatch."""
+        return self._entry(wildcards).tokens_per_microbatch
+
+    def checkpointing(self, wildcards: Any) -> str:
+        """The option that saves memory of activations, or nothing."""
+        return "--gradient-checkpointing" if self._entry(wildcards).gradient_checkpointing else ""
+
+    def batch(self, wildcards: Any) -> int:
+        """Responses generated side by side."""
+        return self._entry(wildcards).generate_batch
+
+    def tensor_parallel(self, wildcards: Any) -> int:
+        return self._entry(wildcards).tensor_parallel
+
+    def backend(self, wildcards: Any) -> str:
+        """The backend of sampling: the one that the model's entry names, else vLLM where there are GPUs."""
+        resources = self._entry(wildcards)
+        return ("vllm" if resources.gpus else "transformers") if resources.sampler == "auto" else resources.sampler
+
+
+class ScorerResources(JobResources):
+    """Resources of a judge or labeller: those of the cell's model for a reward model, else the defaults of models.
+
+    A reward model runs on one node, and each process holds all of it.
+    """
+
+    def __init__(self, study: Study, scorer: Callable[[Any], Judge | Labeller]) -> None:
+        def entry(wildcards: Any) -> Resources:
+            if scorer(wildcards).reward_model is None:
+                return Resources()
+            resources = study.config.models[wildcards.model].resources
+            return resources.model_copy(update={"nodes": 1, "parallel": "ddp"})
+
+        super().__init__(entry)
+        self._scorer = scorer
+
+    def limits(self, wildcards: Any) -> str:
+        """Options that limit how fast a server is asked."""
+        scorer = self._scorer(wildcards)
+        rate = f" --requests-per-minute {scorer.requests_per_minute}" if scorer.requests_per_minute else ""
+        return f"--concurrency {scorer.concurrency}{rate}"
+
+
+class StudyResources(JobResources):
+    """Resources of a study's jobs.
+
+    Attributes:
+        judge: those of judges.
+        label: those of labellers.
+    """
+
+    def __init__(self, study: Study) -> None:
+        super().__init__(lambda wildcards: study.config.models[wildcards.model].resources)
+        self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
+        self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
+        self._study = study
+
+    def views(self, wildcards: Any) -> str:
+        """Every view that trainings for the grid read of a store, separated by spaces."""
+        place = (wildcards.dataset, wildcards.model)
+        stages = [self._study.stage(c) for c in self._study.trained if (c.dataset, c.model) == place]
+        views = {stage.reads for stage in stages if stage.online is None} | {wildcards.view}
+        return " ".join(sorted(views - {PROMPTS}))
+
+    def fresh_prompts(self, wildcards: Any) -> int:
+        """The most prompts that the rounds of one online stage of the grid take from a dataset."""
+        stages = [self._study.stage(c) for c in self._study.trained if c.dataset == wildcards.dataset]
+        rounds = [stage.online for stage in stages if stage.online]
+        return max((online.rounds * online.prompts_per_round for online in rounds), default=0)

@@ -16,8 +16,9 @@ from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.checks import check_keys
 from halos.study.slices import config_slice
-from halos.workflow.inputs import Workflow
+from halos.study.study import Study
 from tests.conftest import CATALOGUE
+from tests.workflow.bound import Workflow
 
 ONLINE = {"rounds": 3, "prompts_per_round": 20, "samples_per_prompt": 4, "label": "binary", "max_new_tokens": 8}
 LABELLERS: dict[str, Any] = {
@@ -99,13 +100,13 @@ def test_a_contradictory_online_stage_or_labeller_is_refused_in_one_sentence(mis
 
 def test_a_missing_key_is_refused_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    check_keys(load(methods=["sft-kto_on"]))  # asks nobody
-    check_keys(load({"stages/kto_on/online/label": "local"}, methods=["sft-kto_on"]))  # a server of one's own
+    check_keys(Study(load(methods=["sft-kto_on"])))  # asks nobody
+    check_keys(Study(load({"stages/kto_on/online/label": "local"}, methods=["sft-kto_on"])))  # a server of one's own
     config = load(methods=["sft-grpo_on-dpo"])  # a parent's
     with pytest.raises(HalosError, match="put it into the environment variable OPENAI_API_KEY"):
-        check_keys(config)
+        check_keys(Study(config))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-    check_keys(config)
+    check_keys(Study(config))
 
 
 # ---- rounds as cells ----------------------------------------------------------------------------------------------
@@ -163,49 +164,51 @@ def test_a_round_that_there_is_not_is_refused(folder: str) -> None:
 # ---- which files the rules read -----------------------------------------------------------------------------------
 
 
-def wildcards(method: str, seed: str = "3/round2", **more: str) -> SimpleNamespace:
-    return SimpleNamespace(dataset="d", model="m", method=method, seed=seed, **more)
+def wildcards(method: str, run: str = "seed3/round2", **more: str) -> SimpleNamespace:
+    return SimpleNamespace(dataset="d", model="m", method=method, run=run, **more)
 
 
 def test_a_round_reads_the_reference_that_its_stage_names_on_its_own_store() -> None:
     w = Workflow(load())
     kto, dpo = wildcards("sft-kto_on"), wildcards("sft-dpo_on")
     before = "results/runs/d/m/sft-kto_on/seed3/round1"
-    assert w.parent_model(kto) == w.anchor_model(kto) == f"{before}/model"
-    assert w.anchor_config(kto) == f"{before}/config.yaml"
-    assert w.anchor_manifest(dpo) == "results/runs/d/m/sft/seed3/manifest.json"  # fixed
-    assert w.parent_manifest(dpo) == "results/runs/d/m/sft-dpo_on/seed3/round1/manifest.json"
+    assert w.inputs.parent_model(kto) == w.inputs.reference_model(kto) == f"{before}/model"
+    assert w.inputs.reference_config(kto) == f"{before}/config.yaml"
+    assert w.inputs.reference_manifest(dpo) == "results/runs/d/m/sft/seed3/manifest.json"  # fixed
+    assert w.inputs.parent_manifest(dpo) == "results/runs/d/m/sft-dpo_on/seed3/round1/manifest.json"
     fresh = "results/runs/d/m/sft-kto_on/seed3/round2/fresh/reference"
-    assert w.round_reference(kto) == [f"{fresh}/{part}.safetensors" for part in ("responses", "mismatched")]
-    assert w.round_reference(wildcards("live")) == []
-    first = wildcards("kto_on", "3/round1")
-    assert w.anchor_model(first) == "results/models/m/model"
-    assert w.anchor_config(first) == "results/runs/d/m/base/seed0/config.yaml"
+    assert w.inputs.round_reference(kto) == [f"{fresh}/{part}.safetensors" for part in ("responses", "mismatched")]
+    assert w.inputs.round_reference(wildcards("live")) == []
+    first = wildcards("kto_on", "seed3/round1")
+    assert w.inputs.reference_model(first) == "results/models/m/model"
+    assert w.inputs.reference_config(first) == "results/runs/d/m/base/seed0/config.yaml"
 
 
 def test_a_cell_is_made_of_its_rounds_and_all_but_the_last_are_judged_beside_it() -> None:
     w = Workflow(load(methods=["sft", "sft-kto_on"]))
-    cell = wildcards("sft-kto_on", "1")
+    cell = wildcards("sft-kto_on", "seed1")
     folder = "results/runs/d/m/sft-kto_on/seed1"
-    assert w.round_manifests(cell) == [f"{folder}/round{i}/manifest.json" for i in (1, 2, 3)]
-    assert w.last_model(cell) == f"{folder}/round3/model"
-    assert w.judged()[2:] == [f"{folder}/round{i}/judged/j.json" for i in (1, 2)]
-    assert w.trained() == ["results/runs/d/m/sft/seed1/manifest.json", f"{folder}/manifest.json"]
+    assert w.inputs.round_manifests(cell) == [f"{folder}/round{i}/manifest.json" for i in (1, 2, 3)]
+    assert w.inputs.last_model(cell) == f"{folder}/round3/model"
+    assert w.targets.judged()[2:] == [f"{folder}/round{i}/judged/j.json" for i in (1, 2)]
+    assert w.targets.trained() == ["results/runs/d/m/sft/seed1/manifest.json", f"{folder}/manifest.json"]
 
 
 def test_a_round_is_labelled_by_its_stages_labeller_and_samples_by_the_one_that_is_named() -> None:
     w = Workflow(load({"models/m/resources": {"gpus": 2, "cpus": 7, "mem_gb": 9}}))
     dpo = wildcards("sft-dpo_on")
-    assert w.labeller(dpo) == "results/labellers/pairs/config.yaml"
-    assert w.labelling_model(dpo) == [f"results/runs/d/m/sft-rm/seed2/{name}" for name in ("model", "manifest.json")]
-    assert w.labelling_resource("cpus")(dpo, 1) == 7
-    assert w.labelling_gres(dpo) == "gpu:2"
-    assert w.labelling_launcher(dpo) == "--nodes 1 --gpus 2 --parallel ddp --cpus 7"
+    assert w.inputs.labeller(dpo) == "results/labellers/pairs/config.yaml"
+    assert w.inputs.labelling_model(dpo) == [
+        f"results/runs/d/m/sft-rm/seed2/{name}" for name in ("model", "manifest.json")
+    ]
+    assert w.resources.label.cpus(dpo) == 7
+    assert w.resources.label.gres(dpo) == "gpu:2"
+    assert w.resources.label.launch(dpo) == "--nodes 1 --gpus 2 --parallel ddp --cpus 7"
     named = wildcards("sft-dpo_on", labeller="local")
-    assert w.labeller(named) == "results/labellers/local/config.yaml"
-    assert w.labelling_model(named) == []
-    assert w.labelling_resource("cpus")(named, 1) == 1
-    assert (w.labelling_gres(named), w.labelling_launcher(named)) == (
+    assert w.inputs.labeller(named) == "results/labellers/local/config.yaml"
+    assert w.inputs.labelling_model(named) == []
+    assert w.resources.label.cpus(named) == 1
+    assert (w.resources.label.gres(named), w.resources.label.launch(named)) == (
         "",
         "--nodes 1 --gpus 0 --parallel ddp --cpus 1",
     )
@@ -213,19 +216,22 @@ def test_a_round_is_labelled_by_its_stages_labeller_and_samples_by_the_one_that_
 
 def test_how_fast_a_server_is_asked_stands_on_the_command_line() -> None:
     w = Workflow(load({"labellers/local/requests_per_minute": 90, "labellers/local/concurrency": 3}))
-    assert w.labelling_limits(wildcards("sft", labeller="local")) == "--concurrency 3 --requests-per-minute 90"
-    assert w.labelling_limits(wildcards("sft", labeller="binary")) == "--concurrency 16"
+    assert w.resources.label.limits(wildcards("sft", labeller="local")) == "--concurrency 3 --requests-per-minute 90"
+    assert w.resources.label.limits(wildcards("sft", labeller="binary")) == "--concurrency 16"
 
 
 def test_an_online_stage_wants_prompts_of_its_dataset_and_no_view_but_its_teachers() -> None:
     place = SimpleNamespace(dataset="d", model="m", view="prompts")
     w = Workflow(load(methods=["base", "kto_on"]))
-    assert (w.checked(wildcards("kto_on")), w.views(place)) == ("results/tokens/d/m/checked/prompts.json", "")
-    assert w.fresh_prompts(place) == 60
+    assert (w.inputs.checked(wildcards("kto_on")), w.resources.views(place)) == (
+        "results/tokens/d/m/checked/prompts.json",
+        "",
+    )
+    assert w.resources.fresh_prompts(place) == 60
     w = Workflow(load(methods=["sft-dpo_on-kto"]))
-    assert w.views(place) == "paired sft unpaired"  # of the reward model, of the parent, of kto
-    assert w.fresh_prompts(place) == 60
-    assert Workflow(load(methods=["sft"])).fresh_prompts(place) == 0
+    assert w.resources.views(place) == "paired sft unpaired"  # of the reward model, of the parent, of kto
+    assert w.resources.fresh_prompts(place) == 60
+    assert Workflow(load(methods=["sft"])).resources.fresh_prompts(place) == 0
 
 
 # ---- the rounds joined --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from halos.errors import HalosError
 from halos.report import figures, tables
 from halos.study.catalogue import load
-from halos.workflow.inputs import Workflow
+from tests.workflow.bound import Workflow
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = load(ROOT / "config.yaml")
@@ -33,17 +33,17 @@ def of_grid(**changes):
     ],
 )  # fmt: skip
 def test_a_grid_has_the_figures_that_show_something(changes, names):
-    assert of_grid(**changes).figures == names.split()
+    assert of_grid(**changes).targets.figures == names.split()
 
 
 def test_every_figure_and_table_is_drawn_by_its_verb_and_has_a_caption(tmp_path, write_tree):
     workflow = of_grid(published="archangel")
-    assert set(workflow.figures) <= set(figures.FIGURES)
+    assert set(workflow.targets.figures) <= set(figures.FIGURES)
     config, results = write_tree(tmp_path, published="archangel")
     tables.make(config, results, tmp_path / "tables")
-    assert {path.stem for path in (tmp_path / "tables").glob("*.tex")} == set(workflow.tables)
+    assert {path.stem for path in (tmp_path / "tables").glob("*.tex")} == set(workflow.targets.tables)
     captions = {path.stem for path in (ROOT / "rules/captions").glob("*.rst")}
-    assert {f"{name}_figure" for name in figures.FIGURES} | set(workflow.tables) <= captions
+    assert {f"{name}_figure" for name in figures.FIGURES} | set(workflow.targets.tables) <= captions
 
 
 def test_published_results_that_do_not_exist_are_refused():

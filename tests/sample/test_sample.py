@@ -17,8 +17,8 @@ from halos.errors import HalosError
 from halos.models.settings import Resources
 from halos.sample.run import sample
 from halos.settings import dump
-from halos.workflow.inputs import Workflow
 from tests.conftest import World
+from tests.workflow.bound import Workflow
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0}
 
@@ -307,7 +307,7 @@ def test_the_backend_and_its_gpus_are_those_of_the_models_entry(
     model = world.config.models["m"].model_copy(update={"resources": Resources(**resources)})
     workflow = Workflow(world.config.model_copy(update={"models": {"m": model}}))
     wildcards = SimpleNamespace(model="m")
-    assert (workflow.sampler(wildcards), workflow.sampling_gres(wildcards)) == (sampler, gres)
+    assert (workflow.resources.backend(wildcards), workflow.resources.sampling_gres(wildcards)) == (sampler, gres)
 
 
 @pytest.mark.parametrize(

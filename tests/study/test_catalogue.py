@@ -79,7 +79,7 @@ MISTAKES = {
     "a reward model for a loss without scores": ("stages/dpo/reward_model", "bradley_terry",
                                                  ["stages.dpo: the loss 'dpo' reads no scores: take out reward_model"]),
     "a reward model for a loss of labels": ("stages/ppo/reward_model", "bradley_terry",
-                                            ["stages.ppo: ", "reads no scores", "ppo wants reward: score"]),
+                                            ["stages.ppo: ", "reads no scores", "or set reward: score"]),
     "a reward model of unknown stages": ("stages/grpo/reward_model", "sft-rn",
                                          ["stages.grpo.reward_model: sft-rn: there is no 'rn' in stages"]),
     "a policy for a reward model": ("stages/grpo/reward_model", "sft-dpo",

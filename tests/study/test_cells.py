@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from halos.errors import HalosError
+from halos.settings import dump
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.checks import check_files
 from halos.study.listing import state
+from halos.study.settings import GridSlice
 from halos.study.slices import config_slice
-from halos.study.study import cells
+from halos.study.study import Study
 from tests.conftest import CATALOGUE
 
 
@@ -48,19 +50,19 @@ def test_a_folder_that_is_no_cell_is_refused() -> None:
 
 
 def test_the_cells_of_a_grid_are_every_combination_in_the_configs_order() -> None:
-    found = cells(load(methods=["sft-dpo", "base"], seeds=[2, 1]))
+    found = Study(load(methods=["sft-dpo", "base"], seeds=[2, 1])).cells
     assert [(c.method, c.seed) for c in found] == [("sft-dpo", 2), ("sft-dpo", 1), ("base", 2), ("base", 1)]
     with pytest.raises(HalosError, match="there is no 'h' in grids"):
-        cells(load(), "h")
+        Study(load(), "h")
 
 
 def test_reward_models_are_cells_of_their_own() -> None:
-    config = load(methods=["base", "sft"], reward_models=["bradley_terry", "sft-bradley_terry"], seeds=[1, 2])
-    assert [(c.method, c.seed) for c in cells(config, rewards=True)] == [
+    study = Study(load(methods=["base", "sft"], reward_models=["bradley_terry", "sft-bradley_terry"], seeds=[1, 2]))
+    assert [(c.method, c.seed) for c in study.reward_models] == [
         ("bradley_terry", 1), ("bradley_terry", 2), ("sft-bradley_terry", 1), ("sft-bradley_terry", 2)
     ]  # fmt: skip
-    assert {c.method for c in cells(config)} == {"base", "sft"}
-    assert cells(load(), rewards=True) == []
+    assert {c.method for c in study.cells} == {"base", "sft"}
+    assert Study(load()).reward_models == []
 
 
 SLICES = {
@@ -118,6 +120,9 @@ def test_a_slice_of_an_entry_says_what_the_entry_says(folder: str, kind: str, na
         ("tokens/d", "is no folder"),
         ("data", "is no folder"),
         ("nothing/d", "is no folder"),
+        ("data/d/train", "is no folder"),
+        ("runs/d/m/dpo/seed1/model", "is no cell"),
+        ("runs/d/m/dpo/seed1/fresh/train", "is no cell"),
     ],
 )
 def test_a_folder_that_no_entry_makes_is_refused(folder: str, says: str) -> None:
@@ -180,6 +185,8 @@ def test_the_state_of_a_cell_is_read_from_its_folder(tmp_path: Path) -> None:
     assert state(cell, tmp_path) == "done"
     (tmp_path / "models/m/model").mkdir(parents=True)
     (tmp_path / "models/m/model/config.json").write_text("{}")
+    assert state(base, tmp_path) == "to do"  # the manifest is written last
+    (tmp_path / "models/m/manifest.json").write_text("{}")
     assert state(base, tmp_path) == "done"
 
 
@@ -189,21 +196,30 @@ def test_missing_local_files_are_refused_before_anything_is_run(tmp_path: Path) 
     content["datasets"]["local"] = {"sources": [{"name": "local", "options": {"path": str(data)}}]}
     content["models"]["own"] = {"path": str(model)}
     config = C.load(content)
-    check_files(config)  # grid g names neither
+    check_files(Study(config))  # grid g names neither
     content["grids"]["g"] |= {"datasets": ["d", "local"], "models": ["own"]}
     config = C.load(content)
     with pytest.raises(HalosError, match=rf"datasets\.local: source local wants {data}"):
-        check_files(config)
+        check_files(Study(config))
     content["datasets"]["local"]["sources"][0]["options"]["path"] = "results/runs/d/m/sft/seed1/labelled/p/l.parquet"
     with pytest.raises(HalosError, match=r"models\.own: there is no model"):  # the labels can be made by a rule
-        check_files(C.load(content))
+        check_files(Study(C.load(content)))
     content["datasets"]["local"]["sources"][0]["options"]["path"] = str(data)
     data.write_text("")
     with pytest.raises(HalosError, match=rf"models\.own: there is no model in {model}"):
-        check_files(config)
+        check_files(Study(config))
     model.mkdir()
     (model / "config.json").write_text("{}")
-    check_files(config)
+    check_files(Study(config))
+
+
+def test_the_slice_of_a_grid_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = load(seeds=[3, 1], label="A grid")
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config_slice(config, "grids/g")))
+    slice_ = GridSlice.read(file)
+    assert (slice_.grid, slice_.seeds, slice_.label) == ("g", (3, 1), "A grid")
+    assert slice_.labels["grids"] == {"g": "A grid"}
 
 
 def test_labels_are_those_that_the_catalogue_gives() -> None:
@@ -266,6 +282,6 @@ def test_adapters_that_are_missing_are_named_before_anything_runs(tmp_path: Path
         "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["sft-dpo"]}},
     }
     with pytest.raises(HalosError, match=r"^stages\.dpo\.lora\.path: there are no adapters in "):
-        check_files(C.load(catalogue))
+        check_files(Study(C.load(catalogue)))
     (tmp_path / "adapter_config.json").write_text("{}")
-    check_files(C.load(catalogue))
+    check_files(Study(C.load(catalogue)))

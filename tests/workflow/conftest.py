@@ -79,7 +79,7 @@ class Job:
     def name(self) -> str:
         """The rule and what it is about: `train_cell sft-kto/seed1`, `configure grids/both`, `check d/m/sft`."""
         w = self.wildcards
-        about = f"{w['method']}/seed{w['seed']}" if "method" in w else w.get("folder", "/".join(w.values()))
+        about = f"{w['method']}/{w['run']}" if "method" in w else w.get("folder", "/".join(w.values()))
         extra = [w[k] for k in ("part", "prompts", "judge", "task") if k in w and "method" in w]
         return " ".join([self.rule, about, *extra]).strip()
 

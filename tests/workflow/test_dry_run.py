@@ -12,6 +12,8 @@ import yaml
 
 from halos.reference.cache import parts_for
 from halos.registry import LOSSES
+from halos.study.cells import Cell
+from halos.study.paths import Paths
 from halos.views import VIEWS
 from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
 
@@ -142,6 +144,22 @@ def test_one_path_is_one_chain(project: Project) -> None:
         "train_cell sft-kto/seed2",
         "train_cell sft/seed2",
     ]
+
+
+def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> None:
+    paths, cell = Paths(), Cell("d", "m", "sft-dpo", 1)
+    run, data, store, model = paths.run(cell), paths.data("d"), paths.store("d", "m"), paths.model("m")
+    wanted = [
+        data.train, data.test, data.report, store.store, store.report, store.checked("paired"), model.model,
+        model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
+        run.reference("responses"), paths.tables("both") / "main.md", paths.figures("both") / "win_rate.svg",
+        paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html",
+        paths.cards("both") / "index.md", paths.crate("both"),
+        *(folder.config for folder in (data, store, model, run, paths.prompts("p"), paths.judge("j"), paths.task("t"),
+                                       paths.grid("both"))),
+    ]  # fmt: skip
+    made = {path for job in small.dry(*map(str, wanted)).jobs for path in job.fields.get("output", "").split(", ")}
+    assert {str(path) for path in wanted} - made == set()
 
 
 # ---- references ---------------------------------------------------------------------------------------------------
@@ -387,6 +405,7 @@ def test_a_rules_file_opens_with_a_docstring_and_each_rule_has_a_log_and_one_cal
     assert "Output:" in text
     assert not re.search(r"\blambda\b|^\s*run:|^\s*checkpoint\b", text, flags=re.MULTILINE)
     for name, body in rules_of(file).items():
+        assert re.match(r'    """[A-Z][^"\n]+\."""\n', body), f"{name}: its docstring is its line in `snakemake --list`"
         assert "    log:\n" in body, name
         if name not in UNTIMED:
             assert "    benchmark:\n" in body, name
@@ -396,6 +415,13 @@ def test_a_rules_file_opens_with_a_docstring_and_each_rule_has_a_log_and_one_cal
         assert "    shell:\n" in body, name
         if name != "configure":
             assert len(re.findall(r"python -m halos(?:\.distributed\.launch)? ", body)) == 1, name
+
+
+def test_each_folder_of_the_package_that_makes_results_has_its_rules() -> None:
+    stages = {file.stem for file in RULES} - {"common"}
+    assert {name for name in stages if not (ROOT / "halos" / name).is_dir()} == set()
+    included = re.findall(r'^include: "rules/(\w+)\.smk"', (ROOT / "Snakefile").read_text(), flags=re.MULTILINE)
+    assert sorted(included) == sorted([*stages, "common"])
 
 
 def test_what_rules_share_stays_small() -> None:

@@ -14,8 +14,8 @@ from halos.distributed.launch import parse
 from halos.errors import HalosError
 from halos.study import catalogue as C
 from halos.study.cells import Cell
-from halos.workflow.inputs import Workflow
 from tests.conftest import CATALOGUE
+from tests.workflow.bound import Workflow
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def with_rewards(*methods: str, reward_models: tuple[str, ...] = (), **resources
 
 
 def wildcards(method: str, **more: Any) -> SimpleNamespace:
-    return SimpleNamespace(dataset="d", model="m", method=method, seed="3", **more)
+    return SimpleNamespace(dataset="d", model="m", method=method, run="seed3", **more)
 
 
 @pytest.mark.parametrize(("attempt", "mem_mb", "runtime"), [(1, 12000, 40), (2, 24000, 80), (3, 48000, 160)])
@@ -55,9 +55,8 @@ def test_memory_and_time_double_with_each_attempt_and_nothing_else_does(
     attempt: int, mem_mb: int, runtime: int
 ) -> None:
     w = workflow(mem_gb=12, runtime=40, cpus=6, tokens_per_microbatch=512)
-    found = {name: w.resource(name)(wildcards("sft"), attempt)
-             for name in ("mem_mb", "runtime", "cpus", "tokens_per_microbatch")}  # fmt: skip
-    assert found == {"mem_mb": mem_mb, "runtime": runtime, "cpus": 6, "tokens_per_microbatch": 512}
+    r, sft = w.resources, wildcards("sft")
+    assert (r.mem_mb(sft, attempt), r.runtime(sft, attempt), r.cpus(sft), r.tokens(sft)) == (mem_mb, runtime, 6, 512)
 
 
 @pytest.mark.parametrize(("gpus", "gres", "single"), [(0, "", ""), (1, "gpu:1", "gpu:1"), (4, "gpu:4", "gpu:1")])
@@ -65,25 +64,25 @@ def test_a_training_has_all_gpus_of_its_model_and_a_job_of_one_process_has_one(
     gpus: int, gres: str, single: str
 ) -> None:
     w = workflow(gpus=gpus)
-    assert (w.gres(wildcards("sft")), w.single_gres(wildcards("sft"))) == (gres, single)
-    assert parse([*w.launcher(wildcards("sft")).split(), "train"]).processes == max(1, gpus)
+    assert (w.resources.gres(wildcards("sft")), w.resources.single_gres(wildcards("sft"))) == (gres, single)
+    assert parse([*w.resources.launch(wildcards("sft")).split(), "train"]).processes == max(1, gpus)
 
 
-OVER_NODES = ("mpi", "nodes", "tasks", "tasks_per_gpu")
+OVER_NODES = ("mpi", "nodes", "tasks_per_gpu")
 
 
 def test_a_training_over_nodes_is_one_job_with_a_task_on_each() -> None:
     w = workflow(gpus=8, nodes=4, cpus=32)
-    assert [w.over_nodes(name)(wildcards("sft")) for name in OVER_NODES] == ["srun", 4, 4, 0]
-    launch = parse([*w.launcher(wildcards("sft")).split(), "train"])
+    assert [getattr(w.resources, name)(wildcards("sft")) for name in OVER_NODES] == ["srun", 4, 0]
+    launch = parse([*w.resources.launch(wildcards("sft")).split(), "train"])
     assert (launch.nodes, launch.gpus, launch.cpus, launch.processes) == (4, 8, 32, 32)
-    assert w.gres(wildcards("sft")) == "gpu:8"  # of each node
+    assert w.resources.gres(wildcards("sft")) == "gpu:8"  # of each node
 
 
 def test_a_training_on_one_node_says_nothing_of_nodes() -> None:
     """Snakemake leaves out what is None; the mere presence of `mpi` would take the job out of srun's hands."""
     w = workflow(gpus=8)
-    assert [w.over_nodes(name)(wildcards("sft")) for name in OVER_NODES] == [None] * 4
+    assert [getattr(w.resources, name)(wildcards("sft")) for name in OVER_NODES] == [None] * 3
 
 
 def test_shards_over_nodes_without_gpus_are_refused() -> None:
@@ -94,35 +93,37 @@ def test_shards_over_nodes_without_gpus_are_refused() -> None:
 
 def test_a_first_stage_starts_from_the_base_model_whatever_its_seed() -> None:
     w = workflow()
-    assert w.parent_model(wildcards("dpo")) == "results/models/m/model"
-    assert w.parent_reference(wildcards("dpo")) == ["results/runs/d/m/base/seed0/reference/responses.safetensors"]
+    assert w.inputs.parent_model(wildcards("dpo")) == "results/models/m/model"
+    assert w.inputs.parent_reference(wildcards("dpo")) == [
+        "results/runs/d/m/base/seed0/reference/responses.safetensors"
+    ]
 
 
 def test_a_later_stage_starts_from_its_parent_with_the_same_seed() -> None:
     w = workflow()
     parent = "results/runs/d/m/sft/seed3"
-    assert w.parent_model(wildcards("sft-kto")) == f"{parent}/model"
-    assert w.parent_manifest(wildcards("sft-kto")) == f"{parent}/manifest.json"
-    assert w.parent_reference(wildcards("sft-kto")) == [
+    assert w.inputs.parent_model(wildcards("sft-kto")) == f"{parent}/model"
+    assert w.inputs.parent_manifest(wildcards("sft-kto")) == f"{parent}/manifest.json"
+    assert w.inputs.parent_reference(wildcards("sft-kto")) == [
         f"{parent}/reference/{part}.safetensors" for part in ("responses", "mismatched")
     ]
-    assert w.parent_reference(wildcards("sft-simpo")) == []
+    assert w.inputs.parent_reference(wildcards("sft-simpo")) == []
 
 
 def test_a_cell_asks_for_the_check_of_its_own_view_which_looks_at_all_views_of_the_grid() -> None:
     """The grid has sft-dpo alone. Were the file another one when a kto cell joins, dpo would be retrained."""
     w = workflow()
-    assert w.checked(wildcards("sft-dpo")) == "results/tokens/d/m/checked/paired.json"
-    assert w.checked(wildcards("sft")) == "results/tokens/d/m/checked/sft.json"
-    assert w.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
-    assert w.views(SimpleNamespace(dataset="d", model="m", view="unpaired")) == "paired sft unpaired"
+    assert w.inputs.checked(wildcards("sft-dpo")) == "results/tokens/d/m/checked/paired.json"
+    assert w.inputs.checked(wildcards("sft")) == "results/tokens/d/m/checked/sft.json"
+    assert w.resources.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
+    assert w.resources.views(SimpleNamespace(dataset="d", model="m", view="unpaired")) == "paired sft unpaired"
 
 
 def test_prompts_are_those_of_the_cells_dataset_unless_the_prompt_set_names_another() -> None:
     w = workflow()
-    assert w.prompts_data(wildcards("sft", prompts="p")) == "results/data/d/test.parquet"
-    assert w.prompts_data(wildcards("sft", judge="j")) == "results/data/d/test.parquet"
-    assert w.judged_samples(wildcards("sft", judge="j")) == "results/runs/d/m/sft/seed3/samples/p.jsonl"
+    assert w.inputs.prompts_data(wildcards("sft", prompts="p")) == "results/data/d/test.parquet"
+    assert w.inputs.prompts_data(wildcards("sft", judge="j")) == "results/data/d/test.parquet"
+    assert w.inputs.judged_samples(wildcards("sft", judge="j")) == "results/runs/d/m/sft/seed3/samples/p.jsonl"
 
 
 # ---- reward models -----------------------------------------------------------------------------------------------
@@ -130,11 +131,11 @@ def test_prompts_are_those_of_the_cells_dataset_unless_the_prompt_set_names_anot
 
 def test_a_stage_with_a_reward_model_reads_its_scores_of_the_same_dataset_model_and_seed() -> None:
     w = with_rewards("sft-ppo_rm")
-    assert w.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/sft-rm/seed3/reference/scores.safetensors"]
-    assert w.scores(wildcards("sft-grpo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
-    assert w.scores(wildcards("ppo_rm-dpo")) == []  # those of its last stage alone
+    assert w.inputs.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/sft-rm/seed3/reference/scores.safetensors"]
+    assert w.inputs.scores(wildcards("sft-grpo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
+    assert w.inputs.scores(wildcards("ppo_rm-dpo")) == []  # those of its last stage alone
     for method in ("sft-ppo_scores", "sft-grpo", "sft-rm", "sft"):
-        assert w.scores(wildcards(method)) == []
+        assert w.inputs.scores(wildcards(method)) == []
 
 
 def test_a_reward_models_own_settings_for_a_model_reach_its_cells() -> None:
@@ -142,7 +143,7 @@ def test_a_reward_models_own_settings_for_a_model_reach_its_cells() -> None:
     catalogue["stages"] |= STAGES
     catalogue["models"]["m"]["stages"] = {"ppo_rm": {"reward_model": "rm"}}
     w = Workflow(C.load(catalogue))
-    assert w.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
+    assert w.inputs.scores(wildcards("sft-ppo_rm")) == ["results/runs/d/m/rm/seed3/reference/scores.safetensors"]
 
 
 def test_the_views_of_a_reward_model_are_checked_before_what_learns_from_it_is_trained() -> None:
@@ -150,7 +151,7 @@ def test_the_views_of_a_reward_model_are_checked_before_what_learns_from_it_is_t
 
     def views(*methods: str, view: str = "sft", reward_models: tuple[str, ...] = ()) -> str:
         w = with_rewards(*methods, reward_models=reward_models)
-        return w.views(SimpleNamespace(dataset="d", model="m", view=view))
+        return w.resources.views(SimpleNamespace(dataset="d", model="m", view=view))
 
     assert views("ppo_rm") == "paired sft unpaired"
     assert views("grpo_rm") == "grouped paired sft"
@@ -166,20 +167,22 @@ def test_the_views_of_a_reward_model_that_judges_are_checked_as_well() -> None:
     catalogue["judges"]["j"] = {"kind": "reward_model", "reward_model": "sft-rm", "prompts": "p"}
     catalogue["grids"]["g"]["methods"] = ["base"]
     w = Workflow(C.load(catalogue))
-    assert w.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
+    assert w.resources.views(SimpleNamespace(dataset="d", model="m", view="sft")) == "paired sft"
 
 
 def test_a_cell_asks_for_the_check_of_the_view_that_its_scores_make_of_it() -> None:
     w = with_rewards("base")
-    checked = {method: w.checked(wildcards(method)).rsplit("/", 1)[1] for method in ("ppo", "ppo_scores", "ppo_rm")}
+    checked = {
+        method: w.inputs.checked(wildcards(method)).rsplit("/", 1)[1] for method in ("ppo", "ppo_scores", "ppo_rm")
+    }
     assert checked == {"ppo": "unpaired.json", "ppo_scores": "scored.json", "ppo_rm": "unpaired.json"}
-    assert w.checked(wildcards("sft-grpo_rm")) == "results/tokens/d/m/checked/grouped.json"
-    assert w.checked(wildcards("sft-rm")) == "results/tokens/d/m/checked/paired.json"
+    assert w.inputs.checked(wildcards("sft-grpo_rm")) == "results/tokens/d/m/checked/grouped.json"
+    assert w.inputs.checked(wildcards("sft-rm")) == "results/tokens/d/m/checked/paired.json"
 
 
 def test_what_a_cell_is_made_from_holds_its_parents_and_their_reward_models() -> None:
     w = with_rewards("base")
-    found = [(c.method, c.seed) for c in w.made_from(Cell("d", "m", "sft-ppo_rm-simpo", 3))]
+    found = [(c.method, c.seed) for c in w.study.made_from(Cell("d", "m", "sft-ppo_rm-simpo", 3))]
     assert found == [("sft-ppo_rm-simpo", 3), ("sft-ppo_rm", 3), ("sft-rm", 3), ("sft", 3), ("base", 0), ("sft", 3),
                      ("base", 0)]  # fmt: skip
 
@@ -187,13 +190,13 @@ def test_what_a_cell_is_made_from_holds_its_parents_and_their_reward_models() ->
 def test_reward_models_of_a_grid_are_trained_and_logged_and_neither_sampled_nor_judged() -> None:
     without, w = (with_rewards("base", "sft-dpo", reward_models=r) for r in ((), ("rm", "sft-rm")))
     more = [f"results/runs/d/m/{method}/seed{seed}" for method in ("rm", "sft-rm") for seed in (1, 2)]
-    assert w.trained() == [*without.trained(), *(f"{folder}/manifest.json" for folder in more)]
-    assert w.logged() == [*without.logged(), *(f"{folder}/train.jsonl" for folder in more)]
-    assert len(without.trained()) == 2  # base is not trained
+    assert w.targets.trained() == [*without.targets.trained(), *(f"{folder}/manifest.json" for folder in more)]
+    assert w.targets.logged() == [*without.targets.logged(), *(f"{folder}/train.jsonl" for folder in more)]
+    assert len(without.targets.trained()) == 2  # base is not trained
     for target in ("sampled", "judged", "benchmarked"):
-        assert getattr(w, target)() == getattr(without, target)()
-        assert len(getattr(w, target)()) == 4
-        assert not [path for path in getattr(w, target)() if "rm/" in path]
+        assert getattr(w.targets, target)() == getattr(without.targets, target)()
+        assert len(getattr(w.targets, target)()) == 4
+        assert not [path for path in getattr(w.targets, target)() if "rm/" in path]
 
 
 def test_nothing_follows_a_reward_model_or_control_tokens_and_only_policies_answer() -> None:
@@ -203,9 +206,9 @@ def test_nothing_follows_a_reward_model_or_control_tokens_and_only_policies_answ
         ("rm", True, False), ("sft-rm", True, False), ("rm-sft", False, False), ("sft-rm-dpo", False, False),
         ("csft-dpo", False, False), ("csft-rm", False, False), ("sft-nope", False, False),
     ):  # fmt: skip
-        found = bool(re.fullmatch(w.trained_methods, method)), bool(re.fullmatch(w.policies, method))
+        found = bool(re.fullmatch(w.patterns.trained_methods, method)), bool(re.fullmatch(w.patterns.policies, method))
         assert found == (trained, policy), method
-        assert bool(re.fullmatch(w.methods, method)) == (trained or policy)
+        assert bool(re.fullmatch(w.patterns.methods, method)) == (trained or policy)
 
 
 # ---- live references and adapters ----------------------------------------------------------------------------------
@@ -213,13 +216,14 @@ def test_nothing_follows_a_reward_model_or_control_tokens_and_only_policies_answ
 
 @pytest.mark.parametrize("method", ["kto_live", "sft-dpo_synced", "sft-grpo_rm"])
 def test_a_live_reference_is_no_file(method: str) -> None:
-    assert with_rewards("base").parent_reference(wildcards(method)) == []
+    assert with_rewards("base").inputs.parent_reference(wildcards(method)) == []
 
 
 def test_saved_adapters_are_an_input() -> None:
     w = with_rewards("base")
-    assert w.adapters(wildcards("sft-more")) == ["adapters/mine/adapter_model.safetensors"]
-    assert w.adapters(wildcards("more-dpo")) == w.adapters(wildcards("lora")) == w.adapters(wildcards("dpo")) == []
+    assert w.inputs.adapters(wildcards("sft-more")) == ["adapters/mine/adapter_model.safetensors"]
+    for method in ("more-dpo", "lora", "dpo"):
+        assert w.inputs.adapters(wildcards(method)) == []
 
 
 # ---- how it is run, and not what is made ---------------------------------------------------------------------------
@@ -227,11 +231,11 @@ def test_saved_adapters_are_an_input() -> None:
 
 def test_sharding_and_checkpointing_are_options_of_the_command() -> None:
     w = workflow(gpus=8, parallel="fsdp", gradient_checkpointing=True)
-    assert parse([*w.launcher(wildcards("sft")).split(), "train"]).parallel == "fsdp"
-    assert w.checkpointing(wildcards("sft")) == "--gradient-checkpointing"
+    assert parse([*w.resources.launch(wildcards("sft")).split(), "train"]).parallel == "fsdp"
+    assert w.resources.checkpointing(wildcards("sft")) == "--gradient-checkpointing"
     plain = workflow(gpus=8)
-    assert parse([*plain.launcher(wildcards("sft")).split(), "train"]).parallel == "ddp"
-    assert plain.checkpointing(wildcards("sft")) == ""
+    assert parse([*plain.resources.launch(wildcards("sft")).split(), "train"]).parallel == "ddp"
+    assert plain.resources.checkpointing(wildcards("sft")) == ""
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -249,9 +253,9 @@ def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
     folders = ["data/d", "tokens/d/m", "models/m", "grids/g"]
     folders += [f"runs/d/m/{method}/seed1" for method in ("sft", *methods, *rewards)]
     for folder in folders:
-        assert one.slice(SimpleNamespace(folder=folder)) == other.slice(SimpleNamespace(folder=folder))
+        assert one.inputs.slice(SimpleNamespace(folder=folder)) == other.inputs.slice(SimpleNamespace(folder=folder))
     for target in ("trained", "sampled", "judged", "benchmarked", "logged"):
-        assert getattr(one, target)() == getattr(other, target)()
+        assert getattr(one.targets, target)() == getattr(other.targets, target)()
     for inputs in ("parent_model", "parent_manifest", "checked", "parent_reference", "scores", "adapters"):
         for method in (*methods, *rewards):
-            assert getattr(one, inputs)(wildcards(method)) == getattr(other, inputs)(wildcards(method))
+            assert getattr(one.inputs, inputs)(wildcards(method)) == getattr(other.inputs, inputs)(wildcards(method))

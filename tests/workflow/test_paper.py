@@ -15,8 +15,8 @@ from halos.plan.devices import GB
 from halos.plan.jobs import Plan
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
-from halos.study.study import cells
-from halos.workflow.inputs import Workflow
+from halos.study.study import Study
+from tests.workflow.bound import Workflow
 from tests.workflow.conftest import ROOT, Job, Project, Run
 
 CONFIG = C.load(ROOT / "config.yaml")
@@ -30,7 +30,7 @@ def paper(project: Project) -> Run:
 
 
 def test_the_grid_is_seven_models_by_twelve_methods() -> None:
-    assert len(cells(CONFIG, "paper")) == 84
+    assert len(Study(CONFIG, "paper").cells) == 84
     assert (len(PAPER.models), len(PAPER.methods), PAPER.seeds) == (7, 12, (1,))
 
 
@@ -90,8 +90,8 @@ def test_new_configs_of_the_kto_cells_are_their_trainings_and_samples_and_the_re
 
 def _about(job: Job) -> str:
     w = job.wildcards
-    order = ("folder", "dataset", "model", "method", "seed", "prompts", "judge", "grid")
-    return "/".join(f"seed{w[name]}" if name == "seed" else w[name] for name in order if name in w)
+    order = ("folder", "dataset", "model", "method", "run", "prompts", "judge", "grid")
+    return "/".join(w[name] for name in order if name in w)
 
 
 def test_every_stage_of_the_paper_is_trained_with_its_optimizer() -> None:
@@ -131,8 +131,8 @@ def test_a_grid_can_have_samples_without_a_judge() -> None:
     grid = PAPER.model_copy(update={"judges": (), "prompts": ("archangel_test",)})
     config = CONFIG.model_copy(update={"grid": "paper", "grids": {**CONFIG.grids, "paper": grid}})
     workflow = Workflow(config)
-    assert workflow.judged() == []
-    assert len(workflow.sampled()) == 84
+    assert workflow.targets.judged() == []
+    assert len(workflow.targets.sampled()) == 84
 
 
 KINDS = {"pythia": "gpt_neox", "llama": "llama"}

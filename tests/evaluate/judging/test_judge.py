@@ -23,8 +23,9 @@ from halos.settings import dump, identity
 from halos.study import catalogue as C
 from halos.study.checks import check_files, check_keys
 from halos.study.slices import config_slice
-from halos.workflow.inputs import Workflow
+from halos.study.study import Study
 from tests.conftest import CATALOGUE
+from tests.workflow.bound import Workflow
 from tests.workflow.conftest import CATALOGUE as SMALL
 from tests.workflow.conftest import Job, Project, copy_files
 
@@ -443,43 +444,43 @@ def test_an_edited_judge_is_another_slice_for_itself_alone() -> None:
 
 
 def wildcards(judge: str) -> SimpleNamespace:
-    return SimpleNamespace(dataset="d", model="m", method="sft-dpo", seed="3", judge=judge)
+    return SimpleNamespace(dataset="d", model="m", method="sft-dpo", run="seed3", judge=judge)
 
 
 def test_all_cells_are_judged_by_the_reward_model_of_one_seed() -> None:
     w = Workflow(load(kind="reward_model", reward_model="sft-rm"))
-    assert w.judging_model(wildcards("j")) == []
+    assert w.inputs.judging_model(wildcards("j")) == []
     folder = "results/runs/d/m/sft-rm/seed1"
-    assert w.judging_model(wildcards("r")) == [f"{folder}/model", f"{folder}/manifest.json"]
+    assert w.inputs.judging_model(wildcards("r")) == [f"{folder}/model", f"{folder}/manifest.json"]
 
 
 def test_a_baseline_is_a_file_or_the_samples_of_another_cell() -> None:
     program = {"kind": "verifier", "verifier": "toy"}
     w = Workflow(load(**program))
-    assert w.baseline(wildcards("r")) == []
+    assert w.inputs.baseline(wildcards("r")) == []
     w = Workflow(load(**program, baseline={"file": "data/outputs.json"}))
-    assert w.baseline(wildcards("r")) == ["data/outputs.json"]
+    assert w.inputs.baseline(wildcards("r")) == ["data/outputs.json"]
     w = Workflow(load(**program, baseline={"method": "sft"}))
-    assert w.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
-    of_round = SimpleNamespace(**{**wildcards("r").__dict__, "seed": "3/round2"})
-    assert w.baseline(of_round) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
+    assert w.inputs.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
+    of_round = SimpleNamespace(**{**wildcards("r").__dict__, "run": "seed3/round2"})
+    assert w.inputs.baseline(of_round) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
     w = Workflow(load(**program, baseline={"method": "sft", "seed": 7}))
-    assert w.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed7/samples/p.jsonl"]
+    assert w.inputs.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed7/samples/p.jsonl"]
 
 
 def test_the_views_of_a_baseline_that_the_grid_does_not_name_are_checked() -> None:
     of_store = SimpleNamespace(dataset="d", model="m", view="paired")
-    assert Workflow(load(kind="verifier", verifier="toy")).views(of_store) == "paired sft"
+    assert Workflow(load(kind="verifier", verifier="toy")).resources.views(of_store) == "paired sft"
     w = Workflow(load(kind="verifier", verifier="toy", baseline={"method": "sft-kto"}))
-    assert w.views(of_store) == "paired sft unpaired"
+    assert w.resources.views(of_store) == "paired sft unpaired"
 
 
 def test_how_fast_a_model_is_asked_reaches_the_command() -> None:
     asked: dict[str, Any] = {"kind": "openai", "openai": {"annotator": "chatgpt"}}
-    assert Workflow(load(**asked)).judging_limits(wildcards("r")) == "--concurrency 16"
+    assert Workflow(load(**asked)).resources.judge.limits(wildcards("r")) == "--concurrency 16"
     w = Workflow(load(**asked, concurrency=4, requests_per_minute=90))
-    assert w.judging_limits(wildcards("r")) == "--concurrency 4 --requests-per-minute 90"
-    assert (w.judging_gres(wildcards("r")), w.judging_model(wildcards("r"))) == ("", [])
+    assert w.resources.judge.limits(wildcards("r")) == "--concurrency 4 --requests-per-minute 90"
+    assert (w.resources.judge.single_gres(wildcards("r")), w.inputs.judging_model(wildcards("r"))) == ("", [])
 
 
 def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
@@ -488,15 +489,15 @@ def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(HalosError, match="put it into the environment variable OPENAI_API_KEY"):
-        check_keys(load(kind="openai", openai={"annotator": "chatgpt"}))
+        check_keys(Study(load(kind="openai", openai={"annotator": "chatgpt"})))
     config = load(kind="verifier", verifier="toy", baseline={"file": "outputs.json"}, length_control="alpaca_eval",
                   difficulties="hard.csv")  # fmt: skip
     for file in ("outputs.json", "hard.csv"):
         with pytest.raises(HalosError, match=rf"judges\.r wants {file}, which does not exist"):
-            check_files(config)
+            check_files(Study(config))
         Path(file).touch()
-    check_files(config)
-    assert Workflow(config).difficulties(wildcards("r")) == ["hard.csv"]
+    check_files(Study(config))
+    assert Workflow(config).inputs.difficulties(wildcards("r")) == ["hard.csv"]
 
 
 def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
@@ -505,14 +506,14 @@ def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
     monkeypatch.chdir(tmp_path)
     w = Workflow(load(kind="reward_model", reward_model="./mine"))
     with pytest.raises(HalosError, match="there is no reward model in mine"):
-        w.judging_model(wildcards("r"))
+        w.inputs.judging_model(wildcards("r"))
     (tmp_path / "mine").mkdir()
     content = '{"architectures": ["XForSequenceClassification"], "id2label": {"0": "A"}}'
     (tmp_path / "mine/config.json").write_text(content)
     with pytest.raises(HalosError, match="has no chat template"):
-        w.judging_model(wildcards("r"))
+        w.inputs.judging_model(wildcards("r"))
     (tmp_path / "mine/chat_template.jinja").touch()
-    assert w.judging_model(wildcards("r")) == ["mine"]
+    assert w.inputs.judging_model(wildcards("r")) == ["mine"]
 
 
 def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> None:
@@ -520,10 +521,14 @@ def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> 
     needs = Resources(gpus=2, cpus=8, mem_gb=48, runtime=90, tokens_per_microbatch=512)
     entry = config.models["m"].model_copy(update={"resources": needs})
     w = Workflow(config.model_copy(update={"models": {"m": entry}}))
-    names = ("cpus", "mem_mb", "runtime", "tokens_per_microbatch")
-    assert [w.judging_resource(name)(wildcards("r"), 2) for name in names] == [8, 96000, 180, 512]
-    assert [w.judging_resource(name)(wildcards("j"), 2) for name in names] == [1, 4000, 60, 16384]
-    assert (w.judging_gres(wildcards("r")), w.judging_gres(wildcards("j"))) == ("gpu:1", "")
+    of = w.resources.judge
+    for name, needed in (("r", (8, 96000, 180, 512)), ("j", (1, 8000, 120, 16384))):  # doubled: a second attempt
+        named = wildcards(name)
+        assert (of.cpus(named), of.mem_mb(named, 2), of.runtime(named, 2), of.tokens(named)) == needed
+    assert (of.single_gres(wildcards("r")), of.single_gres(wildcards("j"))) == (
+        "gpu:1",
+        "",
+    )
 
 
 def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_its_judge(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""The files that a grid asks for, by the phase that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from halos.study.paths import Paths, RunPaths
+from halos.study.study import Study
+
+
+class Targets:
+    """The targets of a study. Each takes wildcards, as Snakemake passes them, and reads none."""
+
+    def __init__(self, study: Study, paths: Paths | None = None) -> None:
+        self.study, self.paths = study, paths or Paths()
+
+    def _runs(self, path: Callable[[RunPaths], Path]) -> list[Path]:
+        """One file of the run of every trained cell of the grid, reward models included."""
+        trained = [cell for cell in (*self.study.cells, *self.study.reward_models) if cell.stage]
+        return [path(self.paths.run(cell)) for cell in trained]
+
+    def trained(self, *_: Any) -> list[Path]:
+        return self._runs(lambda run: run.manifest)
+
+    def logged(self, *_: Any) -> list[Path]:
+        return self._runs(lambda run: run.log)
+
+    def sampled(self, *_: Any) -> list[Path]:
+        pairs = product(self.study.cells, self.study.prompts)
+        return [self.paths.run(cell).samples(prompts) for cell, prompts in pairs]
+
+    def judged(self, *_: Any) -> list[Path]:
+        """Judgements of every cell, and of the rounds of online stages but the last, which is the cell's own."""
+        rounds = [r for cell in self.study.cells for r in self.study.rounds(cell)[:-1]]
+        pairs = product([*self.study.cells, *rounds], self.study.judges)
+        return [self.paths.run(cell).judged(judge) for cell, judge in pairs]
+
+    def benchmarked(self, *_: Any) -> list[Path]:
+        return [self.paths.run(cell).task(task) for cell, task in product(self.study.cells, self.study.tasks)]
+
+    def counted(self, *_: Any) -> list[Path]:
+        """What was counted in each dataset, before and after it was tokenized."""
+        g = self.study.settings
+        stores = [self.paths.store(dataset, model).report for dataset, model in product(g.datasets, g.models)]
+        return [self.paths.data(dataset).report for dataset in g.datasets] + stores
+
+    def described(self, *_: Any) -> list[Path]:
+        """The report on each dataset as each model sees it."""
+        g = self.study.settings
+        return [
+            self.paths.description(dataset, model) / "report.json" for dataset, model in product(g.datasets, g.models)
+        ]
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables of the grid, each as CSV, Markdown and LaTeX."""
+        names = ["main", "comparisons", "benchmarks", "lengths", "cost", "data"]
+        return [*names, "published"] if self.study.settings.published else names
+
+    @property
+    def figures(self) -> list[str]:
+        """The main figure, and those that have something to show for the grid."""
+        study = self.study
+        trained = [cell for cell in study.cells if cell.stage]
+        stages = [study.stage(cell) for cell in trained]
+        shows = {
+            "win_rate": True,
+            "score": any(judge.kind != "openai" for judge in study.judges.values()),
+            "size": bool(study.judges) and len(study.settings.models) > 1,
+            "training": bool(trained),
+            "rounds": bool(study.judges) and any(stage.online for stage in stages),
+            "frontier": any(stage.make_loss().needs_reference for stage in stages),
+            "imbalance": bool(study.judges) and any(min(s.keep_desirable, s.keep_undesirable) < 1 for s in stages),
+            "length": bool(study.judges),
+            "benchmarks": bool(study.tasks),
+            "cost": bool(trained or study.reward_models),
+        }
+        return [name for name, shown in shows.items() if shown]
