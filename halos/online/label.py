@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from pathlib import Path
@@ -75,10 +76,10 @@ def label(
     samples: list[Path],
     output: list[Path],
     report: Path,
-    reward_model: list[Path],
-    tokens_per_microbatch: int,
-    concurrency: int,
-    requests_per_minute: int | None,
+    reward_model: Sequence[Path] = (),
+    tokens_per_microbatch: int = 16384,
+    concurrency: int = 16,
+    requests_per_minute: int | None = None,
 ) -> None:
     """The verb: score samples and make feedback records of them, one for each prompt.
 
@@ -105,7 +106,7 @@ def label(
     content = read_slice(config)
     name, kind = f"labeller {content['labeller']}", content["kind"]
     rows = [read_samples(path) for path in samples]
-    model = open_reward_model(name, kind, reward_model, tokens_per_microbatch)
+    model = open_reward_model(name, kind, list(reward_model), tokens_per_microbatch)
     if model is not None:
         score = by_reward_model(model)
     elif kind == "openai":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -27,7 +27,14 @@ WINDOW = 2048
 """Sequences after which a pass that was stopped can go on; microbatches are cut within them."""
 
 
-def reference(config: Path, parent: Path, store: Path, part: str, output: Path, tokens_per_microbatch: int) -> None:
+def reference(
+    config: Path,
+    parent: Path,
+    store: Path,
+    part: Literal["responses", "mismatched", "scores"],
+    output: Path,
+    tokens_per_microbatch: int = 16384,
+) -> None:
     """The verb: one pass of `parent` over a part of the store. A pass that was stopped goes on after its last window.
 
     Args:

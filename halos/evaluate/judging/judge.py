@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -54,12 +54,12 @@ def judge(
     samples: Path,
     feedback: Path,
     output: Path,
-    reward_model: list[Path],
-    baseline: list[Path],
-    difficulties: list[Path],
-    tokens_per_microbatch: int,
-    concurrency: int,
-    requests_per_minute: int | None,
+    reward_model: Sequence[Path] = (),
+    baseline: Sequence[Path] = (),
+    difficulties: Sequence[Path] = (),
+    tokens_per_microbatch: int = 16384,
+    concurrency: int = 16,
+    requests_per_minute: int | None = None,
 ) -> None:
     """Judge a cell's samples against a baseline.
 
@@ -88,9 +88,9 @@ def judge(
     if kind not in KINDS:
         raise HalosError(f"{name}: unknown kind {kind!r}{suggest(kind, KINDS)}")
     rows = read_samples(samples)
-    against = open_baseline(content["baseline"], baseline)
+    against = open_baseline(content["baseline"], list(baseline))
     comparisons = compare(rows, feedback, samples, against, content["whole_sentences"])
-    model = open_reward_model(name, kind, reward_model, tokens_per_microbatch)
+    model = open_reward_model(name, kind, list(reward_model), tokens_per_microbatch)
     details: list[dict[str, Any]]
     if kind == "openai":
         cache = output.with_name(f"{content['judge']}.answers.jsonl")
