@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -25,8 +25,8 @@ def sample(
     model: Path,
     store: Path,
     output: list[Path],
-    batch: int,
-    backend: str = "transformers",
+    batch: int = 64,
+    backend: Literal["transformers", "vllm"] = "transformers",
     tensor_parallel: int = 1,
 ) -> None:
     """The verb: sample responses to one prompt set or several, one after the other.

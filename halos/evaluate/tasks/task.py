@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from halos.errors import HalosError
 from halos.evaluate.tasks.lm_eval import (
@@ -31,10 +31,10 @@ uses whenever this is above 0."""
 def evaluate(
     config: Path,
     model: Path,
-    feedback: Path | None,
     output: Path,
+    feedback: Path | None = None,
     fetched: Sequence[Path] = (),
-    backend: str = "transformers",
+    backend: Literal["transformers", "vllm"] = "transformers",
     tensor_parallel: int = 1,
 ) -> None:
     """Run a task and write lm-eval's whole result, with what tables read of it under `halos`: {task_id, backend,

@@ -84,7 +84,7 @@ def run(folder: Path, model: Path, rows: list[F.Feedback] | None, **changes: Any
         feedback = folder / "test.parquet"
         F.write(rows, feedback)
     output = folder / "tasks" / "mine.json"
-    tasks.evaluate(folder / "task.yaml", model, feedback, output)
+    tasks.evaluate(folder / "task.yaml", model, output, feedback)
     assert list(output.parent.iterdir()) == [output]
     result: dict[str, Any] = json.loads(output.read_text())
     return result
