@@ -16,7 +16,7 @@ from halos.data import feedback
 from halos.data.feedback import Feedback, labels_of_pairs
 from halos.errors import HalosError
 from halos.files import write_json
-from halos.sample.samples import read_samples
+from halos.sample.samples import Sample, read_samples
 from halos.scoring.asking import by_asking
 from halos.scoring.reward_model import by_reward_model, open_reward_model
 from halos.scoring.scores import Score, by_verifier
@@ -114,9 +114,9 @@ def label(
     else:
         score = by_verifier
     every = [row for part in rows for row in part]
-    said = [row for row in every if row["response"].strip()]
-    given = iter(score(content, [row["prompt"] for row in said], [row["response"] for row in said]))
-    scores = [[next(given) if row["response"].strip() else EMPTY for row in part] for part in rows]
+    said = [row for row in every if row.response.strip()]
+    given = iter(score(content, [row.prompt or [] for row in said], [row.response for row in said]))
+    scores = [[next(given) if row.response.strip() else EMPTY for row in part] for part in rows]
     if os.environ.get("RANK", "0") != "0":
         return
     threshold = _threshold(content, [s.value for s in scores[0] if s.value is not None])
@@ -144,19 +144,19 @@ def _threshold(content: dict[str, Any], scores: list[float]) -> float | None:
     return float(median(scores) if given == "median" else given)
 
 
-def _by_prompt(rows: list[dict[str, Any]], scores: list[Score]) -> list[Samples]:
+def _by_prompt(rows: list[Sample], scores: list[Score]) -> list[Samples]:
     """The scored samples of each prompt, in the order of the file."""
     found: list[Samples] = []
-    for _, both in groupby(zip(rows, scores, strict=True), key=lambda both: both[0]["prompt_id"]):
+    for _, both in groupby(zip(rows, scores, strict=True), key=lambda both: both[0].prompt_id):
         kept = [(row, score.value) for row, score in both if score.value is not None]
         if kept:
-            texts = [row["response"] for row, _ in kept]
-            cut = [row.get("finish_reason") == "length" for row, _ in kept]
-            found.append(Samples(kept[0][0]["prompt"], texts, [value for _, value in kept], cut))
+            texts = [row.response for row, _ in kept]
+            cut = [row.finish_reason == "length" for row, _ in kept]
+            found.append(Samples(kept[0][0].prompt or [], texts, [value for _, value in kept], cut))
     return found
 
 
-def _counts(rows: list[dict[str, Any]], scores: list[Score], records: list[Feedback]) -> dict[str, Any]:
+def _counts(rows: list[Sample], scores: list[Score], records: list[Feedback]) -> dict[str, Any]:
     values = [s.value for s in scores if s.value is not None]
     labels = Counter(label for record in records for label in record.desirable)
     return {
@@ -164,8 +164,8 @@ def _counts(rows: list[dict[str, Any]], scores: list[Score], records: list[Feedb
         "scored": len(values),
         "failed": dict(sorted(Counter(s.problem for s in scores if s.value is None).items())),
         "mean_score": fmean(values) if values else None,
-        "cut": sum(row.get("finish_reason") == "length" for row in rows),
-        "prompts": len({row["prompt_id"] for row in rows}),
+        "cut": sum(row.finish_reason == "length" for row in rows),
+        "prompts": len({row.prompt_id for row in rows}),
         "records": len(records),
         "desirable": labels[True],
         "undesirable": labels[False],

@@ -54,7 +54,7 @@ def open_baseline(setting: str | dict[str, Any], files: list[Path]) -> Baseline:
             return None if place is None else (outputs[place][1], place)
 
         return Baseline(_name(setting), from_file, len(outputs))
-    samples = {(row["prompt_id"], row["sample"]): str(row["response"]) for row in read_samples(files[0])}
+    samples = {(row.prompt_id, row.sample): row.response for row in read_samples(files[0])}
 
     def from_cell(record: Feedback, sample: int) -> tuple[str, int | None] | None:
         response = samples.get((record.prompt_id, sample))

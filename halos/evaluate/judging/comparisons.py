@@ -6,13 +6,13 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from halos.data.feedback import Turn, records_of
 from halos.errors import HalosError
 from halos.evaluate.judging.baseline import Baseline
+from halos.sample.samples import Sample
 
 SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u2026][\"'\u201d\u2019)\]*_]*(?=\s|$)|[\u3002\uff01\uff1f]")
 ENUMERATOR = re.compile(r"\s*(\d+|[A-Za-z])\.")
@@ -51,7 +51,7 @@ class Comparison:
 
 
 def compare(
-    rows: list[dict[str, Any]], feedback: Path, samples: Path, baseline: Baseline, whole_sentences: bool = False
+    rows: list[Sample], feedback: Path, samples: Path, baseline: Baseline, whole_sentences: bool = False
 ) -> list[Comparison]:
     """Each sample beside the baseline's response, in the samples' order; those without one are left out.
 
@@ -64,21 +64,21 @@ def compare(
     Raises:
         HalosError: a prompt that the feedback does not have, or no prompt with a response of the baseline.
     """
-    wanted = pa.array({row["prompt_id"] for row in rows}, pa.string())
+    wanted = pa.array({row.prompt_id for row in rows}, pa.string())
     records = {record.prompt_id: record for record in records_of(feedback, wanted)}
     cut = cut_to_sentence if whole_sentences else str
     comparisons = []
     for row in rows:
-        record = records.get(row["prompt_id"])
+        record = records.get(row.prompt_id)
         if record is None:
-            raise HalosError(f"{samples}: prompt {row['prompt_id']} is not in {feedback}; sample again from it")
-        found = baseline.find(record, row["sample"])
+            raise HalosError(f"{samples}: prompt {row.prompt_id} is not in {feedback}; sample again from it")
+        found = baseline.find(record, row.sample)
         if found is not None:
-            candidate, (other, position) = row["response"], found
+            candidate, (other, position) = row.response, found
             comparisons.append(
                 Comparison(
-                    record.prompt_id, row["sample"], record.prompt, cut(candidate), cut(other),
-                    (len(candidate), len(other)), row.get("finish_reason"), position,
+                    record.prompt_id, row.sample, record.prompt, cut(candidate), cut(other),
+                    (len(candidate), len(other)), row.finish_reason, position,
                 )
             )  # fmt: skip
     if not comparisons and baseline.name == "target":

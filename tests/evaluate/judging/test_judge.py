@@ -201,7 +201,7 @@ def test_the_same_input_gives_the_same_bytes_and_no_other_file(
         ('{"prompt_id": "x", ', "line 2 is not a sample"),
         ("[1]", "line 2 is not a sample"),
         ('{"prompt_id": "x", "sample": 0}', "line 2 is not a sample .*response"),
-        ('{"prompt_id": "x", "sample": 0, "response": null}', "response is not text"),
+        ('{"prompt_id": "x", "sample": 0, "response": null}', "response: Input should be a valid string"),
         ('{"prompt_id": "x", "sample": 0, "response": "a"}', "prompt x is not in"),
     ],
 )
