@@ -167,7 +167,7 @@ def prepare_vllm(tensor_parallel: int) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise HalosError(
             "vLLM is not installed in this environment: `make env-vllm` makes one for CPUs and `snakemake --sdm conda` "
-            "one for GPUs (envs/sample.yaml); or say `sampler: transformers` in the model's resources"
+            "one for GPUs (envs/sample.yaml); or set `sampler: transformers` in the model's resources"
         )
     if tensor_parallel > max(1, gpus := torch.cuda.device_count()):
         raise HalosError(f"a model cannot be split over {tensor_parallel} GPUs where there are {gpus}; lower "
@@ -232,7 +232,7 @@ class Vllm(Backend):
             return LLMEngine.from_engine_args(arguments)
         except ValueError as error:
             why = shorten(str(error), 300)
-            raise HalosError(f"vLLM cannot run the model in {self.folder} ({why}); put that right or say `sampler: "
+            raise HalosError(f"vLLM cannot run the model in {self.folder} ({why}); correct that or set `sampler: "
                              "transformers` in its resources") from error  # fmt: skip
 
     def generate(
