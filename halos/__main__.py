@@ -9,7 +9,7 @@ from halos.cli import main
 code = main()
 
 
-if "torch" in sys.modules:  # processes that just exit may abort while others still talk to them
+if "torch" in sys.modules:  # a process that exits without it may abort while others still talk to it
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

@@ -1,8 +1,8 @@
-"""`fetch`, the one verb that downloads: what a model, a dataset or a task has on the Hugging Face hub.
+"""`fetch`, the only verb that downloads: the files of a model, a dataset or a task on the Hugging Face hub.
 
-It fills the hub's caches, below HF_HOME, and writes down the commits that it found. All other verbs are offline, and
-read those caches at those commits. On a cluster, then, only the machine on which the workflow is started needs a
-network, and HF_HOME has to be on a file system that the nodes share with it.
+It fills the hub's caches, below HF_HOME, and writes down the commits. All other verbs are offline and read those caches
+at those commits. On a cluster only the machine that starts the workflow needs a network, and HF_HOME has to be on a
+file system that the nodes share with it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from halos.settings import read_slice
 
 
 def fetch(config: Path, output: Path) -> None:
-    """Download what a model, a dataset or a task has on the hub.
+    """Download the files that a model, a dataset or a task has on the hub.
+
+    The commits are written as JSON. For a model: {hub, revision, commit}, and the same under `base` for the model that
+    LoRA adapters belong to. For a dataset: {sources}, with {hub, commit} for each source on the hub and null for any
+    other. For a task: {task, data}, with {hub, name, commit} for each dataset.
 
     Args:
-        config: slice of its entry.
-        output: JSON to write. Of a model: {hub, revision, commit}, and the same under `base` for the model that LoRA
-            adapters belong to. Of a dataset: {sources}, with {hub, commit} of each that is on the hub, None of another.
-            Of a task: {task, data}, with {hub, name, commit} of each dataset.
+        config: config.yaml of the model, dataset or task.
+        output: commits to write, JSON.
 
     Raises:
-        HalosError: something cannot be had, or the config names nothing that is on the hub.
+        HalosError: a download fails, or the config names nothing on the hub.
     """
     content = read_slice(config)
     found: dict[str, Any] = {}
@@ -52,7 +54,7 @@ def fetch(config: Path, output: Path) -> None:
 
 
 def _open(entry: dict[str, Any]) -> dict[str, str] | None:
-    """Open a source in each of its splits, which downloads them; both are of one commit."""
+    """Download a source by opening each of its splits, all at one commit: {hub, commit}."""
     origin: dict[str, str] = {}
     for split in getattr(SOURCES[entry["name"]], "splits", SPLITS):
         origin = getattr(SOURCES[entry["name"]](split, **pinned(entry, origin)), "origin", {})

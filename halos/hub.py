@@ -1,4 +1,4 @@
-"""What all that is read from the Hugging Face hub has in common: it was fetched before, and is read offline."""
+"""Offline use of the Hugging Face hub: the verb `fetch` downloads, all others read what it downloaded."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Any
 from halos.errors import HalosError
 
 FETCHED = "fetched.json"
-"""Below the folder of a model, a dataset or a task: the commits that `fetch` found."""
+"""File in the folder of a model, a dataset or a task with the commits that `fetch` downloaded."""
 
 
 def go_offline() -> None:
-    """Keep the libraries that know the hub from asking it, unless the environment says otherwise. They read this when
-    they are imported."""
+    """Set the hub's libraries to offline, unless the environment says otherwise. They read this when imported."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
         os.environ.setdefault(name, "1")
 
 
 def remedy() -> str:
-    """What to do about something on the hub that cannot be had."""
+    """The end of a message about something on the hub that cannot be read: what to do about it."""
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
@@ -31,7 +30,13 @@ def remedy() -> str:
 
 
 def read_fetched(files: Sequence[Path]) -> dict[str, Any]:
-    """What `fetch` wrote, as a rule hands it on: one file, or none.
+    """The content of a fetched.json.
+
+    Args:
+        files: the file, or nothing where nothing is on the hub, as rules pass it.
+
+    Returns:
+        The content; empty without a file.
 
     Raises:
         HalosError: the file is missing.
@@ -39,6 +44,6 @@ def read_fetched(files: Sequence[Path]) -> dict[str, Any]:
     if not files:
         return {}
     if not files[0].is_file():
-        raise HalosError(f"there is no {files[0]}: `python -m halos fetch` writes it")
+        raise HalosError(f"there is no {files[0]}; `python -m halos fetch` writes it")
     content: dict[str, Any] = json.loads(files[0].read_text())
     return content

@@ -1,4 +1,4 @@
-"""Named things that a user may add to: losses, sources, verifiers."""
+"""Registries of what a user may add to by a plugin: losses, sources, verifiers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to `name`, or the whole list when none is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known) or 'none'}"
+    """The end of a message about an unknown name: the closest known name, or all of them when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names) or 'none'}"
 
 
 class Registry(Generic[T]):
-    """A dictionary that is filled by decorator: `@LOSSES.register("kto")`.
+    """A mapping from names to entries, filled by a decorator: `@LOSSES.register("kto")`.
 
     Args:
-        word: what one entry is called in messages, for example "loss".
+        word: the noun for one entry in messages, for example "loss".
     """
 
     def __init__(self, word: str) -> None:
@@ -35,6 +35,12 @@ class Registry(Generic[T]):
         self._plugins: dict[str, Path] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that registers an entry.
+
+        Raises:
+            HalosError: another entry has this name.
+        """
+
         def add(entry: T) -> T:
             known = self._entries.get(name)
             if known is not None and _origin(known) != _origin(entry):
@@ -58,12 +64,12 @@ class Registry(Generic[T]):
         return iter(sorted(self._entries))
 
     def plugin(self, name: str) -> Path | None:
-        """The plugin file that registered `name`; None for what the package itself brings."""
+        """The plugin file that registered `name`; None for an entry of the package itself."""
         return self._plugins.get(name)
 
 
 def _origin(entry: Any) -> tuple[str, str]:
-    """Where an entry was defined: a module that is read again registers the same entries."""
+    """Module and name of an entry's definition. A module that runs twice registers entries of the same origin."""
     return entry.__module__, entry.__qualname__
 
 
@@ -87,7 +93,7 @@ def load_plugins(files: Iterable[str | Path]) -> None:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up by name
+        sys.modules[spec.name] = module  # dataclasses look up their module by name
         _loading.append(path)
         try:
             spec.loader.exec_module(module)
@@ -101,9 +107,11 @@ def load_plugins(files: Iterable[str | Path]) -> None:
 
 
 def plugin_slice(*files: Path | None) -> dict[str, str]:
-    """{file: sha256 of its text} of the plugins among `files`: it goes into the config of what they make, so that
-    editing a plugin reruns just that."""
-    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f is not None}
+    """{file: sha256 of its text} of plugins; entries that are None are left out.
+
+    It is part of the config of what the plugins make, so that editing a plugin reruns that alone.
+    """
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file is not None}
 
 
 LOSSES: Registry[type[Any]] = Registry("loss")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from halos.cli import VERBS, main
+from halos import __version__
+from halos.cli import VERBS, descriptions, header, main
 from halos.data import feedback as F
 from halos.settings import dump
 from halos.study.catalogue import load
@@ -38,27 +41,60 @@ def helped(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+def parameters(verb: str) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(header(verb)).parameters)
+
+
 def test_the_top_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     words = helped(capsys).split()
-    assert [verb for verb in (*VERBS, "list", "config", "verify", "schema") if verb not in words] == []
-
-
-@pytest.mark.parametrize("verb", [*VERBS, "list", "config", "verify", "schema"])
-def test_the_help_of_a_verb_names_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = helped(capsys, verb)
-    options = [f"--{name.replace('_', '-')}" for name in VERBS[verb].options] if verb in VERBS else []
-    assert [option for option in options if f"  {option}" not in text] == []
-    assert verb not in VERBS or VERBS[verb].help.split()[0] in text
+    assert [verb for verb in VERBS if verb not in words] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_options_of_a_verb_are_the_parameters_of_its_function(verb: str) -> None:
-    import importlib
-    import inspect
+def test_the_help_of_a_verb_shows_every_option_and_its_text(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = helped(capsys, verb).split("\n")
+    text = " ".join(" ".join(lines).split())
+    for name, help_text in descriptions(header(verb)).items():
+        kind = parameters(verb)[name].kind
+        option = "" if kind is inspect.Parameter.POSITIONAL_ONLY else f"--{name.replace('_', '-')}"
+        assert any(line.startswith(f"  {option}") for line in lines), name
+        assert "".join(help_text.split()) in text.replace(" ", "")  # words may be cut at a hyphen
 
-    module, name = VERBS[verb].function.split(":")
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_and_every_option_has_a_help_text(verb: str) -> None:
+    function = header(verb)
+    assert function.__doc__
+    texts = descriptions(function)
+    assert sorted(texts) == sorted(parameters(verb))
+    assert [name for name, text in texts.items() if not text] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_header_of_a_verb_has_the_parameters_of_its_function(verb: str) -> None:
+    module, name = VERBS[verb].split(":")
     function = getattr(importlib.import_module(module), name)
-    assert sorted(inspect.signature(function).parameters) == sorted(VERBS[verb].options)
+    expected = inspect.signature(function, eval_str=True).parameters
+    assert parameters(verb) == dict(expected)
+    assert inspect.getdoc(header(verb)) == inspect.getdoc(function)
+
+
+def test_descriptions_are_read_from_one_name_or_several_and_over_lines() -> None:
+    def function() -> None:
+        """Do something.
+
+        More about it: this is no parameter.
+
+        Args:
+            one: its text, which
+                goes on: here.
+            two, three: of both.
+
+        Raises:
+            HalosError: always.
+        """
+
+    assert descriptions(function) == {"one": "its text, which goes on: here", "two": "of both", "three": "of both"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "losses"], ["schema"]])
@@ -105,7 +141,7 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
     cell = world.slice("runs/d/m/sft/seed1", examples=16)
     options: dict[str, dict[str, Any]] = {
         "prepare": {"config": world.slice("data/d"), "train": folder / "a", "test": folder / "b"},
-        "check": {"store": world.store, "views": "paired"},
+        "check": {"store": world.store, "views": "paired", "prompts": 0},
         "label": {"config": folder / "labeller.yaml", "samples": folder / "samples.jsonl"},
         "judge": {"config": world.slice("judges/j"), "samples": folder / "samples.jsonl", "feedback": test},
         "tokenize": {"config": world.slice("tokens/d/m"), "train": train, "test": test, "model": world.base / "model"},
@@ -115,7 +151,7 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
         "train": {"config": cell, "parent": world.base, "store": world.store},
         "task": {"config": world.slice("tasks/t"), "model": world.base / "model", "feedback": test},
     }  # fmt: skip
-    made = {name: folder / name for name in ("output", "report") if name in VERBS[verb].options}
+    made = {name: folder / name for name in ("output", "report") if name in parameters(verb)}
     return [verb, *(str(x) for name, value in {**options[verb], **made}.items() for x in (f"--{name}", value))]
 
 
@@ -198,15 +234,53 @@ def test_train_takes_what_most_stages_do_without(monkeypatch: pytest.MonkeyPatch
 def test_a_reference_is_of_every_part_there_is() -> None:
     from halos.reference.cache import PARTS, SCORES
 
-    assert VERBS["reference"].options["part"].choices == (*PARTS, SCORES)
+    assert get_args(parameters("reference")["part"].annotation) == (*PARTS, SCORES)
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["train"], ["reference", "--part", "all"]])
-def test_a_wrong_call_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no verb": ([], "the following arguments are required: VERB"),
+    "an option and no verb": (["--config", "c"], "the following arguments are required: VERB"),
+    "no such verb": (["trian", "--config", "c"], "there is no verb 'trian'; did you mean 'train'?"),
+    "no such option": (["sample", "--modle", "m"], "sample has no option --modle; did you mean '--model'?"),
+    "an abbreviation": (["verify", "run", "--conf=c"], "verify has no option --conf; did you mean '--config'?"),
+    "no options": (["join"], "the following arguments are required: --config, --rounds, --output"),
+    "no kind": (["list"], "the following arguments are required: what"),
+    "no such choice": (["reference", "--part", "all"], "argument --part: invalid choice: 'all'"),
+    "no number": (["sample", "--batch", "many"], "argument --batch: invalid int value: 'many'"),
+    "one argument too many": (["schema", "yaml"], "unrecognized arguments: yaml"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_call_is_one_line_and_exits_with_2(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, says = MISTAKES[mistake]
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {says}")
+    assert printed.err.endswith(" --help`)\n")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_what_may_be_left_out_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    from halos.plan import run
+
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "plan", lambda **options: calls.append(options))
+    assert main(["plan"]) == 0
+    assert main(["plan", "--grid", "paper", "--utilisation", ".5", "--output", "o"]) == 0
+    defaults = {"config": Path("config.yaml"), "grid": None, "gpu": "a100-80gb", "results": Path("results"),
+                "utilisation": 0.4, "output": None}  # fmt: skip
+    assert calls == [defaults, {**defaults, "grid": "paper", "utilisation": 0.5, "output": Path("o")}]
 
 
 @pytest.mark.parametrize("what", LISTED)

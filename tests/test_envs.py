@@ -113,7 +113,7 @@ def brought(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("file", ENVS, ids=lambda file: file.stem)
 def test_environments_hold_what_their_verbs_import(file: Path) -> None:
-    modules = {VERBS[verb].function.split(":")[0] for verb in verbs(file.stem)}
+    modules = {VERBS[verb].split(":")[0] for verb in verbs(file.stem)}
     names = {name for module in (*modules, "halos.cli") for name in imported(module, deferred=True)}
     of_module = metadata.packages_distributions()
     needed = {canonicalize_name(of_module[name][0]) for name in names - sys.stdlib_module_names if name in of_module}

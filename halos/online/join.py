@@ -1,4 +1,4 @@
-"""Online stages: what their rounds made, put together as the run of one cell."""
+"""The rounds of an online stage, joined as the run of one cell."""
 
 from __future__ import annotations
 
@@ -6,52 +6,51 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from halos.errors import HalosError
-from halos.files import write_json, write_text
+from halos.files import whole, write_text
+from halos.manifest import Manifest, Round
 from halos.settings import read_slice
 
 
-def join(config: Path, rounds: list[Path], output: Path) -> None:
-    """The verb: the run of an online stage, from its rounds. Each round's folder stays as it is.
+def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
+    """Join the rounds of an online stage as one run.
+
+    The run's `model/` is the last round's, with hard links where the file system has them. Its `train.jsonl` holds all
+    rounds' lines, each with its round; steps and examples count on from round to round. Its `manifest.json`, written
+    last, sums the rounds up. The rounds' folders stay as they are.
 
     Args:
-        config: the cell's slice.
-        rounds: the rounds' folders, in order: trained, with the labeller's report.
-        output: the run's folder. `model/` is the last round's, its files linked where the file system can;
-            `train.jsonl` is that of all rounds, with the round in each line, steps and examples counted on; and, last,
-            `manifest.json` sums them up.
+        config: config.yaml of the cell.
+        rounds: folders of the finished rounds, in order.
+        output: folder of the run.
 
     Raises:
         HalosError: a round is not finished.
     """
-    manifests = []
-    for folder in rounds:
-        if not (folder / "manifest.json").is_file():
-            raise HalosError(f"there is no {folder}/manifest.json; train that round first")
-        manifests.append(json.loads((folder / "manifest.json").read_text()))
-    temporary = output / ".model.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(rounds[-1] / "model", temporary, copy_function=_link)
-    shutil.rmtree(output / "model", ignore_errors=True)
-    temporary.rename(output / "model")
-    write_text(output / "train.jsonl", "".join(json.dumps(line) + "\n" for line in _lines(rounds)))
-    sums = {key: sum(m[key] for m in manifests) for key in ("steps", "tokens", "seconds", "gpu_hours")}
-    trained = sum((Counter(m["data"]["train"]) for m in manifests), Counter[str]())
-    write_json(
-        output / "manifest.json",
-        {
-            **manifests[-1],
+    manifests = [Manifest.read(folder / "manifest.json") for folder in rounds]
+    with whole(output / "model") as temporary:
+        shutil.copytree(rounds[-1] / "model", temporary, copy_function=_link)
+    write_text(output / "train.jsonl", "".join(json.dumps(line) + "\n" for line in _log(rounds)))
+    train = sum((Counter(manifest.data["train"]) for manifest in manifests), Counter[str]())
+    peaks = [manifest.peak_memory_gb for manifest in manifests if manifest.peak_memory_gb is not None]
+    last = manifests[-1]
+    joined = last.model_copy(
+        update={
             "config": read_slice(config),
-            "inputs": manifests[0]["inputs"],
-            "data": {"train": dict(trained), "test": manifests[-1]["data"]["test"]},
-            **sums,
-            "peak_memory_gb": max(m["peak_memory_gb"] for m in manifests),
-            "rounds": [_summary(folder, m) for folder, m in zip(rounds, manifests, strict=True)],
-        },
+            "inputs": manifests[0].inputs,
+            "data": {"train": dict(train), "test": last.data["test"]},
+            "steps": sum(manifest.steps for manifest in manifests),
+            "tokens": sum(manifest.tokens for manifest in manifests),
+            "seconds": sum(manifest.seconds for manifest in manifests),
+            "gpu_hours": sum(manifest.gpu_hours for manifest in manifests),
+            "peak_memory_gb": max(peaks, default=None),
+            "rounds": tuple(_round(folder, manifest) for folder, manifest in zip(rounds, manifests, strict=True)),
+        }
     )
+    joined.write(output / "manifest.json")
 
 
 def _link(source: str, target: str) -> None:
@@ -61,16 +60,27 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _lines(rounds: list[Path]) -> list[dict[str, Any]]:
-    found, steps, examples = [], 0, 0
+def _log(rounds: Sequence[Path]) -> list[dict[str, Any]]:
+    """The lines of all rounds' train.jsonl, with steps and examples counted on."""
+    log: list[dict[str, Any]] = []
+    steps = examples = 0
     for number, folder in enumerate(rounds, 1):
         lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().split("\n") if line]
-        found += [{**line, "round": number, "step": line["step"] + steps, "examples": line["examples"] + examples}
-                  for line in lines]  # fmt: skip
-        steps, examples = found[-1]["step"], found[-1]["examples"]
-    return found
+        log += [
+            {**line, "round": number, "step": line["step"] + steps, "examples": line["examples"] + examples}
+            for line in lines
+        ]
+        steps, examples = log[-1]["step"], log[-1]["examples"]
+    return log
 
 
-def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: manifest[key] for key in ("weights", "inputs", "data", "steps", "tokens", "seconds")}
-    return {**kept, "labels": json.loads((folder / "fresh/labels.json").read_text())}
+def _round(folder: Path, manifest: Manifest) -> Round:
+    return Round(
+        weights=manifest.weights,
+        inputs=manifest.inputs,
+        data=manifest.data,
+        steps=manifest.steps,
+        tokens=manifest.tokens,
+        seconds=manifest.seconds,
+        labels=json.loads((folder / "fresh/labels.json").read_text()),
+    )

@@ -19,7 +19,14 @@ def _write(path: Path, found: list[Any]) -> None:
         writer.writerows(map(asdict, found))
 
 
-def plan(config: Path, grid: str | None, gpu: str, results: Path, utilisation: float, output: Path | None) -> None:
+def plan(
+    config: Path = Path("config.yaml"),
+    grid: str | None = None,
+    gpu: str = "a100-80gb",
+    results: Path = Path("results"),
+    utilisation: float = 0.4,
+    output: Path | None = None,
+) -> None:
     """The verb: print what a grid will cost.
 
     Args:

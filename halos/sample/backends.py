@@ -1,7 +1,7 @@
 """Generation: token ids in, token ids out, by transformers or by vLLM.
 
-Both answer the same requests by the same rule: temperature and top_p, the end-of-sequence ids of the saved generation
-config, and a length limit. Nothing else of that config (a repetition penalty, say) is applied, by either.
+Both sample by temperature and top_p, and end a response at its length limit or at an end-of-sequence id of the model's
+saved generation config. Neither applies anything else of that config, such as a repetition penalty.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from textwrap import shorten
 from typing import Any
 
 from halos.errors import HalosError
+from halos.sample.settings import SamplerSlice
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt that is to be answered once.
+    """A prompt to answer once.
 
     Attributes:
         ids: token ids of the prompt.
-        limit: the most tokens of the response, so that both fit the model's positions.
-        seed: of this response.
+        limit: most tokens of the response; prompt and response fit the model's positions.
+        seed: seed of this response.
     """
 
     ids: list[int]
@@ -36,61 +37,67 @@ class Request:
 
 
 class Backend(ABC):
-    """A model that answers requests; its weights are read when the first are due.
+    """A model that answers requests. Its weights are loaded when the first request comes.
 
     Args:
-        folder: the model's folder, with its generation config.
-        tokenizer: the model's, padding on the left.
-        settings: slice of the cell (`seed`, `attention`, `precision`).
+        folder: model folder, with its generation config.
+        tokenizer: tokenizer of the model, padding on the left.
+        settings: seed, attention and precision of the cell.
         batch: responses generated side by side.
-        longest: tokens of prompt and response together, which no request exceeds.
+        longest: most tokens of prompt and response together, over all requests.
+
+    Attributes:
+        ends: ids that end a response.
     """
 
-    def __init__(self, folder: Path, tokenizer: Any, settings: dict[str, Any], batch: int, longest: int) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, settings: SamplerSlice, batch: int, longest: int) -> None:
         from transformers import GenerationConfig
 
         self.folder, self.tokenizer, self.settings, self.batch = folder, tokenizer, settings, batch
         self.longest = longest
         saved = GenerationConfig.from_pretrained(folder)
-        found = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
-        self.ends: list[int] = [i for i in found if i is not None]
+        ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
+        self.ends: list[int] = [end for end in ends if end is not None]
         self.padding: int = tokenizer.pad_token_id if saved.pad_token_id is None else saved.pad_token_id
 
     @property
     def precision(self) -> str:
-        """The compute type by torch's name: bfloat16 on a GPU where the model's entry says bf16, else float32."""
+        """The compute type by torch's name: bfloat16 on a GPU if the cell's precision is bf16, else float32."""
         import torch
 
-        return "bfloat16" if torch.cuda.is_available() and self.settings["precision"] == "bf16" else "float32"
+        return "bfloat16" if torch.cuda.is_available() and self.settings.precision == "bf16" else "float32"
 
     @property
     @abstractmethod
-    def share(self) -> int:
-        """Requests that it is handed at a time; after each share, what was generated is kept."""
+    def chunk(self) -> int:
+        """Requests per call of `generate`. A run that is stopped loses at most one chunk."""
 
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What the text depends on beside the model, the requests and their decoding."""
+        """Settings of the backend that change the text."""
 
     @abstractmethod
     def generate(
         self, requests: list[Request], temperature: float, top_p: float, seed: int, update: Callable[[int], Any]
     ) -> list[list[int]]:
-        """Token ids of a response to each request; the id that ends it, if one did, and maybe padding, come last.
+        """Generate a response to each request.
 
         Args:
-            temperature: 0 takes the likeliest token each time.
-            seed: of this share, for a backend that cannot seed a response by itself.
-            update: is told how many responses are done, as they are.
+            temperature: 0 is greedy.
+            seed: seed of this chunk, for a backend that cannot seed single responses.
+            update: called with the number of responses that are newly done.
+
+        Returns:
+            Token ids of each response. The id that ended it, if one did, is among them, and padding may follow.
         """
 
 
 class Transformers(Backend):
-    """`generate` of transformers, on one device: batches of padded prompts, each from a seed of its own."""
+    """`generate` of transformers on one device: batches of padded prompts, each batch with a seed of its own."""
 
     @property
-    def share(self) -> int:
+    def chunk(self) -> int:
         return self.batch
 
     @property
@@ -106,10 +113,10 @@ class Transformers(Backend):
         network: Any = AutoModelForCausalLM.from_pretrained(
             self.folder,
             dtype=getattr(torch, self.precision),
-            attn_implementation=self.settings["attention"],
+            attn_implementation=self.settings.attention,
             use_safetensors=True,
         )
-        network.generation_config = GenerationConfig()  # what a request leaves open would be taken from the saved one
+        network.generation_config = GenerationConfig()  # else `generate` fills gaps from the saved one
         return network.to(device).eval()
 
     def generate(
@@ -118,10 +125,13 @@ class Transformers(Backend):
         import torch
 
         torch.manual_seed(seed)
-        # Rotary positions may run on in rows that are done; learned ones end, so there all rows must end together.
+        # A row that is done keeps getting positions until the last row is done. Rotary positions have no end; learned
+        # ones do, so there a batch holds requests of one limit.
         rotary = getattr(self.network.config.get_text_config(), "rope_parameters", None) is not None
-        parts = [requests] if rotary else [list(part) for _, part in groupby(requests, lambda request: request.limit)]
-        tokens = [response for part in parts for response in self._run(part, temperature, top_p)]
+        batches = (
+            [requests] if rotary else [list(batch) for _, batch in groupby(requests, lambda request: request.limit)]
+        )
+        tokens = [response for batch in batches for response in self._run(batch, temperature, top_p)]
         update(len(requests))
         return [response[: request.limit] for request, response in zip(requests, tokens, strict=True)]
 
@@ -129,14 +139,14 @@ class Transformers(Backend):
         import torch
         from transformers import GenerationConfig
 
-        drawn: dict[str, Any] = {"do_sample": False}
+        decoding: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
-            drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+            decoding = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         generation = GenerationConfig(
             max_new_tokens=max(request.limit for request in requests),
             eos_token_id=self.ends or None,
             pad_token_id=self.padding,
-            **drawn,
+            **decoding,
         )
         inputs = self.tokenizer.pad({"input_ids": [r.ids for r in requests]}, return_tensors="pt")
         inputs = inputs.to(self.network.device)
@@ -147,33 +157,33 @@ class Transformers(Backend):
 
 
 def prepare_vllm(tensor_parallel: int) -> None:
-    """Set what vLLM reads of the environment when it is imported, where the user has not.
+    """Set the environment variables that vLLM reads when it is imported, unless the user has set them.
 
     Raises:
-        HalosError: vLLM is not installed here, or there are too few GPUs.
+        HalosError: vLLM is not installed in this environment, or there are too few GPUs.
     """
     import torch
 
     if importlib.util.find_spec("vllm") is None:
         raise HalosError(
             "vLLM is not installed in this environment: `make env-vllm` makes one for CPUs and `snakemake --sdm conda` "
-            "one for GPUs (envs/sample.yaml); or say `sampler: transformers` in the model's resources"
+            "one for GPUs (envs/sample.yaml); or set `sampler: transformers` in the model's resources"
         )
     if tensor_parallel > max(1, gpus := torch.cuda.device_count()):
         raise HalosError(f"a model cannot be split over {tensor_parallel} GPUs where there are {gpus}; lower "
                          "tensor_parallel in its resources")  # fmt: skip
-    # the scheduler in this process: its order is then the same each time, and it ends when this process does
+    # the scheduler in this process: its order is then the same in every run, and it ends with this process
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would take most of the machine's memory
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; vLLM would reserve most of the machine's memory
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 class Vllm(Backend):
-    """vLLM (Kwon et al. 2023, arXiv 2309.06180), which forms its batches itself, on one GPU, several, or the CPU.
+    """vLLM (Kwon et al. 2023, arXiv 2309.06180), which forms its own batches, on one GPU, several, or the CPU.
 
-    A response has a seed of its own, so it is the same in any batch and any order, up to rounding: two tokens that are
-    all but equally likely may change places.
+    Each response has its own seed, so its text does not depend on the batch, up to rounding: of two tokens with almost
+    equal probability, either may be drawn.
 
     Args:
         tensor_parallel: GPUs over which each layer is split.
@@ -183,15 +193,15 @@ class Vllm(Backend):
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Any, settings: dict[str, Any], batch: int, longest: int, tensor_parallel: int
+        self, folder: Path, tokenizer: Any, settings: SamplerSlice, batch: int, longest: int, tensor_parallel: int
     ) -> None:
         prepare_vllm(tensor_parallel)
         super().__init__(folder, tokenizer, settings, batch, longest)
         self.tensor_parallel = tensor_parallel
 
     @property
-    def share(self) -> int:
-        # it answers some hundreds side by side, and idles while the last of a share are answered
+    def chunk(self) -> int:
+        # it answers hundreds of requests side by side, and idles while the last of a chunk are answered
         return 16 * self.batch
 
     @property
@@ -203,7 +213,7 @@ class Vllm(Backend):
         """vLLM's engine.
 
         Raises:
-            HalosError: it does not know such a model, or has too little memory for it.
+            HalosError: vLLM does not support the model, or has too little memory for it.
         """
         import torch
         from vllm import EngineArgs, LLMEngine  # type: ignore[import-not-found]
@@ -211,25 +221,25 @@ class Vllm(Backend):
         arguments = EngineArgs(
             model=str(self.folder),
             skip_tokenizer_init=True,
-            generation_config="vllm",  # none but ours
+            generation_config="vllm",  # ignores the saved one
             dtype=self.precision,
             max_model_len=self.longest,
             tensor_parallel_size=self.tensor_parallel,
             enforce_eager=not torch.cuda.is_available(),  # compiling takes longer than most CPU runs
-            seed=self.settings["seed"],
+            seed=self.settings.seed,
         )
         try:
             return LLMEngine.from_engine_args(arguments)
         except ValueError as error:
             why = shorten(str(error), 300)
-            raise HalosError(f"vLLM cannot run the model in {self.folder} ({why}); put that right or say `sampler: "
+            raise HalosError(f"vLLM cannot run the model in {self.folder} ({why}); correct that or set `sampler: "
                              "transformers` in its resources") from error  # fmt: skip
 
     def generate(
         self, requests: list[Request], temperature: float, top_p: float, seed: int, update: Callable[[int], Any]
     ) -> list[list[int]]:
         engine = self.engine
-        from vllm import SamplingParams  # after the engine, whose settings are read on import
+        from vllm import SamplingParams  # after the engine, which sets what this import reads
 
         for number, request in enumerate(requests):
             parameters = SamplingParams(
@@ -241,9 +251,9 @@ class Vllm(Backend):
                 detokenize=False,
             )
             engine.add_request(str(number), {"prompt_token_ids": request.ids}, parameters)
-        found: dict[int, list[int]] = {}
+        responses: dict[int, list[int]] = {}
         while engine.has_unfinished_requests():
             done = [output for output in engine.step() if output.finished]
-            found |= {int(output.request_id): list(output.outputs[0].token_ids) for output in done}
+            responses |= {int(output.request_id): list(output.outputs[0].token_ids) for output in done}
             update(len(done))
-        return [found[number] for number in range(len(requests))]
+        return [responses[number] for number in range(len(requests))]

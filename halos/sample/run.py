@@ -1,77 +1,82 @@
-"""Sampling: responses of one model to prompt sets, with its own saved chat template."""
+"""Sampling: a model's responses to prompt sets, with its own saved chat template."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from halos.data.feedback import Feedback, select_prompts
 from halos.errors import HalosError
-from halos.files import hash_content
+from halos.files import hash_content, whole
 from halos.sample.backends import Backend, Request, Transformers, Vllm
-from halos.settings import read_slice
+from halos.sample.samples import Sample
+from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.tokens.template import Template
 
 
 def sample(
     config: Path,
-    prompts: list[Path],
-    feedback: list[Path],
+    prompts: Sequence[Path],
+    feedback: Sequence[Path],
     model: Path,
     store: Path,
-    output: list[Path],
-    batch: int,
-    backend: str = "transformers",
+    output: Sequence[Path],
+    batch: int = 64,
+    backend: Literal["transformers", "vllm"] = "transformers",
     tensor_parallel: int = 1,
 ) -> None:
-    """The verb: sample responses to one prompt set or several, one after the other.
+    """Sample a model's responses to one prompt set or several.
 
-    Prompts of similar length are answered together, a share at a time, each from its own seed; so a stopped run goes on
-    at a share and ends with the same text. Each output is whole or absent: it grows under a hidden name.
+    Prompts of similar length are answered together, a chunk at a time, each chunk from its own seed: a stopped run goes
+    on after its last whole chunk and ends with the same text. An output is whole or absent: it grows under a hidden
+    name.
 
     Args:
-        config: slice of the cell (`seed`, `attention`, `precision`).
-        prompts: slice of each prompt set.
-        feedback: the parquet file whose prompts are answered, for each set.
-        model: the model's folder.
-        store: the cell's sequence store, whose prompt length limit holds here too.
-        output: for each set, JSON lines: prompt_id, prompt, response, sample, finish_reason (`stop` or `length`), token
-            counts and the sampling parameters.
+        config: config.yaml of the cell.
+        prompts: config.yaml of each prompt set.
+        feedback: feedback records whose prompts are answered, a parquet file for each prompt set.
+        model: model folder.
+        store: sequence store of the cell, whose limit on the length of prompts applies here too.
+        output: samples to write, a JSON lines file for each prompt set.
         batch: responses generated side by side.
-        backend: `transformers` or `vllm`.
+        backend: library that generates.
         tensor_parallel: GPUs over which vLLM splits each layer.
 
     Raises:
-        HalosError: the sets, files and outputs differ in number, a set is empty, or the backend cannot run here.
+        HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, or the backend cannot run
+            here.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     if not len(prompts) == len(feedback) == len(output):
         raise HalosError("give as many --feedback and --output as --prompts")
-    settings = read_slice(config)
+    settings = SamplerSlice.read(config)
     limit = json.loads((store / "meta.json").read_text())["max_prompt_length"]
     positions = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
     tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
     template = Template(tokenizer)
     sets = [
-        _prepare(read_slice(how), file, template, limit, positions, settings["seed"])
-        for how, file in zip(prompts, feedback, strict=True)
+        _prepare(PromptsSlice.read(file), records, template, limit, positions, settings.seed)
+        for file, records in zip(prompts, feedback, strict=True)
     ]
-    longest = max((len(job.request.ids) + job.request.limit for found in sets for job in found.jobs), default=1)
-    what = (model, tokenizer, settings, batch, longest)
-    engine = Vllm(*what, tensor_parallel=tensor_parallel) if backend == "vllm" else Transformers(*what)
-    for found, path in zip(sets, output, strict=True):
-        _answer(found, engine, template, path)
+    longest = max(
+        (len(job.request.ids) + job.request.limit for prompt_set in sets for job in prompt_set.jobs), default=1
+    )
+    arguments = (model, tokenizer, settings, batch, longest)
+    engine = Vllm(*arguments, tensor_parallel=tensor_parallel) if backend == "vllm" else Transformers(*arguments)
+    for prompt_set, path in zip(sets, output, strict=True):
+        _answer(prompt_set, engine, template, path)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A response that is wanted: to which record, the how manieth of it, and what is asked of the model."""
+    """One response to generate: its record, its index among the record's samples, and the request."""
 
     record: int
     sample: int
@@ -80,117 +85,132 @@ class _Job:
 
 @dataclass(frozen=True)
 class _PromptSet:
-    """A prompt set in token ids; its jobs are sorted by the length of the prompt, the longest first."""
+    """A prompt set in token ids. Jobs are sorted by the length of their prompt, longest first.
 
-    how: dict[str, Any]
+    Attributes:
+        ids: prompt of each record in token ids; None where it is too long.
+    """
+
+    settings: PromptsSlice
     records: list[Feedback]
     ids: list[list[int] | None]
     jobs: list[_Job]
 
 
 def _prepare(
-    how: dict[str, Any], feedback: Path, template: Template, limit: int, positions: int | None, seed: int
+    settings: PromptsSlice, feedback: Path, template: Template, limit: int, positions: int | None, seed: int
 ) -> _PromptSet:
-    """Template and tokenise the prompts of a set. A response ends where the model's positions do, if not before."""
-    records = select_prompts(feedback, how["limit"], how["skip"], how.get("shuffle"))
+    """Template and tokenise the prompts of a set, and plan the responses.
+
+    Args:
+        limit: most tokens of a prompt.
+        positions: most tokens of prompt and response together; None for a model without a limit.
+    """
+    records = select_prompts(feedback, settings.limit, settings.skip, settings.shuffle)
     if positions is not None:
-        limit = min(limit, positions - template.control - 1)  # so that there is room for a token
-    ids = [p.ids for p in template.prompts([r.prompt for r in records], limit)]
-    if too_long := sum(i is None for i in ids):
+        limit = min(limit, positions - template.control - 1)  # leaves room for one token of the response
+    prompts = [p.ids for p in template.prompts([r.prompt for r in records], limit)]
+    if too_long := sum(ids is None for ids in prompts):
         print(f"{too_long} prompts are left out: their last user turn alone is longer than {limit} tokens")
-    wanted: int = how["max_new_tokens"]
-    room = [wanted if positions is None or i is None else min(wanted, positions - len(i)) for i in ids]
-    if short := sum(r < wanted for r in room):
-        print(f"after {short} prompts, the model's {positions} positions leave no room for {wanted} tokens; responses "
-              "to them end there")  # fmt: skip
+    wanted = settings.max_new_tokens
+    room = [wanted if positions is None or ids is None else min(wanted, positions - len(ids)) for ids in prompts]
+    if short := sum(tokens < wanted for tokens in room):
+        print(f"after {short} prompts, the model's {positions} positions leave less than {wanted} tokens; responses to "
+              "them end there")  # fmt: skip
     jobs = [
-        _Job(number, k, Request(found, room[number], _seed(seed, records[number].prompt_id, k)))
-        for number, found in enumerate(ids)
-        if found is not None
-        for k in range(how["samples"])
+        _Job(record, index, Request(ids, room[record], _seed(seed, records[record].prompt_id, index)))
+        for record, ids in enumerate(prompts)
+        if ids is not None
+        for index in range(settings.samples)
     ]
     jobs.sort(key=lambda job: -len(job.request.ids))
-    return _PromptSet(how, records, ids, jobs)
+    return _PromptSet(settings, records, prompts, jobs)
 
 
 def _seed(seed: int, prompt_id: str, sample: int) -> int:
-    """A seed for one response, whatever else is answered beside it."""
+    """The seed of one response, independent of what else is answered."""
     return int.from_bytes(hashlib.sha256(f"{seed} {prompt_id} {sample}".encode()).digest()[:6])
 
 
-def _answer(found: _PromptSet, backend: Backend, template: Template, output: Path) -> None:
-    """Write the responses to a prompt set."""
-    seed: int = backend.settings["seed"]
-    shares = [found.jobs[start : start + backend.share] for start in range(0, len(found.jobs), backend.share)]
-    parameters = {k: found.how[k] for k in ("temperature", "top_p", "max_new_tokens")}
+def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output: Path) -> None:
+    """Generate the responses to a prompt set and write them."""
+    seed = backend.settings.seed
+    jobs = prompt_set.jobs
+    chunks = [jobs[start : start + backend.chunk] for start in range(0, len(jobs), backend.chunk)]
+    parameters = prompt_set.settings.model_dump(include={"temperature", "top_p", "max_new_tokens"})
     # what earlier lines must agree with; the weights by their files' dates, as hashing large ones takes minutes
     weights = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(backend.folder.glob("*.safetensors"))]
-    inputs = hash_content([[r.prompt_id for r in found.records], found.ids, found.how["samples"], weights])
+    prompt_ids = [record.prompt_id for record in prompt_set.records]
+    inputs = hash_content([prompt_ids, prompt_set.ids, prompt_set.settings.samples, weights])
     identity = {"seed": seed, "inputs": inputs, **backend.identity, **parameters}
 
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
-    lines = _resumed(partial, identity, list(map(len, shares)))
-    skip = len(lines)
+    done = _resume(partial, identity, list(map(len, chunks)))
     with (
         partial.open("a") as file,
-        tqdm(total=len(found.jobs), initial=skip, desc="sample", unit=" responses", mininterval=1) as bar,
+        tqdm(total=len(jobs), initial=done, desc="sample", unit=" responses", mininterval=1) as bar,
     ):
-        if not lines:
+        if not done:
             file.write(json.dumps(identity) + "\n")
-        for number, share in enumerate(shares):
-            if skip >= len(share):
-                skip -= len(share)
+        for number, chunk in enumerate(chunks):
+            if done >= len(chunk):
+                done -= len(chunk)
                 continue
             generated = backend.generate(
-                [job.request for job in share],
-                parameters["temperature"],
-                parameters["top_p"],
+                [job.request for job in chunk],
+                prompt_set.settings.temperature,
+                prompt_set.settings.top_p,
                 seed * 1_000_003 + number,
                 bar.update,
             )
-            for job, tokens in zip(share, generated, strict=True):
-                text, count, reason = _read(tokens, backend.ends, template)
-                record = found.records[job.record]
-                line = {
-                    "prompt_id": record.prompt_id,
-                    "prompt": record.prompt,
-                    "response": text,
-                    "sample": job.sample,
-                    "finish_reason": reason,
-                    "prompt_tokens": len(job.request.ids),
-                    "response_tokens": count,
-                    "seed": seed,
+            for job, tokens in zip(chunk, generated, strict=True):
+                text, count, reason = _decode(tokens, backend.ends, template)
+                record = prompt_set.records[job.record]
+                sample = Sample(
+                    prompt_id=record.prompt_id,
+                    prompt=record.prompt,
+                    response=text,
+                    sample=job.sample,
+                    finish_reason=reason,
+                    prompt_tokens=len(job.request.ids),
+                    response_tokens=count,
+                    seed=seed,
                     **parameters,
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                )
+                file.write(sample.line())
             file.flush()
-    done = [json.loads(line) for line in partial.read_text().split("\n")[1:-1]]
-    order = {record.prompt_id: i for i, record in enumerate(found.records)}
-    done.sort(key=lambda line: (order[line["prompt_id"]], line["sample"]))
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done))
-    partial.replace(output)
+    samples = [Sample.model_validate_json(line) for line in partial.read_text().split("\n")[1:-1]]
+    order = {prompt_id: number for number, prompt_id in enumerate(prompt_ids)}
+    samples.sort(key=lambda sample: (order[sample.prompt_id], sample.sample))
+    with whole(output) as temporary:
+        temporary.write_text("".join(sample.line() for sample in samples))
+    partial.unlink()
 
 
-def _read(tokens: list[int], ends: list[int], template: Template) -> tuple[str, int, str]:
-    """(text, tokens with the end of turn, finish reason) of a generated response."""
-    end = next((t for t, token in enumerate(tokens) if token in ends), None)
+def _decode(tokens: list[int], ends: list[int], template: Template) -> tuple[str, int, Literal["stop", "length"]]:
+    """The text of a generated response, its length in tokens with the end of turn, and its finish reason."""
+    end = next((index for index, token in enumerate(tokens) if token in ends), None)
     text = template.tokenizer.decode(tokens[:end], skip_special_tokens=True).removeprefix(template.lead)
     return (text, len(tokens), "length") if end is None else (text, end + 1, "stop")
 
 
-def _resumed(partial: Path, identity: dict[str, Any], shares: list[int]) -> list[str]:
-    """The lines of whole shares (so many responses each) that an earlier attempt with the same settings wrote; the file
-    is cut back to them."""
+def _resume(partial: Path, identity: dict[str, Any], chunks: list[int]) -> int:
+    """The number of samples that an earlier attempt with the same identity left in whole chunks.
+
+    The file is cut back to these samples; without any it is emptied.
+
+    Args:
+        chunks: samples of each chunk.
+    """
     if not partial.is_file():
-        return []
-    lines = partial.read_text().split("\n")[:-1]  # not splitlines: text may hold other line ends
+        return 0
+    lines = partial.read_text().split("\n")[:-1]  # splitlines would also split at line ends within a text
     keep = 0
     if lines and lines[0] == json.dumps(identity):
-        for size in shares:
+        for size in chunks:
             if keep + size > len(lines) - 1:
                 break
             keep += size
-    kept = lines[1 : keep + 1]
-    partial.write_text("".join(line + "\n" for line in [json.dumps(identity), *kept]) if kept else "")
-    return kept
+    partial.write_text("".join(line + "\n" for line in lines[: keep + 1]) if keep else "")
+    return keep

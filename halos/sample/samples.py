@@ -1,10 +1,11 @@
-"""A file of samples: one JSON object per line."""
+"""The samples of a model for one prompt set: a file with one JSON object per line."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from halos.data.feedback import Turn
 from halos.errors import HalosError
@@ -14,11 +15,18 @@ from halos.files import Record
 class Sample(Record):
     """One response of a model to a prompt.
 
+    A file made elsewhere needs `prompt_id`, `response` and `sample` alone, and may hold fields of its own.
+
     Attributes:
-        sample: its number among the prompt's samples, from 0.
-        finish_reason: `stop` at an end-of-sequence token, `length` at the limit of tokens; None where nobody knows.
-        seed: of the cell; the sample's own is derived from it.
+        prompt_id: hash of the prompt (halos.data.feedback.prompt_id).
+        sample: index among the prompt's samples, from 0.
+        finish_reason: `stop` at an end-of-sequence token, `length` at the token limit; None where it is not known.
+        prompt_tokens: length of the prompt.
+        response_tokens: length of the response, with its end-of-sequence token.
+        seed: seed of the cell, from which that of the sample is derived.
     """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt_id: str
     prompt: list[Turn] | None = None
@@ -32,12 +40,16 @@ class Sample(Record):
     top_p: float | None = None
     max_new_tokens: int | None = None
 
+    def line(self) -> str:
+        """The sample as a line of its file, with the line's end."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False) + "\n"
+
 
 def read_samples(path: Path) -> list[Sample]:
     """The samples of a file, in order.
 
     Raises:
-        HalosError: there is none, one is not a sample, or one occurs twice.
+        HalosError: the file is missing or empty, a line is not a sample, or a sample occurs twice.
     """
     if not path.is_file():
         raise HalosError(f"there is no samples file {path}; make it with `python -m halos sample`")
@@ -48,13 +60,16 @@ def read_samples(path: Path) -> list[Sample]:
             sample = Sample.model_validate_json(line)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"])) or "the line"
             raise HalosError(
-                f"{path}, line {number} is not a sample ({where}: {first['msg']}); delete it and sample again"
+                f"{path}, line {number} is not a sample ({where}: {first['msg']}); delete the file and sample again"
             ) from None
         key = (sample.prompt_id, sample.sample)
         if key in seen:
-            raise HalosError(f"{path}, line {number}: sample {key[1]} of prompt {key[0]} is there twice; sample again")
+            raise HalosError(
+                f"{path}, line {number}: sample {sample.sample} of prompt {sample.prompt_id} occurs twice; delete the "
+                "file and sample again"
+            )
         seen.add(key)
         samples.append(sample)
     if not samples:

@@ -100,7 +100,15 @@ def _mapped(path: Path) -> pa.ChunkedArray:
 
 def check(store: Path, views: Iterable[str], feedback: Path | None, prompts: int, output: Path) -> None:
     """The verb: refuse, before anything is trained, a store that lacks a view which some cell of the grid needs, and a
-    train split with fewer prompts than the rounds of its online stages want."""
+    train split with fewer prompts than the rounds of its online stages want.
+
+    Args:
+        store: sequence store.
+        views: names of the views that are needed.
+        feedback: the train split, where prompts are needed.
+        prompts: number of prompts that are needed.
+        output: JSON file to write.
+    """
     opened = Store(store)
     needed = sorted(set(views))
     for name in needed:

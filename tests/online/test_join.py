@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from halos.errors import HalosError
+from halos.manifest import Manifest
 from halos.online.join import join
 from halos.settings import dump
 from halos.study import catalogue as C
@@ -251,6 +252,7 @@ def finished(folder: Path, number: int, steps: int) -> Path:
         "data": {"train": {"examples": steps, "desirable": number}, "test": {"examples": 3}},
         "steps": steps, "tokens": 7, "seconds": 1.5, "gpu_hours": 0.5, "peak_memory_gb": 3 - number,
         "parameters": 9, "processes": 1,
+        "files": {},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -278,6 +280,7 @@ def test_steps_and_examples_count_on_over_rounds(run: Path) -> None:
 
 def test_the_manifest_sums_the_rounds_up_and_keeps_each(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
+    assert Manifest.read(run / "manifest.json").model_dump(mode="json") == manifest
     assert manifest["config"] == {"method": "sft-on", "seed": 1}
     assert (manifest["weights"], manifest["inputs"]) == ("hash 2", {"weights": "parent 1"})
     assert (manifest["steps"], manifest["tokens"], manifest["seconds"], manifest["gpu_hours"]) == (5, 14, 3.0, 1.0)
@@ -295,5 +298,5 @@ def test_joining_again_replaces_what_was_there(run: Path) -> None:
 
 def test_an_unfinished_round_is_named(run: Path) -> None:
     (run / "round2/manifest.json").unlink()
-    with pytest.raises(HalosError, match=r"round2/manifest\.json; train that round first"):
+    with pytest.raises(HalosError, match=r"there is no .*round2/manifest\.json; run `snakemake"):
         join(run / "config.yaml", [run / "round1", run / "round2"], run)

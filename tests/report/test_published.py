@@ -82,13 +82,13 @@ def test_the_figure_of_the_paper_shows_what_it_says(study):
 
 
 def test_published_win_rates_are_drawn_by_one_verb(tmp_path):
-    published.draw("archangel", tmp_path / "figure")
+    published.draw(tmp_path / "figure", "archangel")
     drawn = pd.read_csv(tmp_path / "figure.csv")
     assert sorted(drawn["run"]) == sorted(STUDY["run"])
     svg = (tmp_path / "figure.svg").read_text()
     assert all(text in svg for text in ("Pythia", "Llama", "SFT + KTO", "6.9B", "30B"))
     with pytest.raises(HalosError, match="no published results called 'archangle'; did you mean 'archangel'"):
-        published.draw("archangle", tmp_path / "figure")
+        published.draw(tmp_path / "figure", "archangle")
 
 
 @pytest.mark.parametrize(

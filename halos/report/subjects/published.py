@@ -79,7 +79,7 @@ def models(name: str) -> pd.DataFrame:
     return table
 
 
-def draw(name: str, output: Path) -> None:
+def draw(output: Path, name: str = "archangel") -> None:
     """Draw published win rates against model size, with the figure and the intervals that a grid of one's own has.
 
     Args:

@@ -13,8 +13,10 @@ from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.tasks import task as tasks
 from halos.evaluate.tasks.local import preferences
-from halos.settings import dump
-from tests.conftest import CATALOGUE
+from halos.evaluate.tasks.result import TaskResult
+from halos.evaluate.tasks.settings import TaskSlice
+from halos.settings import dump, read_slice
+from tests.conftest import CATALOGUE, World
 from tests.workflow.conftest import Project, copy_files
 
 TEMPLATE = (
@@ -84,7 +86,7 @@ def run(folder: Path, model: Path, rows: list[F.Feedback] | None, **changes: Any
         feedback = folder / "test.parquet"
         F.write(rows, feedback)
     output = folder / "tasks" / "mine.json"
-    tasks.evaluate(folder / "task.yaml", model, feedback, output)
+    tasks.evaluate(folder / "task.yaml", model, output, feedback)
     assert list(output.parent.iterdir()) == [output]
     result: dict[str, Any] = json.loads(output.read_text())
     return result
@@ -246,7 +248,7 @@ def test_a_task_that_cannot_be_run_is_refused_in_one_sentence(
     [
         ({"local": "preferences"}, "has pairs"),
         ({"local": "best_response"}, "single best"),
-        ({"local": "preference"}, "no local task"),
+        ({"local": "preference"}, "local: Input should be 'preferences' or 'best_response'"),
         ({"num_fewshot": 2}, "num_fewshot"),
     ],
 )
@@ -266,10 +268,38 @@ def test_missing_models_and_feedback_are_named(tmp_path: Path, model: Path) -> N
 
 def test_a_groups_value_is_its_aggregate_and_a_metric_without_filter_means_the_first() -> None:
     scores = {"em,strict": 0.5, "em_stderr,strict": "N/A", "em,flexible": 0.75, "sample_len": 8}
-    results = {"results": {"group": scores}}
-    expected = {"metric": "em,strict", "value": 0.5, "stderr": None, "n": 8}
-    assert tasks._summary(results, "group", "em") == expected
-    assert tasks._summary(results, "group", "em,flexible")["value"] == 0.75
+    output = {"results": {"group": scores}, "higher_is_better": {"group": {"em": False}}}
+    fields: dict[str, Any] = {"task_id": "t", "backend": "transformers", "too_long": 0}
+    result = TaskResult.of(output, "group", "em", **fields)
+    assert (result.metric, result.value, result.stderr, result.n) == ("em,strict", 0.5, None, 8)
+    assert not result.higher_is_better
+    assert TaskResult.of(output, "group", "em,flexible", **fields).value == 0.75
+    with pytest.raises(HalosError, match="has no metric 'acc'; it has em,strict, em_stderr,strict, em,flexible"):
+        TaskResult.of(output, "group", "acc", **fields)
+
+
+@pytest.mark.parametrize(("directions", "higher"), [({"t": {"acc": True}}, True), ({"t": {"acc": False}}, False),
+                                                    ({"t": {"other": False}}, True), ({}, True)])  # fmt: skip
+def test_a_result_reads_back_with_the_direction_of_its_metric(
+    directions: dict[str, Any], higher: bool, tmp_path: Path
+) -> None:
+    result = TaskResult(task_id="mine", backend="vllm", metric="acc,none", value=0.5, stderr=None, n=4, too_long=1)
+    result.write(tmp_path / "mine.json", {"results": {}, "higher_is_better": directions})
+    assert TaskResult.read(tmp_path / "mine.json") == result.model_copy(update={"higher_is_better": higher})
+
+
+def test_the_slice_of_the_catalogue_is_the_one_that_a_task_reads(world: World) -> None:
+    path = world.slice("tasks/t")
+    assert TaskSlice.read(path).model_dump(exclude={"plugins"}) == read_slice(path)
+
+
+def test_a_file_that_is_no_result_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(HalosError, match=r"there is no .*mine\.json; run `snakemake"):
+        TaskResult.read(tmp_path / "mine.json")
+    for text in ("{", "[]", "{}", '{"halos": {"metric": "acc"}}'):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(HalosError, match="is not the result of a task; delete it"):
+            TaskResult.read(tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize(
