@@ -208,7 +208,7 @@ def test_a_mistake_within_a_verb_ends_the_same_way(
                  "--output", str(tmp_path)])  # fmt: skip
     assert code == 1
     assert capsys.readouterr().err.split("\n") == [
-        f"error: there is no {tmp_path}/manifest.json",
+        f"error: there is no {tmp_path}/manifest.json; run `snakemake {tmp_path}/manifest.json` to make it",
         "",
     ]
 
