@@ -1,4 +1,4 @@
-"""Say what a grid will cost, before anything is run."""
+"""Print what a grid will cost, before anything is run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from halos.plan.jobs import Plan
+from halos.plan.plan import Plan
 from halos.plan.text import rows, text, totals
 from halos.study.catalogue import load
 
 
-def _write(path: Path, found: list[Any]) -> None:
+def _write(path: Path, lines: list[Any]) -> None:
+    """A CSV file of dataclasses, whose fields are its columns."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(found[0])))
+        writer = csv.DictWriter(file, fieldnames=list(asdict(lines[0])))
         writer.writeheader()
-        writer.writerows(map(asdict, found))
+        writer.writerows(map(asdict, lines))
 
 
 def plan(
@@ -27,25 +28,25 @@ def plan(
     utilisation: float = 0.4,
     output: Path | None = None,
 ) -> None:
-    """The verb: print what a grid will cost.
+    """Print what a grid will cost: memory, GPU-hours, disk space.
 
     Args:
         config: the catalogue.
-        grid: its id; None for the config's own.
-        gpu: a key of GPUS.
-        results: folder of what is made already: sizes, lengths and times are read from it.
-        utilisation: share of the peak that training reaches.
+        grid: id of the grid; by default the config's own.
+        gpu: kind of GPU: a100-40gb, a100-80gb, h100-80gb or l40s-48gb.
+        results: the results folder; sizes, lengths and times that are known are read from it.
+        utilisation: fraction of a GPU's peak that training reaches.
         output: folder to write plan.md, jobs.csv and totals.csv to as well.
 
     Raises:
-        HalosError: an unknown grid or GPU, or a model that nothing says the size of.
+        HalosError: an unknown grid or GPU, or a model whose size is unknown.
     """
     catalogue = load(config)
-    found = Plan(catalogue, grid or catalogue.grid, gpu, results, utilisation)
-    report = text(found)
+    planned = Plan(catalogue, grid or catalogue.grid, gpu, results, utilisation)
+    report = text(planned)
     print(report)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "plan.md").write_text(report + "\n")
-        _write(output / "jobs.csv", rows(found))
-        _write(output / "totals.csv", totals(found))
+        _write(output / "jobs.csv", rows(planned))
+        _write(output / "totals.csv", totals(planned))

@@ -1,24 +1,27 @@
-"""How large a model and a dataset are: as measured, as published in config.yaml, or unknown."""
+"""Sizes of models and datasets: as measured, as published, or unknown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from halos.data.report import DataReport
 from halos.errors import HalosError
 from halos.models.settings import Model, Size
 from halos.study.catalogue import Config
+from halos.study.paths import Paths
+from halos.tokens.report import TokensReport
 
 
 @dataclass(frozen=True)
 class Published:
-    """A source's train split before it was read: pairs, prompts, and mean tokens.
+    """Published size of a source's train split.
 
     Attributes:
+        prompt, response: mean tokens.
         origin: where the figures come from.
     """
 
@@ -30,7 +33,7 @@ class Published:
 
 
 PUBLISHED = {
-    "toy": Published(3755, 2000, 16, 14, "what the source makes"),
+    "toy": Published(3755, 2000, 16, 14, "counts of the generated rows"),
     "shp": Published(81_000, 32_000, 250, 150, "SteamSHP's card: 125K train examples with ratio >= 2 and at most 5 "
                      "pairs a post, less HH's 43,835 helpful ones; posts and lengths are assumed"),
     "hh": Published(160_800, 160_800, 150, 70, "rows on the hub; lengths from its bytes, at 4.4 a token"),
@@ -45,12 +48,12 @@ UNKNOWN = Published(1000, 1000, 200, 200, "unknown: the plan is for 1000 example
 
 @dataclass(frozen=True)
 class Amount:
-    """A dataset as a model reads it.
+    """Size of a dataset's train split, as a model reads it.
 
     Attributes:
-        examples: view -> examples of train.
-        prompts: of train.
-        responses: distinct ones.
+        examples: view -> number of examples.
+        prompts: number of prompts.
+        responses: number of distinct responses.
         prompt, response: mean tokens.
         origin: where the figures come from.
     """
@@ -64,26 +67,26 @@ class Amount:
 
     @property
     def group(self) -> float:
-        """Responses to a prompt."""
+        """Mean number of responses to a prompt."""
         return self.responses / max(self.prompts, 1)
 
 
 def size_of(name: str, model: Model, results: Path) -> Size:
-    """How large a model is: by its config where that is here or is the entry's own, else by its `size:`.
+    """Size of a model: from its transformers config if that is on disk or in the entry, else from the entry's `size:`.
 
     Raises:
-        HalosError: neither is there.
+        HalosError: none of them is given.
     """
-    folders = [results / "models" / name / "model", *([Path(model.path)] if model.path else [])]
-    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    if found is None and model.architecture is None:
+    folders = [Paths(results).model(name).model, *([Path(model.path)] if model.path else [])]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if folder is None and model.architecture is None:
         if model.size is None:
-            raise HalosError(f"models.{name}: there is nothing yet that says how large it is: give it a `size:`")
+            raise HalosError(f"models.{name}: its size is unknown before it is downloaded: give it a `size:`")
         return model.size
     from transformers import AutoConfig
 
-    if found is not None:
-        return measured_size(AutoConfig.from_pretrained(found))
+    if folder is not None:
+        return measured_size(AutoConfig.from_pretrained(folder))
     assert model.architecture is not None
     assert model.tokenizer is not None
     fields = dict(model.architecture)
@@ -92,7 +95,7 @@ def size_of(name: str, model: Model, results: Path) -> Size:
 
 
 def measured_size(config: Any) -> Size:
-    """The size of the model that a transformers config makes, without its weights."""
+    """Size of the model that a transformers config describes, built without memory for its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -112,13 +115,13 @@ def measured_size(config: Any) -> Size:
 
 
 def amount_of(config: Config, dataset: str, model: str, results: Path) -> Amount:
-    """How much there is to train on: by the reports of tokenize and prepare where they are, else as published."""
-    tokens, data = results / "tokens" / dataset / model / "report.json", results / "data" / dataset / "report.json"
+    """Size of a dataset: from the report of its store, else of its records, else as published for its sources."""
+    tokens, data = Paths(results).store(dataset, model).report, Paths(results).data(dataset).report
     if tokens.is_file():
-        report = json.loads(tokens.read_text())
-        prompt, response = (_mean(report["train"]["length_quantiles"][part]) for part in ("prompt", "response"))
-        train = report["train"]
-        return Amount(report["views"]["train"], train["records"], train["sequences"], prompt, response, str(tokens))
+        report = TokensReport.read(tokens)
+        lengths, split = report.train.length_quantiles, report.train
+        prompt, response = _mean(lengths.prompt), _mean(lengths.response)
+        return Amount(report.views["train"], split.records, split.sequences, prompt, response, str(tokens))
     sources = config.datasets[dataset].sources
     known = [PUBLISHED.get(source.name, UNKNOWN) for source in sources]
     limits = [source.options.get("limit") for source in sources]
@@ -130,17 +133,16 @@ def amount_of(config: Config, dataset: str, model: str, results: Path) -> Amount
                         for what in ("prompt", "response"))  # fmt: skip
     origin = "; ".join(f"{source.name}: {k.origin}" for source, k in zip(sources, known, strict=True))
     if data.is_file():
-        train = json.loads(data.read_text())["train"]
-        views = {"sft": train["targets"], "paired": train["pairs"], "scored": train["responses"],
-                 "unpaired": train["desirable"] + train["undesirable"], "grouped": train["rows_out"]}  # fmt: skip
-        where = f"{data}; lengths: {origin}"
-        return Amount(views, train["rows_out"], train["responses"], prompt, response, where)
+        train = DataReport.read(data).train
+        views = {"sft": train.targets, "paired": train.pairs, "scored": train.responses,
+                 "unpaired": train.desirable + train.undesirable, "grouped": train.rows_out}  # fmt: skip
+        return Amount(views, train.rows_out, train.responses, prompt, response, f"{data}; lengths: {origin}")
     n, m = sum(pairs), sum(prompts)
     views = {"sft": m, "paired": n, "unpaired": 2 * n, "scored": 2 * n, "grouped": m}
     return Amount(views, m, 2 * n, prompt, response, origin)
 
 
 def _mean(quantiles: Mapping[str, float]) -> float:
-    """The mean of a quantity that is evenly spread between its quantiles."""
+    """Mean of a quantity that is uniform between its quantiles."""
     points = sorted((float(share), value) for share, value in quantiles.items())
     return sum((high - low) * (a + b) / 2 for (low, a), (high, b) in pairwise(points))

@@ -24,8 +24,10 @@ from halos.models.load import load
 from halos.models.policy import with_lora
 from halos.models.settings import Resources, Size
 from halos.plan.devices import GPUS
-from halos.plan.jobs import Plan, ran_on
+from halos.plan.measured import ran_on
 from halos.plan.memory import added_parameters, optimizer_numbers, training_memory
+from halos.plan.plan import Plan
+from halos.plan.problems import problems
 from halos.plan.sizes import PUBLISHED, Amount, amount_of, measured_size, size_of
 from halos.plan.work import training_operations, work_of
 from halos.registry import SOURCES
@@ -272,13 +274,13 @@ def finished(world: World, tmp_path: Path) -> Path:
 
 def test_finished_cells_give_their_own_time_and_correct_the_others(world: World, finished: Path) -> None:
     grid = world.config.grid
-    estimates = {job.cell: job for job in Plan(world.config, grid, "a100-80gb", world.results / "none").trained_jobs()}
+    estimates = {job.cell: job for job in Plan(world.config, grid, "a100-80gb", world.results / "none").trainings()}
     plan = Plan(world.config, grid, "a100-80gb", finished)
     found = {job.cell: job for job in plan.jobs if job.kind in ("sft", "dpo")}
     sft, dpo = Cell("d", "m", "sft", 1), Cell("d", "m", "sft-dpo", 1)
     seconds = json.loads((finished / sft.folder / "manifest.json").read_text())["seconds"]
     assert (found[sft].seconds, found[sft].origin) == (seconds, "measured")
-    again = {job.cell: job for job in plan.trained_jobs()}
+    again = {job.cell: job for job in plan.trainings()}
     assert found[dpo].seconds == pytest.approx(again[dpo].seconds * seconds / again[sft].seconds)
     assert found[dpo].origin == "corrected"
     assert {job.origin for job in estimates.values()} == {"estimate"}
@@ -334,30 +336,30 @@ def with_llama(**resources: Any) -> Plan:
 )
 def test_llama_30b_fits_one_node_of_eight_a100_if_it_is_sharded(resources: dict[str, Any], fits: bool) -> None:
     plan = with_llama(**resources)
-    assert [plan.fits(job) for job in plan.trained_jobs()] == [fits]
+    assert [plan.fits(job) for job in plan.trainings()] == [fits]
 
 
 def test_what_does_not_fit_is_named_with_what_makes_it_fit() -> None:
-    [line] = with_llama(gpus=8, parallel="fsdp").problems()
+    [line] = problems(with_llama(gpus=8, parallel="fsdp"))
     assert line.startswith("llama-30b, sft: ")
     assert "it fits with gradient_checkpointing" in line
-    assert with_llama(gpus=8, parallel="fsdp", gradient_checkpointing=True).problems() == []
-    ddp = with_llama(gpus=8).problems()
+    assert problems(with_llama(gpus=8, parallel="fsdp", gradient_checkpointing=True)) == []
+    ddp = problems(with_llama(gpus=8))
     assert "parallel: fsdp and gradient_checkpointing: true" in ddp[0]
 
 
 def test_too_little_main_memory_and_time_are_named() -> None:
-    lines = with_llama(gpus=8, parallel="fsdp", gradient_checkpointing=True, mem_gb=10, runtime=5).problems()
+    lines = problems(with_llama(gpus=8, parallel="fsdp", gradient_checkpointing=True, mem_gb=10, runtime=5))
     assert [line.split(": ")[1].split()[1:4] for line in lines] == [["GB", "of", "main"], ["minutes", "are", "needed"]]
     assert "raise mem_gb (10)" in lines[0]
     assert "raise runtime (5)" in lines[1]
 
 
 def test_a_faster_gpu_and_more_of_them_take_less_time() -> None:
-    [a], [b] = (with_llama(gpus=n, parallel="fsdp").trained_jobs() for n in (4, 8))
+    [a], [b] = (with_llama(gpus=n, parallel="fsdp").trainings() for n in (4, 8))
     assert a.seconds / b.seconds == pytest.approx(2)
     plan = with_llama(gpus=8, parallel="fsdp")
-    [c] = Plan(plan.config, "one", "h100-80gb", Path("none")).trained_jobs()
+    [c] = Plan(plan.config, "one", "h100-80gb", Path("none")).trainings()
     assert b.seconds / c.seconds == pytest.approx(GPUS["h100-80gb"].bf16 / GPUS["a100-80gb"].bf16)
 
 

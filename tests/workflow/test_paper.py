@@ -12,7 +12,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.plan.devices import GB
-from halos.plan.jobs import Plan
+from halos.plan.plan import Plan
+from halos.plan.problems import problems
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
 from halos.study.study import Study
@@ -170,6 +171,6 @@ def test_every_job_fits_what_it_asks_for(model: str, plan: Plan) -> None:
 
 def test_a_reference_pass_that_one_gpu_cannot_hold_is_named(tmp_path: Path) -> None:
     """One process makes it, with 2 bytes for each of 32.5 billion parameters."""
-    assert not Plan(CONFIG, "paper", "a100-80gb", tmp_path).problems()
-    problems = Plan(CONFIG, "paper", "a100-40gb", tmp_path).problems()
-    assert {line.split(",")[0] for line in problems if ", reference: " in line} == {"llama-30b"}
+    assert not problems(Plan(CONFIG, "paper", "a100-80gb", tmp_path))
+    found = problems(Plan(CONFIG, "paper", "a100-40gb", tmp_path))
+    assert {line.split(",")[0] for line in found if ", reference: " in line} == {"llama-30b"}

@@ -1,0 +1,149 @@
+"""The plan of a grid: its jobs, with the memory, the time and the disk space that each needs.
+
+Memory is that of the largest step that the settings allow; time is that of an average step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from halos.errors import HalosError
+from halos.models.settings import Resources
+from halos.plan.devices import CONTEXT, CORE, FLOAT, GPUS, RESERVE, UTILISATION, Device
+from halos.plan.jobs import Job
+from halos.plan.measured import corrected
+from halos.plan.memory import (
+    longest_example,
+    main_memory,
+    reference_memory,
+    sampling_memory,
+    training_memory,
+    uses_vllm,
+)
+from halos.plan.sizes import amount_of, size_of
+from halos.plan.work import sampling_seconds, training_operations, work_of
+from halos.reference.cache import SCORES
+from halos.registry import suggest
+from halos.sample.settings import Prompts
+from halos.study.catalogue import Config
+from halos.study.cells import Cell
+from halos.study.study import Study
+from halos.train.settings import Stage
+
+
+class Plan:
+    """The jobs of a grid that need GPUs: trainings, reference passes and sampling, without judging and benchmarks.
+
+    Args:
+        config: the catalogue.
+        grid: id of the grid.
+        gpu: kind of GPU, a key of GPUS.
+        results: results folder: sizes, lengths and times are read from it where they are known.
+        utilisation: fraction of a GPU's peak that training reaches.
+
+    Raises:
+        HalosError: an unknown grid or GPU, or a model whose size is unknown.
+    """
+
+    def __init__(self, config: Config, grid: str, gpu: str, results: Path, utilisation: float = UTILISATION) -> None:
+        if gpu not in GPUS:
+            raise HalosError(
+                f"there is no GPU {gpu!r}{suggest(gpu, GPUS)}; halos/plan/devices.py has {', '.join(GPUS)}"
+            )
+        self.study = Study(config, grid)
+        self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
+        self.sizes = {m: size_of(m, config.models[m], results) for m in self.study.settings.models}
+        self.amounts = {(d, m): amount_of(config, d, m, results)
+                        for d in self.study.settings.datasets for m in self.sizes}  # fmt: skip
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All jobs, the times of trainings corrected by finished cells."""
+        trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
+        samplings = [self.sampling(c, prompts) for prompts in self.study.prompts.values() for c in self.study.cells]
+        return [*trainings, *self._references(), *samplings]
+
+    def trainings(self) -> list[Job]:
+        """The trainings of the grid's cells and of those that they are made from, as estimated."""
+        return [self.training(cell) for cell in self.study.trained]
+
+    def device(self, model: str) -> Device:
+        """The GPU that a model runs on, or its CPU cores."""
+        resources = self.config.models[model].resources
+        if resources.gpus:
+            return GPUS[self.gpu]
+        return replace(CORE, bf16=CORE.bf16 * resources.cpus, fp32=CORE.fp32 * resources.cpus)
+
+    def longest(self, cell: Cell, stage: Stage) -> int:
+        """Tokens of the longest example of a cell, including the control token that some losses add."""
+        loss = stage.make_loss()
+        length = self.config.datasets[cell.dataset].max_length + bool(loss.control)
+        return longest_example(loss.view, length, self.amounts[cell.dataset, cell.model].group)
+
+    def training(self, cell: Cell, resources: Resources | None = None, stage: Stage | None = None) -> Job:
+        """The training of a cell, by default with its own resources and stage."""
+        model = self.config.models[cell.model]
+        resources, stage = resources or model.resources, stage or self.study.stage(cell)
+        size, world = self.sizes[cell.model], max(1, resources.gpus) * resources.nodes
+        memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage))
+        eval_examples = self.config.datasets[cell.dataset].eval_examples
+        amount = self.amounts[cell.dataset, cell.model]
+        work = work_of(stage, amount, resources.tokens_per_microbatch, world, eval_examples)
+        operations = training_operations(size, stage, resources.gradient_checkpointing, work)
+        seconds = operations / (world * self._speed(cell.model))
+        main = main_memory(size, resources, memory)
+        return Job(str(cell.stage), cell, world, memory, main, seconds, FLOAT * size.parameters)
+
+    def _speed(self, model: str) -> float:
+        """Floating-point operations per second that one device of a model reaches."""
+        device = self.device(model)
+        return self.utilisation * (device.bf16 if self.config.models[model].precision == "bf16" else device.fp32)
+
+    def _references(self) -> Iterator[Job]:
+        """One pass for each part of a parent's log-probabilities that a cell reads, one for a reward model's scores."""
+        passes: dict[tuple[Cell, str], None] = {}
+        for cell in self.study.trained:
+            stage = self.study.stage(cell)
+            if cell.parent is not None and stage.online is None:
+                passes.update(dict.fromkeys((cell.parent, part) for part in self.study.reference_parts(cell)))
+                teacher = self.study.teacher(cell)
+                passes.update({} if teacher is None else {(teacher, SCORES): None})
+        for cell, _ in passes:
+            model, size = self.config.models[cell.model], self.sizes[cell.model]
+            amount = self.amounts[cell.dataset, cell.model]
+            longest = self.config.datasets[cell.dataset].max_length
+            memory = reference_memory(size, model.precision, max(model.resources.tokens_per_microbatch, longest))
+            tokens = amount.prompts * amount.prompt + amount.responses * amount.response
+            seconds = 2.0 * size.parameters * tokens / self._speed(cell.model)
+            single = _single(model.resources)
+            disk = FLOAT * amount.responses * amount.response
+            yield Job("reference", cell, 1, memory, main_memory(size, single, memory), seconds, disk)
+
+    def sampling(self, cell: Cell, prompts: Prompts) -> Job:
+        """The sampling of a cell's responses to a prompt set."""
+        model, size = self.config.models[cell.model], self.sizes[cell.model]
+        resources = model.resources
+        length = self.config.datasets[cell.dataset].max_prompt_length + prompts.max_new_tokens
+        memory = sampling_memory(size, model.precision, resources, length)
+        gpus, batch = resources.tensor_parallel, resources.generate_batch
+        if uses_vllm(resources):  # vLLM runs as many responses at a time as their keys and values fit
+            batch = max(1, min(16 * batch, int((self.room(cell.model) - memory.weights) // memory.activations)))
+        responses = (prompts.limit or self.amounts[cell.dataset, cell.model].prompts) * prompts.samples
+        seconds = sampling_seconds(size, self.device(cell.model), gpus, batch, responses, prompts.max_new_tokens)
+        return Job("sample", cell, gpus, memory, main_memory(size, _single(resources), memory), seconds)
+
+    def room(self, model: str) -> float:
+        """Bytes of a device's memory that tensors may take."""
+        return (1 - RESERVE) * self.device(model).memory - CONTEXT
+
+    def fits(self, job: Job) -> bool:
+        """Whether a job's peak memory fits its device."""
+        return job.memory.total <= self.room(job.cell.model)
+
+
+def _single(resources: Resources) -> Resources:
+    """The resources of a job of one process."""
+    return resources.model_copy(update={"gpus": min(1, resources.gpus), "parallel": "ddp"})

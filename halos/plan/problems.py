@@ -1,0 +1,70 @@
+"""Jobs that do not fit their GPU, their memory or their time, and the settings that would help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from halos.models.settings import Resources
+from halos.plan.devices import GB
+from halos.plan.jobs import Job
+from halos.plan.plan import Plan
+from halos.train.settings import Lora, Stage
+
+
+def problems(plan: Plan) -> list[str]:
+    """One sentence for each kind of job that does not fit, each once, in the order of the jobs."""
+    return list(dict.fromkeys(line for job in plan.jobs for line in _problems(plan, job)))
+
+
+def _problems(plan: Plan, job: Job) -> Iterator[str]:
+    resources = plan.config.models[job.cell.model].resources
+    name = f"{job.cell.model}, {job.kind}"
+    if not plan.fits(job):
+        needed, room = job.memory.total / GB, plan.room(job.cell.model) / GB
+        yield f"{name}: {needed:.1f} GB on each GPU do not fit {plan.gpu} (room for {room:.1f} GB): {_help(plan, job)}"
+    if job.main > resources.mem_gb * GB:
+        yield f"{name}: {job.main / GB:.0f} GB of main memory are needed: raise mem_gb ({resources.mem_gb})"
+    if job.seconds > 60 * resources.runtime:
+        yield (f"{name}: {job.seconds / 60:.0f} minutes are needed: raise runtime ({resources.runtime}), or the job "
+               f"goes on in a second attempt")  # fmt: skip
+
+
+def _help(plan: Plan, job: Job) -> str:
+    """The smallest changes that make a job fit its GPU."""
+    resources = plan.config.models[job.cell.model].resources
+    if job.kind == "reference":
+        return "one process makes this pass, so only a GPU with more memory or fewer tokens_per_microbatch may help"
+    if job.kind == "sample":
+        larger = [n for n in (2, 4, 8) if n > resources.tensor_parallel]
+        return f"sampler: vllm and a tensor_parallel of {' or '.join(map(str, larger)) or 'more than one node has'}"
+    stage = plan.study.stage(job.cell)
+    fitting = [name for name, other, changed in _changes(resources, stage, plan.longest(job.cell, stage))
+               if plan.fits(plan.training(job.cell, other, changed))]  # fmt: skip
+    return "it fits with " + ", or with ".join(fitting[:3]) if fitting else "no setting helps; take larger GPUs"
+
+
+def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[tuple[str, Resources, Stage]]:
+    """Changes that may make a training fit, from small to large: name, resources, stage."""
+
+    def having(name: str, **changes: Any) -> tuple[str, Resources, Stage]:
+        return name, resources.model_copy(update=changes), stage
+
+    saving = {"gradient_checkpointing": True, "tokens_per_microbatch": min(longest, resources.tokens_per_microbatch)}
+    yield having("gradient_checkpointing", gradient_checkpointing=True)
+    yield having(f"tokens_per_microbatch: {longest}", tokens_per_microbatch=longest)
+    yield having(f"gradient_checkpointing and tokens_per_microbatch: {longest}", **saving)
+    for gpus in (2, 4, 8):
+        if gpus > resources.gpus or (gpus == resources.gpus and resources.parallel == "ddp"):
+            budget = math.ceil(stage.batch_size / gpus) * longest
+            for further in ({}, {"gradient_checkpointing": True, "tokens_per_microbatch": budget}):
+                also = "".join(f" and {name}: {str(value).lower()}" for name, value in further.items())
+                yield having(f"gpus: {gpus} and parallel: fsdp{also}", gpus=gpus, parallel="fsdp", **further)
+    if resources.parallel == "fsdp":
+        for nodes in (2, 4):
+            budget = math.ceil(stage.batch_size / (nodes * resources.gpus)) * longest
+            yield having(f"nodes: {nodes} and tokens_per_microbatch: {budget}", nodes=nodes,
+                         tokens_per_microbatch=budget)  # fmt: skip
+    if stage.lora is None:
+        yield "lora in the stage", resources.model_copy(update=saving), stage.model_copy(update={"lora": Lora()})
