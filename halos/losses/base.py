@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from halos.views import View
+
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 Positive = Annotated[float, Gt(0)]
 Weight = Annotated[float, Ge(0)]
@@ -71,7 +72,7 @@ class Output:
 class Loss(ABC):
     """Base of all losses: a frozen set of hyperparameters with one method."""
 
-    view: ClassVar[str]
+    view: ClassVar[View]
     needs_reference: ClassVar[bool] = True
     prepass: ClassVar[tuple[str, ...]] = ()
     per_token: ClassVar[bool] = False

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from halos.losses.base import Batch, Logps, Loss, Output, preference
 from halos.registry import LOSSES
+from halos.views import VIEWS
 
 
 @LOSSES.register("sft")
@@ -14,7 +15,7 @@ from halos.registry import LOSSES
 class SFT(Loss):
     """Maximum likelihood of the target response: the mean over the tokens of the global batch of -log pi."""
 
-    view = "sft"
+    view = VIEWS["sft"]
     needs_reference = False
     per_token = True
 
@@ -33,7 +34,7 @@ class CSFT(Loss):
     chosen_token: str = "<|good|>"
     rejected_token: str = "<|bad|>"
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
     per_token = True
 

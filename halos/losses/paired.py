@@ -25,6 +25,7 @@ from halos.losses.base import (
     preference,
 )
 from halos.registry import LOSSES
+from halos.views import VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ class Implicit(Loss):
 
     beta: Positive = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen = self.beta * log_ratio(policy, reference, "chosen")
@@ -125,7 +126,7 @@ class IPO(Loss):
 
     tau: Positive = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen = batch.mean_over_tokens(policy["chosen"] - reference["chosen"], "chosen")
@@ -188,7 +189,7 @@ class SPPO(Loss):
 
     beta: Positive = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen, rejected = log_ratio(policy, reference, "chosen"), log_ratio(policy, reference, "rejected")
@@ -209,7 +210,7 @@ class AOT(Loss):
     beta: Positive = 0.1
     epsilon: Noise = 0.0
 
-    view = "paired"
+    view = VIEWS["paired"]
     prepass = ("chosen", "rejected")
 
     def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
@@ -281,7 +282,7 @@ class SimPO(Loss):
     beta: Positive = 10.0
     gamma_beta_ratio: Weight = 0.3
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
@@ -302,7 +303,7 @@ class SLiC(Loss):
     delta: Weight = 1.0
     sft_weight: Weight = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
@@ -322,7 +323,7 @@ class ORPO(Loss):
 
     odds_ratio_weight: Weight = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
@@ -351,7 +352,7 @@ class BradleyTerry(Loss):
     Bradley and Terry 1952; Ouyang et al. 2022, InstructGPT, equation 1 (arXiv 2203.02155).
     """
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
     head = "score"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from halos.losses.base import Batch, Fraction, Logps, Loss, Output, Positive, Weight, log_ratio
 from halos.registry import LOSSES
+from halos.views import VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ class KTO(Loss):
     desirable_weight: Weight = 1.0
     undesirable_weight: Weight = 1.0
 
-    view = "unpaired"
+    view = VIEWS["unpaired"]
     prepass = ("mismatched",)
 
     def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ class PPO(Loss):
     value_weight: Weight = 0.01
     kl_weight: Weight = 0.1
 
-    view = "unpaired"
+    view = VIEWS["unpaired"]
     prepass = ("response",)
     per_token = True
     head = "value"
@@ -128,7 +129,7 @@ class GRPO(Loss):
     beta: Weight = 0.01
     epsilon: Positive = 0.01
 
-    view = "grouped"
+    view = VIEWS["grouped"]
 
     @property
     def needs_scores(self) -> bool:

@@ -68,7 +68,7 @@ def read_scores(file: Path, store: Store) -> np.ndarray:
     Raises:
         HalosError: the file is missing, or of another store.
     """
-    return _open(file, {"part": SCORES, "store": store.hash, "template": store.meta["template"]})[2]
+    return _open(file, {"part": SCORES, "store": store.hash, "template": store.meta.template})[2]
 
 
 def parts_for(loss: Any, live: bool = False) -> tuple[str, ...]:
@@ -84,4 +84,4 @@ def expected_hashes(parent: Path, store: Store) -> dict[str, str]:
     if not manifest.is_file():
         raise HalosError(f"there is no {manifest}; the parent model is not finished")
     weights = json.loads(manifest.read_text())["weights"]
-    return {"weights": weights, "store": store.hash, "template": store.meta["template"]}
+    return {"weights": weights, "store": store.hash, "template": store.meta.template}

@@ -35,7 +35,7 @@ from halos.reference.cache import Reference, expected_hashes, parts_for, read_sc
 from halos.settings import read_slice
 from halos.tokens.selection import select
 from halos.tokens.store import Store
-from halos.train.batches import Ahead, Examples, GlobalBatches, Share
+from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
 from halos.train.objective import Given
 from halos.train.optimizer import learning_rate, make_optimizer
@@ -125,7 +125,7 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
-        self.ahead = Ahead(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
+        self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
         self.stop_signal: int | None = None
 
@@ -263,12 +263,12 @@ class Trainer:
                 lr = self.stage.lr
                 raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
 
-    def _prepare(self, examples: Examples, indices: np.ndarray) -> Share:
+    def _prepare(self, examples: Examples, indices: np.ndarray) -> LocalBatch:
         """This process's share of a global batch, on its device."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return examples.share(indices, self.loss, self.budget, rank, world).to(self.accelerator.device)
+        return examples.local_batch(indices, self.loss, self.budget, rank, world).to(self.accelerator.device)
 
-    def _over_batch(self, share: Share, backward: bool) -> tuple[dict[str, float], dict[str, int]]:
+    def _over_batch(self, share: LocalBatch, backward: bool) -> tuple[dict[str, float], dict[str, int]]:
         """Run a global batch, with backward passes or without.
 
         Returns:
