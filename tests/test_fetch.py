@@ -71,7 +71,9 @@ class Machine:
 
     def slice(self, kind: str, entry: Any) -> Path:
         path = self.path / f"{kind}.yaml"
-        path.write_text(dump({kind: "x", **identity(entry)}))
+        content = identity(entry)
+        content = {"sources": content["sources"]} if kind == "dataset" else content
+        path.write_text(dump({kind: "x", **content}))
         return path
 
     def cached(self) -> set[str]:

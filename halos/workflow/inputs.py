@@ -13,7 +13,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from halos.data.settings import on_hub
 from halos.evaluate.judging.settings import FromCell, FromFile
 from halos.hub import FETCHED
 from halos.models.download import base_on_hub
@@ -162,7 +161,7 @@ class Workflow:
     def fetched_data(self, wildcards: Any) -> list[str]:
         """What says which commits a dataset is made from, if one of its sources is on the hub."""
         sources = self.config.datasets[wildcards.dataset].sources
-        there = any(on_hub(source.model_dump()) for source in sources)
+        there = any(source.on_hub for source in sources)
         return [f"{RESULTS}/data/{wildcards.dataset}/{FETCHED}"] if there else []
 
     def fetched_model(self, wildcards: Any) -> list[str]:
