@@ -26,7 +26,7 @@ class SFT(Loss):
 @LOSSES.register("csft")
 @dataclass(frozen=True)
 class CSFT(Loss):
-    """Maximum likelihood of both responses, each after a token that says which it is; sampling asks for the chosen.
+    """Maximum likelihood of both responses, each after a control token; sampling uses the chosen response's token.
 
     Conditional training of Korbak et al. 2023, Pretraining Language Models with Human Preferences (arXiv 2302.08582).
     """

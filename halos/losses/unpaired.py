@@ -78,7 +78,7 @@ class PPO(Loss):
         return {"reward": self.rewards(batch), "tokens": tokens, **moments}
 
     def rewards(self, batch: Batch) -> Tensor:
-        """(B,) of the whole response."""
+        """(B,) reward of the whole response: its score, or +1 and -1 for its label."""
         if self.needs_scores:
             assert batch.scores is not None
             return batch.scores
@@ -86,7 +86,7 @@ class PPO(Loss):
         return batch.desirable * 2.0 - 1.0
 
     def advantages(self, batch: Batch) -> Tensor:
-        """(B, T) without gradient, 0 beyond a response's end."""
+        """(B, T) generalized advantage estimates, without gradient, 0 after the response's end."""
         mask = batch.mask["response"]
         values = batch.values["response"].detach() * mask
         last = mask.cumsum(-1) == mask.sum(-1, keepdim=True)
@@ -147,11 +147,11 @@ class GRPO(Loss):
 
 
 LIMIT = 40.0
-"""Log-ratios of a token beyond it count as it: the exponential, and its square, still are float32 numbers."""
+"""Clamp of a token's log-ratio, at which the exponential and its square are still finite float32 numbers."""
 
 
 def _ratio_and_kl(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) of each token: log(pi / ref), pi / ref, and ref / pi - 1 - log(ref / pi)."""
+    """Three (B, T) tensors: log(pi / ref), pi / ref, and the KL term ref / pi - 1 - log(ref / pi)."""
     difference = policy["response"] - reference["response"]
     bounded = difference.clamp(-LIMIT, LIMIT)
     return difference, bounded.exp(), (-bounded).expm1() + bounded
