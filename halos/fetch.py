@@ -10,11 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from halos.data.rows import SPLITS
-from halos.data.settings import on_hub, pinned
+from halos.data.settings import DataSlice, Source, origin
 from halos.errors import HalosError
 from halos.files import write_json
-from halos.registry import SOURCES
 from halos.settings import read_slice
 
 
@@ -42,7 +40,7 @@ def fetch(config: Path, output: Path) -> None:
         fetched = download(model.model, model)
         found = {} if fetched is None else fetched.model_dump(mode="json", exclude_none=True)
     elif "sources" in content:
-        sources = [_open(entry) if on_hub(entry) else None for entry in content["sources"]]
+        sources = [_open(source) if source.on_hub else None for source in DataSlice.read(config).sources]
         found = {"sources": sources} if any(sources) else {}
     elif content.get("task") is not None:
         from halos.evaluate.tasks.lm_eval import download as download_task
@@ -53,9 +51,9 @@ def fetch(config: Path, output: Path) -> None:
     write_json(output, found)
 
 
-def _open(entry: dict[str, Any]) -> dict[str, str] | None:
-    """Download a source by opening each of its splits, all at one commit: {hub, commit}."""
-    origin: dict[str, str] = {}
-    for split in getattr(SOURCES[entry["name"]], "splits", SPLITS):
-        origin = getattr(SOURCES[entry["name"]](split, **pinned(entry, origin)), "origin", {})
-    return origin or None
+def _open(source: Source) -> dict[str, str] | None:
+    """Open a source in each of its splits, which downloads them; both are of one commit."""
+    found: dict[str, str] = {}
+    for split in source.splits:
+        found = origin(source.open(split, found.get("commit")))
+    return found or None

@@ -18,8 +18,8 @@ from halos.errors import HalosError
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, to write a file or a folder to. It is renamed to `path` when the block ends, and
-    removed when the block fails: `path` is then as it was. Parent folders are made.
+    """A temporary path beside `path`, with its suffix, to write a file or a folder to. It is renamed to `path` when the
+    block ends, and removed when the block fails: `path` is then as it was. Parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial.{os.getpid()}.{path.name}")

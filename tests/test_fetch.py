@@ -71,8 +71,10 @@ class Machine:
 
     def slice(self, kind: str, entry: Any) -> Path:
         path = self.path / f"{kind}.yaml"
+        content = identity(entry)
+        content = {"sources": content["sources"]} if kind == "dataset" else content
         template = {"chat_template": None} if kind == "model" else {}
-        path.write_text(dump({kind: "x", **identity(entry), **template}))
+        path.write_text(dump({kind: "x", **content, **template}))
         return path
 
     def cached(self) -> set[str]:

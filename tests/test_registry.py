@@ -54,7 +54,7 @@ def test_a_plugins_loss_is_used_like_any_other(tmp_path: Path) -> None:
     content["grids"]["g"]["methods"] = ["sft-mine"]
     config = C.load(content)
     loss = config.stages["mine"].make_loss()
-    assert (loss.strength, loss.beta, loss.view) == (0.7, 0.1, "paired")  # type: ignore[attr-defined]
+    assert (loss.strength, loss.beta, loss.view.name) == (0.7, 0.1, "paired")  # type: ignore[attr-defined]
     found = config_slice(config, "runs/d/m/sft-mine/seed1")
     assert found["stage"]["strength"] == 0.7
     assert list(found["plugins"]) == [str(file)]

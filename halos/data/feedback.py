@@ -1,4 +1,4 @@
-"""The feedback record: what every source becomes, and all that later stages read."""
+"""Feedback records: the one format that every source is turned into, and that later stages read."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from halos.errors import HalosError
+from halos.files import whole
 
 ROLES = ("system", "user", "assistant")
 Turn = dict[str, str]
@@ -36,14 +37,14 @@ SCHEMA = pa.schema(
 
 
 def prompt_id(prompt: list[Turn]) -> str:
-    """sha256 of the conversation, roles included: the same on every machine, in every call and source."""
+    """sha256 of a conversation, roles included; it is the same on every machine and in every source."""
     turns = [[turn["role"], turn["content"]] for turn in prompt]
     return hashlib.sha256(json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
 def labels_of_pairs(n: int, pairs: Iterable[tuple[int, int]]) -> list[bool | None]:
-    """Whether each of `n` responses is desirable, by (winner, loser) pairs: one that only wins is, one that only loses
-    is not, and None for one that does both or neither."""
+    """(n,) labels from (winner, loser) pairs: True for a response that only wins, False for one that only loses, None
+    for one that does both or neither."""
     winners, losers = set(), set()
     for winner, loser in pairs:
         winners.add(winner)
@@ -53,7 +54,7 @@ def labels_of_pairs(n: int, pairs: Iterable[tuple[int, int]]) -> list[bool | Non
 
 @dataclass(frozen=True)
 class Feedback:
-    """One prompt with its responses and what is known of them.
+    """One prompt with its responses and their labels.
 
     Attributes:
         prompt: turns {"role", "content"}, oldest first; the last is the user's.
@@ -63,7 +64,7 @@ class Feedback:
         pairs: (winner, loser) indices into `responses`.
         desirable: one label for each response, None where it has none, or empty.
         target: index of the response that SFT imitates, or None.
-        cut: for each response whether it was cut before its end, and so is not taught to end there; or empty.
+        cut: whether each response was cut before its end, so that no end-of-turn token is learned there; or empty.
     """
 
     prompt: list[Turn]
@@ -86,7 +87,7 @@ class Feedback:
         return hashlib.sha256(content.encode()).digest()[:16]
 
     def problem(self) -> str | None:
-        """What makes this record unusable, in a few words; None when it is sound."""
+        """Why the record cannot be used, in a few words; None when it is sound."""
         n = len(self.responses)
         if not self.prompt:
             return "empty prompt"
@@ -121,7 +122,7 @@ def from_row(row: dict[str, Any]) -> Feedback:
     """The record of a row of SCHEMA, as parquet or JSON gives it (absent columns are empty).
 
     Raises:
-        HalosError: a key that a record does not have, or one it needs and the row has not.
+        HalosError: the row has a key that records do not have, or lacks one that they need.
     """
     known = set(SCHEMA.names)
     if unknown := sorted(set(row) - known):
@@ -142,26 +143,27 @@ def from_row(row: dict[str, Any]) -> Feedback:
 
 
 def write(records: Iterable[Feedback], path: Path, chunk: int = 10_000) -> int:
-    """Write records, `chunk` at a time, and return how many: JSON Lines if the name ends in .jsonl, else parquet.
+    """Write records, `chunk` at a time, and return their number: JSON Lines if the name ends in .jsonl, else parquet.
 
-    In JSON Lines, what is empty is left out. Both forms read back as the same records.
+    The file is whole or absent. JSON Lines leave out empty fields; both forms read back as the same records.
     """
-    if _is_lines(path):
-        return _write_lines(records, path)
-    count, records = 0, iter(records)
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        while block := list(islice(records, chunk)):
-            columns = [pa.array([getattr(r, column.name) for r in block], column.type) for column in SCHEMA]
-            writer.write_batch(pa.record_batch(columns, SCHEMA))
-            count += len(block)
-    return count
+    with whole(Path(path)) as temporary:
+        if _is_lines(path):
+            return _write_lines(records, temporary)
+        count, records = 0, iter(records)
+        with pq.ParquetWriter(temporary, SCHEMA) as writer:
+            while block := list(islice(records, chunk)):
+                columns = [pa.array([getattr(r, column.name) for r in block], column.type) for column in SCHEMA]
+                writer.write_batch(pa.record_batch(columns, SCHEMA))
+                count += len(block)
+        return count
 
 
 def read(path: Path, chunk: int = 1_000) -> Iterator[Feedback]:
     """The records of a file that `write` made, `chunk` at a time.
 
     Raises:
-        HalosError: there is no such file, or it holds something else.
+        HalosError: there is no such file, or it holds no feedback records.
     """
     if _is_lines(path):
         yield from _read_lines(path)
@@ -171,14 +173,15 @@ def read(path: Path, chunk: int = 1_000) -> Iterator[Feedback]:
 
 
 def prompt_ids(path: Path, limit: int | None = None, skip: int = 0, seed: int | None = None) -> pa.StringArray:
-    """The ids of `limit` prompts of a file, or of all: a choice that is random-like, mixes the file's sources, and does
-    not depend on the order of its records.
+    """(n,) distinct prompt ids of a file, in a random-like order.
+
+    The order mixes the file's sources and does not depend on the order of its records.
 
     Args:
-        path: feedback records; of a parquet file nothing but the ids is read.
-        limit: how many, at most.
-        skip: how many are passed over before them.
-        seed: orders the prompts by the sha256 of seed and id; without it they are in the order of their ids.
+        path: feedback records; of a parquet file only the ids are read.
+        limit: the most ids to return; None for all.
+        skip: ids to skip at the start of the order.
+        seed: orders the prompts by the sha256 of seed and id; None for the order of the ids, which are hashes.
     """
     if _is_lines(path):
         ids = pa.array([record.prompt_id for record in read(path)], pa.string()).unique()
@@ -192,7 +195,7 @@ def prompt_ids(path: Path, limit: int | None = None, skip: int = 0, seed: int | 
 
 
 def records_of(path: Path, ids: pa.StringArray) -> Iterator[Feedback]:
-    """All records on the prompts `ids`, in the file's order; no others are made of what is read."""
+    """All records on the prompts `ids`, in the file's order. Only these rows are turned into records."""
     if _is_lines(path):
         wanted = set(ids.to_pylist())
         yield from (record for record in read(path) if record.prompt_id in wanted)
@@ -202,14 +205,16 @@ def records_of(path: Path, ids: pa.StringArray) -> Iterator[Feedback]:
 
 
 def select_prompts(path: Path, limit: int | None, skip: int = 0, seed: int | None = None) -> list[Feedback]:
-    """The first record of each of the prompts that `prompt_ids` chooses, in its order.
+    """The first record on each prompt that `prompt_ids` returns, in its order.
 
     Raises:
-        HalosError: `skip` passes over every prompt, or there are none.
+        HalosError: the file has no prompts, or no more than `skip`.
     """
     ids = prompt_ids(path, limit, skip, seed)
     if not len(ids):
-        raise HalosError(f"{path} has {len(prompt_ids(path))} prompts, of which {skip} are skipped: none is left")
+        raise HalosError(
+            f"{path} has {len(prompt_ids(path))} prompts, of which {skip} are skipped: none is left; lower `skip`"
+        )
     first: dict[str, Feedback] = {}
     for record in records_of(path, ids):
         first.setdefault(record.prompt_id, record)
@@ -248,16 +253,16 @@ def _read_lines(path: Path) -> Iterator[Feedback]:
 def _parquet(path: Path) -> pq.ParquetFile:
     _check(path)
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)  # else what was read stays in memory while the file is open
+        file = pq.ParquetFile(path, pre_buffer=False)  # a buffer would hold all that was read
     except pa.ArrowInvalid as error:
         raise HalosError(f"{path} cannot be read ({error}); it must be a parquet file, or end in .jsonl") from None
     if file.schema_arrow.remove_metadata() != SCHEMA:
-        raise HalosError(f"{path} holds no feedback records; make some of it with the source `local`")
+        raise HalosError(f"{path} holds no feedback records; turn it into some with the source `local`")
     return file
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
-    """The records of rows of SCHEMA. Lists are cut from whole columns: row by row takes several times as long."""
+    """The records of rows of SCHEMA. Whole columns are converted and then cut, which is faster than row by row."""
     turns, numbers = batch["prompt"].flatten(), batch["pairs"].flatten().flatten().to_pylist()
     texts = zip(turns.field("role").to_pylist(), turns.field("content").to_pylist(), strict=True)
     flat = {

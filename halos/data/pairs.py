@@ -1,4 +1,4 @@
-"""Rows that compare responses, joined into one feedback record per prompt."""
+"""Pairwise comparisons: rows joined into one feedback record per prompt, and labels from pairs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from halos.data.rows import Drop
 
 
 def joined(records: Iterable[Feedback | Drop]) -> Iterator[Feedback | Drop]:
-    """One record of each run of adjacent records on the same prompt; memory holds one prompt at a time.
+    """One record for each run of adjacent records on a prompt; memory holds one prompt at a time.
 
-    Equal responses become one, with its first score and under its first index; the target is the first record's.
-    A record that adds no pair is dropped, so that records of one pair each add up: they are as many as the pairs and
-    drops that come out. What is on the same prompt elsewhere becomes a record of its own.
+    Equal responses become one, with the first's index and score; the target is the first record's. A record that adds
+    no pair is dropped, so that rows of one pair each add up to the pairs and drops. Records on the same prompt that are
+    not adjacent stay apart.
     """
     run: list[Feedback] = []
     for record in records:
         if isinstance(record, Drop):
             yield record
             continue
-        if problem := record.problem():  # judged alone, so that it does not spoil what it would be joined to
+        if problem := record.problem():  # checked alone, so that it does not spoil the record it would be joined to
             yield Drop(problem)
             continue
         if run and run[0].prompt != record.prompt:
@@ -33,25 +33,25 @@ def joined(records: Iterable[Feedback | Drop]) -> Iterator[Feedback | Drop]:
 
 
 def _join(run: list[Feedback]) -> Iterator[Feedback | Drop]:
-    places: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     scores: dict[int, float] = {}
     pairs: list[tuple[int, int]] = []
     for record in run:
-        place = [places.setdefault(text, len(places)) for text in record.responses]
-        for index, score in zip(place, record.scores, strict=False):  # scores may be none at all
+        indices = [index_of.setdefault(text, len(index_of)) for text in record.responses]
+        for index, score in zip(indices, record.scores, strict=False):  # a record may have no scores
             scores.setdefault(index, score)
-        new = [pair for w, lo in record.pairs if (pair := (place[w], place[lo])) not in pairs]
+        new = [pair for w, lo in record.pairs if (pair := (indices[w], indices[lo])) not in pairs]
         if not new:
             yield Drop("pair repeats one of the same prompt")
         pairs += new
-    yield replace(run[0], responses=list(places), scores=list(scores.values()), pairs=pairs)
+    yield replace(run[0], responses=list(index_of), scores=list(scores.values()), pairs=pairs)
 
 
 def labelled(record: Feedback, both_labels: bool = False) -> Feedback:
-    """The record with `desirable` by its pairs.
+    """The record with desirable labels from its pairs; unchanged if it has none.
 
     Args:
-        record: with or without pairs; without, it gets no labels.
+        record: a record without labels.
         both_labels: a response that wins one pair and loses another is desirable, and listed once more as undesirable,
             instead of having no label.
     """
@@ -69,7 +69,7 @@ def labelled(record: Feedback, both_labels: bool = False) -> Feedback:
 
 
 def compared(source: str, chosen: list[Turn], rejected: list[Turn], scores: Sequence[float] = ()) -> Feedback | Drop:
-    """The record of two conversations that are equal up to their last turn; the chosen one's is the target."""
+    """The record of two conversations that differ in their last turn alone; the chosen response is the target."""
     if any(not turns or turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
         return Drop("no assistant turn at the end")
     if chosen[:-1] != rejected[:-1]:
@@ -81,4 +81,5 @@ def compared(source: str, chosen: list[Turn], rejected: list[Turn], scores: Sequ
 
 
 def with_labels(records: Iterable[Feedback | Drop], both_labels: bool = False) -> Iterator[Feedback | Drop]:
+    """Records with labels from their pairs (see `labelled`)."""
     return (r if isinstance(r, Drop) else labelled(r, both_labels) for r in records)

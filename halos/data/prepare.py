@@ -2,67 +2,147 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from halos.data import feedback
 from halos.data.feedback import Feedback
-from halos.data.report import Tally
+from halos.data.report import DataReport, SourceRows, SplitRows, Tally
 from halos.data.rows import SPLITS, Drop
-from halos.data.settings import pinned
+from halos.data.settings import DataSlice, Source, origin
 from halos.errors import HalosError
+from halos.files import whole
 from halos.hub import read_fetched
-from halos.registry import SOURCES
-from halos.settings import read_slice
 
 
 class _Prompts:
-    """Which prompts have been met. Half a sha256 of each is held in memory."""
+    """The distinct prompts of a split. Memory holds half a sha256 of each.
+
+    Attributes:
+        repeated: those that are in more than one record.
+    """
 
     def __init__(self) -> None:
-        self.met: set[bytes] = set()
-        self.shared: set[bytes] = set()
+        self.all: set[bytes] = set()
+        self.repeated: set[bytes] = set()
 
     def add(self, record: Feedback) -> None:
         prompt = _half(record.prompt_id)
-        (self.shared if prompt in self.met else self.met).add(prompt)
+        (self.repeated if prompt in self.all else self.all).add(prompt)
 
     def __contains__(self, record: Feedback) -> bool:
-        return _half(record.prompt_id) in self.met
+        return _half(record.prompt_id) in self.all
 
 
 def _half(prompt_id: str) -> bytes:
     return bytes.fromhex(prompt_id[:32])
 
 
-def _kept(
-    rows: Iterable[Feedback | Drop], tally: Tally, prompts: _Prompts, others: _Prompts | None
-) -> Iterator[Feedback]:
-    """The records of one source that stay in its split; `tally` counts them and, by reason, the rest.
+def prepare(config: Path, train: Path, test: Path, report: Path, fetched: Sequence[Path] = ()) -> None:
+    """Make a dataset's feedback records from its sources.
 
-    What stays is entered into `prompts`, the split's own; prompts of `others`, the test split's, do not stay.
+    Rows that cannot be used are dropped and counted. A prompt of the test split never occurs in train. A prompt that
+    occurs in two sources, or in two records of one, stays in each record: sources score on different scales, so their
+    responses are not one group. The three files appear together, after the last row is read.
+
+    Args:
+        config: config.yaml of the dataset's folder.
+        train: train split to write, .parquet or .jsonl.
+        test: test split to write, .parquet or .jsonl.
+        report: JSON report to write: rows read, kept and dropped by reason, for each split and source.
+        fetched: the file that `fetch` wrote for the same config; its commits of the hub are read.
+
+    Raises:
+        HalosError: a source cannot be read, or a split is left without rows.
     """
-    seen: set[bytes] = set()
+    settings = DataSlice.read(config)
+    commits = _commits(settings.sources, read_fetched(fetched).get("sources"))
+    # all are opened first: a source that checks its files does so before anything is written
+    opened = {
+        split: [(s, s.open(split, c)) for s, c in zip(settings.sources, commits, strict=True) if split in s.splits]
+        for split in SPLITS
+    }
+    counted: dict[str, SplitRows] = {}
+    with ExitStack() as stack:
+        files = {"train": stack.enter_context(whole(train)), "test": stack.enter_context(whole(test))}
+        test_prompts = None
+        for split in ("test", "train"):
+            prompts = _Prompts()
+            counted[split] = _write_split(settings.dataset, split, opened[split], prompts, test_prompts, files[split])
+            test_prompts = prompts
+        DataReport(dataset=settings.dataset, train=counted["train"], test=counted["test"]).write(report)
+
+
+def _commits(sources: Sequence[Source], fetched: list[dict[str, str] | None] | None) -> list[str | None]:
+    """The commit to read of each source; None for a source that was not fetched."""
+    if fetched is None:
+        return [None] * len(sources)
+    if len(fetched) != len(sources):
+        raise HalosError("fetched.json is of other sources than the config's; run `python -m halos fetch` again")
+    return [None if found is None else found["commit"] for found in fetched]
+
+
+def _write_split(
+    dataset: str,
+    split: str,
+    opened: list[tuple[Source, Iterable[Feedback | Drop]]],
+    prompts: _Prompts,
+    test_prompts: _Prompts | None,
+    output: Path,
+) -> SplitRows:
+    """Write the records of a split's sources, one after the other, and count them.
+
+    Args:
+        dataset: its name, for messages.
+        split: "train" or "test".
+        opened: each source with its records and drops.
+        prompts: the split's prompts, to be filled.
+        test_prompts: prompts that are left out; None for the test split.
+        output: the file to write.
+
+    Raises:
+        HalosError: a source cannot be read, or it has no usable row.
+    """
+    tallies = [Tally() for _ in opened]
+    with tqdm(desc=split, unit=" rows", unit_scale=True, mininterval=1, disable=None) as bar:
+        kept = (
+            _kept(_with_progress(rows, bar), tally, prompts, test_prompts)
+            for (_, rows), tally in zip(opened, tallies, strict=True)
+        )
+        feedback.write(itertools.chain.from_iterable(kept), output)
+    total = sum(tallies, Tally())
+    if opened:
+        _print_counts(dataset, split, total)
+    sources = [
+        SourceRows(**source.model_dump(), **origin(rows), **tally.row())
+        for (source, rows), tally in zip(opened, tallies, strict=True)
+    ]
+    return SplitRows(**total.row(), shared_prompts=len(prompts.repeated), sources=tuple(sources))
+
+
+def _kept(
+    rows: Iterable[Feedback | Drop], tally: Tally, prompts: _Prompts, test_prompts: _Prompts | None
+) -> Iterator[Feedback]:
+    """The records of one source that stay in a split. The tally counts them and, by reason, the rest."""
+    digests: set[bytes] = set()
     for row in rows:
         tally.rows_in += 1
         reason = row.reason if isinstance(row, Drop) else row.problem()
         if isinstance(row, Feedback) and reason is None:
             digest = hashlib.blake2b(json.dumps({**row.row(), "prompt": None}).encode(), digest_size=16).digest()
-            if others is not None and row in others:
+            if test_prompts is not None and row in test_prompts:
                 reason = "prompt is in the test split"
-            elif digest in seen:
+            elif digest in digests:
                 reason = "duplicate record"
             else:
-                seen.add(digest)
+                digests.add(digest)
                 prompts.add(row)
                 tally.add(row)
                 yield row
@@ -70,79 +150,14 @@ def _kept(
             tally.drops[reason] += 1
 
 
-def prepare(config: Path, train: Path, test: Path, report: Path, fetched: Sequence[Path] = ()) -> None:
-    """Read every source of a dataset, drop (and count) what cannot be used, and write both splits.
-
-    A prompt of the test split never occurs in train. One that occurs in two sources, or in two records of one, stays in
-    each record: sources score on scales of their own, so that their responses are not one group. The three files
-    appear together, when all is well.
-
-    Args:
-        config: the dataset's slice of the catalogue: `dataset`, `sources`, `plugins`.
-        train: the parquet file of the train split to write (or .jsonl).
-        test: that of the test split. A source for evaluation alone has this one only.
-        report: the JSON file to write: rows, drops by reason and labels, per split and source (with the commit of what
-            came from the hub), and how many prompts of a split are in more than one record (shared_prompts). rows_in is
-            rows_out plus all drops.
-        fetched: what `fetch` wrote, if it did: its commits are read, and not what a revision means today.
-
-    Raises:
-        HalosError: a source cannot be read, or a split is left without rows.
-    """
-    content = read_slice(config)
-    opened = _pinned(content["sources"], read_fetched(fetched).get("sources"))
-    outputs = {"train": Path(train), "test": Path(test)}
-    # opened first: a source that checks its files does so before anything is written
-    rows = {split: [(e, SOURCES[e["name"]](split, **options)) for e, options in opened
-                    if split in getattr(SOURCES[e["name"]], "splits", SPLITS)] for split in SPLITS}  # fmt: skip
-    summary: dict[str, Any] = {"dataset": content["dataset"], **dict.fromkeys(SPLITS)}
-    prompts = {split: _Prompts() for split in SPLITS}
-
-    with contextlib.ExitStack() as stack:
-        temporary = {path: path.with_name(f".partial-{path.name}") for path in (*outputs.values(), Path(report))}
-        for path in temporary.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.callback(path.unlink, missing_ok=True)
-        for split, others in (("test", None), ("train", prompts["test"])):
-            tallies = [Tally() for _ in rows[split]]
-            bar = tqdm(desc=split, unit=" rows", unit_scale=True, mininterval=1, disable=None)
-            streams = (
-                _kept(_counted(found, bar), tally, prompts[split], others)
-                for (_, found), tally in zip(rows[split], tallies, strict=True)
-            )
-            feedback.write(itertools.chain.from_iterable(streams), temporary[outputs[split]])
-            bar.close()
-            total = sum(tallies, Tally())
-            if rows[split]:
-                _say(content["dataset"], split, total)
-            sources = [
-                {**entry, **getattr(found, "origin", {}), **tally.row()}
-                for (entry, found), tally in zip(rows[split], tallies, strict=True)
-            ]
-            summary[split] = {**total.row(), "shared_prompts": len(prompts[split].shared), "sources": sources}
-        temporary[Path(report)].write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        for path, written in temporary.items():
-            os.replace(written, path)
-
-
-def _pinned(
-    entries: list[dict[str, Any]], found: list[dict[str, str] | None] | None
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The sources, each with its options at the commit that was fetched."""
-    commits = [None] * len(entries) if found is None else found
-    if len(commits) != len(entries):
-        raise HalosError("what was fetched is of other sources; run `python -m halos fetch` again")
-    return [(entry, pinned(entry, commit)) for entry, commit in zip(entries, commits, strict=True)]
-
-
-def _counted(rows: Iterable[Feedback | Drop], bar: tqdm) -> Iterator[Feedback | Drop]:
+def _with_progress(rows: Iterable[Feedback | Drop], bar: tqdm) -> Iterator[Feedback | Drop]:
     for row in rows:
         bar.update()
         yield row
 
 
-def _say(dataset: str, split: str, total: Tally) -> None:
-    """One line on stderr.
+def _print_counts(dataset: str, split: str, total: Tally) -> None:
+    """Print one line on stderr.
 
     Raises:
         HalosError: the split has no rows.

@@ -1,4 +1,4 @@
-"""report.json of a dataset: rows in and out of each source, and what was dropped, by reason."""
+"""report.json of a dataset: rows read from each source, kept, and dropped by reason."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from halos.files import JsonFile, Record
 
 
 class Rows(Record):
-    """What became of rows: `rows_in` is `rows_out` plus all drops.
+    """Counts of rows and of what the kept ones hold; `rows_in` is `rows_out` plus all drops.
 
     Attributes:
+        rows_in: rows read.
+        rows_out: records kept.
         drops: rows left out, by reason.
+        responses: responses of the records.
+        pairs: pairs of a preferred and another response.
+        desirable: responses labelled desirable.
+        undesirable: responses labelled undesirable.
         ties: pairs of responses to one prompt with the same score.
         targets: records with a target for imitation.
         multi_turn: records whose prompt has more than one user turn.
@@ -33,17 +39,22 @@ class Rows(Record):
 
 
 class SourceRows(Rows):
-    """The rows of one source in one split, and which commit they were read from, if it is on the hub."""
+    """The rows of one source in one split.
+
+    Attributes:
+        options: the source's options in config.yaml.
+        hub: the dataset's name on the hub; None for local files.
+        commit: the commit of the hub that was read.
+    """
 
     name: str
     options: dict[str, Any] = {}
     hub: str | None = None
-    revision: str | None = None
     commit: str | None = None
 
 
 class SplitRows(Rows):
-    """The rows of one split.
+    """The rows of one split, over all its sources.
 
     Attributes:
         shared_prompts: prompts that are in more than one record.
@@ -54,7 +65,7 @@ class SplitRows(Rows):
 
 
 class DataReport(JsonFile):
-    """report.json of a dataset. A split that no source has rows for is empty."""
+    """report.json of a dataset. Every count of a split that no source has is 0."""
 
     dataset: str
     train: SplitRows
@@ -63,7 +74,7 @@ class DataReport(JsonFile):
 
 @dataclass
 class Tally:
-    """What became of the rows of one source in one split."""
+    """Running counts of the rows of one source in one split."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -71,6 +82,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: Feedback) -> None:
+        """Count a record that is kept."""
         self.rows_out += 1
         self.counts.update(
             responses=len(record.responses),
@@ -91,6 +103,7 @@ class Tally:
         )
 
     def row(self) -> dict[str, Any]:
+        """The fields of Rows."""
         names = ("responses", "pairs", "desirable", "undesirable", "ties", "targets", "multi_turn")
         counts = {name: self.counts[name] for name in names}
         return {"rows_in": self.rows_in, "rows_out": self.rows_out, "drops": dict(sorted(self.drops.items())), **counts}

@@ -1,9 +1,8 @@
-"""What sources share: rows of files and of the hub, splits, rows joined by prompt, and the row that is left out."""
+"""Rows of sources: where they are read from, which split each belongs to, and the rows that are dropped."""
 
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -11,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from halos.data.feedback import Feedback, Turn
+from halos.data.readers import json_rows, parquet_rows
 from halos.errors import HalosError
 from halos.hub import remedy
 
@@ -26,25 +24,46 @@ Paths = str | dict[str, str]
 
 @dataclass(frozen=True)
 class Drop:
-    """A row that a source leaves out, and why, in a few words that are the same for every such row."""
+    """A row that a source leaves out.
+
+    Attributes:
+        reason: a few words, the same for all rows dropped for this reason: drops are counted by it.
+    """
 
     reason: str
 
 
 def in_split(key: str, split: str, test_fraction: float) -> bool:
-    """Whether what `key` (a sha256 in hex) names belongs to `split`: the same answer on every machine, in any order. It
-    is the end of the key that decides: its beginning orders the prompts that are chosen of a file."""
+    """Whether the row with a key belongs to a split; it depends on the key alone.
+
+    The end of the key decides, because the beginning of a prompt's id is its place in the order of `prompt_ids`.
+
+    Args:
+        key: a sha256 in hex, such as a record's prompt_id.
+        split: "train" or "test".
+        test_fraction: fraction of all keys that belong to the test split.
+    """
     return (int(key[-8:], 16) < test_fraction * 2**32) == (split == "test")
 
 
 def check_fraction(source: str, test_fraction: float) -> None:
-    """Raises HalosError when the fraction leaves a split empty."""
+    """Check a source's test_fraction.
+
+    Raises:
+        HalosError: the fraction leaves a split empty.
+    """
     if not 0 < test_fraction < 1:
         raise HalosError(f"source {source}: test_fraction is {test_fraction}; choose one between 0 and 1")
 
 
 def locate(source: str, path: Paths, split: str, test_fraction: float | None) -> Path:
-    """The file of a split; a dictionary of paths names one for each.
+    """The file that a split is read from.
+
+    Args:
+        source: name of the source, for messages.
+        path: one file for both splits, or one for each.
+        split: "train" or "test".
+        test_fraction: fraction of a single file that is the test split; None where the file is not split.
 
     Raises:
         HalosError: the paths name no such split, the file is missing, or the fraction leaves a split empty.
@@ -60,28 +79,8 @@ def locate(source: str, path: Paths, split: str, test_fraction: float | None) ->
     return Path(path)
 
 
-def json_rows(file: Path) -> Iterator[tuple[int, str]]:
-    """(row number from 1, JSON text) of a JSON Lines file or a JSON array, gzipped or not.
-
-    Lines are streamed; an array is read whole.
-
-    Raises:
-        HalosError: the file cannot be read.
-    """
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
-            if next((line.lstrip() for line in stream if line.strip()), "").startswith("["):
-                stream.seek(0)
-                yield from enumerate(map(json.dumps, json.load(stream)), 1)
-            else:
-                stream.seek(0)
-                yield from ((number, line) for number, line in enumerate(stream, 1) if line.strip())
-    except (OSError, EOFError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
-        raise HalosError(f"{file} cannot be read ({error}); it must be JSON or JSON Lines, or either as .gz") from None
-
-
 def limited(records: Iterable[Feedback | Drop], limit: int | None) -> Iterator[Feedback | Drop]:
-    """Up to the `limit`-th record; drops do not count towards it."""
+    """The first `limit` records (None for all) and the drops among them."""
     count = 0
     for record in records:
         if isinstance(record, Feedback):
@@ -98,7 +97,7 @@ class Hub:
     Attributes:
         name: "owner/name".
         revision: a commit; or a branch or tag, which may move.
-        files: pattern of the files of each split; one pattern where the hub has a single split that ours share.
+        files: split -> pattern of its files; a single pattern where the hub has one split, which is then divided.
     """
 
     name: str
@@ -106,22 +105,22 @@ class Hub:
     files: Paths
 
     def snapshot(self, source: str, split: str) -> tuple[str, list[Path]]:
-        """(commit, the split's files), downloaded once for each commit.
+        """(commit, files of the split), downloaded once for each commit.
 
-        Without a network, what is in the cache is used, and only if it is that commit and no file is missing. (Offline,
-        `datasets.load_dataset` takes whichever commit was cached last.)
+        Offline, the files must be in the cache, of this very commit. (`datasets.load_dataset` would take the commit
+        that was cached last.)
 
         Raises:
-            HalosError: the files can be had neither from the hub nor from the cache.
+            HalosError: the files are neither on the hub nor in the cache.
         """
-        from huggingface_hub import snapshot_download  # slow to import, and of no use where all files are local
+        from huggingface_hub import snapshot_download  # slow to import, and not needed for local files
 
         pattern = self.files if isinstance(self.files, str) else self.files[split]
         try:
             folder = Path(
                 snapshot_download(self.name, repo_type="dataset", revision=self.revision, allow_patterns=pattern)
             )
-        except Exception as error:  # of the hub, of either HTTP library, or of the disk: all mean the same here
+        except Exception as error:  # the hub's, either HTTP library's or the disk's: all mean the same here
             reason = " ".join(str(error).split())
             raise HalosError(
                 f"source {source}: {self.name} cannot be loaded from the hub ({reason}); {remedy()}, or"
@@ -137,20 +136,20 @@ class Hub:
 
 Row = TypeVar("Row", bound=BaseModel)
 LAYOUT_ROWS = 100
-"""A column that none of so many first rows has is missing from the file, and not just from odd rows."""
+"""A column that none of the first LAYOUT_ROWS rows has is missing from the file, not just from odd rows."""
 
 
 @dataclass(frozen=True)
 class Table(Generic[Row]):
-    """The rows of one split of a source.
+    """The rows of one split of a source, read from its files.
 
     Attributes:
         source: its name, for messages.
-        layout: the columns it reads, with their types.
+        layout: model of a row: the columns that the source reads, with their types.
         split: "train" or "test".
         files: JSON, JSON Lines (either as .gz, too) or parquet.
-        test_fraction: share of the rows that are the test split, where the files hold both splits.
-        origin: name and commit on the hub, empty for files of one's own.
+        test_fraction: fraction of the rows that is the test split; None where the files hold this split alone.
+        origin: {"hub": name, "commit": sha}, empty for local files.
     """
 
     source: str
@@ -161,53 +160,58 @@ class Table(Generic[Row]):
     origin: dict[str, str]
 
     def rows(self, key: Callable[[Row], str]) -> Iterator[Row | Drop]:
-        """The split's rows, and a Drop for each that is not of the layout.
+        """The split's rows, and a Drop for each that does not have the layout.
 
         Args:
-            key: a sha256 in hex of what decides on the split, the same for rows that belong together.
+            key: row -> sha256 in hex that decides its split, the same for rows that must not be separated.
 
         Raises:
-            HalosError: a file cannot be read or is of another layout altogether.
+            HalosError: a file cannot be read, or lacks a column of the layout.
         """
-        for content, row in self._rows():
-            if self._mine(digest(content) if isinstance(row, Drop) else key(row)):
+        for content, row in self._all_rows():
+            if self._in_split(digest(content) if isinstance(row, Drop) else key(row)):
                 yield row
 
     def records(self, parse: Callable[[Row], Feedback | Drop]) -> Iterator[Feedback | Drop]:
-        """What `parse` makes of each of the split's rows; all records on a prompt are in the same split.
+        """The split's rows as records and drops; all records on a prompt are in the same split.
+
+        Args:
+            parse: row -> its record, or why it is dropped.
 
         Raises:
-            HalosError: a file cannot be read or is of another layout altogether.
+            HalosError: a file cannot be read, or lacks a column of the layout.
         """
-        for content, row in self._rows():
+        for content, row in self._all_rows():
             record = row if isinstance(row, Drop) else parse(row)
             # a dropped row belongs to one split as well, so that rows add up over the splits
-            if self._mine(digest(content) if isinstance(record, Drop) else record.prompt_id):
+            if self._in_split(digest(content) if isinstance(record, Drop) else record.prompt_id):
                 yield record
 
-    def _mine(self, key: str) -> bool:
+    def _in_split(self, key: str) -> bool:
         return self.test_fraction is None or in_split(key, self.split, self.test_fraction)
 
-    def _rows(self) -> Iterator[tuple[Any, Row | Drop]]:
+    def _all_rows(self) -> Iterator[tuple[Any, Row | Drop]]:
+        """(content, row) of every row of the files, whichever split it belongs to."""
         for file in self.files:
-            for content in self._of_layout(file):
-                yield content, self._row(content)
+            for content in self._contents(file):
+                yield content, self._validated(content)
 
-    def _row(self, content: Any) -> Row | Drop:
+    def _validated(self, content: Any) -> Row | Drop:
         if isinstance(content, Drop):
             return content
         try:
             return self.layout.model_validate(content)
         except ValidationError as error:
-            found = error.errors(include_url=False)[0]
-            if not found["loc"]:
+            first = error.errors(include_url=False)[0]
+            if not first["loc"]:
                 return Drop("the row is no object")
-            absent = len(found["loc"]) == 1 and (found["type"] == "missing" or found["input"] is None)
-            return Drop(f"no {found['loc'][0]}" if absent else f"{found['loc'][0]} is malformed")
+            absent = len(first["loc"]) == 1 and (first["type"] == "missing" or first["input"] is None)
+            return Drop(f"no {first['loc'][0]}" if absent else f"{first['loc'][0]} is malformed")
 
-    def _of_layout(self, file: Path) -> Iterator[Any]:
-        """The contents of a file, after as many as needed to see that no column is missing from it."""
-        contents = _parquet_contents(file, self.layout) if file.suffix == ".parquet" else _json_contents(file)
+    def _contents(self, file: Path) -> Iterator[Any]:
+        """The contents of a file's rows. None is given before the first rows have shown that no column is missing."""
+        parquet = file.suffix == ".parquet"
+        contents = parquet_rows(file, self.layout.model_fields) if parquet else _json_contents(file)
         missing = [name for name, field in self.layout.model_fields.items() if field.is_required()]
         head: list[Any] = []
         for content in contents:
@@ -217,13 +221,15 @@ class Table(Generic[Row]):
                 break
         if missing and head:
             raise HalosError(
-                f"source {self.source}: {file} has no {', '.join(missing)}; give it a file in the layout of the hub's"
+                f"source {self.source}: {file} has no {', '.join(missing)}; give it a file with the columns "
+                f"that the dataset has on the hub"
             )
         yield from head
         yield from contents
 
 
 def _json_contents(file: Path) -> Iterator[Any]:
+    """The content of each row of a JSON or JSON Lines file, a Drop where it cannot be written as UTF-8."""
     for number, text in json_rows(file):
         try:
             content = json.loads(text)
@@ -233,22 +239,12 @@ def _json_contents(file: Path) -> Iterator[Any]:
 
 
 def _encodable(content: Any) -> bool:
-    """Whether it can be written as UTF-8; JSON can escape what is no character."""
+    """Whether it can be written as UTF-8; JSON can escape half of a surrogate pair, which is no character."""
     try:
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _parquet_contents(file: Path, layout: type[BaseModel]) -> Iterator[Any]:
-    try:
-        with pq.ParquetFile(file, pre_buffer=False) as parquet:  # else what was read stays in memory
-            columns = [name for name in layout.model_fields if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(256, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise HalosError(f"{file} cannot be read ({error}); it must be a parquet file") from None
 
 
 def digest(content: Any) -> str:
@@ -259,16 +255,16 @@ def digest(content: Any) -> str:
 def table(
     source: str, layout: type[Row], split: str, hub: Hub, path: Paths | None, test_fraction: float | None = None
 ) -> Table[Row]:
-    """The rows of a split, from files of one's own or, where `path` is None, from the hub.
+    """The rows of a split, from local files or, where `path` is None, from the hub.
 
     Args:
         source: name of the source.
-        layout: the columns it reads, with their types.
+        layout: model of a row: the columns that the source reads, with their types.
         split: "train" or "test".
-        hub: where it is published.
-        path: a file, or one a split.
-        test_fraction: share of the prompts that are the test split where one file holds both; None for a source with a
-            single split, which a single file is then wholly.
+        hub: the dataset on the hub.
+        path: a local file, or one for each split.
+        test_fraction: fraction of the prompts that is the test split where one file holds both; None for a source that
+            has only one split.
 
     Raises:
         HalosError: there is no such file, the hub cannot be reached, or the fraction leaves a split empty.
@@ -284,10 +280,10 @@ def table(
 
 
 class Records(Iterator[Feedback | Drop]):
-    """The records and drops of a source, with the commit that they come from.
+    """Iterator over a source's records and drops, that knows the commit they come from.
 
     Attributes:
-        origin: {"hub": name, "commit": sha} of the dataset on the hub, empty for files of one's own.
+        origin: {"hub": name, "commit": sha} of the dataset on the hub, empty for local files.
     """
 
     def __init__(
@@ -304,7 +300,7 @@ Source = Callable[..., Records]
 
 
 def only(*splits: str) -> Callable[[Source], Source]:
-    """For a source that by its nature has only these splits: it yields nothing for another, and carries `splits`."""
+    """Decorator of a source that has only these splits: it gives no records for another, and has `splits` set."""
 
     def restrict(function: Source) -> Source:
         @functools.wraps(function)
@@ -318,13 +314,14 @@ def only(*splits: str) -> Callable[[Source], Source]:
 
 
 class TurnColumns(BaseModel):
-    """A turn as most datasets have it; what else it holds is left out."""
+    """A turn of a conversation as most datasets have it; other fields are ignored."""
 
     role: str
     content: str
 
 
 def turns_of(columns: Iterable[TurnColumns]) -> list[Turn]:
+    """The turns of a conversation, as a record has them."""
     return [turn.model_dump() for turn in columns]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import Field, model_validator
 
 import halos.data.sources  # noqa: F401  # registers them
+from halos.data.feedback import Feedback
+from halos.data.rows import SPLITS, Drop
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
-from halos.settings import Label, Positive, Share, Strict
+from halos.settings import Label, Positive, Share, Slice, Strict
 
 
 class Source(Strict):
@@ -22,21 +24,53 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def known(self) -> Source:
+        """Refuse an unknown source, or an option that its function does not take."""
         try:
-            function = SOURCES[self.name]
+            accepted = [name for name in inspect.signature(self.function).parameters if name != "split"]
         except HalosError as error:
             raise ValueError(str(error)) from None
-        accepted = [p for p in inspect.signature(function).parameters if p != "split"]
         for option in self.options:
             if option not in accepted:
                 raise ValueError(f"source {self.name} has no option {option!r}{suggest(option, accepted)}")
         return self
 
     @property
+    def function(self) -> Callable[..., Iterable[Feedback | Drop]]:
+        """The registered function: (split, **options) -> records and drops."""
+        return SOURCES[self.name]
+
+    @property
     def files(self) -> list[str]:
-        """The local files it reads: its `path` option, one file or one a split."""
+        """The local files that it reads: its `path` option, one file or one for each split."""
         path = self.options.get("path")
         return [] if path is None else list(path.values()) if isinstance(path, dict) else [path]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it reads the hub: its function takes a `revision`, and `path` names no file to read instead."""
+        return "revision" in inspect.signature(self.function).parameters and self.options.get("path") is None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it has records for."""
+        splits: tuple[str, ...] = getattr(self.function, "splits", SPLITS)
+        return splits
+
+    def open(self, split: str, commit: str | None = None) -> Iterable[Feedback | Drop]:
+        """The records and drops of a split.
+
+        Args:
+            split: "train" or "test".
+            commit: the commit of the hub to read, in place of its `revision` option.
+        """
+        options = self.options if commit is None else {**self.options, "revision": commit}
+        return self.function(split, **options)
+
+
+def origin(records: Iterable[Feedback | Drop]) -> dict[str, str]:
+    """{"hub": name, "commit": sha} of the records of an opened source that is on the hub; empty for any other."""
+    commit: dict[str, str] = getattr(records, "origin", {})
+    return commit
 
 
 class Dataset(Strict):
@@ -52,17 +86,14 @@ class Dataset(Strict):
 
     @model_validator(mode="after")
     def room_for_a_response(self) -> Dataset:
+        """Refuse a prompt length that leaves no token for a response."""
         if self.max_prompt_length >= self.max_length:
             raise ValueError("max_prompt_length must be below max_length, or no token is left for a response")
         return self
 
 
-def on_hub(source: Mapping[str, Any]) -> bool:
-    """Whether a source reads the hub: it takes a `revision`, and no file is named to read instead."""
-    takes = inspect.signature(SOURCES[source["name"]]).parameters
-    return "revision" in takes and source["options"].get("path") is None
+class DataSlice(Slice):
+    """The part of the catalogue that makes one dataset's feedback records."""
 
-
-def pinned(source: Mapping[str, Any], found: Mapping[str, str] | None) -> dict[str, Any]:
-    """The options of a source, its revision the commit that was found."""
-    return {**source["options"], **({"revision": found["commit"]} if found else {})}
+    dataset: str
+    sources: tuple[Source, ...]

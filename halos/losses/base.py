@@ -1,4 +1,4 @@
-"""What a loss is, what it is given, what it returns, and what losses share. Notation: halos/losses/__init__.py."""
+"""Base class of losses, their inputs and outputs, and functions that they share. Notation: halos/losses/__init__.py."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from halos.views import View
+
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 Positive = Annotated[float, Gt(0)]
 Weight = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Noise = Annotated[float, Ge(0), Lt(0.5)]
-"""A share of labels that are taken to be the wrong way round."""
+"""The fraction of labels that are assumed to be flipped."""
 Logps = Mapping[str, "Tensor"]
 """role -> (B, T) log-probabilities of response tokens."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss sees of a microbatch beside log-probabilities.
+    """Inputs of a loss for a microbatch, beside the log-probabilities.
 
     Attributes:
-        mask: role -> (B, T) bool, True where there is a response token.
-        desirable: (B,) bool in the unpaired view.
-        scores: (B,) float32 in the unpaired and grouped views: of the data or of a reward model, NaN where there is
+        mask: role -> (B, T) bool, True at response tokens.
+        desirable: (B,) bool, for the unpaired view.
+        scores: (B,) float32 for the unpaired and grouped views, from the data or a reward model; NaN where there is
             none.
-        advantages: (B,) float32 in the grouped view: the score less its group's mean, over its group's deviation.
-        values: role -> (B, T) float32 of the value head: the value before each response token is said.
+        advantages: (B,) float32 for the grouped view: the score less its group's mean, over its group's deviation.
+        values: role -> (B, T) float32 of the value head: the value of the state before each response token.
         rewards: role -> (B,) float32 of the score head.
-        statistics: name -> (N,) what `Loss.statistics` returned for all N examples of the global batch, in any order.
+        statistics: name -> (N,) results of `Loss.statistics` for all N examples of the global batch, in any order.
     """
 
     mask: Mapping[str, Tensor]
@@ -52,12 +53,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Output:
-    """What a loss returns of a microbatch.
+    """Result of a loss for a microbatch.
 
     Attributes:
-        losses: (B,) with gradient; the objective is their sum over the global batch by its number of examples (or of
-            tokens, see `Loss.per_token`).
-        chosen_rewards, rejected_rewards: any number of values, without gradient.
+        losses: (B,) with gradient; the objective is their sum over the global batch, divided by its number of examples
+            (or of tokens, see `Loss.per_token`).
+        chosen_rewards: implicit rewards of the chosen (or desirable) responses, any number, without gradient.
+        rejected_rewards: implicit rewards of the rejected (or undesirable) responses, likewise.
         metrics: name -> (B,) values, without gradient, averaged over the global batch for the log.
     """
 
@@ -71,7 +73,7 @@ class Output:
 class Loss(ABC):
     """Base of all losses: a frozen set of hyperparameters with one method."""
 
-    view: ClassVar[str]
+    view: ClassVar[View]
     needs_reference: ClassVar[bool] = True
     prepass: ClassVar[tuple[str, ...]] = ()
     per_token: ClassVar[bool] = False
@@ -79,19 +81,27 @@ class Loss(ABC):
 
     @property
     def needs_scores(self) -> bool:
+        """Whether it reads `batch.scores`."""
         return False
 
     @property
     def control(self) -> Mapping[str, str]:
+        """Role -> a token between that role's prompts and responses."""
         return {}
 
     def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
-        """(B,) values of the `prepass` roles; those of the whole global batch come back as `batch.statistics`."""
+        """Name -> (B,) values of the `prepass` roles, gathered over the global batch into `batch.statistics`."""
         return {}
 
     @abstractmethod
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        """The loss of a microbatch; `reference` is empty for a loss that needs none."""
+        """The losses of a microbatch.
+
+        Args:
+            policy: log pi of each role.
+            reference: log ref of each role; empty for a loss that needs none.
+            batch: masks, labels, values and statistics.
+        """
 
 
 def log_sigmoid(x: Tensor) -> Tensor:
@@ -100,20 +110,20 @@ def log_sigmoid(x: Tensor) -> Tensor:
 
 
 def log_ratio(policy: Logps, reference: Logps, role: str) -> Tensor:
-    """r: (B,) sum over tokens of log pi - log ref."""
+    """(B,) log-ratio r of a role: the sum over tokens of log pi - log ref."""
     return (policy[role] - reference[role]).sum(-1)
 
 
 def humanline(policy: Logps, reference: Logps, low: float, high: float) -> Logps:
-    """The policy's log-probabilities, brought so near the reference's that each token's log-ratio lies in [low, high].
+    """The policy's log-probabilities, clamped so that each token's log-ratio to the reference lies in [low, high].
 
-    A token beyond gives no gradient: it is one that the loss's perceived distribution would reject.
-    Liu et al. 2025, Humanline (arXiv 2509.24207).
+    A token outside the range has no gradient: the perceived distribution would reject it. Liu et al. 2025, Humanline
+    (arXiv 2509.24207).
     """
     return {role: reference[role] + (policy[role] - reference[role]).clamp(low, high) for role in policy}
 
 
 def preference(losses: Tensor, chosen: Tensor, rejected: Tensor) -> Output:
-    """The output of a paired loss, its rewards detached and their ranking counted."""
+    """The output of a paired loss, with detached rewards and the accuracy of their ranking."""
     chosen, rejected = chosen.detach(), rejected.detach()
     return Output(losses, chosen, rejected, {"rewards/accuracy": (chosen > rejected).to(chosen.dtype)})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from halos.losses.base import Batch, Logps, Loss, Output, preference
 from halos.registry import LOSSES
+from halos.views import VIEWS
 
 
 @LOSSES.register("sft")
@@ -14,7 +15,7 @@ from halos.registry import LOSSES
 class SFT(Loss):
     """Maximum likelihood of the target response: the mean over the tokens of the global batch of -log pi."""
 
-    view = "sft"
+    view = VIEWS["sft"]
     needs_reference = False
     per_token = True
 
@@ -25,7 +26,7 @@ class SFT(Loss):
 @LOSSES.register("csft")
 @dataclass(frozen=True)
 class CSFT(Loss):
-    """Maximum likelihood of both responses, each after a token that says which it is; sampling asks for the chosen.
+    """Maximum likelihood of both responses, each after a control token; sampling uses the chosen response's token.
 
     Conditional training of Korbak et al. 2023, Pretraining Language Models with Human Preferences (arXiv 2302.08582).
     """
@@ -33,7 +34,7 @@ class CSFT(Loss):
     chosen_token: str = "<|good|>"
     rejected_token: str = "<|bad|>"
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
     per_token = True
 

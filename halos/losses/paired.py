@@ -1,4 +1,4 @@
-"""Losses of paired preferences: those of implicit rewards, those without a reference, and the reward model's.
+"""Losses of paired preferences: with implicit rewards, without a reference, and the reward model's.
 
 Implicit rewards: `chosen` is beta r_w and `rejected` is beta r_l; the docstrings call them w and l.
 """
@@ -25,6 +25,7 @@ from halos.losses.base import (
     preference,
 )
 from halos.registry import LOSSES
+from halos.views import VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Implicit(Loss):
-    """Base: a loss of the implicit rewards."""
+    """Base class of losses that are a function of the implicit rewards."""
 
     beta: Positive = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen = self.beta * log_ratio(policy, reference, "chosen")
@@ -64,7 +65,7 @@ class DPO(Implicit):
 
 @dataclass(frozen=True)
 class Noisy(Implicit):
-    """Base: preferences of which a share `epsilon` is taken to be the wrong way round."""
+    """Base class of losses that assume a fraction `epsilon` of the preferences to be flipped."""
 
     epsilon: Noise = 0.2
 
@@ -119,13 +120,13 @@ class EXO(Noisy):
 class IPO(Loss):
     """(r_w / len_w - r_l / len_l - 1 / (2 tau))^2.
 
-    Azar et al. 2023, A General Theoretical Paradigm, equation 17 (arXiv 2310.12036), each log-ratio by its length as
-    its authors ran it; by the mask's length, as a log-ratio may well be 0.
+    Azar et al. 2023, A General Theoretical Paradigm, equation 17 (arXiv 2310.12036), each log-ratio divided by its
+    length, as its authors ran it. The length is the mask's, because a token's log-ratio may be 0.
     """
 
     tau: Positive = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen = batch.mean_over_tokens(policy["chosen"] - reference["chosen"], "chosen")
@@ -163,8 +164,8 @@ class NCA(Implicit):
 class BCO(Implicit):
     """-log sigmoid(w - z) - log sigmoid(z - l), with z the mean of all w and l of the global batch, without gradient.
 
-    Jung et al. 2024, Binary Classifier Optimization, equation 9 (arXiv 2404.04656), its reward shift z taken of each
-    global batch, not as a moving average.
+    Jung et al. 2024, Binary Classifier Optimization, equation 9 (arXiv 2404.04656), its reward shift z the mean of each
+    global batch, not a moving average.
     """
 
     prepass = ("chosen", "rejected")
@@ -188,7 +189,7 @@ class SPPO(Loss):
 
     beta: Positive = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen, rejected = log_ratio(policy, reference, "chosen"), log_ratio(policy, reference, "rejected")
@@ -200,16 +201,16 @@ class SPPO(Loss):
 @LOSSES.register("aot")
 @dataclass(frozen=True)
 class AOT(Loss):
-    """(1 - epsilon) dpo + epsilon dpo turned round, of beta (u_i - v_j), u = s_w - s_l and v the same of the reference.
+    """(1 - epsilon) dpo(m) + epsilon dpo(-m), m = beta (u_i - v_j), u = s_w - s_l of the policy, v of the reference.
 
-    j is the pair whose v has, among the v of the global batch, the rank that u_i has among its u: distributions are
-    compared, not pairs. Melnyk et al. 2024, Distributional Preference Alignment, paired (arXiv 2406.05882).
+    v_j has the rank among the v of the global batch that u_i has among its u: distributions are compared, not pairs.
+    Melnyk et al. 2024, Distributional Preference Alignment, paired (arXiv 2406.05882).
     """
 
     beta: Positive = 0.1
     epsilon: Noise = 0.0
 
-    view = "paired"
+    view = VIEWS["paired"]
     prepass = ("chosen", "rejected")
 
     def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
@@ -217,11 +218,11 @@ class AOT(Loss):
         return {name: (m["chosen"].sum(-1) - m["rejected"].sum(-1)) for name, m in models.items()}
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        own = policy["chosen"].sum(-1) - policy["rejected"].sum(-1)
-        margins, others = (batch.statistics[name].sort().values for name in ("policy", "reference"))
-        rank = (own.detach()[:, None] - margins).abs().argmin(-1)  # nearest: dropout may have moved it since
-        margin = self.beta * (own - others[rank])
-        losses = -(1 - self.epsilon) * log_sigmoid(margin) - self.epsilon * log_sigmoid(-margin)
+        margin = policy["chosen"].sum(-1) - policy["rejected"].sum(-1)
+        margins, reference_margins = (batch.statistics[name].sort().values for name in ("policy", "reference"))
+        rank = (margin.detach()[:, None] - margins).abs().argmin(-1)  # nearest: dropout may have moved it since
+        excess = self.beta * (margin - reference_margins[rank])
+        losses = -(1 - self.epsilon) * log_sigmoid(excess) - self.epsilon * log_sigmoid(-excess)
         rewards = (self.beta * log_ratio(policy, reference, role) for role in ("chosen", "rejected"))
         return preference(losses, *rewards)
 
@@ -229,7 +230,7 @@ class AOT(Loss):
 @LOSSES.register("apo_zero")
 @dataclass(frozen=True)
 class APOZero(Implicit):
-    """1 - sigmoid(w) + sigmoid(l): for winners that are better than what the model says by itself.
+    """1 - sigmoid(w) + sigmoid(l): for winners that are better than the model's samples.
 
     D'Oosterlinck et al. 2024, Anchored Preference Optimization, equation 7 (arXiv 2408.06266).
     """
@@ -241,7 +242,7 @@ class APOZero(Implicit):
 @LOSSES.register("apo_down")
 @dataclass(frozen=True)
 class APODown(Implicit):
-    """sigmoid(w) + 1 - sigmoid(w - l): for winners that are worse than what the model says by itself.
+    """sigmoid(w) + 1 - sigmoid(w - l): for winners that are worse than the model's samples.
 
     D'Oosterlinck et al. 2024, Anchored Preference Optimization, equation 8 (arXiv 2408.06266).
     """
@@ -281,7 +282,7 @@ class SimPO(Loss):
     beta: Positive = 10.0
     gamma_beta_ratio: Weight = 0.3
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
@@ -302,7 +303,7 @@ class SLiC(Loss):
     delta: Weight = 1.0
     sft_weight: Weight = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
@@ -322,7 +323,7 @@ class ORPO(Loss):
 
     odds_ratio_weight: Weight = 0.1
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
@@ -351,7 +352,7 @@ class BradleyTerry(Loss):
     Bradley and Terry 1952; Ouyang et al. 2022, InstructGPT, equation 1 (arXiv 2203.02155).
     """
 
-    view = "paired"
+    view = VIEWS["paired"]
     needs_reference = False
     head = "score"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from halos.losses.base import Batch, Fraction, Logps, Loss, Output, Positive, Weight, log_ratio
 from halos.registry import LOSSES
+from halos.views import VIEWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ class KTO(Loss):
     desirable_weight: Weight = 1.0
     undesirable_weight: Weight = 1.0
 
-    view = "unpaired"
+    view = VIEWS["unpaired"]
     prepass = ("mismatched",)
 
     def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ class PPO(Loss):
     value_weight: Weight = 0.01
     kl_weight: Weight = 0.1
 
-    view = "unpaired"
+    view = VIEWS["unpaired"]
     prepass = ("response",)
     per_token = True
     head = "value"
@@ -77,7 +78,7 @@ class PPO(Loss):
         return {"reward": self.rewards(batch), "tokens": tokens, **moments}
 
     def rewards(self, batch: Batch) -> Tensor:
-        """(B,) of the whole response."""
+        """(B,) reward of the whole response: its score, or +1 and -1 for its label."""
         if self.needs_scores:
             assert batch.scores is not None
             return batch.scores
@@ -85,7 +86,7 @@ class PPO(Loss):
         return batch.desirable * 2.0 - 1.0
 
     def advantages(self, batch: Batch) -> Tensor:
-        """(B, T) without gradient, 0 beyond a response's end."""
+        """(B, T) generalized advantage estimates, without gradient, 0 after the response's end."""
         mask = batch.mask["response"]
         values = batch.values["response"].detach() * mask
         last = mask.cumsum(-1) == mask.sum(-1, keepdim=True)
@@ -128,7 +129,7 @@ class GRPO(Loss):
     beta: Weight = 0.01
     epsilon: Positive = 0.01
 
-    view = "grouped"
+    view = VIEWS["grouped"]
 
     @property
     def needs_scores(self) -> bool:
@@ -146,11 +147,11 @@ class GRPO(Loss):
 
 
 LIMIT = 40.0
-"""Log-ratios of a token beyond it count as it: the exponential, and its square, still are float32 numbers."""
+"""Clamp of a token's log-ratio, at which the exponential and its square are still finite float32 numbers."""
 
 
 def _ratio_and_kl(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T) of each token: log(pi / ref), pi / ref, and ref / pi - 1 - log(ref / pi)."""
+    """Three (B, T) tensors: log(pi / ref), pi / ref, and the KL term ref / pi - 1 - log(ref / pi)."""
     difference = policy["response"] - reference["response"]
     bounded = difference.clamp(-LIMIT, LIMIT)
     return difference, bounded.exp(), (-bounded).expm1() + bounded

@@ -10,7 +10,7 @@ from halos.losses.base import Loss
 from halos.models.settings import Resources, Size
 from halos.plan.devices import FLOAT, HALF, PROCESS
 from halos.train.settings import Lora, Stage
-from halos.views import ROLES
+from halos.views import View
 
 LAYER = 1.5
 """What the layer that is computed backwards takes, by what it keeps: the gradients of its parts come on top."""
@@ -111,9 +111,9 @@ def optimizer_numbers(stage: Stage) -> float:
     return sum(value.numel() for value in state if value.numel() > 1) / matrix.weight.numel()
 
 
-def longest_example(view: str, max_length: int, group: float) -> int:
+def longest_example(view: View, max_length: int, group: float) -> int:
     """Tokens of the longest example there may be, its prompt counted once: next to nothing."""
-    return math.ceil(max_length * (2 if view == "paired" else max(1.0, group) if view == "grouped" else 1))
+    return math.ceil(max_length * (max(1.0, group) if view.grouped else len(view.roles)))
 
 
 def accumulates(stage: Stage, budget: int, longest: int, world: int) -> bool:
@@ -144,7 +144,7 @@ def training_memory(size: Size, stage: Stage, precision: str, resources: Resourc
         buffers = compute * (2 * layer + ends) + (0 if stage.lora else (compute + FLOAT) * max(layer, ends))
         buffers += FLOAT * trained if several else 0  # gradients that wait for the last microbatch are whole
     live = size.parameters if stage.lora is None or sharded else added  # what is not trained is shared with the policy
-    shared_prompts = {*loss.prepass} - {*ROLES[loss.view]} and not several
+    shared_prompts = {*loss.prepass} - {*loss.view.roles} and not several
     keys = 2 * compute * (size.key_value_size or size.hidden_size) * size.layers * tokens if shared_prompts else 0
     fused = stage.optimizer in ("Adam", "AdamW") or sharded
     return Memory(

@@ -9,7 +9,6 @@ from halos.models.settings import Size
 from halos.plan.devices import DECODING, HALF, Device
 from halos.plan.sizes import Amount
 from halos.train.settings import Stage
-from halos.views import ROLES
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,22 @@ class Work:
 def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples: int) -> Work:
     """The tokens of a training, its evaluations included."""
     loss = stage.make_loss()
-    per_prompt = amount.examples[stage.reads] / max(amount.prompts, 1)
-    epoch = amount.examples[stage.reads]
-    if loss.view == "unpaired":
+    epoch = amount.examples.get(stage.reads, amount.prompts)
+    per_prompt = epoch / max(amount.prompts, 1)
+    if loss.view.labelled:
         epoch *= (stage.keep_desirable + stage.keep_undesirable) / 2
         epoch = amount.prompts if stage.one_per_prompt else epoch
     examples = stage.examples or stage.epochs * epoch
     if stage.online is not None:
-        per_prompt = 1 if loss.view in ("paired", "grouped") else stage.online.samples_per_prompt
+        per_prompt = 1 if loss.view.compares else stage.online.samples_per_prompt
         examples = stage.online.rounds * stage.online.prompts_per_round * per_prompt
     examples *= stage.inner_epochs
     prompt, response = amount.prompt, amount.response
-    answers = amount.group if loss.view == "grouped" else len(ROLES[loss.view])
+    answers = amount.group if loss.view.grouped else len(loss.view.roles)
     tokens = prompt + answers * response
     # a pass for statistics: of other responses to the prompts of the batch, or only where it is not one microbatch
     at_once = stage.batch_size * tokens / world <= budget
-    others = len({*loss.prepass} - {*ROLES[loss.view]})
+    others = len({*loss.prepass} - {*loss.view.roles})
     before = others * response if at_once else len(loss.prepass) and prompt + len(loss.prepass) * response
     live = tokens + others * response if stage.sync_every else 0
     evaluations = examples / (stage.batch_size * stage.eval_every) + 2

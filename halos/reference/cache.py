@@ -73,7 +73,7 @@ def read_scores(file: Path, store: Store) -> np.ndarray:
     Raises:
         HalosError: the file is missing, or belongs to another store.
     """
-    return _open(file, {"part": SCORES, "store": store.hash, "template": store.meta["template"]})[2]
+    return _open(file, {"part": SCORES, "store": store.hash, "template": store.meta.template})[2]
 
 
 def parts_for(loss: Loss, live: bool = False) -> tuple[str, ...]:
@@ -95,4 +95,4 @@ def expected_hashes(parent: Path, store: Store) -> dict[str, str]:
         HalosError: the parent has no manifest: it is not finished.
     """
     weights = Manifest.read(parent / "manifest.json").weights
-    return {"weights": weights, "store": store.hash, "template": store.meta["template"]}
+    return {"weights": weights, "store": store.hash, "template": store.meta.template}

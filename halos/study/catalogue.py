@@ -26,6 +26,7 @@ from halos.scoring.settings import Scorer
 from halos.study.cells import BASE
 from halos.study.settings import Grid
 from halos.train.settings import Stage
+from halos.views import VIEWS
 
 KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")
 
@@ -117,8 +118,8 @@ class Config(BaseModel):
         assert stage.online is not None
         self._refer(f"{where}.online.label", stage.online.label, "labellers")
         feedback = self.labellers[stage.online.label].feedback
-        wanted = {"paired": ("pairwise",), "unpaired": ("binary", "pairwise")}.get(stage.reads)
-        if wanted is not None and feedback not in wanted:
+        wanted = VIEWS[stage.reads].feedback
+        if wanted and feedback not in wanted:
             raise ValueError(f"{where}.online.label: the loss {stage.loss} wants {' or '.join(wanted)} feedback, and "
                              f"{stage.online.label} gives {feedback}")  # fmt: skip
 

@@ -88,7 +88,7 @@ class _Rows:
         for name in LOSSES:
             loss = LOSSES[name]
             defaults = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(loss))
-            yield {"loss": name, "view": loss.view, "reference": "yes" if loss.needs_reference else "no",
+            yield {"loss": name, "view": loss.view.name, "reference": "yes" if loss.needs_reference else "no",
                    "hyperparameters": defaults, "definition": _summary(loss)}  # fmt: skip
 
     @staticmethod

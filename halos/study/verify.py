@@ -122,10 +122,10 @@ def _inputs(cell: Cell, paths: Paths, store: Path, then: dict[str, str]) -> Iter
 def _store(folder: Path) -> Iterator[str]:
     """Files of a store that differ from its own hashes."""
     meta = Store(folder).meta
-    then, now = meta["files"], hash_each(folder)
+    then, now = meta.files, hash_each(folder)
     for name in sorted({*then, *now} - {"meta.json", ".snakemake_timestamp"}):
         yield from _differing(f"{folder / name}", then.get(name), now.get(name), "its content changed")
-    if hash_content(then) != meta["hash"]:
+    if hash_content(then) != meta.hash:
         yield f"{folder / 'meta.json'}: its content changed"
 
 
@@ -133,8 +133,8 @@ def _records(cell: Cell, paths: Paths) -> Iterator[str]:
     """Records of the data that differ from those of the store, by their prompts."""
     store = Store(paths.store(cell.dataset, cell.model).store)
     splits = {split: paths.data(cell.dataset).split(split) for split in SPLITS}
-    for split, records in read_splits(store.meta, splits["train"], splits["test"]).items():
-        if hash_files([splits[split]]) == store.meta["data"][split]:
+    for split, records in read_splits(store.meta.eval_examples, splits["train"], splits["test"]).items():
+        if hash_files([splits[split]]) == store.meta.data[split]:
             continue
         table = pq.read_table(store.folder / f"records_{split}.parquet")
         then = list(zip(table["prompt_id"].to_pylist(), table["digest"].to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""report.json of a sequence store: how many rows of everything, lengths, truncations and drops."""
+"""meta.json of a sequence store and report.json of tokenize: counts, lengths, truncations, drops and hashes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ class LengthQuantiles(Record):
 
 
 class SplitTokens(Record):
-    """What became of the records of one split.
+    """Counts of one split of a sequence store.
 
     Attributes:
+        records: feedback records read.
         prompts_with_dropped_turns: prompts whose oldest turns did not fit.
         truncated_responses: responses cut to what max_length leaves them.
-        responses_without_end: responses that were cut before they came here, so that they get no end-of-turn token.
+        responses_without_end: responses that the data marks as cut, so that they get no end-of-turn token.
+        sequences: real responses, one sequence each.
         dropped: records left out, by reason.
+        length_quantiles: lengths of prompts as stored, and of responses before max_length cuts them.
     """
 
     records: int
@@ -31,11 +34,14 @@ class SplitTokens(Record):
     length_quantiles: LengthQuantiles
 
 
-class TokensReport(JsonFile):
-    """report.json of a sequence store.
+class StoreMeta(JsonFile):
+    """meta.json of a sequence store: the settings it was made with, its counts and its hashes.
 
     Attributes:
         template: sha256 of the chat template and of the tokenizer's vocabulary.
+        n_prompts: distinct prompts.
+        n_responses: sequences with a real response.
+        n_sequences: all sequences, the mismatched ones included.
         views: split -> view -> examples.
         data: split -> hash of the feedback file.
         files: name -> sha256 of each file of the store.
@@ -57,5 +63,10 @@ class TokensReport(JsonFile):
     data: dict[str, str]
     files: dict[str, str]
     hash: str
+
+
+class TokensReport(StoreMeta):
+    """report.json of tokenize: the store's meta.json, and the counts of each split."""
+
     train: SplitTokens
     test: SplitTokens

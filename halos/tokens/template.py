@@ -1,4 +1,4 @@
-"""Chat templates: from turns to token ids, the same for training, sampling, judging and tasks."""
+"""Chat templates: from turns to token ids, alike in training, sampling, judging and tasks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Prompt:
     """A templated prompt.
 
     Attributes:
-        ids: its token ids, up to where the response begins; None when even its last turn is too long.
-        dropped_turns: how many of the oldest turns were left out to fit.
+        ids: its token ids, up to the beginning of the response; None when its last turn alone is too long.
+        dropped_turns: number of its oldest turns that were left out to fit.
     """
 
     ids: list[int] | None
@@ -44,16 +44,21 @@ class Prompt:
 
 
 class Template:
-    """A tokenizer's chat template, taken apart once: what comes before a response, and what ends it.
+    """A tokenizer's chat template, split into the text before a response and the token that ends it.
 
-    Prompt and response are tokenised apart, because that is what sampling does: the model is given the prompt's ids and
-    goes on from there. So all responses to a prompt share its ids exactly.
+    Prompt and response are tokenized apart, as in sampling, where the model continues from the prompt's ids. So all
+    responses to a prompt share its ids exactly.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
 
+    Attributes:
+        control: number of tokens at the end of prompts alone, which no length limit counts: 0 or 1.
+        lead: text that the template writes before every response.
+        end: id of the token that ends a response.
+
     Raises:
-        HalosError: it has no template, or the template loses the response's text.
+        HalosError: it has no template, or the template does not show the response's text exactly once.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -66,7 +71,7 @@ class Template:
         if whole.count(SENTINEL) != 1:
             raise HalosError("the chat template does not show an assistant turn's text once; name another `template:`")
         start, suffix = whole.split(SENTINEL)
-        self.control = 0  # tokens at the end of prompts only: the store's limit does not count them
+        self.control = 0
         ending = next((token for token in tokenizer.all_special_tokens if before.endswith(token)), None)
         if ending is not None and not start.startswith(before):
             before, self.control = before.removesuffix(ending), 1
@@ -80,7 +85,7 @@ class Template:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _end_of_turn(self, suffix: str) -> int:
-        """The id that ends a response: the first special token that the template writes after it, else eos."""
+        """The id of the first special token that the template writes after a response, else of eos."""
         special = set(self.tokenizer.all_special_ids)
         for token in self.tokenizer(suffix, add_special_tokens=False)["input_ids"]:
             if token in special:
@@ -93,10 +98,9 @@ class Template:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
 
     def render(self, turns: list[Turn]) -> str:
-        """The prompt's text as the model sees it, up to where its response begins.
+        """The prompt's text as the model sees it, up to the beginning of the response.
 
-        A template that insists on user and assistant taking turns gets neighbours of one role joined, and a system
-        turn joined to the first user turn.
+        For a template that refuses a system turn or two turns of one role in a row, such turns are joined.
         """
         try:
             return self._render(turns, generation=True)
@@ -106,12 +110,12 @@ class Template:
     def prompts(self, conversations: list[list[Turn]], max_length: int) -> list[Prompt]:
         """Token ids of prompts of at most `max_length` tokens, a control token not counted.
 
-        A longer one loses its oldest turns first (a system turn stays); the last user turn is always whole.
+        A longer prompt loses its oldest turns first (a system turn stays); the last user turn is never cut.
         """
         max_length += self.control
         kept = list(conversations)
         ids = self._tokenize(list(map(self.render, kept)))
-        # all that are too long lose a turn at once: the tokenizer's threads take a list of texts, not one
+        # all that are too long lose a turn together: the tokenizer's threads work on lists of texts
         while cut := [
             i for i in range(len(kept)) if len(ids[i]) > max_length and len(_shorter(kept[i])) < len(kept[i])
         ]:
@@ -120,15 +124,15 @@ class Template:
             for i, shorter in zip(cut, self._tokenize([self.render(kept[i]) for i in cut]), strict=True):
                 ids[i] = shorter
         return [
-            Prompt(found if len(found) <= max_length else None, len(turns) - len(rest))
-            for turns, rest, found in zip(conversations, kept, ids, strict=True)
+            Prompt(prompt if len(prompt) <= max_length else None, len(turns) - len(rest))
+            for turns, rest, prompt in zip(conversations, kept, ids, strict=True)
         ]
 
     def responses(self, texts: list[str], cut: Sequence[bool] = ()) -> list[list[int]]:
-        """Token ids of responses, the end-of-turn token included, but for those that were `cut` before their end."""
-        whole = [not flag for flag in cut] or [True] * len(texts)
-        every = self._tokenize([self.lead + text for text in texts])
-        return [[*ids, self.end] if ends else ids for ids, ends in zip(every, whole, strict=True)]
+        """Token ids of responses, with the end-of-turn token unless the response was `cut` before its end."""
+        complete = [not flag for flag in cut] or [True] * len(texts)
+        responses = self._tokenize([self.lead + text for text in texts])
+        return [[*ids, self.end] if ends else ids for ids, ends in zip(responses, complete, strict=True)]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -140,7 +144,7 @@ class Template:
 
 
 def _shorter(turns: list[Turn]) -> list[Turn]:
-    """`turns` less the oldest exchange that is not the last turn; itself where there is none. A system turn stays."""
+    """The turns without the oldest exchange; all of them where only the last turn is left. A system turn stays."""
     system = turns[:1] if turns[0]["role"] == "system" else []
     rest = turns[len(system) + 1 :]
     while len(rest) > 1 and rest[0]["role"] == "assistant":
@@ -149,7 +153,7 @@ def _shorter(turns: list[Turn]) -> list[Turn]:
 
 
 def _alternating(turns: list[Turn]) -> list[Turn]:
-    """The same text with user and assistant taking turns, the user first."""
+    """The turns with user and assistant alternating, the user first; text of neighboring turns is joined."""
     merged: list[Turn] = []
     for turn in turns:
         role = "user" if turn["role"] == "system" else turn["role"]

@@ -22,113 +22,124 @@ from halos.forward.microbatch import Microbatch, microbatch, texts_of
 from halos.losses.base import Loss
 from halos.reference.cache import Reference
 from halos.tokens.store import Store
-from halos.views import COLUMNS, ROLES
+from halos.views import View
 
 
 @dataclass(frozen=True)
-class Share:
-    """A process's share of a global batch, cut into microbatches, as many in every process.
+class LocalBatch:
+    """The microbatches of a global batch that one process runs; every process has equally many.
 
     Attributes:
-        parts: what the loss is computed of.
-        before: what its statistics are computed of in a pass of their own. There is none where one microbatch holds
-            everything, as its statistics are known before its loss is needed.
-        count: examples, or for a loss per token response tokens, of the whole global batch.
+        parts: the microbatches that the loss is computed from.
+        before: the microbatches of an earlier pass for the loss's statistics. Empty where the one microbatch of `parts`
+            holds everything: then the statistics are known before the loss is computed.
+        count: examples of the whole global batch; for a loss that is a mean over tokens, its response tokens.
     """
 
     parts: list[Microbatch]
     before: list[Microbatch]
     count: int
 
-    def to(self, device: torch.device) -> Share:
-        return Share([b.to(device) for b in self.parts], [b.to(device) for b in self.before], self.count)
+    def to(self, device: torch.device) -> LocalBatch:
+        return LocalBatch([b.to(device) for b in self.parts], [b.to(device) for b in self.before], self.count)
 
 
 class Examples:
-    """The examples of a view.
+    """The examples of a view, and the microbatches that they make.
 
-    An example of the grouped view holds several responses, any other one; a global batch is of whole examples, and its
+    An example of a grouped view holds several responses, any other one; a global batch is of whole examples, and its
     microbatches are of responses.
 
     Args:
         store: the sequence store.
         table: the index table, or a part of it.
-        view: sft, paired, unpaired or grouped.
-        reference: log-probabilities of the reference model, by sequence row, if the loss wants them.
-        scores: (sequences,) of a reward model, by sequence row, instead of the data's own.
-        control: role -> a token that stands between that role's prompts and responses.
+        view: the view that the table belongs to.
+        reference: log-probabilities of the reference model, by sequence row, if the loss needs them.
+        scores: (sequences,) a reward model's scores, by sequence row, in place of the data's.
+        control: role -> a token between that role's prompts and responses.
         packed: whether microbatches are packed rows, with each prompt once, instead of padded ones.
 
     Attributes:
         rows: role -> (M,) sequence rows of the M responses.
-        labels: name -> (M,) in the unpaired view `desirable` (bool, unless some have no label) and `scores` (float32,
-            NaN where there is none), in the grouped view `scores` and `advantages` (float32).
+        offsets: (N + 1,) index among the responses at which each of the N examples begins, and the end.
+        weight: (M,) float32, 1 over the number of responses of a response's example.
+        labels: name -> (M,): `desirable` (bool; absent when some have no label), `scores` (float32, NaN for none), and
+            for a grouped view `advantages` (float32).
     """
 
     def __init__(
         self,
         store: Store,
         table: pa.Table,
-        view: str,
+        view: View,
         reference: Reference | None = None,
         scores: np.ndarray | None = None,
         control: Mapping[str, int] | None = None,
         packed: bool = False,
     ) -> None:
         self.store, self.reference, self.control, self.packed = store, reference, control or {}, packed
-        columns = {role: table[column] for role, column in COLUMNS[view].items()}
+        columns = {role: table[column] for role, column in view.columns.items()}
+        labels = {name: table[column] for name, column in view.labels.items()}
         sizes = np.ones(table.num_rows, dtype=np.int64)
-        if view == "grouped":
-            sizes = pc.list_value_length(columns["response"]).to_numpy().astype(np.int64)
+        if view.grouped:
+            sizes = pc.list_value_length(columns[view.roles[0]]).to_numpy().astype(np.int64)
             columns = {role: pc.list_flatten(column) for role, column in columns.items()}
+            labels = {name: pc.list_flatten(column) for name, column in labels.items()}
         self.offsets = np.concatenate([[0], np.cumsum(sizes)])
         self.rows = {role: column.to_numpy() for role, column in columns.items()}
         self.weight = np.repeat(1 / sizes, sizes).astype(np.float32)
         self.labels: dict[str, np.ndarray] = {}
-        if view in ("unpaired", "grouped"):
-            own = table["score"] if view == "unpaired" else pc.list_flatten(table["scores"])
-            found = scores[self.rows["response"]] if scores is not None else own.to_numpy()
-            self.labels["scores"] = found.astype(np.float32)
-        if view == "unpaired" and not table["desirable"].null_count:  # scores alone may do
-            self.labels["desirable"] = table["desirable"].to_numpy()
-        if view == "grouped":
+        if "scores" in labels:
+            of_data = labels["scores"].to_numpy()
+            self.labels["scores"] = (of_data if scores is None else scores[self.rows["response"]]).astype(np.float32)
+        if "desirable" in labels and not labels["desirable"].null_count:  # a loss of scores reads unlabelled rows
+            self.labels["desirable"] = labels["desirable"].to_numpy()
+        if view.grouped and "scores" in self.labels:
             self.labels["advantages"] = advantages(self.labels["scores"], self.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def counts(self) -> dict[str, int]:
-        """How many examples and responses there are, and of which label."""
-        found = {"examples": len(self), "responses": len(self.weight)}
+        """Numbers of examples and responses, and of desirable and undesirable ones where they have labels."""
+        counts = {"examples": len(self), "responses": len(self.weight)}
         if "desirable" in self.labels:
             desirable = int(self.labels["desirable"].sum())
-            found |= {"desirable": desirable, "undesirable": len(self) - desirable}
-        return found
+            counts |= {"desirable": desirable, "undesirable": len(self) - desirable}
+        return counts
 
     def responses(self, indices: np.ndarray) -> np.ndarray:
-        """The responses of some examples, as indices into `rows` and `labels`."""
+        """(n,) the responses of some examples, as indices into `rows` and `labels`."""
         return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
 
     def response_tokens(self, indices: np.ndarray, roles: Sequence[str]) -> int:
-        """Response tokens of some examples, in all roles."""
-        found = self.responses(indices)
-        return sum(int(self.store.lengths[self.rows[role][found], 1].sum()) for role in roles)
+        """Number of response tokens of some examples, over all these roles."""
+        responses = self.responses(indices)
+        return sum(int(self.store.lengths[self.rows[role][responses], 1].sum()) for role in roles)
 
     def lengths(self, responses: np.ndarray, roles: Sequence[str]) -> np.ndarray:
-        """(n, 2) tokens of each response's prompt, and of what follows it in all roles together."""
+        """(n, 2) tokens of each response's prompt, and of all that follows it, over all these roles."""
         rows = [self.rows[role][responses] for role in roles]
         tails = [self.store.lengths[r, 1] + (role in self.control) for r, role in zip(rows, roles, strict=True)]
         return np.stack([self.store.lengths[rows[0], 0], np.sum(tails, axis=0)], axis=1)
 
-    def share(self, indices: np.ndarray, loss: Loss, budget: int, rank: int = 0, world: int = 1) -> Share:
-        """What a process runs of a global batch of examples, for a loss with these traits."""
-        roles = ROLES[loss.view]
+    def local_batch(self, indices: np.ndarray, loss: Loss, budget: int, rank: int = 0, world: int = 1) -> LocalBatch:
+        """The microbatches of one process, for a loss and the passes that its traits ask for.
+
+        Args:
+            indices: the examples of the global batch.
+            loss: its view, `prepass` and `per_token` are read.
+            budget: tokens of one microbatch.
+            rank: this process.
+            world: number of processes.
+        """
+        roles = loss.view.roles
         others = tuple(role for role in loss.prepass if role not in roles)
         parts = list(self.microbatches(indices, roles, budget, rank, world, following=others))
         at_once = len(parts) == 1 and (not others or parts[0].following is not None)
         apart = loss.prepass and not at_once
         before = list(self.microbatches(indices, loss.prepass, budget, rank, world)) if apart else []
-        return Share(parts, before, self.response_tokens(indices, roles) if loss.per_token else len(indices))
+        return LocalBatch(parts, before, self.response_tokens(indices, roles) if loss.per_token else len(indices))
 
     def microbatches(
         self,
@@ -139,9 +150,16 @@ class Examples:
         world: int = 1,
         following: tuple[str, ...] = (),
     ) -> Iterator[Microbatch]:
-        """This process's share of a global batch of examples, the same number of microbatches in every process.
+        """One process's microbatches of a global batch of examples, equally many in every process.
 
-        A global batch that is one packed microbatch to each process also gets the roles that follow it.
+        Args:
+            indices: the examples of the global batch.
+            roles: the roles whose sequences are run.
+            budget: tokens of one microbatch.
+            rank: this process.
+            world: number of processes.
+            following: roles with the same prompts, to run after `roles` on the same keys and values. Added only where
+                each process has a single packed microbatch.
         """
         responses = self.responses(indices)
         lengths = self.lengths(responses, roles)
@@ -180,7 +198,9 @@ class Examples:
 
 
 def advantages(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """(M,) float32, each score less the mean of its group, over the group's standard deviation; 0 in a group of equals.
+    """(M,) float32: each score less the mean of its group, over the group's standard deviation; 0 where all are equal.
+
+    Shao et al. 2024, DeepSeekMath, section 4.1.2 (arXiv 2402.03300).
 
     Args:
         scores: (M,) of all groups, one after the other.
@@ -190,18 +210,18 @@ def advantages(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     mean = np.add.reduceat(scores.astype(np.float64), offsets[:-1]) / sizes
     difference = scores - np.repeat(mean, sizes)
     deviation = np.sqrt(np.add.reduceat(difference**2, offsets[:-1]) / sizes)
-    found: np.ndarray = (difference / np.maximum(np.repeat(deviation, sizes), 1e-6)).astype(np.float32)
-    return found
+    standardized: np.ndarray = (difference / np.maximum(np.repeat(deviation, sizes), 1e-6)).astype(np.float32)
+    return standardized
 
 
 class GlobalBatches:
-    """Which examples make up each global batch.
+    """The examples of each global batch: a sequence of index arrays, one for each step.
 
     Args:
         n: number of examples.
         batch_size: examples of a global batch; the last one of an epoch may be smaller.
-        epochs: passes over the examples.
-        examples: stop with the first step by which so many were seen, whatever the epochs.
+        epochs: passes over the examples; unused when `examples` is set.
+        examples: stop at the first step by which so many were seen; None to stop after `epochs`.
         seed: of the shuffling.
         inner_epochs: steps on each global batch, one after the other.
     """
@@ -219,7 +239,7 @@ class GlobalBatches:
         return self.steps
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Indices of the examples of one step, counted from 0."""
+        """Indices of the examples of one step; steps are counted from 0."""
         epoch, within = divmod(step // self.inner_epochs, self.per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n))
@@ -231,22 +251,23 @@ class GlobalBatches:
         return epochs * self.n + min(within * self.batch_size, self.n)
 
 
-class Ahead:
-    """Prepares the next step's data in a thread, while the one before is trained on.
+class Prefetch:
+    """Prepares the next step's batch in a thread, while the current one is trained on.
 
     Args:
-        prepare: step -> its data.
-        steps: how many there are.
+        prepare: step -> its batch.
+        steps: number of steps.
     """
 
-    def __init__(self, prepare: Callable[[int], Share], steps: int) -> None:
+    def __init__(self, prepare: Callable[[int], LocalBatch], steps: int) -> None:
         self._prepare, self._steps = prepare, steps
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        self._waiting: dict[int, Future[Share]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._waiting: dict[int, Future[LocalBatch]] = {}
 
-    def __call__(self, step: int) -> Share:
-        now = self._waiting.pop(step, None) or self._thread.submit(self._prepare, step)
+    def __call__(self, step: int) -> LocalBatch:
+        """The batch of a step; preparation of the next one starts."""
+        current = self._waiting.pop(step, None) or self._thread.submit(self._prepare, step)
         self._waiting.clear()
         if step + 1 < self._steps:
             self._waiting[step + 1] = self._thread.submit(self._prepare, step + 1)
-        return now.result()
+        return current.result()

@@ -16,7 +16,7 @@ from halos.distributed.sharding import copy_weights, prepare_frozen
 from halos.forward.microbatch import Microbatch
 from halos.losses import Loss
 from halos.losses.base import Batch, Logps, Output, humanline
-from halos.train.batches import Share
+from halos.train.batches import LocalBatch
 from halos.train.settings import Stage
 
 
@@ -60,11 +60,11 @@ class Objective:
     live: nn.Module | None
     accelerator: Accelerator
 
-    def __call__(self, share: Share, backward: bool) -> tuple[dict[str, float], Sizes]:
+    def __call__(self, local: LocalBatch, backward: bool) -> tuple[dict[str, float], Sizes]:
         """Run this process's share of a global batch.
 
         Args:
-            share: the microbatches.
+            local: its microbatches, on its device.
             backward: whether to add the gradient of the objective to the policy's parameters.
 
         Returns:
@@ -72,17 +72,17 @@ class Objective:
         """
         sums = Sums()
         with torch.no_grad():
-            statistics = self._statistics([(self._forward(part, sums), part) for part in share.before])
-        for k, part in enumerate(share.parts):
-            is_last = k == len(share.parts) - 1
+            statistics = self._statistics([(self._forward(part, sums), part) for part in local.before])
+        for k, part in enumerate(local.parts):
+            is_last = k == len(local.parts) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.policy):
                 given = self._forward(part, sums)
-                if self.loss.prepass and not share.before:  # the only microbatch, so its statistics are the batch's
+                if self.loss.prepass and not local.before:  # the only microbatch, so its statistics are the batch's
                     with torch.no_grad():
                         source = given if part.following is None else self._forward(part.following, sums)
                         statistics = self._statistics([(source, part)])
                 out = self.loss(given.policy, given.reference, replace(given.batch, statistics=statistics))
-                objective = (out.losses * part.weight).sum() / share.count
+                objective = (out.losses * part.weight).sum() / local.count
                 if backward:  # DDP takes the mean of the processes' gradients, and the objective is their sum
                     self.accelerator.backward(objective * self.accelerator.num_processes)
             sums.add("loss", objective)

@@ -144,7 +144,7 @@ class Stage(BaseModel):
                 raise ValueError("with `online` the labeller gives the scores: take out reward_model")
             if self.sync_every and self.online.reference == "fixed":
                 raise ValueError("humanline and sync_reference move the reference: take out online.reference: fixed")
-            if loss.view in ("paired", "grouped") and self.online.samples_per_prompt < 2:
+            if loss.view.compares and self.online.samples_per_prompt < 2:
                 raise ValueError(f"the loss {self.loss!r} compares responses: raise online.samples_per_prompt")
 
         def changed(*settings: str) -> str:
@@ -155,11 +155,11 @@ class Stage(BaseModel):
             raise ValueError(f"without humanline: true nothing reads {found}")
         if loss.head != "value" and (found := changed("value_max_grad_norm")):
             raise ValueError(f"the loss {self.loss!r} has no value head: take out {found}")
-        if loss.view != "paired" and (found := changed("pairs_per_prompt")):
-            raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {found}")
+        if not loss.view.paired and (found := changed("pairs_per_prompt")):
+            raise ValueError(f"the loss {self.loss!r} reads the {loss.view.name} view: take out {found}")
         unpaired = changed("keep_desirable", "keep_undesirable", "one_per_prompt", "label_by")
-        if loss.view != "unpaired" and unpaired:
-            raise ValueError(f"the loss {self.loss!r} reads the {loss.view} view: take out {unpaired}")
+        if not loss.view.labelled and unpaired:
+            raise ValueError(f"the loss {self.loss!r} reads the {loss.view.name} view: take out {unpaired}")
         return self
 
     @property
@@ -177,7 +177,7 @@ class Stage(BaseModel):
         """The view of the store that the stage reads: its loss's, or `scored` where labels are made from scores."""
         loss = self.make_loss()
         from_scores = self.label_by is not None or (loss.needs_scores and self.reward_model is None)
-        return "scored" if loss.view == "unpaired" and from_scores else loss.view
+        return (loss.view.by_scores if from_scores else None) or loss.view.name
 
     @property
     def selection(self) -> Selection:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.sharding import keep_float32
 from halos.errors import HalosError
-from halos.train.batches import Ahead, Examples, GlobalBatches, Share
+from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
 from halos.train.inputs import Inputs
 from halos.train.log import Log
@@ -76,7 +76,7 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
-        self.ahead = Ahead(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
+        self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.content, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
@@ -174,8 +174,8 @@ class Trainer:
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics of the held-out examples, as one global batch, after `step` steps."""
         self.policy.eval()
-        share = self._prepare(self.held_out, np.arange(len(self.held_out)))
-        metrics, _ = self.objective(share, backward=False)
+        batch = self._prepare(self.held_out, np.arange(len(self.held_out)))
+        metrics, _ = self.objective(batch, backward=False)
         self._check_finite(metrics["loss"], step)
         return metrics
 
@@ -186,10 +186,10 @@ class Trainer:
                 lr = self.stage.lr
                 raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
 
-    def _prepare(self, examples: Examples, indices: np.ndarray) -> Share:
+    def _prepare(self, examples: Examples, indices: np.ndarray) -> LocalBatch:
         """This process's share of a global batch, on its device."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        return examples.share(indices, self.loss, self.budget, rank, world).to(self.accelerator.device)
+        return examples.local_batch(indices, self.loss, self.budget, rank, world).to(self.accelerator.device)
 
     # ---- resuming and logging ------------------------------------------------------------------------------
 

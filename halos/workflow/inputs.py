@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from halos.data.settings import on_hub
 from halos.evaluate.judging.settings import FromFile
 from halos.models.download import base_on_hub
 from halos.models.load import check_reward_model
@@ -54,7 +53,7 @@ class Inputs:
 
     def fetched_data(self, wildcards: Any) -> list[Path]:
         """The commits that a dataset is made from, if one of its sources is on the hub."""
-        remote = any(on_hub(source.model_dump()) for source in self.config.datasets[wildcards.dataset].sources)
+        remote = any(source.on_hub for source in self.config.datasets[wildcards.dataset].sources)
         return [self.paths.data(wildcards.dataset).fetched] if remote else []
 
     def fetched_model(self, wildcards: Any) -> list[Path]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from halos.losses.base import Batch, Loss, Output, log_sigmoid
 from halos.registry import LOSSES
 from halos.train.settings import Stage
-from halos.views import ROLES
+from halos.views import VIEWS
 from tests.losses.closed_forms import (
     FORMS,
     Case,
@@ -78,11 +78,11 @@ def inputs(
     reference = {role: padded(case.reference[role], width=width) for role in roles} if loss.needs_reference else {}
     mask = {role: ones(case.policy[role], width) > 0 for role in roles}
     labels: dict[str, Any] = {}
-    if loss.view in ("unpaired", "grouped"):
+    if "scores" in loss.view.labels:
         labels["scores"] = torch.tensor(case.scores if loss.needs_scores else [math.nan] * len(case.scores))
-    if loss.view == "unpaired":
+    if loss.view.labelled:
         labels["desirable"] = torch.tensor(case.desirable)
-    if loss.view == "grouped":
+    if loss.view.grouped:
         labels["advantages"] = torch.tensor(case.advantages)
     if loss.head == "value":  # it says something of padding, too
         labels["values"] = {role: padded(case.values[role], 7.0, width) for role in roles}
@@ -105,7 +105,7 @@ Gradient = dict[tuple[str, str], Tensor]
 def run(loss: Loss, case: Case, statistics: dict[str, Tensor] | None = None, width: int = 0) -> tuple[Output, Gradient]:
     """The output and, by (field, role), the gradient of the sum of the losses."""
     statistics = gathered(loss, case) if statistics is None else statistics
-    policy, reference, batch = inputs(loss, case, ROLES[loss.view], statistics, width)
+    policy, reference, batch = inputs(loss, case, loss.view.roles, statistics, width)
     sources = {"policy": policy, "values": batch.values, "rewards": batch.rewards}
     leaves = {(name, role): x.requires_grad_() for name, source in sources.items() for role, x in source.items()}
     output = loss(policy, reference, batch)
@@ -278,7 +278,7 @@ def test_rewards_are_the_documented_ones_and_carry_no_gradient(name: str, settin
             assert rewards.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].view == "paired"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].view is VIEWS["paired"]])
 def test_accuracy_is_the_share_of_pairs_whose_chosen_reward_is_higher(name: str) -> None:
     case = random_case()
     output, _ = run(LOSSES[name](), case)

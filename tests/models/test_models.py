@@ -41,6 +41,7 @@ from halos.tokens.store import Store
 from halos.tokens.template import TEMPLATES, Template
 from halos.train.batches import Examples
 from halos.train.checkpoints import fingerprint
+from halos.views import VIEWS
 from tests.conftest import CATALOGUE, World
 from tests.forward.test_layout import ids_of
 from tests.train.test_control_tokens import CONVERSATIONS, child_of, templated
@@ -477,7 +478,7 @@ def test_the_trainers_scores_are_those_of_the_saved_model(world: World, tmp_path
     wrapped = SequenceScores(model)
     for packed in (False, True):
         assert not packed or enable_packing(wrapped, 100) is None
-        examples = Examples(store, store.view("train", "paired"), "paired", packed=packed)
+        examples = Examples(store, store.view("train", "paired"), VIEWS["paired"], packed=packed)
         [batch] = examples.microbatches(np.arange(6), ROLES, 10**6)
         with torch.no_grad():
             scores = wrapped(batch.to(torch.device("cpu")))["scores"]

@@ -83,7 +83,7 @@ def test_the_hashes_are_those_of_the_parents_manifest_and_the_store(world: World
     store = Store(world.store)
     expected = expected_hashes(world.base, store)
     assert expected["weights"] == Manifest.read(world.base / "manifest.json").weights
-    assert (expected["store"], expected["template"]) == (store.hash, store.meta["template"])
+    assert (expected["store"], expected["template"]) == (store.hash, store.meta.template)
     assert len(set(expected.values())) == 3
     with pytest.raises(HalosError, match=f"there is no {tmp_path}/manifest.json; run `snakemake "):
         expected_hashes(tmp_path, store)
@@ -185,7 +185,7 @@ def test_scores_of_another_store_or_what_are_no_scores_are_refused(
     with pytest.raises(HalosError, match="there is no"):
         read_scores(tmp_path / "scores.safetensors", store)
     file = scores_of(world, rewarder, tmp_path / "scores.safetensors")
-    store.meta["hash"] = "0" * 64
+    store.meta = store.meta.model_copy(update={"hash": "0" * 64})
     with pytest.raises(HalosError, match="was made from other store than"):
         read_scores(file, store)
 

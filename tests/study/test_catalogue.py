@@ -220,7 +220,7 @@ BY_TRAIT: dict[str, dict[str, Any]] = {
 def settings_of(name: str) -> dict[str, Any]:
     """Every setting that goes with a loss, none at its default, and every hyperparameter that is a number."""
     loss = LOSSES[name]()
-    settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view, {})}
+    settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view.name, {})}
     settings |= BY_TRAIT["reference"] if loss.needs_reference else {}
     settings |= BY_TRAIT["scores"] if loss.needs_scores else {}
     policy = loss.head != "score" and not loss.control and not loss.needs_scores

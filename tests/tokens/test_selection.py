@@ -79,7 +79,8 @@ def facts(split: str) -> list[Fact]:
 def build(folder: Path, world: World, train: list[Feedback], test: list[Feedback]) -> Store:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
-    config.write_text(dump({"dataset": "d", "max_length": 60, "max_prompt_length": 40, "eval_examples": 1000}))
+    lengths = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 1000}
+    config.write_text(dump({"dataset": "d", "model": "m", **lengths}))
     for split, records in (("train", train), ("test", test)):
         feedback.write(records, folder / f"{split}.parquet")
     tokenize(config, folder / "train.parquet", folder / "test.parquet", world.base / "model", folder / "store",
@@ -194,7 +195,7 @@ def test_nothing_is_taken_from_the_test_split(store: Store, name: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("view", [*VIEWS, "scored"])
+@pytest.mark.parametrize("view", VIEWS)
 def test_by_default_a_training_uses_the_whole_view(store: Store, split: str, view: str) -> None:
     assert select(store, split, view, Selection(), 1).equals(store.view(split, view))
 

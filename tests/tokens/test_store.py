@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from halos.data.feedback import Feedback
 from halos.errors import HalosError
 from halos.files import hash_files
 from halos.settings import dump
+from halos.tokens.builder import StoreBuilder
+from halos.tokens.index import mismatch
+from halos.tokens.settings import StoreSlice
 from halos.tokens.store import Store, check
 from halos.tokens.template import Template
-from halos.tokens.tokenize import _Builder, mismatch, tokenize
+from halos.tokens.tokenize import tokenize
+from halos.train.batches import Examples
+from halos.views import VIEWS, View
 from tests.conftest import World
 
 
@@ -79,7 +85,7 @@ def test_responses_with_a_label_are_unpaired_and_those_with_a_score_scored(tmp_p
     unpaired, scored = (store.view("train", view).select(columns).to_pylist() for view in ("unpaired", "scored"))
     assert [tuple(row.values()) for row in unpaired] == [(0, True, 1.0), (4, False, None)]
     assert [tuple(row.values()) for row in scored] == [(0, True, 1.0), (1, None, 0.0)]
-    assert store.meta["views"]["train"] == {"sft": 1, "paired": 2, "unpaired": 2, "scored": 2, "grouped": 1}
+    assert store.meta.views["train"] == {"sft": 1, "paired": 2, "unpaired": 2, "scored": 2, "grouped": 1}
     assert len(store) - store.n_responses == 2 * 3  # three of five have a mismatched sequence, in either split
 
 
@@ -101,7 +107,7 @@ def test_records_of_one_prompt_share_its_row(tmp_path: Path, world: World) -> No
     system = Feedback([{"role": "system", "content": "Be brief."}, *PAIR.prompt], ["Yes."], "x", desirable=[True])
     store, _ = make(tmp_path, world, [PAIR, OTHER, again, system])
     assert store.prompt_of(np.arange(5)).tolist() == [0, 0, 1, 0, 2]
-    assert store.meta["n_prompts"] == 3
+    assert store.meta.n_prompts == 3
     for first, row in ((0, 3), (0, 1)):
         assert store.sequence(first)[0].tolist() == store.sequence(row)[0].tolist()
     for row in store.view("train", "unpaired").to_pylist():  # another record of the same prompt is no mismatch
@@ -161,10 +167,43 @@ def test_a_prompt_that_cannot_fit_is_dropped_with_its_reason(tmp_path: Path, wor
 def test_a_view_without_rows_is_refused_with_what_there_is(tmp_path: Path, world: World) -> None:
     store, _ = make(tmp_path, world, [OTHER, Feedback(ask("What?"), ["So."], "x", desirable=[True])])
     with pytest.raises(HalosError, match=r"no rows for the paired view .*it has unpaired"):
-        check(store.folder, ["paired", "unpaired"], None, 0, tmp_path / "checked.json")
+        check(store.folder, ["paired", "unpaired"], tmp_path / "checked.json")
     assert not (tmp_path / "checked.json").exists()
-    check(store.folder, ["unpaired"], None, 0, tmp_path / "checked.json")
+    check(store.folder, ["unpaired"], tmp_path / "checked.json")
     assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["unpaired"], "prompts": 0}
+
+
+def test_a_new_view_is_one_entry(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scored responses with a mismatched one each, and lists of labels: all kinds of columns in new places."""
+    scored = replace(
+        VIEWS["unpaired"],
+        name="regression",
+        columns={"response": "row", "mismatched": "other"},
+        schema={"score": "float64", "other": "int32", "row": "int32"},
+        rows=lambda record: ((score, i) for i, score in enumerate(record.scores)),
+        labels={"scores": "score"},
+        having=None,
+    )
+    listed = View("listed", {"response": "all"}, {"all": "list<int32>", "good": "list<bool>"},
+                  lambda record: [(range(len(record.responses)), record.desirable)] if record.desirable else [],
+                  wants="label its responses", labels={})  # fmt: skip
+    monkeypatch.setitem(VIEWS, "regression", scored)
+    monkeypatch.setitem(VIEWS, "listed", listed)
+    store, _ = make(tmp_path, world, [PAIR, replace(OTHER, scores=[0.5])])
+    assert store.meta.views["train"].items() >= {"regression": 3, "listed": 2, "sft": 1}.items()
+    rows = store.view("train", "regression").to_pylist()
+    assert [list(row) for row in rows] == [["score", "other", "row"]] * 3
+    assert [(row["score"], row["row"]) for row in rows] == [(1.0, 0), (0.0, 1), (0.5, 2)]
+    assert all(row["other"] >= store.n_responses for row in rows)
+    assert [mismatched_with(store, row["other"]) == 2 for row in rows] == [True, True, False]
+    assert store.view("train", "listed").to_pylist() == [
+        {"all": [0, 1], "good": [True, None]}, {"all": [2], "good": [False]}
+    ]  # fmt: skip
+    examples = Examples(store, store.view("train", "regression"), scored)
+    assert (examples.rows["response"].tolist(), examples.labels["scores"].tolist()) == ([0, 1, 2], [1.0, 0.0, 0.5])
+    assert set(examples.labels) == {"scores"}
+    grouped = Examples(store, store.view("train", "listed"), listed)
+    assert (grouped.offsets.tolist(), grouped.weight.tolist()) == ([0, 2, 3], [0.5, 0.5, 1.0])
 
 
 def test_labels_and_scores_that_are_wanting_are_told_apart(tmp_path: Path, world: World) -> None:
@@ -179,15 +218,15 @@ def test_labels_and_scores_that_are_wanting_are_told_apart(tmp_path: Path, world
     with pytest.raises(HalosError, match=r"no rows for the scored view .*it has unpaired\): give its records scores"):
         stores["labelled"].view("test", "scored")
     with pytest.raises(HalosError, match=r"no rows for the unpaired view .*it has scored, grouped\): .*label_by"):
-        check(stores["scored"].folder, ["scored", "unpaired"], None, 0, tmp_path / "checked.json")
-    check(stores["scored"].folder, ["scored"], None, 0, tmp_path / "checked.json")
+        check(stores["scored"].folder, ["scored", "unpaired"], tmp_path / "checked.json")
+    check(stores["scored"].folder, ["scored"], tmp_path / "checked.json")
     assert json.loads((tmp_path / "checked.json").read_text()) == {"views": ["scored"], "prompts": 0}
 
 
 def test_the_store_does_not_depend_on_how_many_records_are_added_at_once(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("halos.tokens.tokenize.ROWS", 16)
+    monkeypatch.setattr("halos.tokens.builder.BATCH_ROWS", 16)
     rng = np.random.default_rng(0)
     records = [
         Feedback(ask(f"Number {rng.integers(20)}?"), [f"It is {i}, {j}." for j in range(1 + i % 3)], "x", target=0)
@@ -195,10 +234,11 @@ def test_the_store_does_not_depend_on_how_many_records_are_added_at_once(
     ]
     feedback.write(records, tmp_path / "data.parquet")
     template, hashes = Template(AutoTokenizer.from_pretrained(world.base / "model")), set()
+    settings = StoreSlice(dataset="d", model="m", max_length=60, max_prompt_length=40, eval_examples=100)
     for chunk in (1, 7, 16, 1000):
         folder = tmp_path / str(chunk)
         folder.mkdir()
-        builder = _Builder(folder, template, 60, 40)
+        builder = StoreBuilder(folder, template, settings)
         for split in ("train", "test"):
             builder.add(split, feedback.read(tmp_path / "data.parquet"), chunk)
         builder.finish()
@@ -229,7 +269,7 @@ def test_a_share_of_the_labels_is_kept_in_train_alone(tmp_path: Path, world: Wor
         assert found == {True: max(1, round(share * 11)), False: 22, None: 11}
         assert store.view("test", "scored").num_rows == 44
         assert store.view("train", "sft").num_rows == 44
-        assert store.meta["views"]["train"]["unpaired"] == found[True] + found[False]
+        assert store.meta.views["train"]["unpaired"] == found[True] + found[False]
         sequences = {row["sequence"] for row in rows}
         for row in rows:  # what is left out is no mismatch of another either
             assert mismatched_with(store, row["mismatched"]) in sequences

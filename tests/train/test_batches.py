@@ -17,15 +17,15 @@ from halos.forward.microbatch import Microbatch, collate
 from halos.reference.cache import Reference, expected_hashes
 from halos.registry import LOSSES
 from halos.tokens.store import Store
-from halos.train.batches import Ahead, Examples, GlobalBatches, advantages
-from halos.views import ROLES
+from halos.train.batches import Examples, GlobalBatches, Prefetch, advantages
+from halos.views import VIEWS
 from tests.conftest import World
 from tests.forward.test_layout import ids_of
 
 
 def examples_of(world: World, view: str, **more: Any) -> Examples:
     store = Store(world.store)
-    return Examples(store, store.view("train", view), view, **more)
+    return Examples(store, store.view("train", view), VIEWS[view], **more)
 
 
 def texts(batch: Microbatch) -> list[tuple[int, ...]]:
@@ -255,24 +255,24 @@ def test_a_share_has_a_pass_before_it_only_where_statistics_cannot_be_had_otherw
     name: str, packed: bool, world: World
 ) -> None:
     loss = LOSSES[name]()
-    examples = examples_of(world, loss.view, packed=packed)
-    indices, roles = np.array([5, 3, 8, 30, 2]), ROLES[loss.view]
+    examples = examples_of(world, loss.view.name, packed=packed)
+    indices, roles = np.array([5, 3, 8, 30, 2]), loss.view.roles
     others = [role for role in loss.prepass if role not in roles]
     tokens = examples.response_tokens(indices, roles)
     for budget, processes in ((10**6, 1), (10**6, 2), (60, 1), (60, 2), (10**6, 7)):
-        shares = [examples.share(indices, loss, budget, rank, processes) for rank in range(processes)]
-        assert {share.count for share in shares} == {tokens if loss.per_token else 5}
-        assert len({(len(share.parts), len(share.before)) for share in shares}) == 1
-        for share in shares:
-            one = len(share.parts) == 1
-            assert all(part.roles == roles for part in share.parts)
-            assert all(part.roles == loss.prepass for part in share.before)
-            assert bool(share.before) == bool(loss.prepass and not (one and (packed or not others)))
-            assert [part.following is not None for part in share.parts] == [bool(packed and one and others)] * len(
-                share.parts
+        batches = [examples.local_batch(indices, loss, budget, rank, processes) for rank in range(processes)]
+        assert {batch.count for batch in batches} == {tokens if loss.per_token else 5}
+        assert len({(len(batch.parts), len(batch.before)) for batch in batches}) == 1
+        for batch in batches:
+            one = len(batch.parts) == 1
+            assert all(part.roles == roles for part in batch.parts)
+            assert all(part.roles == loss.prepass for part in batch.before)
+            assert bool(batch.before) == bool(loss.prepass and not (one and (packed or not others)))
+            assert [part.following is not None for part in batch.parts] == [bool(packed and one and others)] * len(
+                batch.parts
             )
-        if shares[0].before:
-            assert sum(float(part.weight.sum()) for share in shares for part in share.before) == pytest.approx(5)
+        if batches[0].before:
+            assert sum(float(part.weight.sum()) for batch in batches for part in batch.before) == pytest.approx(5)
 
 
 def test_the_next_steps_data_is_prepared_meanwhile_and_each_step_gets_its_own() -> None:
@@ -292,17 +292,17 @@ def test_the_next_steps_data_is_prepared_meanwhile_and_each_step_gets_its_own() 
         alive[step] = weakref.ref(data := Data(step))
         return data
 
-    ahead: Any = Ahead(prepare, 6)
-    assert ahead(0).step == 0
+    prefetch: Any = Prefetch(prepare, 6)
+    assert prefetch(0).step == 0
     assert done[1].wait(10)
     assert [step for step, _ in made] == [0, 1]
-    assert ahead(1).step == 1
+    assert prefetch(1).step == 1
     assert done[2].wait(10)
-    assert ahead(3).step == 3  # not the next one, as in a run that goes on from a checkpoint
+    assert prefetch(3).step == 3  # not the next one, as in a run that goes on from a checkpoint
     assert done[4].wait(10)
     with pytest.raises(ValueError, match="step 4"):
-        ahead(4)
-    assert ahead(5).step == 5
+        prefetch(4)
+    assert prefetch(5).step == 5
     assert [alive[step]() for step in (0, 1, 2, 3)] == [None] * 4  # what was used, or never asked for, is let go
     assert [step for step, _ in made] == [0, 1, 2, 3, 4, 5]  # each once, and none after the last
     assert not any(in_main for _, in_main in made)
@@ -315,13 +315,13 @@ def test_a_score_that_is_not_known_is_nan_and_labels_that_not_all_have_are_none(
     store = Store(world.store)
     rows = {"sequence": [0, 1, 2], "desirable": [True, None, False], "score": [0.5, 2.0, None], "mismatched": [638] * 3}
     table = pa.table(rows, store.view("train", "unpaired").schema)
-    examples = Examples(store, table, "unpaired")
+    examples = Examples(store, table, VIEWS["unpaired"])
     assert set(examples.labels) == {"scores"}
     np.testing.assert_equal(examples.labels["scores"], np.array([0.5, 2, np.nan], np.float32))
-    labelled = Examples(store, table.filter(table["desirable"].is_valid()), "unpaired")
+    labelled = Examples(store, table.filter(table["desirable"].is_valid()), VIEWS["unpaired"])
     assert labelled.labels["desirable"].tolist() == [True, False]
     lists = {"sequences": [[0, 1], [2]], "scores": [[1.0, None], [3.0]]}
-    grouped = Examples(store, pa.table(lists, store.view("train", "grouped").schema), "grouped")
+    grouped = Examples(store, pa.table(lists, store.view("train", "grouped").schema), VIEWS["grouped"])
     np.testing.assert_equal(grouped.labels["scores"], np.array([1, np.nan, 3], np.float32))
 
 

@@ -23,6 +23,7 @@ from halos.settings import dump
 from halos.tokens.store import Store
 from halos.tokens.template import Template
 from halos.train.batches import Examples
+from halos.views import VIEWS
 from tests.conftest import World
 from tests.forward.test_layout import ids_of
 from tests.tokens.test_template import SHAPES, turn
@@ -166,7 +167,7 @@ def test_training_sees_a_prompt_its_control_token_and_its_response(world: World,
     child, control = child_of(world.base / "model", tmp_path / "child")
     before, after = template_of(world.base / "model"), template_of(child)
     store = Store(world.store)
-    examples = Examples(store, store.view("train", "paired"), "paired", control=control)
+    examples = Examples(store, store.view("train", "paired"), VIEWS["paired"], control=control)
     records: list[Feedback] = [r for r in read(world.results / "data/d/train.parquet") if r.pairs][:12]
     expected = Counter[tuple[int, ...]]()
     for record in records:

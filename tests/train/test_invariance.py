@@ -77,7 +77,7 @@ class PlainBatch:
         self.trainer, self.store = trainer, Store(world.store)
         found = self.store.view("train", trainer.stage.reads).take(trainer.batches[0]).to_pylist()
         self.examples, self.share = len(found), torch.ones(len(found))
-        view, self.labels = trainer.loss.view, {}
+        view, self.labels = trainer.loss.view.name, {}
         if view == "sft":
             self.rows = {"response": [row["sequence"] for row in found]}
         elif view == "paired":

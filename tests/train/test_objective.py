@@ -19,7 +19,6 @@ from halos.registry import LOSSES
 from halos.settings import dump, read_slice
 from halos.tokens.store import Store
 from halos.train.trainer import Trainer
-from halos.views import ROLES
 from tests.conftest import World
 from tests.forward.test_layout import ids_of
 from tests.train.runs import CASES, PLAIN, are_equal, log, open_inputs, plain_logps, setup, values, weights
@@ -36,7 +35,7 @@ def test_the_cached_reference_is_the_base_models_in_every_epoch_and_in_evaluatio
     epoch = trainer.batches.per_epoch
     parts = [(trainer.examples, trainer.batches[k]) for k in (0, epoch - 1, epoch, 2 * epoch + 1)]
     for examples, indices in [*parts, (trainer.held_out, np.arange(len(trainer.held_out)))]:
-        for roles in {ROLES[trainer.loss.view], trainer.loss.prepass} - {()}:
+        for roles in {trainer.loss.view.roles, trainer.loss.prepass} - {()}:
             for batch in examples.microbatches(indices, roles, 2048):
                 with torch.no_grad():
                     policy = trainer.policy(batch.to(trainer.accelerator.device))["logps"]
@@ -195,7 +194,7 @@ def test_a_batch_that_is_one_microbatch_is_run_once(
     passes: list[tuple[str, ...]] = []
     trainer.policy.register_forward_pre_hook(lambda module, inputs: passes.append(inputs[0].roles))
     trainer.step(0)
-    roles = ROLES[trainer.loss.view]
+    roles = trainer.loss.view.roles
     extra = tuple(role for role in trainer.loss.prepass if role not in roles)
     assert passes == [roles, extra][: 1 + bool(extra)]
 

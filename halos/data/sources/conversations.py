@@ -1,6 +1,6 @@
-"""Published conversations and tasks with one response to each prompt: the target, and nothing it is compared to.
+"""Published conversations and tasks with a single response to each prompt, which is the target.
 
-The options that all sources have are told in __init__.py.
+The options that all sources share are described in __init__.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def _chat_record(row: ChatColumns) -> Feedback | Drop:
 
 
 def _each_turn(records: Iterable[Feedback | Drop]) -> Iterator[Feedback | Drop]:
+    """Each record, after one for every earlier assistant turn of its prompt."""
     for record in records:
         if isinstance(record, Feedback):
             for i, turn in enumerate(record.prompt):
@@ -58,9 +59,9 @@ def ultrachat(
     """
     files = {name: f"data/{name}_sft-*" for name in ("train", "test")}
     hub = Hub("HuggingFaceH4/ultrachat_200k", revision, files)
-    found = table("ultrachat", ChatColumns, split, hub, path, test_fraction)
-    records = found.records(_chat_record)
-    return Records(_each_turn(records) if every_turn else records, found.origin, limit)
+    rows = table("ultrachat", ChatColumns, split, hub, path, test_fraction)
+    records = rows.records(_chat_record)
+    return Records(_each_turn(records) if every_turn else records, rows.origin, limit)
 
 
 class S1KColumns(BaseModel):
@@ -107,8 +108,8 @@ def s1k_11(
         return Feedback(asked(row.question), [response_format.format(**parts)], "s1k_11", target=0)
 
     hub = Hub("simplescaling/s1K-1.1", revision, "data/train-*")
-    found = table("s1k_11", S1KColumns, split, hub, path, test_fraction)
-    return Records(found.records(record), found.origin, limit)
+    rows = table("s1k_11", S1KColumns, split, hub, path, test_fraction)
+    return Records(rows.records(record), rows.origin, limit)
 
 
 class WildBenchColumns(BaseModel):
@@ -138,8 +139,8 @@ def wildbench(
     reference answer of gpt-4 the target.
     """
     hub = Hub("allenai/WildBench", revision, {"test": "v2/test-*"})
-    found = table("wildbench", WildBenchColumns, split, hub, path)
-    return Records(found.records(_wildbench_record), found.origin, limit)
+    rows = table("wildbench", WildBenchColumns, split, hub, path)
+    return Records(rows.records(_wildbench_record), rows.origin, limit)
 
 
 class AlpacaEvalColumns(BaseModel):
@@ -166,5 +167,5 @@ def alpacaeval(
     target.
     """
     hub = Hub("tatsu-lab/alpaca_eval", revision, {"test": "alpaca_eval.json"})
-    found = table("alpacaeval", AlpacaEvalColumns, split, hub, path)
-    return Records(found.records(_alpacaeval_record), found.origin, limit)
+    rows = table("alpacaeval", AlpacaEvalColumns, split, hub, path)
+    return Records(rows.records(_alpacaeval_record), rows.origin, limit)

@@ -22,10 +22,10 @@ class HHColumns(BaseModel):
 
 
 def hh_turns(text: str) -> list[Turn]:
-    """The turns of a conversation in HH's layout, each opened by a blank line and "Human:" or "Assistant:".
+    """The turns of a conversation in HH's format, each opened by a blank line and "Human:" or "Assistant:".
 
-    Only what separates turns is cut: the blank lines before a marker (or the end), and one space after it. Empty when
-    the text does not begin with a marker.
+    Only the separators are cut: the blank lines before a marker (or the end), and one space after it. The list is
+    empty when the text does not begin with a marker.
     """
     head, *parts = MARKER.split(text.rstrip("\n"))
     if head.strip():
@@ -51,8 +51,8 @@ def _hh(
     limit: int | None,
 ) -> Records:
     files = {name: f"{subset}/{name}.jsonl.gz" for name in ("train", "test")}
-    found = table(source, HHColumns, split, Hub("Anthropic/hh-rlhf", revision, files), path, test_fraction)
-    return Records(found.records(lambda row: hh_record(row.chosen, row.rejected, source)), found.origin, limit)
+    rows = table(source, HHColumns, split, Hub("Anthropic/hh-rlhf", revision, files), path, test_fraction)
+    return Records(rows.records(lambda row: hh_record(row.chosen, row.rejected, source)), rows.origin, limit)
 
 
 @SOURCES.register("hh")

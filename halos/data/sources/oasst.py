@@ -1,4 +1,4 @@
-"""OpenAssistant's trees of messages as feedback."""
+"""OpenAssistant Conversations: trees of messages whose replies are ranked (Köpf et al. 2023, arXiv:2304.07327)."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Message(BaseModel):
 
 
 def _path(message: Message, messages: dict[str, Message]) -> list[Turn] | None:
-    """The turns from the root to a message; None where one of them is missing, or they go in a circle."""
+    """The turns from the root to a message; None where one is missing or the parents form a circle."""
     turns: list[Turn] = []
-    passed: set[str] = set()
-    here: Message | None = message
-    while here is not None:
-        if here.message_id in passed:
+    visited: set[str] = set()
+    current: Message | None = message
+    while current is not None:
+        if current.message_id in visited:
             return None
-        passed.add(here.message_id)
-        turns.append({"role": ROLE[here.role], "content": here.text})
-        if here.parent_id is None:
+        visited.add(current.message_id)
+        turns.append({"role": ROLE[current.role], "content": current.text})
+        if current.parent_id is None:
             return turns[::-1]
-        here = messages.get(here.parent_id)
+        current = messages.get(current.parent_id)
     return None
 
 
@@ -59,10 +59,10 @@ def _record(prompt: list[Turn], replies: list[Message], both_labels: bool) -> It
     yield labelled(Feedback(prompt, list(rank_of), "oasst", pairs=pairs, target=0), both_labels)
 
 
-def _kept(found: Table[Message], lang: str) -> Iterator[Message | Drop]:
-    """The messages that may take part."""
+def _kept(rows: Table[Message], lang: str) -> Iterator[Message | Drop]:
+    """The messages of one language that are not deleted, each once."""
     seen: set[str] = set()
-    for message in found.rows(lambda message: hashlib.sha256(message.message_tree_id.encode()).hexdigest()):
+    for message in rows.rows(lambda message: hashlib.sha256(message.message_tree_id.encode()).hexdigest()):
         if isinstance(message, Drop):
             yield message
         elif message.lang != lang:
@@ -76,9 +76,9 @@ def _kept(found: Table[Message], lang: str) -> Iterator[Message | Drop]:
             yield message
 
 
-def _records(found: Table[Message], lang: str, both_labels: bool) -> Iterator[Feedback | Drop]:
+def _records(rows: Table[Message], lang: str, both_labels: bool) -> Iterator[Feedback | Drop]:
     messages: dict[str, Message] = {}
-    for message in _kept(found, lang):
+    for message in _kept(rows, lang):
         if isinstance(message, Drop):
             yield message
         else:
@@ -130,5 +130,5 @@ def oasst(
             this, it has no label.
     """
     files = {"train": "data/train-*", "test": "data/validation-*"}
-    found = table("oasst", Message, split, Hub("OpenAssistant/oasst1", revision, files), path, test_fraction)
-    return Records(_records(found, lang, both_labels), found.origin, limit)
+    rows = table("oasst", Message, split, Hub("OpenAssistant/oasst1", revision, files), path, test_fraction)
+    return Records(_records(rows, lang, both_labels), rows.origin, limit)

@@ -43,5 +43,5 @@ def safe_rlhf(
     """
     files = {name: f"data/*/{name}.jsonl" for name in ("train", "test")}
     hub = Hub("PKU-Alignment/PKU-SafeRLHF-single-dimension", revision, files)
-    found = table("safe_rlhf", SafeColumns, split, hub, path, test_fraction)
-    return Records(with_labels(joined(found.records(_safe_record))), found.origin, limit)
+    rows = table("safe_rlhf", SafeColumns, split, hub, path, test_fraction)
+    return Records(with_labels(joined(rows.records(_safe_record))), rows.origin, limit)

@@ -37,17 +37,17 @@ def _shp_record(row: SHPColumns, min_score_ratio: float | None) -> Feedback | Dr
     return Feedback(asked(row.history), responses, "shp", scores=scores, pairs=[pair], target=0)
 
 
-def _capped(records: Iterable[Feedback | Drop], most: int) -> Iterator[Feedback | Drop]:
-    """Records with at most so many pairs, drawn by hash: the same ones on every machine, whatever their order."""
+def _capped(records: Iterable[Feedback | Drop], max_pairs: int) -> Iterator[Feedback | Drop]:
+    """Records with at most `max_pairs` pairs, drawn by hash: the same ones on every machine and in any order."""
     for record in records:
-        if isinstance(record, Feedback) and len(record.pairs) > most:
+        if isinstance(record, Feedback) and len(record.pairs) > max_pairs:
             texts = record.responses
 
-            def place(pair: tuple[int, int], texts: list[str] = texts) -> bytes:
+            def rank(pair: tuple[int, int], texts: list[str] = texts) -> bytes:
                 return hashlib.sha256("\0".join(texts[i] for i in pair).encode()).digest()
 
-            kept = set(sorted(record.pairs, key=place)[:most])
-            yield from [Drop("over max_pairs of its prompt")] * (len(record.pairs) - most)
+            kept = set(sorted(record.pairs, key=rank)[:max_pairs])
+            yield from [Drop("over max_pairs of its prompt")] * (len(record.pairs) - max_pairs)
             record = replace(record, pairs=[pair for pair in record.pairs if pair in kept])
         yield record
 
@@ -78,9 +78,9 @@ def shp(
             this, it has no label.
     """
     files = {name: f"*/{name}.json" for name in ("train", "test")}
-    found = table("shp", SHPColumns, split, Hub("stanfordnlp/SHP", revision, files), path, test_fraction)
+    rows = table("shp", SHPColumns, split, Hub("stanfordnlp/SHP", revision, files), path, test_fraction)
     ratio = min_score_ratio if split == "train" else None
-    records = joined(found.records(lambda row: _shp_record(row, ratio)))
+    records = joined(rows.records(lambda row: _shp_record(row, ratio)))
     if split == "train":
         records = _capped(records, max_pairs)
-    return Records(with_labels(records, both_labels), found.origin, limit)
+    return Records(with_labels(records, both_labels), rows.origin, limit)

@@ -1,4 +1,4 @@
-"""The offline toy dataset: short questions with plain facts, answers of different quality, and a program that judges.
+"""The offline toy dataset: short questions about plain facts, answers of different quality, and a verifier.
 
 A question is one (family, phrasing, opening, subject), for example ("capital", "What is the capital of {x}?",
 "Hello! ", "France"). Every family is a row of FAMILIES; questions, answers and judgement all follow from it.
@@ -35,18 +35,18 @@ COURTEOUS = (
 )
 RUDE = r"silly|stupid|dumb|idiot|everyone knows|wast(?:e|ing)|leave me alone|shut up|obviously|go away|boring"
 CONCISE_WORDS = 10
-"""An answer of more words than this rambles."""
+"""An answer with more words than this is not concise."""
 LONG_WORDS = 150
 """An over-long row has more words than this in its earlier turns, or in one response."""
 
 
 def _table(text: str) -> dict[str, str]:
-    """`a b, c d e` as {"a": "b", "c d": "e"}."""
+    """`a b, c d e` -> {"a": "b", "c d": "e"}."""
     return dict(entry.strip().rsplit(" ", 1) for entry in text.split(","))
 
 
 def _sentence(text: str) -> str:
-    """`text` with `a` or `an` as the next word wants it, and a capital first."""
+    """The text with `a` or `an` to fit the next word, and a capital first."""
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text[:1].upper() + text[1:]
 
@@ -66,9 +66,9 @@ class Family:
 
     Attributes:
         facts: subject -> the right answer; the answers together are the family's candidates.
-        statement: the sentence that answers, of {x}, the subject, and {y}, an answer.
-        asks: the phrasings of the question, of {x}.
-        told: (user, assistant) of an earlier exchange that tells what the question asks for; then `asks` lack {x}.
+        statement: the sentence that answers; {x} is the subject, {y} the answer.
+        asks: phrasings of the question; {x} is the subject.
+        told: (user, assistant) turns of an earlier exchange that names the subject; then `asks` lack {x}.
     """
 
     facts: dict[str, str]
@@ -82,21 +82,21 @@ class Family:
 
     @cached_property
     def patterns(self) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
-        """What recognises the question, and the earlier turn that it refers to."""
+        """Patterns of the question, and of the earlier turn that it refers to."""
         return [_pattern(ask) for ask in self.asks], [_pattern(user) for user, _ in self.told]
 
     def subject(self, prompt: list[Turn]) -> str | None:
-        """What the last turn of `prompt` asks about; None when it asks no question of this family."""
+        """The subject that the last turn of a prompt asks about; None when it is no question of this family."""
         asks, told = self.patterns
         users = [turn["content"].strip() for turn in prompt if turn["role"] == "user"]
         patterns, turns = (told, users[:-1]) if self.told else (asks, users[-1:])
         if not any(pattern.fullmatch(users[-1]) for pattern in asks):
             return None
-        found = (match[1] for turn in reversed(turns) for p in patterns if (match := p.fullmatch(turn)))
-        return next((x for x in found if x in self.facts), None)
+        subjects = (match[1] for turn in reversed(turns) for p in patterns if (match := p.fullmatch(turn)))
+        return next((x for x in subjects if x in self.facts), None)
 
     def others(self, x: str) -> list[str]:
-        """The wrong answers to `x`: candidates that an answer may not name. An echo of the question is not one."""
+        """The wrong answers about subject `x`. A candidate that only echoes a word of the question is not one."""
         right, echo = self.facts[x], set(_words(x))
         return [y for y in self.candidates if y != right and (y.lower() not in echo or right.lower() in echo)]
 
@@ -107,7 +107,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _asks(topic: str, *more: str) -> tuple[str, ...]:
-    """The phrasings that suit any topic, and `more` that suit this one."""
+    """The phrasings that fit any topic, and `more` that fit this one."""
     shared = ("What is {}?", "Tell me {}.", "Name {}.", "Do you know {}?", "I need {}.")
     return (*(ask.format(topic) for ask in shared), *more)
 
@@ -177,7 +177,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question as turns, with the family and subject that it came from."""
+    """A question as turns, with its family and subject."""
 
     family: str
     subject: str
@@ -185,10 +185,10 @@ class Question:
 
 
 def questions(name: str, held_out: bool) -> list[Question]:
-    """Every question of a family that is held out for the test split, or every one that is not.
+    """All questions of a family that are held out for the test split, or all that are not.
 
-    About a seventh of the wordings is held out, for each subject another seventh: a held-out question joins a subject
-    and a wording that the train split both has, and never together.
+    For each subject another seventh of the wordings is held out. So the train split has the subject and the wording of
+    every held-out question, but never together.
     """
     family = FAMILIES[name]
     wordings = list(product(family.told or (None,), family.asks, OPENINGS))
@@ -207,7 +207,7 @@ def _turn(role: str, content: str) -> Turn:
 
 
 def answer(question: Question, quality: Quality, rng: Random, long: bool = False) -> str:
-    """A response of the given quality (correct, concise, polite); `long` goes on past LONG_WORDS words."""
+    """A response of a quality (correct, concise, polite); a `long` one has more than LONG_WORDS words."""
     correct, concise, polite = quality
     family = FAMILIES[question.family]
     x = question.subject
@@ -234,10 +234,10 @@ def toy(split: str, *, prompts: int = 2000, test_prompts: int = 240, seed: int =
     """The toy dataset, the same for the same arguments on every machine.
 
     Args:
-        split: "train" or "test". No question of one is in the other, nor are a record's earlier turns from the test.
-        prompts: how many records the train split has.
-        test_prompts: how many the test split has.
-        seed: of every draw.
+        split: "train" or "test". They share no question, and earlier turns of a record are never test questions.
+        prompts: number of records of the train split.
+        test_prompts: number of records of the test split.
+        seed: of all draws.
 
     Raises:
         HalosError: an unknown split, or more prompts than there are questions.
@@ -253,7 +253,7 @@ def toy(split: str, *, prompts: int = 2000, test_prompts: int = 240, seed: int =
     for pool in pools:
         rng.shuffle(pool)
     chosen: list[Question] = []
-    while len(chosen) < count:  # families in turn, so that each has its share until it is used up
+    while len(chosen) < count:  # families in turn, so that they are equally many until one is used up
         chosen += [pool.pop() for pool in pools if pool][: count - len(chosen)]
     rng.shuffle(chosen)
     earlier = [q for name in FAMILIES if name != "name" for q in questions(name, held_out=False)]
@@ -306,7 +306,7 @@ def score(prompt: list[Turn], response: str) -> float:
 
 @VERIFIERS.register("toy")
 def verify(prompt: list[Turn], response: str) -> dict[str, float]:
-    """Judge any response to any toy question, each criterion 0 or 1.
+    """Scores of any response to any toy question: each criterion is 0 or 1.
 
     A response that names no answer of the question's family, or more than one, scores 0 throughout (the words of the
     question may be echoed); so do noise, silence, and a list of all answers. Otherwise:

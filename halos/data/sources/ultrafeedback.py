@@ -39,8 +39,8 @@ def ultrabin(
     """
     files = {name: f"data/{name}_prefs-*" for name in ("train", "test")}
     hub = Hub("HuggingFaceH4/ultrafeedback_binarized", revision, files)
-    found = table("ultrabin", UltrabinColumns, split, hub, path, test_fraction)
-    return Records(with_labels(joined(found.records(_ultrabin_record))), found.origin, limit)
+    rows = table("ultrabin", UltrabinColumns, split, hub, path, test_fraction)
+    return Records(with_labels(joined(rows.records(_ultrabin_record))), rows.origin, limit)
 
 
 class ArmoRMColumns(BaseModel):
@@ -67,8 +67,8 @@ def _armorm(
     source: str, name: str, split: str, path: Paths | None, test_fraction: float, revision: str, limit: int | None
 ) -> Records:
     hub = Hub(f"princeton-nlp/{name}", revision, {"train": "data/train-*", "test": "data/test-*"})
-    found = table(source, ArmoRMColumns, split, hub, path, test_fraction)
-    return Records(found.records(lambda row: _armorm_record(row, source)), found.origin, limit)
+    rows = table(source, ArmoRMColumns, split, hub, path, test_fraction)
+    return Records(rows.records(lambda row: _armorm_record(row, source)), rows.origin, limit)
 
 
 @SOURCES.register("ultrafeedback_armorm")

@@ -107,7 +107,7 @@ def _contents(split: Split, tokenized: dict[str, Any]) -> dict[str, Any]:
         "prompts_with_dropped_turns": {"count": turns, "share": _share(turns, kept)},
         "lengths": {what: _summary(values) for what, values in lengths.items() if len(values)},
         "padding_share_at_max_length":
-            round(1 - float(lengths["total"].mean()) / split.store.meta["max_length"], 4) if n else None,
+            round(1 - float(lengths["total"].mean()) / split.store.meta.max_length, 4) if n else None,
     }  # fmt: skip
 
 

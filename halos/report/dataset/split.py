@@ -51,7 +51,7 @@ class Split:
     def truncated(self) -> np.ndarray:
         """(T,) the sequences whose response was cut: at the limit and without an end."""
         total = self.store.lengths[self.rows].sum(axis=1)
-        full = self.rows[total >= self.store.meta["max_length"]]
+        full = self.rows[total >= self.store.meta.max_length]
         return np.array([row for row in full if not self.whole(row)], dtype=np.int64)
 
     def whole(self, row: int) -> bool:
@@ -71,13 +71,13 @@ def open_splits(store: Store, tokenized: dict[str, Any], end: int) -> dict[str, 
     found, first = {}, 0
     for name in SPLITS:
         last = first + tokenized[name]["sequences"]
-        found[name] = Split(name, store, np.arange(first, last), _roles(store, name), store.meta["views"][name], end)
+        found[name] = Split(name, store, np.arange(first, last), _roles(store, name), store.meta.views[name], end)
         first = last
     return found
 
 
 def _roles(store: Store, split: str) -> dict[str, np.ndarray]:
-    counts, none = store.meta["views"][split], np.array([], dtype=np.int32)
+    counts, none = store.meta.views[split], np.array([], dtype=np.int32)
     roles = dict.fromkeys(ROLES, none)
     if counts["sft"]:
         roles["target"] = store.view(split, "sft")["sequence"].to_numpy()
