@@ -1,0 +1,228 @@
+"""The results tree: where every result is, below the results folder.
+
+Python asks `Paths`; the rules spell the same tree as pathvars in the Snakefile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from halos.hub import FETCHED
+from halos.study.cells import RESULTS, Cell
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that one slice of the catalogue makes, and that slice: its config.yaml."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+
+@dataclass(frozen=True)
+class FetchedFolder(Folder):
+    """A folder made from something that may be on the hub."""
+
+    @property
+    def fetched(self) -> Path:
+        return self.folder / FETCHED
+
+
+@dataclass(frozen=True)
+class DataPaths(FetchedFolder):
+    """data/DATASET: feedback records."""
+
+    @property
+    def train(self) -> Path:
+        return self.split("train")
+
+    @property
+    def test(self) -> Path:
+        return self.split("test")
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
+    def split(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+
+@dataclass(frozen=True)
+class StorePaths(Folder):
+    """tokens/DATASET/MODEL: a sequence store."""
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
+    def checked(self, view: str) -> Path:
+        return self.folder / "checked" / f"{view}.json"
+
+
+@dataclass(frozen=True)
+class ModelPaths(FetchedFolder):
+    """models/MODEL: a base model."""
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+
+@dataclass(frozen=True)
+class FreshSplitPaths(Folder):
+    """ROUND/fresh/SPLIT: prompts of a round, with the policy's samples and their labels."""
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def feedback(self) -> Path:
+        return self.folder / "feedback.parquet"
+
+
+@dataclass(frozen=True)
+class FreshPaths:
+    """ROUND/fresh: the data of a round of an online stage."""
+
+    folder: Path
+
+    @property
+    def train(self) -> FreshSplitPaths:
+        return FreshSplitPaths(self.folder / "train")
+
+    @property
+    def test(self) -> FreshSplitPaths:
+        return FreshSplitPaths(self.folder / "test")
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.json"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
+    def reference(self, part: str) -> Path:
+        return self.folder / "reference" / f"{part}.safetensors"
+
+
+@dataclass(frozen=True)
+class RunPaths(Folder):
+    """runs/DATASET/MODEL/METHOD/seedN, or a round's folder below it.
+
+    A cell of the method `base` trains nothing: its `model` and `manifest` are those of the base model.
+    """
+
+    base: ModelPaths | None = None
+
+    @property
+    def model(self) -> Path:
+        return self.base.model if self.base else self.folder / "model"
+
+    @property
+    def manifest(self) -> Path:
+        return self.base.manifest if self.base else self.folder / "manifest.json"
+
+    @property
+    def card(self) -> Path:
+        return self.model / "README.md"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "train.jsonl"
+
+    @property
+    def fresh(self) -> FreshPaths:
+        return FreshPaths(self.folder / "fresh")
+
+    def samples(self, prompts: str) -> Path:
+        return self.folder / "samples" / f"{prompts}.jsonl"
+
+    def judged(self, judge: str) -> Path:
+        return self.folder / "judged" / f"{judge}.json"
+
+    def task(self, task: str) -> Path:
+        return self.folder / "tasks" / f"{task}.json"
+
+    def reference(self, part: str) -> Path:
+        return self.folder / "reference" / f"{part}.safetensors"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """All paths of a results tree.
+
+    Attributes:
+        results: the results folder.
+    """
+
+    results: Path = Path(RESULTS)
+
+    def data(self, dataset: str) -> DataPaths:
+        return DataPaths(self.results / "data" / dataset)
+
+    def store(self, dataset: str, model: str) -> StorePaths:
+        return StorePaths(self.results / "tokens" / dataset / model)
+
+    def model(self, name: str) -> ModelPaths:
+        return ModelPaths(self.results / "models" / name)
+
+    def run(self, cell: Cell) -> RunPaths:
+        return RunPaths(self.results / cell.folder, None if cell.stage else self.model(cell.model))
+
+    def prompts(self, name: str) -> Folder:
+        return Folder(self.results / "prompts" / name)
+
+    def labeller(self, name: str) -> Folder:
+        return Folder(self.results / "labellers" / name)
+
+    def judge(self, name: str) -> Folder:
+        return Folder(self.results / "judges" / name)
+
+    def task(self, name: str) -> FetchedFolder:
+        return FetchedFolder(self.results / "tasks" / name)
+
+    def grid(self, name: str) -> Folder:
+        return Folder(self.results / "grids" / name)
+
+    def tables(self, grid: str) -> Path:
+        """Folder of a grid's tables."""
+        return self.results / "tables" / grid
+
+    def figures(self, grid: str) -> Path:
+        """Folder of a grid's figures."""
+        return self.results / "figures" / grid
+
+    def description(self, dataset: str, model: str) -> Path:
+        """Folder of the report on a dataset as a model sees it."""
+        return self.results / "reports" / dataset / model
+
+    def overview(self, grid: str) -> Path:
+        """Folder of a grid's page and methods."""
+        return self.results / "reports" / grid
+
+    def cards(self, grid: str) -> Path:
+        """Folder of the list of a grid's model cards."""
+        return self.results / "cards" / grid
+
+    def crate(self, grid: str) -> Path:
+        """A finished grid as one RO-Crate."""
+        return self.results / "crates" / f"{grid}.zip"
