@@ -20,6 +20,8 @@ from halos.models.download import base_on_hub
 from halos.models.load import check
 from halos.models.settings import Resources
 from halos.reference.cache import SCORES, parts_for
+from halos.report import subject, subjects  # noqa: F401 (the subjects register themselves)
+from halos.report.subject import Outline
 from halos.scoring.settings import Scorer
 from halos.settings import dump
 from halos.study.catalogue import Config
@@ -110,28 +112,17 @@ class Workflow:
     @property
     def tables(self) -> list[str]:
         """The tables of the grid, each as CSV, Markdown and LaTeX."""
-        names = ["main", "comparisons", "benchmarks", "lengths", "cost", "data"]
-        return [*names, "published"] if self.config.grids[self.grid].published else names
+        return subject.tables(Outline.of(self.config))
+
+    @property
+    def plain_tables(self) -> list[str]:
+        """The tables of the grid that are a CSV alone."""
+        return subject.plain_tables(Outline.of(self.config))
 
     @property
     def figures(self) -> list[str]:
         """The figures that have something to show of the grid, and the main one."""
-        trained = [cell for cell in self.cells if cell.stage]
-        stages = [self.stage(cell) for cell in trained]
-        judges = [self.config.judges[name] for name in self.judges]
-        shows = {
-            "win_rate": True,
-            "score": any(judge.kind != "openai" for judge in judges),
-            "size": bool(judges) and len(self.config.grids[self.grid].models) > 1,
-            "training": bool(trained),
-            "rounds": bool(judges) and any(stage.online for stage in stages),
-            "frontier": any(stage.make_loss().needs_reference for stage in stages),
-            "imbalance": bool(judges) and any(min(s.keep_desirable, s.keep_undesirable) < 1 for s in stages),
-            "length": bool(judges),
-            "benchmarks": bool(self.tasks),
-            "cost": bool(trained or self.reward_models),
-        }
-        return [name for name, there in shows.items() if there]
+        return subject.figures(Outline.of(self.config))
 
     def data_reports(self, *_: Any) -> list[str]:
         """What was counted of each dataset, before and after it was tokenized."""
