@@ -16,10 +16,10 @@ def make(config: Path, output: Path, results: Path = Path("results"), only: Sequ
     """Draw a grid's figures.
 
     Args:
-        config: the grid's config.yaml: `python -m halos config FOLDER` writes one
-        output: folder to write to: each figure as .svg and .png, with the numbers that it draws as .csv
-        results: the results folder
-        only: names of the figures to draw, with or without something to show; by default those with something to show
+        config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
+        output: folder to write to: each figure as .svg and .png, with the numbers that it draws as .csv.
+        results: the results folder.
+        only: names of the figures to draw, with or without something to show; by default those with something to show.
 
     Raises:
         HalosError: a file of a cell is missing, or a name is unknown.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tabulate import tabulate
+from tabulate import tabulate  # type: ignore[import-untyped]
 
 from halos.report.lazy import pd
 
@@ -78,7 +78,7 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: S
     """
     align = ["left" if text else "right" for text in left]
     cells = [[_marked(text) for text in row] for row in rows]
-    return tabulate(cells, [t.strip() for t in titles], "pipe", colalign=align, disable_numparse=True)
+    return str(tabulate(cells, [t.strip() for t in titles], "pipe", colalign=align, disable_numparse=True))
 
 
 def _marked(text: str) -> str:
@@ -111,7 +111,7 @@ def latex(table: Table, label: str) -> str:
     titles = table.titles
     frame = pd.DataFrame([[_typeset(text) for text in row] for row in table.rows], columns=titles)
     columns = "".join("l" if title in LEFT else "r" for title in titles)
-    shown = frame.style.hide(axis="index").format_index(lambda title: escape(title.strip()), axis="columns")
+    shown = frame.style.hide(axis="index").format_index(lambda title: escape(str(title).strip()), axis="columns")
     tabular = shown.to_latex(hrules=True, column_format=f"@{{}}{columns}@{{}}").strip()
     caption = ". ".join(filter(None, (table.title, table.caption)))
     return "\n".join(

@@ -14,9 +14,9 @@ def make(config: Path, output: Path, results: Path = Path("results")) -> None:
     """Write a grid's tables.
 
     Args:
-        config: the grid's config.yaml: `python -m halos config FOLDER` writes one
-        output: folder to write to: each table as .csv, most as .md and .tex, too
-        results: the results folder
+        config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
+        output: folder to write to: each table as .csv, most as .md and .tex, too.
+        results: the results folder.
 
     Raises:
         HalosError: a file of a cell is missing.

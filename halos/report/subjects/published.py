@@ -132,8 +132,8 @@ def draw(output: Path, name: str = "archangel") -> None:
     """Draw published win rates against model size, as a grid's own are drawn.
 
     Args:
-        name: name of the published results: archangel
-        output: figure without its ending: .svg, .png and .csv are written
+        name: name of the published results: archangel.
+        output: figure without its ending: .svg, .png and .csv are written.
 
     Raises:
         HalosError: nothing is published under this name, or no model in several sizes.
