@@ -62,6 +62,18 @@ def test_the_workflow_knows_them_without_the_libraries_that_draw_them():
     assert not {"matplotlib", "pandas", "scipy", "torch"} & set(done.stdout.split())
 
 
+@pytest.mark.parametrize("verb", ["tables", "figures"])
+def test_a_report_is_made_without_a_model(tmp_path, write_tree, verb):
+    """The environment of the report has no torch."""
+    config, results = write_tree(tmp_path, seeds=(1,))
+    command = [verb, "--config", str(config), "--results", str(results), "--output", str(tmp_path / "output")]
+    code = f"import sys\nfrom halos.cli import main\nassert main({command}) in (0, None)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"pandas", "scipy"} <= imported
+    assert not {"torch", "transformers", "accelerate", "peft", "datasets", "lm_eval", "alpaca_eval"} & imported
+
+
 def test_published_results_that_do_not_exist_are_refused():
     content = {"grid": "g", "models": {"m": {"path": "m"}}, "datasets": {"d": {"sources": [{"name": "toy"}]}}}
     grid = {"datasets": ["d"], "models": ["m"], "methods": ["base"]}
