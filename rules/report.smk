@@ -3,10 +3,11 @@
 Input:   the reports and stores of datasets
          results/grids/{grid}/config.yaml; every cell's judgements, task results, training log and manifest
 Output:  results/reports/{dataset}/{model}/   report (JSON), rows, lengths (SVG, PNG, CSV), examples (HTML)
-         results/tables/{grid}/     main, comparisons, benchmarks, lengths, cost, data, and published in a grid that names
-                                    published results (CSV, Markdown, LaTeX); reward_models, training, cells (CSV)
-         results/figures/{grid}/    win_rate, and those of score, size, training, rounds, frontier, imbalance, length,
-                                    benchmarks and cost that the grid has (SVG, PNG, and the data drawn as CSV)
+         results/tables/{grid}/     the tables of the subjects that the grid has (CSV; most as Markdown and LaTeX, too)
+         results/figures/{grid}/    the figures of the subjects that the grid has (SVG, PNG, and the data drawn as CSV)
+
+A subject of tables and figures is a file of halos/report/subjects; captions/{table}.rst and captions/{figure}_figure.rst
+are its captions.
 """
 
 
@@ -32,7 +33,7 @@ rule make_tables:
         tex=expand("<tables>/{name}.tex", name=targets.tables, allow_missing=True),
         data=expand(
             "<tables>/{name}.csv",
-            name=[*targets.tables, "reward_models", "training", "cells"],
+            name=[*targets.tables, *targets.plain_tables],
             allow_missing=True,
         ),
     log:

@@ -1,1 +1,1 @@
-"""What leaves the machine: model cards, one page for a grid, an RO-Crate."""
+"""Publishing: model cards, one page for a grid, an RO-Crate."""

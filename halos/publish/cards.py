@@ -4,162 +4,199 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from halos.evaluate.judging.judgement import Judgement
 from halos.files import write_text
 from halos.manifest import Manifest
+from halos.report.measures import ROW
+from halos.report.panels import part_of
+from halos.report.render import NOTHING, markdown_table
 from halos.report.results import Results
-from halos.study.cells import Cell
+from halos.study.cells import BASE, Cell
 from halos.train.settings import Stage
 
-CARD = "README.md"
+
+@dataclass(frozen=True)
+class Score:
+    """One result of a model.
+
+    Attributes:
+        source: the judge and its baseline, the task, or the last evaluation.
+        error: standard error, where there is one.
+        n: prompts, items or pairs, where their number is known.
+    """
+
+    source: str
+    metric: str
+    value: float
+    error: float | None
+    n: int | None
 
 
-def make(config: Path, results: Path, output: Path) -> None:
-    """Write the card of each trained model of a grid.
+def make(config: Path, output: Path, results: Path = Path("results")) -> None:
+    """Write the model card of each trained model of a grid.
 
-    A card has what the model was made from, how, the results that are there (whatever grid asked for them), and the
-    commands that make it again. Its metadata block is the one that the hub reads.
+    A card has what the model was made from, how, its results (whichever grid asked for them), and the commands that
+    make it again. Its metadata block is the one that the hub reads.
 
     Args:
-        config: the grid's slice of the config.
-        results: the results folder; a card is `model/README.md` of each run.
-        output: folder for index.md, which lists them.
+        config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
+        output: folder for index.md, which lists the cards; a card is the README.md of a model's folder.
+        results: the results folder.
 
     Raises:
         HalosError: a run of the grid is not finished.
     """
     grid = Results(config, results)
-    lines = [f"# Models: {grid.label('grids', grid.grid)}", "", "| Model | Method | Dataset | Seed | Card | Weights |",
-             "|---|---|---|---:|---|---|"]  # fmt: skip
+    rows = []
     for cell in grid.trained:
-        path = results / cell.folder / "model" / CARD
+        path = grid.paths.run(cell).card
         write_text(path, card(grid, cell))
-        name = (grid.label("models", cell.model), grid.method_label(cell.method), grid.label("datasets", cell.dataset))
-        lines.append(f"| {' | '.join(name)} | {cell.seed} | {path} | `{grid.manifest(cell)['weights'][:12]}` |")
-    write_text(output / "index.md", "\n".join(lines) + "\n")
+        names = grid.label("models", cell.model), grid.method_label(cell.method), grid.label("datasets", cell.dataset)
+        rows.append([*names, str(cell.seed), str(path), f"`{grid.manifest(cell).weights[:12]}`"])
+    titles = ["Model", "Method", "Dataset", "Seed", "Card", "Weights"]
+    table = markdown_table(titles, rows, [title != "Seed" for title in titles])
+    write_text(output / "index.md", f"# Models: {grid.label('grids', grid.grid)}\n\n{table}\n")
 
 
 def card(grid: Results, cell: Cell) -> str:
     """The text of a cell's card."""
-    manifest = grid.manifest(cell)
-    base = Manifest.read(grid.folder / f"models/{cell.model}/manifest.json").config
-    store = _read(grid.folder / cell.store_folder / "report.json")
+    manifest, base = grid.manifest(cell), grid.manifest(Cell(cell.dataset, cell.model, BASE, 0))
     names = {kind: grid.label(f"{kind}s", getattr(cell, kind)) for kind in ("model", "dataset")}
-    reward = cell.method in grid.reward_models
     names |= {"method": grid.method_label(cell.method)}
-    found = list(evaluated(grid, cell))
+    reward = cell.method in grid.reward_models
+    scores = list(scores_of(grid, cell))
+    tokens = grid.tokens_report(cell.dataset, cell.model)
+    run = grid.paths.run(cell)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined,
         keep_trailing_newline=True,
     )  # fmt: skip
-    origin = base["hub"] or base["path"]
-    gpus = manifest["hardware"]["gpus"]
+    origin = base.config["hub"] or base.config["path"]
     return environment.get_template("card.md.jinja").render(
-        metadata=metadata(grid, cell, base, found, reward),
+        metadata=metadata(grid, cell, base, scores, reward),
         title=f"{names['model']}, {names['method']}",
         **names,
         seed=cell.seed,
         reward=reward,
         loader="AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM",
-        origin=f"`{origin}`" if origin else f"random weights (seed {base['seed']})",
-        stages=[stage_row(grid, made) for made in reversed(list(cell.lineage())) if made.stage],
-        max_length=store["max_length"],
-        examples=_examples(grid, cell),
-        hardware=f"{len(gpus)} x {gpus[0]}" if gpus else f"{manifest['hardware']['cpus']} CPU cores",
-        minutes=f"{manifest['seconds'] / 60:.1f}",
-        results=[_shown(r) for r in found],
-        folder=str(grid.folder / cell.folder),
-        commit=(manifest["commit"] or "COMMIT").removesuffix("-modified"),
-        provenance={
-            "weights (sha256)": manifest["weights"],
-            "parent's weights": manifest["inputs"]["weights"],
-            "sequence store": manifest["inputs"]["store"],
-            "chat template": manifest["inputs"]["template"],
-            "commit": manifest["commit"] or "none",
-            "Python": manifest["python"],
-            **manifest["packages"],
-        },
+        origin=f"`{origin}`" if origin else f"random weights (seed {base.config['seed']})",
+        stages=_stages(grid, cell),
+        max_length=tokens.max_length if tokens else "all",
+        examples=int(max(json.loads(line).get("examples", 0) for line in run.log.read_text().splitlines())),
+        hardware=_hardware(manifest),
+        minutes=f"{manifest.seconds / 60:.1f}",
+        results=_results(scores),
+        folder=str(run.folder),
+        commit=(manifest.commit or "COMMIT").removesuffix("-modified"),
+        provenance=_provenance(manifest),
     )
 
 
-def metadata(grid: Results, cell: Cell, base: dict[str, Any], found: list[dict[str, Any]], reward: bool) -> str:
+def metadata(grid: Results, cell: Cell, base: Manifest, scores: list[Score], reward: bool) -> str:
     """The card's YAML block, by the hub's own library."""
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "text-classification" if reward else "text-generation"
     results = [
         EvalResult(
-            task_type=task, dataset_type=cell.dataset, dataset_config=r["what"], dataset_name=r["what"],
-            metric_type=r["metric"], metric_value=r["value"], metric_name=r["metric"],
+            task_type=task, dataset_type=cell.dataset, dataset_config=score.source, dataset_name=score.source,
+            metric_type=score.metric, metric_value=score.value, metric_name=score.metric,
         )
-        for r in found
+        for score in scores
     ]  # fmt: skip
     data = ModelCardData(
         model_name=f"{cell.model}-{cell.method}-{cell.dataset}-seed{cell.seed}",
-        base_model=base["hub"],
+        base_model=base.config["hub"],
         library_name="transformers",
         pipeline_tag=task,
         datasets=[cell.dataset],
-        tags=["halos", *(grid.manifest(made)["config"]["stage"]["loss"] for made in cell.lineage() if made.stage)],
+        tags=["halos", *reversed(grid.losses(cell))],
         eval_results=results or None,
     )
     return str(data.to_yaml()) + "\n"
 
 
-def stage_row(grid: Results, cell: Cell) -> dict[str, Any]:
-    """How one stage was trained."""
-    manifest = grid.manifest(cell)
-    stage = manifest["config"]["stage"]
-    own = {key: value for key, value in stage.items() if key not in Stage.model_fields}
-    changed = {name: stage[name] for name in ("humanline", "sync_reference", "lora", "online") if stage.get(name)}
-    arguments = ", ".join(f"{key} {value}" for key, value in stage["optimizer_args"].items())
-    return {
-        "label": grid.method_label(str(cell.stage)),
-        "loss": stage["loss"],
-        "lr": f"{stage['lr']:g}, {stage['scheduler']}, warm-up {stage['warmup']:g}",
-        "optimizer": f"{stage['optimizer']} ({arguments})" if arguments else stage["optimizer"],
-        "batch_size": stage["batch_size"],
-        "steps": manifest["steps"],
-        "tokens": manifest["tokens"],
-        "hyperparameters": ", ".join(f"{key} {value}" for key, value in {**own, **changed}.items()) or "none",
-    }
-
-
-def evaluated(grid: Results, cell: Cell) -> Iterator[dict[str, Any]]:
-    """All results of a cell: each judge's win rate, each task's metric, a last evaluation's accuracy."""
-    folder = grid.folder / cell.folder
+def scores_of(grid: Results, cell: Cell) -> Iterator[Score]:
+    """All results of a cell: each judge's win rate, each task's metric, the reward accuracy of the last evaluation."""
+    folder = grid.paths.run(cell).folder
     for path in sorted(folder.glob("judged/*.json")):
-        j = _read(path)
-        what = f"{grid.label('judges', j['judge'])}, against {j['baseline']}"
-        yield {"what": what, "metric": "win_rate", "value": j["win_rate"], "error": j["standard_error"], "n": j["n"]}
+        j = Judgement.read(path)
+        source = f"{grid.label('judges', j.judge)}, against {j.baseline}"
+        yield Score(source, "win_rate", j.win_rate, j.standard_error, j.n)
     for path in sorted(folder.glob("tasks/*.json")):
-        t = _read(path)["halos"]
-        yield {"what": grid.label("tasks", t["task_id"]), "metric": t["metric"].removesuffix(",none"),
-               "value": t["value"], "error": t["stderr"], "n": t["n"]}  # fmt: skip
-    last = grid.training
-    mine = last[(last[["dataset", "model", "method"]] == [cell.dataset, cell.model, cell.method]).all(axis=1)]
-    mine = mine[(mine["seed"] == cell.seed) & (mine["split"] == "eval")]
-    accuracy = mine.get("rewards/accuracy")
+        t = json.loads(path.read_text())["halos"]
+        metric = t["metric"].removesuffix(",none")
+        yield Score(grid.label("tasks", t["task_id"]), metric, t["value"], t["stderr"], t["n"])
+    log = part_of(grid.training, [*ROW, "split"], [cell.dataset, cell.model, cell.method, "eval"])
+    accuracy = log[log["seed"] == cell.seed].get("rewards/accuracy")
     if accuracy is not None and accuracy.notna().any():
-        yield {"what": "Held-out pairs, last evaluation", "metric": "reward_accuracy",
-               "value": float(accuracy.dropna().iloc[-1]), "error": None, "n": grid.held_out_pairs(cell)}  # fmt: skip
+        last = float(accuracy.dropna().iloc[-1])
+        yield Score("Held-out pairs, last evaluation", "reward_accuracy", last, None, grid.held_out_pairs(cell))
 
 
-def _shown(result: dict[str, Any]) -> dict[str, str]:
-    numbers = {name: result[name] for name in ("value", "error")}
-    shown = {name: "–" if number is None else f"{number:.3f}" for name, number in numbers.items()}
-    return {**result, **shown, "n": "–" if result["n"] is None else str(result["n"])}
+def _stages(grid: Results, cell: Cell) -> str:
+    """A table of how each stage was trained."""
+    titles = ["Stage", "Loss", "Learning rate", "Optimiser", "Batch", "Steps", "Tokens", "Hyperparameters"]
+    rows = []
+    for made in reversed([made for made in cell.lineage() if made.stage]):
+        manifest, stage = grid.manifest(made), grid.settings(made)
+        hyperparameters = {key: value for key, value in stage.items() if key not in Stage.model_fields}
+        names = ("humanline", "sync_reference", "lora", "online")
+        hyperparameters |= {name: stage[name] for name in names if stage.get(name)}
+        row = [
+            grid.method_label(str(made.stage)),
+            stage["loss"],
+            f"{stage['lr']:g}, {stage['scheduler']}, warm-up {stage['warmup']:g}",
+            optimizer(stage),
+            str(stage["batch_size"]),
+            str(manifest.steps),
+            str(manifest.tokens),
+            ", ".join(f"{key} {value}" for key, value in hyperparameters.items()) or "none",
+        ]
+        rows.append(row)
+    return markdown_table(titles, rows, [title not in ("Batch", "Steps", "Tokens") for title in titles])
 
 
-def _examples(grid: Results, cell: Cell) -> int:
-    lines = (grid.folder / cell.folder / "train.jsonl").read_text().splitlines()
-    return int(max(json.loads(line).get("examples", 0) for line in lines))
+def optimizer(stage: dict[str, Any]) -> str:
+    """A stage's optimiser with its arguments."""
+    arguments = ", ".join(f"{key} {value}" for key, value in stage["optimizer_args"].items())
+    return f"{stage['optimizer']} ({arguments})" if arguments else str(stage["optimizer"])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def _results(scores: list[Score]) -> str:
+    """A table of the results; empty without any."""
+    if not scores:
+        return ""
+    rows = [
+        [s.source, s.metric, f"{s.value:.3f}", NOTHING if s.error is None else f"{s.error:.3f}",
+         NOTHING if s.n is None else str(s.n)]
+        for s in scores
+    ]  # fmt: skip
+    titles = ["What", "Metric", "Value", "Standard error", "n"]
+    return markdown_table(titles, rows, [title in ("What", "Metric") for title in titles])
+
+
+def _hardware(manifest: Manifest) -> str:
+    if manifest.hardware is None:
+        return "unknown hardware"
+    gpus = manifest.hardware.gpus
+    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{manifest.hardware.cpus} CPU cores"
+
+
+def _provenance(manifest: Manifest) -> str:
+    """A table of hashes and versions."""
+    inputs = {"parent's weights": "weights", "sequence store": "store", "chat template": "template"}
+    facts = {
+        "weights (sha256)": manifest.weights,
+        **{name: manifest.inputs[key] for name, key in inputs.items()},
+        "commit": manifest.commit or "none",
+        "Python": manifest.python or "unknown",
+        **manifest.packages,
+    }
+    return markdown_table(["", ""], [[name, f"`{value}`"] for name, value in facts.items()], [True, True])

@@ -1,7 +1,7 @@
-"""An RO-Crate of a finished grid: what a paper's readers need to check it, as one zip with machine-readable provenance.
+"""An RO-Crate of a finished grid: one zip with all that a reader needs to check it, and machine-readable provenance.
 
-The format is RO-Crate (https://w3id.org/ro/crate) in the manner of its Workflow Run profile: the workflow is the main
-entity, and each training an action with what it read and made. Weights stay outside; their hashes are inside.
+The format is RO-Crate (https://w3id.org/ro/crate) after its Workflow Run profile: the workflow is the main entity,
+and each training is an action with its inputs and outputs. Weights stay outside; their hashes are inside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from halos import __version__
 from halos.errors import HalosError
-from halos.files import hash_file
+from halos.files import hash_file, whole
 from halos.report.results import Results
 from halos.study.cells import Cell
 
@@ -27,14 +27,16 @@ FORMATS = {".json": "application/json", ".jsonl": "application/jsonl", ".md": "t
            ".html": "text/html", ".pdf": "application/pdf"}  # fmt: skip
 
 
-def make(config: Path, results: Path, output: Path) -> None:
-    """Write the crate of a grid.
+def make(config: Path, output: Path, results: Path = Path("results")) -> None:
+    """Put a finished grid into an RO-Crate, without its weights.
+
+    It holds the workflow, the grid's tables and figures, the reports of its datasets, and of each run the settings,
+    log, samples, judgements, task results, card and manifest.
 
     Args:
-        config: the grid's slice of the config.
+        config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
+        output: zip to write.
         results: the results folder.
-        output: a .zip. It holds the workflow, the grid's tables and figures, the reports of its datasets, and of each
-            run the settings, log, samples, judgements, task results, card and manifest.
 
     Raises:
         HalosError: a run of the grid is not finished, or this is no checkout of the workflow.
@@ -57,16 +59,15 @@ def make(config: Path, results: Path, output: Path) -> None:
     for path in _matching(ROOT, WORKFLOW):
         if path.name != "Snakefile":
             _add(crate, path, path.relative_to(ROOT))
-    for folder in (f"tables/{grid.grid}", f"figures/{grid.grid}", *(f"data/{d}" for d in grid.datasets)):
-        for path in _matching(results / folder, ("*.csv", "*.md", "*.tex", "*.svg", "*.png", "report.json")):
+    reports = (grid.paths.data(dataset).folder for dataset in grid.datasets)
+    for folder in (grid.paths.tables(grid.grid), grid.paths.figures(grid.grid), *reports):
+        for path in _matching(folder, ("*.csv", "*.md", "*.tex", "*.svg", "*.png", "report.json")):
             _add(crate, path, path.relative_to(results.parent))
     made: dict[Cell, Any] = {}
     for cell in _made(grid):
         _add_run(crate, workflow, grid, cell, made)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.zip")
-    crate.write_zip(partial)
-    partial.replace(output)
+    with whole(output) as partial:
+        crate.write_zip(partial)
 
 
 def _made(grid: Results) -> list[Cell]:
@@ -76,8 +77,8 @@ def _made(grid: Results) -> list[Cell]:
 
 def _add_run(crate: Any, workflow: Any, grid: Results, cell: Cell, made: dict[Cell, Any]) -> None:
     """The files of a run, and the action that trained it; a base model was not trained."""
-    folder = grid.folder / cell.folder
-    files = {path.relative_to(folder).as_posix(): _add(crate, path, path.relative_to(grid.folder.parent))
+    folder = grid.paths.run(cell).folder
+    files = {path.relative_to(folder).as_posix(): _add(crate, path, path.relative_to(grid.paths.results.parent))
              for path in _matching(folder, OF_RUN)}  # fmt: skip
     if cell.stage is None:
         return
@@ -94,7 +95,7 @@ def _add_run(crate: Any, workflow: Any, grid: Results, cell: Cell, made: dict[Ce
             "name": f"Training of {grid.method_label(cell.method)}, {grid.label('models', cell.model)}, "
             f"{grid.label('datasets', cell.dataset)}, seed {cell.seed}",
             "endTime": finished.isoformat(timespec="seconds"),
-            "description": f"{manifest['steps']} steps, {manifest['seconds']:.0f} s, weights {manifest['weights']}",
+            "description": f"{manifest.steps} steps, {manifest.seconds:.0f} s, weights {manifest.weights}",
         },
     )
 

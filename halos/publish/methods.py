@@ -1,21 +1,22 @@
 """The methods section of a grid, in words: what was compared, on what, how trained, sampled, judged and benchmarked.
 
-Every figure comes from the settings that the runs were made with, so the text cannot part from them.
+Every number comes from the settings that the runs were made with, so the text cannot contradict them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from halos.manifest import Manifest
+from halos.data.report import DataReport
+from halos.publish.cards import optimizer
+from halos.report.render import markdown_table
 from halos.report.results import Results
-from halos.study.cells import Cell
+from halos.settings import read_slice
+from halos.study.cells import BASE, Cell
+from halos.tokens.report import TokensReport
 from halos.train.settings import Stage
 
 NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_every", "loss", "lr", "scheduler",
@@ -44,64 +45,65 @@ def methods(grid: Results) -> str:
 
 
 def _model(grid: Results, name: str) -> str:
-    manifest = Manifest.read(grid.folder / f"models/{name}/manifest.json")
+    manifest = grid.manifest(Cell(grid.datasets[0], name, BASE, 0))
     model = manifest.config
-    label = grid.label("models", name)
     if model["architecture"] is not None:
         shape = model["architecture"]
         fields = ", ".join(f"{key} {value}" for key, value in shape.items() if key != "model_type")
-        where = f"a {shape['model_type']} with random weights (seed {model['seed']}; {fields})"
+        origin = f"a {shape['model_type']} with random weights (seed {model['seed']}; {fields})"
     elif model["hub"] is not None:
-        where = f"`{model['hub']}` at revision {manifest.revision}"
+        origin = f"`{model['hub']}` at revision {manifest.revision}"
     else:
-        where = f"the local model `{Path(model['path']).name}`"
+        origin = f"the local model `{Path(model['path']).name}`"
     template = f" and the chat template `{model['template']}`" if model["template"] else ""
-    return f"{label} is {where}{template}, computed in {model['precision']} with {model['attention']} attention."
+    numerics = f"computed in {model['precision']} with {model['attention']} attention"
+    return f"{grid.label('models', name)} is {origin}{template}, {numerics}."
 
 
 def _data(grid: Results, name: str) -> str:
-    report = _json(grid.folder / f"data/{name}/report.json")
-    sources = _list([f"`{source['name']}`" for source in report["train"]["sources"]])
-    train, test = report["train"], report["test"]
-    lengths = [_json(grid.folder / f"tokens/{name}/{model}/report.json") for model in grid.models]
-    cut = {(tokens["max_length"], tokens["max_prompt_length"]) for tokens in lengths}
-    limits = _list([f"{longest} tokens, {prompt} of them for the prompt" for longest, prompt in sorted(cut)])
-    truncated = sum(tokens["train"]["truncated_responses"] for tokens in lengths)
+    report = DataReport.read(grid.paths.data(name).report)
+    tokens = [TokensReport.read(grid.paths.store(name, model).report) for model in grid.models]
+    train, test = report.train, report.test
+    sources = _list([f"`{source.name}`" for source in train.sources])
+    limits = sorted({(t.max_length, t.max_prompt_length) for t in tokens})
+    truncated = sum(t.train.truncated_responses for t in tokens)
     return (
-        f"{grid.label('datasets', name)} ({sources}) has {train['rows_out']:,} prompts for training with "
-        f"{train['responses']:,} responses and {train['pairs']:,} pairs, and {test['rows_out']:,} held out; "
-        f"{sum(train['drops'].values()) + sum(test['drops'].values()):,} rows were dropped. Sequences have at most "
-        f"{limits}; {truncated:,} responses of training were cut there, and learned without an end of turn."
+        f"{grid.label('datasets', name)} ({sources}) has {train.rows_out:,} prompts for training with "
+        f"{train.responses:,} responses and {train.pairs:,} pairs, and {test.rows_out:,} held out; "
+        f"{sum(train.drops.values()) + sum(test.drops.values()):,} rows were dropped. Sequences have at most "
+        f"{_list([f'{length} tokens, {prompt} of them for the prompt' for length, prompt in limits])}; {truncated:,} "
+        "responses of training were cut there, and learned without an end of turn."
     )
 
 
 def _training(grid: Results) -> str:
-    found = [grid.manifest(cell) for cell in grid.trained]
-    if not found:
+    manifests = [grid.manifest(cell) for cell in grid.trained]
+    if not manifests:
         return "Nothing was trained."
-    hours, seconds = sum(m["gpu_hours"] for m in found), sum(m["seconds"] for m in found)
-    spent = f"{hours:,.1f} GPU-hours" if hours else f"{seconds / 3600:.1f} hours on CPU"
-    return f"All {len(found)} trainings took {spent} and {sum(m['tokens'] for m in found):,} tokens."
+    hours, seconds = sum(m.gpu_hours for m in manifests), sum(m.seconds for m in manifests)
+    cost = f"{hours:,.1f} GPU-hours" if hours else f"{seconds / 3600:.1f} hours on CPU"
+    return f"All {len(manifests)} trainings took {cost} and {sum(m.tokens for m in manifests):,} tokens."
 
 
 def _stages(grid: Results) -> str:
     """A table of the stages, one row where all models agree, else one for each."""
-    lines = ["| Stage | Model | Loss | Optimiser | Learning rate | Schedule | Batch | Steps | Settings |",
-             "|---|---|---|---|---:|---|---:|---:|---|"]  # fmt: skip
-    rows: dict[tuple[str, ...], list[str]] = {}
+    titles = ["Stage", "Model", "Loss", "Optimiser", "Learning rate", "Schedule", "Batch", "Steps", "Settings"]
+    models: dict[tuple[str, ...], list[str]] = {}
     for cell in _first_of_each_stage(grid):
-        manifest = grid.manifest(cell)
-        stage = manifest["config"]["stage"]
+        stage = grid.settings(cell)
         row = (
-            grid.method_label(str(cell.stage)), f"{stage['loss']}", _optimizer(stage), f"{stage['lr']:g}",
-            f"{stage['scheduler']}, warm-up {stage['warmup']:g}", str(stage["batch_size"]), str(manifest["steps"]),
-            settings(stage),
+            grid.method_label(str(cell.stage)), stage["loss"], optimizer(stage), f"{stage['lr']:g}",
+            f"{stage['scheduler']}, warm-up {stage['warmup']:g}", str(stage["batch_size"]),
+            str(grid.manifest(cell).steps), settings(stage),
         )  # fmt: skip
-        rows.setdefault(row, []).append(grid.label("models", cell.model))
-    for (label, *rest), models in rows.items():
-        which = "all" if set(models) == {grid.label("models", m) for m in grid.models} else _list(sorted(set(models)))
-        lines.append(f"| {label} | {which} | {' | '.join(rest)} |")
-    return "\n".join(lines)
+        models.setdefault(row, []).append(grid.label("models", cell.model))
+    every = {grid.label("models", model) for model in grid.models}
+    rows = [
+        [stage, "all" if set(labels) == every else _list(sorted(set(labels))), *rest]
+        for (stage, *rest), labels in models.items()
+    ]
+    numbers = ("Learning rate", "Batch", "Steps")
+    return markdown_table(titles, rows, [title not in numbers for title in titles])
 
 
 def _first_of_each_stage(grid: Results) -> Iterator[Cell]:
@@ -115,24 +117,19 @@ def _first_of_each_stage(grid: Results) -> Iterator[Cell]:
                 yield made
 
 
-def _optimizer(stage: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{key} {value}" for key, value in stage["optimizer_args"].items())
-    return f"{stage['optimizer']} ({arguments})" if arguments else str(stage["optimizer"])
-
-
 def settings(stage: dict[str, Any]) -> str:
     """A stage's hyperparameters, and what of the training settings is not the default."""
     defaults = {name: field.default for name, field in Stage.model_fields.items()}
-    own = {key: value for key, value in stage.items() if key not in defaults}
+    hyperparameters = {key: value for key, value in stage.items() if key not in defaults}
     changed = {key: value for key, value in stage.items()
                if key in defaults and key not in NOT_SHOWN and value != defaults[key]}  # fmt: skip
     changed |= {"max_grad_norm": stage["max_grad_norm"]} if stage["max_grad_norm"] != defaults["max_grad_norm"] else {}
-    return ", ".join(f"{key} {_value(value)}" for key, value in {**own, **changed}.items()) or "–"
+    return ", ".join(f"{key} {_value(value)}" for key, value in {**hyperparameters, **changed}.items()) or "–"
 
 
 def _judge(grid: Results, name: str) -> str:
-    judge = _yaml(grid.folder / f"judges/{name}/config.yaml")
-    prompts = _yaml(grid.folder / f"prompts/{judge['prompts']}/config.yaml")
+    judge = read_slice(grid.paths.judge(name).config)
+    prompts = read_slice(grid.paths.prompts(judge["prompts"]).config)
     kind = str(judge["kind"])
     how = _value(judge.get(kind)) if isinstance(judge.get(kind), dict) else f"`{judge.get(kind)}`"
     drawn = (
@@ -150,7 +147,7 @@ def _judge(grid: Results, name: str) -> str:
 
 
 def _task(grid: Results, name: str) -> str:
-    task = _yaml(grid.folder / f"tasks/{name}/config.yaml")
+    task = read_slice(grid.paths.task(name).config)
     what = f"the task `{task['task']}` of lm-evaluation-harness" if task["task"] else f"held-out {task['local']}"
     shots = f" with {task['num_fewshot']} shots" if task["num_fewshot"] else ""
     limit = f", first {task['limit']} documents" if task["limit"] else ""
@@ -161,7 +158,7 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "(" + ", ".join(f"{k} {_value(v)}" for k, v in value.items() if v is not None) + ")"
     if isinstance(value, str):
-        return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")
+        return " ".join(value.split()).replace("<", "&lt;")
     return str(value)
 
 
@@ -172,13 +169,3 @@ def _count(n: int, what: str) -> str:
 
 def _list(items: list[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    return content

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,18 +16,21 @@ PICTURES = ("win_rate.svg", "training.svg")
 TABLES = ("main.md", "benchmarks.md", "comparisons.md")
 
 
-def make(config: Path, results: Path, output: Path) -> None:
-    """Write a grid's overview.html, which needs no other file, and methods.md, its methods section.
+def make(config: Path, output: Path, results: Path = Path("results")) -> None:
+    """Put a grid's figures, tables and methods on one page.
 
     Args:
-        config: the grid's slice of the config.
+        config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
+        output: folder to write to: overview.html, which needs no other file, and methods.md, the methods section.
         results: the results folder, with the grid's tables and figures.
-        output: the folder to write to.
+
+    Raises:
+        HalosError: a run of the grid is not finished.
     """
     grid = Results(config, results)
     text = methods(grid)
     write_text(output / "methods.md", f"# Methods: {grid.label('grids', grid.grid)}\n\n{text}")
-    tables, figures = results / "tables" / grid.grid, results / "figures" / grid.grid
+    tables, figures = grid.paths.tables(grid.grid), grid.paths.figures(grid.grid)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
@@ -43,16 +45,16 @@ def make(config: Path, results: Path, output: Path) -> None:
 
 
 def facts(grid: Results) -> list[str]:
-    """What the study is made of, and by which version of the code."""
-    counts: dict[str, list[Any]] = {
+    """The size of the study, and the commits of the code that trained it."""
+    counts: dict[str, list[str] | list[int]] = {
         "model": grid.models,
         "dataset": grid.datasets,
         "method": grid.methods,
         "seed": grid.seeds,
     }
-    found = [f"{len(ids)} {name}{'' if len(ids) == 1 else 's'}" for name, ids in counts.items()]
-    commits = sorted({str(grid.manifest(cell)["commit"] or "no commit")[:12] for cell in grid.trained})
-    return [*found, f"trained by commit {', '.join(commits)}"] if commits else found
+    sizes = [f"{len(ids)} {name}{'' if len(ids) == 1 else 's'}" for name, ids in counts.items()]
+    commits = sorted({(grid.manifest(cell).commit or "no commit")[:12] for cell in grid.trained})
+    return [*sizes, f"trained by commit {', '.join(commits)}"] if commits else sizes
 
 
 def _embedded(picture: Path) -> str:

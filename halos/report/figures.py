@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
-from matplotlib.figure import Figure
 
 from halos.errors import HalosError
 from halos.registry import suggest
-from halos.report.measures import measures
-from halos.report.results import WIN, Results
+from halos.report import subjects
+from halos.report.results import Results
 from halos.report.style import save, styled
-from halos.report.subjects.benchmarks import benchmark, benchmarks
-from halos.report.subjects.cost import cost, costs
-from halos.report.subjects.frontier import draw_frontier, frontier_frame
-from halos.report.subjects.imbalance import draw_imbalance, imbalance_frame
-from halos.report.subjects.lengths import length, lengths
-from halos.report.subjects.main import score, win_rate
-from halos.report.subjects.rounds import draw_rounds, rounds_frame
-from halos.report.subjects.size import size, sizes
-from halos.report.subjects.training import curves, training
 
 
-def make(config: Path, results: Path, output: Path, only: Sequence[str] = ()) -> None:
-    """Draw a grid's figures, each as .svg and .png, with what it draws as .csv.
+def make(config: Path, output: Path, results: Path = Path("results"), only: Sequence[str] = ()) -> None:
+    """Draw a grid's figures.
 
     Args:
-        config: the grid's slice of the config.
+        config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
+        output: folder to write to: each figure as .svg and .png, with the numbers that it draws as .csv.
         results: the results folder.
-        output: the folder for the files.
-        only: names of FIGURES to draw; one with nothing to show says so. Without any, those with something to show.
+        only: names of the figures to draw, with or without something to show; by default those with something to show.
 
     Raises:
         HalosError: a file of a cell is missing, or a name is unknown.
     """
+    drawn = {subject.figure: subject for subject in subjects.SUBJECTS if subject.figure}
     for name in only:
-        if name not in FIGURES:
-            raise HalosError(f"there is no figure called {name!r}{suggest(name, FIGURES)}")
-    r = Results(config, results)
-    measured = measures(r)
+        if name not in drawn:
+            raise HalosError(f"there is no figure called {name!r}{suggest(name, drawn)}")
+    grid = Results(config, results)
     with styled():
-        for name in only or FIGURES:
-            frame, draw = FIGURES[name]
-            data = frame(r, measured)
-            if only or not data.empty:
-                save(draw(r, data), data, output / name)
-
-
-Frame = Callable[[Results, pd.DataFrame], pd.DataFrame]
-FIGURES: dict[str, tuple[Frame, Callable[[Results, pd.DataFrame], Figure]]] = {
-    "win_rate": (lambda r, measures: measures[measures["measure"] == WIN], win_rate),
-    "score": (lambda r, measures: measures[measures["measure"] != WIN], score),
-    "size": (sizes, size),
-    "training": (lambda r, _: curves(r), training),
-    "rounds": (lambda r, _: rounds_frame(r), draw_rounds),
-    "frontier": (frontier_frame, draw_frontier),
-    "imbalance": (imbalance_frame, draw_imbalance),
-    "length": (lengths, length),
-    "benchmarks": (lambda r, _: benchmarks(r), benchmark),
-    "cost": (lambda r, _: costs(r), cost),
-}
-"""Every figure: the numbers it draws, from the results and the measures of its judges, and how it draws them."""
+        for name in only or drawn:
+            frame = drawn[name].frame(grid)
+            if only or not frame.empty:
+                save(drawn[name].draw(grid, frame), frame, output / name)

@@ -1,54 +1,75 @@
-"""Panels that several figures share: axes of methods, places of labels, titles, legends."""
+"""Parts that several figures share: axes of methods, points, titles, legends."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from halos.report.lazy import mpl, pd
 from halos.report.measures import ALL
 from halos.report.results import Results
 from halos.report.statistics import Array
-from halos.report.style import GUIDE, style
+from halos.report.style import GUIDE, Look, looks_of
+
+COLUMNS = 3
+PANEL = ("judge", "dataset", "model")
 
 
-def draw_points(results: Results, ax: Axes, part: pd.DataFrame, guide: float) -> None:
-    if not math.isnan(guide):
-        ax.axvline(guide, color=GUIDE, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
-    for y, method in enumerate(results.methods):
-        mine = part[part["method"] == method]
-        s = style(results.methods, method)
-        seeds = mine[mine["seed"] != ALL]
-        if len(seeds) > 1:
-            ax.plot(seeds["mean"], [y + 0.27] * len(seeds), "o", color=s["color"], alpha=0.4, markersize=2.4, mew=0)
-        for mean, low, high in mine.loc[mine["seed"] == ALL, ["mean", "low", "high"]].to_numpy(dtype=float):
-            ax.plot([low, high], [y, y], color=s["color"], linewidth=1.3, solid_capstyle="butt")
-            face = s["color"] if s["filled"] else "white"
-            ax.plot([mean], [y], "o", color=s["color"], markerfacecolor=face, markersize=4.6, markeredgewidth=1.1)
-    ax.grid(axis="x")
-    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    ax.set_ylim(len(results.methods) - 0.4, -0.6)
+def panels_of(frame: pd.DataFrame, keys: Sequence[str] = PANEL) -> list[tuple[str, ...]]:
+    """The values of some columns that occur together, in their order."""
+    return list(frame[list(keys)].drop_duplicates().itertuples(index=False, name=None))
 
 
-def method_axis(results: Results, ax: Axes, first: bool) -> None:
-    labels = [results.method_label(m) for m in results.methods]
-    ax.set_yticks(range(len(labels)), labels if first else [""] * len(labels))
+def part_of(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """The rows that have one value in each of some columns."""
+    return frame[np.logical_and.reduce([frame[key] == value for key, value in zip(keys, values, strict=True)])]
 
 
-def panel_grid(
+def methods_of(results: Results, frame: pd.DataFrame) -> list[str]:
+    """The methods of a frame, in the grid's order."""
+    return [method for method in results.methods if method in set(frame["method"])]
+
+
+def panel_title(results: Results, ids: Sequence[str]) -> str:
+    """Dataset and model, and the judge where the grid has several."""
+    judge, dataset, model = ids
+    name = results.panel_label(dataset, model)
+    return f"{name}, {results.label('judges', judge)}" if len(results.judges) > 1 else name
+
+
+def empty(text: str) -> mpl.figure.Figure:
+    """A figure without data: a sentence that says why."""
+    figure = mpl.figure.Figure(figsize=(4.5, 1.2))
+    figure.text(0.5, 0.5, text, ha="center", va="center", color="#555555", wrap=True)
+    return figure
+
+
+def guide(ax: mpl.axes.Axes, x: float | None = None, y: float | None = None) -> None:
+    """Dashed lines behind the data, at x and at y."""
+    looks: dict[str, Any] = {"color": GUIDE, "linestyle": (0, (4, 3)), "linewidth": 0.8, "zorder": 1}
+    if x is not None:
+        ax.axvline(x, **looks)
+    if y is not None:
+        ax.axhline(y, **looks)
+
+
+# ---- points of methods, one below the other ----------------------------------------------------------------------
+
+
+def method_grid(
     results: Results, rows: int, columns: int, width: float, row: float = 0.19, extra: float = 0.55
-) -> tuple[Figure, Any]:
-    """Axes with a line for each method, whose names stand at the left column only."""
-    figure = Figure(layout="constrained")
+) -> tuple[mpl.figure.Figure, Any]:
+    """Axes with a line for each method, whose names are at the left column only.
+
+    Args:
+        width: of a panel, in inches.
+        row: height of a method's line, in inches.
+        extra: room for labels, in inches.
+    """
+    figure = mpl.figure.Figure(layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     names = 0.075 * max(len(results.method_label(m)) for m in results.methods)
     figure.set_size_inches(
@@ -60,21 +81,52 @@ def panel_grid(
     return figure, axes
 
 
-COLUMNS = 3
-MARKERS = "osD^v"
+def method_axis(results: Results, ax: mpl.axes.Axes, first: bool) -> None:
+    labels = [results.method_label(m) for m in results.methods]
+    ax.set_yticks(range(len(labels)), labels if first else [""] * len(labels))
 
 
-def marker_turn(methods: Sequence[str], method: str) -> int:
-    """Which of the methods of its hue a method is."""
-    hue = style(methods, method)["hue"]
-    return [m for m in methods if style(methods, m)["hue"] == hue].index(method)
+def draw_points(results: Results, ax: mpl.axes.Axes, part: pd.DataFrame, at: float) -> None:
+    """A point with its interval for each method, its seeds as faint dots, and a guide unless `at` is NaN."""
+    if not math.isnan(at):
+        guide(ax, x=at)
+    looks = looks_of(results)
+    for y, method in enumerate(results.methods):
+        of_method = part[part["method"] == method]
+        look = looks[method]
+        seeds = of_method[of_method["seed"] != ALL]
+        if len(seeds) > 1:
+            ax.plot(seeds["mean"], [y + 0.27] * len(seeds), "o", color=look.colour, alpha=0.4, markersize=2.4, mew=0)
+        estimates = of_method.loc[of_method["seed"] == ALL, ["mean", "low", "high"]]
+        for mean, low, high in estimates.to_numpy(dtype=float):
+            ax.plot([low, high], [y, y], color=look.colour, linewidth=1.3, solid_capstyle="butt")
+            ax.plot([mean], [y], "o", color=look.colour, markerfacecolor=look.face, markersize=4.6, markeredgewidth=1.1)
+    ax.grid(axis="x")
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set_ylim(len(results.methods) - 0.4, -0.6)
 
 
-def row_of(panels: Sequence[Any], entries: int, width: float) -> tuple[Figure, list[Axes]]:
-    """At most COLUMNS panels side by side, and room for a legend of so many entries."""
+def limits_of(values: Iterable[float]) -> tuple[float, float]:
+    """Limits of an axis that holds all values, with some room at both ends."""
+    known = [v for v in values if not math.isnan(v)]
+    pad = 0.04 * (max(known) - min(known)) or 0.05
+    return min(known) - pad, max(known) + pad
+
+
+# ---- panels side by side with a legend ---------------------------------------------------------------------------
+
+
+def row_of_panels(panels: Sequence[Any], entries: int, width: float) -> tuple[mpl.figure.Figure, list[mpl.axes.Axes]]:
+    """At most COLUMNS panels side by side, and room for a legend of `entries` lines.
+
+    Args:
+        width: of a panel, in inches.
+    """
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(layout="constrained")
+    figure = mpl.figure.Figure(layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     figure.set_size_inches(width * columns + (1.7 if entries else 0.3), max(2.6 * rows, 0.16 * entries + 0.4))
     for ax in axes[len(panels) :]:
@@ -82,16 +134,28 @@ def row_of(panels: Sequence[Any], entries: int, width: float) -> tuple[Figure, l
     return figure, axes[: len(panels)]
 
 
-def legend(figure: Figure, methods: Sequence[str], labels: Sequence[str], markers: Sequence[str] | None = None) -> None:
-    handles = []
-    for k, method in enumerate(methods):
-        s = style(methods, method)
-        face = s["color"] if s["filled"] else "white"
-        handles.append(
-            Line2D([], [], color=s["color"], linestyle="" if markers else s["line"], linewidth=1.2, markeredgewidth=1,
-                   marker=markers[k] if markers else "o", markersize=4, markerfacecolor=face)
-        )  # fmt: skip
-    figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False, handlelength=2.8)
+def draw_marker(ax: mpl.axes.Axes, look: Look, x: float, y: float) -> None:
+    ax.plot(x, y, look.marker, color=look.colour, markerfacecolor=look.face, markersize=4.6, markeredgewidth=1)
+
+
+def legend(
+    figure: mpl.figure.Figure, looks: Mapping[str, Look], labels: Mapping[str, str], markers: bool = False
+) -> None:
+    """A legend beside the panels.
+
+    Args:
+        labels: method -> its name; the methods that are drawn.
+        markers: whether each method has its marker, and no line.
+    """
+    handles = [
+        mpl.lines.Line2D([], [], color=look.colour, linestyle="" if markers else look.line, linewidth=1.2,
+                         marker=look.marker if markers else "o", markersize=4, markerfacecolor=look.face,
+                         markeredgewidth=1)
+        for look in (looks[method] for method in labels)
+    ]  # fmt: skip
+    figure.legend(
+        handles, list(labels.values()), loc="outside right upper", fontsize=7, frameon=False, handlelength=2.8
+    )
 
 
 def spread(places: Array, gap: float) -> Array:
@@ -108,23 +172,6 @@ def spread(places: Array, gap: float) -> Array:
     return within
 
 
-def limits_of(values: Iterable[float]) -> tuple[float, float]:
-    known = [v for v in values if not math.isnan(v)]
-    pad = 0.04 * (max(known) - min(known)) or 0.05
-    return min(known) - pad, max(known) + pad
-
-
-def panel_title(results: Results, ids: tuple[str, ...]) -> str:
-    judge, dataset, model = ids
-    name = results.panel_label(dataset, model)
-    return f"{name}, {results.label('judges', judge)}" if len(results.judges) > 1 else name
-
-
-def of(frame: pd.DataFrame, keys: tuple[str, ...], ids: tuple[str, ...]) -> pd.DataFrame:
-    return frame[np.logical_and.reduce([frame[key] == value for key, value in zip(keys, ids, strict=True)])]
-
-
-def empty(text: str) -> Figure:
-    figure = Figure(figsize=(4.5, 1.2))
-    figure.text(0.5, 0.5, text, ha="center", va="center", color="#555555", wrap=True)
-    return figure
+def thousands(value: float, _: int) -> str:
+    """A label of an axis: 1500 as 1.5k."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
+from tabulate import tabulate  # type: ignore[import-untyped]
+
+from halos.report.lazy import pd
 
 NOTHING = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -19,16 +21,16 @@ ESCAPES = {
 
 
 class Bold(str):
-    """Text of a cell that stands out."""
+    """Text of a cell in bold."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a reader sees of a table.
+    """A table as a reader sees it.
 
     Attributes:
-        caption: what the numbers are; plain text.
-        lines: {title: text}, with the same titles in each; a title's spaces at its end are dropped.
+        caption: plain text.
+        lines: {title: text} of each row, with the same titles; a title's spaces at its end are dropped.
         header: the titles, when there are no lines.
         title: a heading above it, if any.
     """
@@ -42,9 +44,17 @@ class Table:
     def titles(self) -> list[str]:
         return list(dict.fromkeys(t for line in self.lines for t in line)) if self.lines else list(self.header)
 
+    @property
+    def rows(self) -> list[list[str]]:
+        """The texts, row by row."""
+        return [[line.get(title, NOTHING) for title in self.titles] for line in self.lines]
+
+
+# ---- Markdown ----------------------------------------------------------------------------------------------------
+
 
 def markdown_page(title: str, tables: Sequence[Table | str]) -> str:
-    """A heading, then each table below its caption; what is no table is a paragraph."""
+    """A heading, then each table below its caption; a string is a paragraph."""
     parts = [f"# {title}"]
     for table in tables:
         if isinstance(table, str):
@@ -57,16 +67,18 @@ def markdown_page(title: str, tables: Sequence[Table | str]) -> str:
 
 def markdown(table: Table) -> str:
     """A table of aligned columns: text to the left, numbers to the right."""
-    titles = table.titles
-    rows = [
-        [t.strip() for t in titles],
-        *([_marked(line.get(t, NOTHING)) for t in titles] for line in table.lines),
-    ]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(titles))]
-    left = [title in LEFT for title in titles]
-    body = [[t.ljust(w) if x else t.rjust(w) for t, w, x in zip(row, widths, left, strict=True)] for row in rows]
-    rule = ["-" * w if x else "-" * (w - 1) + ":" for w, x in zip(widths, left, strict=True)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [body[0], rule, *body[1:]])
+    return markdown_table(table.titles, table.rows, [title in LEFT for title in table.titles])
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool]) -> str:
+    """A Markdown table.
+
+    Args:
+        left: of each column, whether it is text, and not a number.
+    """
+    align = ["left" if text else "right" for text in left]
+    cells = [[_marked(text) for text in row] for row in rows]
+    return str(tabulate(cells, [t.strip() for t in titles], "pipe", colalign=align, disable_numparse=True))
 
 
 def _marked(text: str) -> str:
@@ -74,8 +86,11 @@ def _marked(text: str) -> str:
     return f"**{plain}**" if isinstance(text, Bold) else plain
 
 
+# ---- LaTeX -------------------------------------------------------------------------------------------------------
+
+
 def latex_page(name: str, tables: Sequence[Table | str]) -> str:
-    """One `table` environment for each table, to be read by `\\input`; what is no table is a paragraph.
+    """One `table` environment for each table, to be read by `\\input`; a string is a paragraph.
 
     Args:
         name: of the file; labels are `tab:{name}`, `tab:{name}-2`, ...
@@ -94,7 +109,10 @@ def latex_page(name: str, tables: Sequence[Table | str]) -> str:
 def latex(table: Table, label: str) -> str:
     """A `table` of booktabs, made smaller only where it is wider than the text."""
     titles = table.titles
-    rows = [" & ".join(_typeset(line.get(t, NOTHING)) for t in titles) + r" \\" for line in table.lines]
+    frame = pd.DataFrame([[_typeset(text) for text in row] for row in table.rows], columns=titles)
+    columns = "".join("l" if title in LEFT else "r" for title in titles)
+    shown = frame.style.hide(axis="index").format_index(lambda title: escape(str(title).strip()), axis="columns")
+    tabular = shown.to_latex(hrules=True, column_format=f"@{{}}{columns}@{{}}").strip()
     caption = ". ".join(filter(None, (table.title, table.caption)))
     return "\n".join(
         [
@@ -103,13 +121,7 @@ def latex(table: Table, label: str) -> str:
             rf"\caption{{{escape(caption)}}}",
             rf"\label{{{label}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{@{{}}{''.join('l' if t in LEFT else 'r' for t in titles)}@{{}}}}",
-            r"\toprule",
-            " & ".join(escape(t.strip()) for t in titles) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}}",
+            tabular + "}",
             r"\end{table}",
         ]
     )
@@ -122,10 +134,15 @@ def _typeset(text: str) -> str:
 
 
 def escape(text: str) -> str:
+    """Plain text as LaTeX; pandas knows no dashes, minus signs and Greek letters."""
     return "".join(ESCAPES.get(character, character) for character in text)
 
 
+# ---- numbers -----------------------------------------------------------------------------------------------------
+
+
 def interval(mean: float | None, low: float | None, high: float | None, sign: bool = False) -> str:
+    """`0.812 [0.790, 0.834]`; the mean alone where the limits are unknown."""
     if pd.isna(mean):
         return NOTHING
     return number(mean, sign=sign) + ("" if pd.isna(low) else f" [{number(low, sign=sign)}, {number(high, sign=sign)}]")

@@ -13,10 +13,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+
+from halos.report.lazy import scipy
+from halos.report.proportions import LEVEL, score_interval, wilson
 
 Array = NDArray[np.float64]
-LEVEL = 0.95
 DRAWS = 10_000
 CHUNK = 8_000_000
 """Numbers drawn at once: bounds the memory of a bootstrap at some tens of megabytes."""
@@ -92,37 +93,6 @@ def _logit_slope(mean: float) -> float:
     """By how much a mean changes with its logit; that of .01 nearer to 0, and likewise near 1."""
     inside = min(max(mean, 0.01), 0.99)
     return inside * (1 - inside)
-
-
-def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper & Pearson, 1934, Biometrika 26:404-413), by scipy.
-
-    It covers at least as often as `level` says. Half of its width with level .9 is the +- of the win rates of
-    Ethayarajh et al. (2024, arXiv 2402.01306).
-    """
-    found = stats.binomtest(successes, n).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
-
-
-def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson, 1927, J. Am. Stat. Assoc. 22:209-212).
-
-    Unlike mean +- 1.96 s.e. it stays within [0, 1] and is not empty at 0 and n successes. A tie may count as half a
-    success; the interval is then slightly too wide, as a tie varies less than a win and a loss.
-
-    Args:
-        successes: between 0 and n.
-        n: trials; with 0 nothing is known, and the interval is (0, 1).
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be between 0 and n={n}, not {successes}")
-    return _score_interval(successes / n, n, float(stats.norm.ppf((1 + level) / 2))) if n else (0.0, 1.0)
-
-
-def _score_interval(share: float, n: float, z: float) -> tuple[float, float]:
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def bootstrap(
@@ -202,25 +172,27 @@ def _bounded(table: Array, mean: float, seeds: Seeds) -> tuple[float, float]:
     variance = within + seeds.excess
     if variance == 0 or mean in (0, 1):
         return wilson(mean * prompts, prompts)
-    return _score_interval(mean, mean * (1 - mean) / variance, _half(within, seeds) / np.sqrt(variance))
+    return score_interval(mean, mean * (1 - mean) / variance, _half(within, seeds) / np.sqrt(variance))
 
 
 def _half(within: float, seeds: Seeds) -> float:
     """Half the `LEVEL` interval about 0 of sqrt(within) times a normal plus sqrt(seeds.excess) times a t."""
     between, df = seeds.excess, seeds.df
     if between == 0:
-        return float(stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(within))
+        return float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(within))
     if within == 0:
-        return float(stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(between))
+        return float(scipy.stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(between))
     # a t is a normal whose variance is drawn, and so is the sum
     spread = np.sqrt(within + between * _t_variances(df))
-    high = float(stats.norm.ppf((1 + LEVEL) / 2) * spread.max())
-    return float(optimize.brentq(lambda half: np.mean(1 - 2 * stats.norm.sf(half / spread)) - LEVEL, 0, high))
+    high = float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * spread.max())
+    return float(
+        scipy.optimize.brentq(lambda half: np.mean(1 - 2 * scipy.stats.norm.sf(half / spread)) - LEVEL, 0, high)
+    )
 
 
 @lru_cache
 def _t_variances(df: int) -> Array:
-    variances: Array = df / stats.chi2.ppf((np.arange(QUADRATURE) + 0.5) / QUADRATURE, df)
+    variances: Array = df / scipy.stats.chi2.ppf((np.arange(QUADRATURE) + 0.5) / QUADRATURE, df)
     return variances
 
 

@@ -1,18 +1,16 @@
-"""How figures look: one style, one colour for each loss, and the parts that figures share."""
+"""How figures look: one style, and a colour, a line and a marker for each method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import pandas as pd
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
-
+from halos.report.lazy import mpl, pd
 from halos.report.measures import write_csv
+from halos.report.results import Results
 from halos.study.cells import BASE
 
 STYLE: dict[Any, Any] = {
@@ -43,63 +41,117 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "halos",  # the same ids, and so the same bytes, each time
 }
 COLOURS = {
-    "base": "#8c8c8c",
+    BASE: "#8c8c8c",
     "sft": "#222222",
     "csft": "#8a6a3b",
     "dpo": "#0072b2",
     "cdpo": "#56b4e9",
+    "robust": "#7887ff",
+    "exo": "#ffb41e",
     "ipo": "#332288",
+    "hinge": "#4b3c78",
+    "nca": "#2d3c00",
+    "bco": "#c32db4",
+    "sppo": "#00e187",
+    "aot": "#006978",
+    "apo_zero": "#004bd2",
+    "apo_down": "#a5d25a",
+    "discopop": "#5a3c2d",
     "simpo": "#44aa99",
     "slic": "#117733",
     "orpo": "#999933",
+    "bradley_terry": "#789669",
     "kto": "#d55e00",
     "ppo": "#cc79a7",
     "grpo": "#882255",
 }
-"""One colour per loss, of the palettes of Okabe & Ito and of Tol, which colour-blind readers tell apart; what colour
-alone cannot tell (thirteen losses), position, lines and labels do."""
-SPARE = ("#e69f00", "#009e73", "#aa4499", "#6699cc", "#661100")
+"""One colour for each loss of the package: the first are from the palettes of Okabe & Ito and of Tol, and each of the
+others is as far from all of those as it can be in CIELAB, seen with and without red-green blindness. So many colours
+cannot be told apart by everyone: markers differ as well, and positions and labels name each method."""
+SPARE = ("#2dd2a5", "#c3c3e1", "#78a5ff")
+"""Colours of other losses, which plugins bring, in the order in which a grid has them."""
 LINES = ("-", (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-"""Lines of one colour: of a loss, its variants; and of losses that share a spare colour."""
+"""Lines of one colour: of the variants of a loss, and of losses that share a spare colour."""
+MARKERS = "osD^v"
 FROM_BASE = (0, (4, 1.5))
 GUIDE = "#999999"
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn.
+
+    Attributes:
+        colour: the loss's hue, paler for its variants.
+        hue: the colour of its loss.
+        line: a linestyle of matplotlib.
+        filled: False for a method that was trained straight from the base model: its points are open.
+    """
+
+    colour: str
+    hue: str
+    line: Any
+    marker: str
+    filled: bool
+
+    @property
+    def face(self) -> str:
+        """The colour inside a point."""
+        return self.colour if self.filled else "white"
+
+
+def looks(losses: Mapping[str, str]) -> dict[str, Look]:
+    """The look of each method by the loss of its last stage. Stages with the same loss are its variants, and paler.
+
+    Args:
+        losses: method -> loss of its last stage; `base` for the base model.
+    """
+    spare = [loss for loss in dict.fromkeys(losses.values()) if loss not in COLOURS]
+    variants: dict[str, list[str]] = {}
+    for method, loss in losses.items():
+        stages = variants.setdefault(loss, [])
+        if _stage(method) not in stages:
+            stages.append(_stage(method))
+    drawn = {}
+    for method, loss in losses.items():
+        variant = variants[loss].index(_stage(method))
+        turn, hue = 0, COLOURS.get(loss)
+        if hue is None:
+            turn, colour = divmod(spare.index(loss), len(SPARE))
+            hue = SPARE[colour]
+        pale = 0.45 * variant / max(1, len(variants[loss]) - 1)
+        red, green, blue = (channel + (1 - channel) * pale for channel in mpl.colors.to_rgb(hue))
+        chained = "-" in method or loss in (BASE, "sft")
+        line = LINES[(turn + variant) % len(LINES)] if chained else FROM_BASE
+        # losses that follow one another in COLOURS differ in their marker, and so do the methods of one loss
+        first = list(COLOURS).index(loss) if loss in COLOURS else spare.index(loss)
+        marker = MARKERS[(first + [m for m in losses if losses[m] == loss].index(method)) % len(MARKERS)]
+        drawn[method] = Look(mpl.colors.to_hex((red, green, blue)), hue, line, marker, chained)
+    return drawn
+
+
+def _stage(method: str) -> str:
+    return method.rsplit("-", 1)[-1]
+
+
+def looks_of(results: Results) -> dict[str, Look]:
+    """The look of each method and reward model of a grid, the same in all of its figures."""
+    return looks({method: results.loss(method) for method in (*results.methods, *results.reward_models)})
+
+
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures made within it have STYLE, and nothing of what a user's own matplotlib settings say."""
+    """Figures made within it have STYLE, whatever a user's own matplotlib settings are."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         yield
 
 
-def save(figure: Figure, data: pd.DataFrame, path: Path) -> None:
+def save(figure: mpl.figure.Figure, data: pd.DataFrame, path: Path) -> None:
     """{path}.svg, .png and .csv, with nothing in them that changes from one run to the next."""
     write_csv(data, path.with_suffix(".csv"))
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # keep the layout that was just found: to find it is most of the work
+    figure.set_layout_engine("none")  # keep the layout that was just computed: it is most of the work
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
     figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
-
-
-def style(methods: Sequence[str], method: str) -> dict[str, Any]:
-    """Colour by the loss of the last stage, paler and with a line of its own for its variants (`kto_b05`); filled after
-    another stage, open and dashed straight from the base model."""
-    family = family_of(method)
-    unknown = [f for f in dict.fromkeys(map(family_of, methods)) if f not in COLOURS]
-    turn, spare = divmod(unknown.index(family), len(SPARE)) if family in unknown else (0, 0)
-    variants = list(dict.fromkeys(m.rsplit("-", 1)[-1] for m in methods if family_of(m) == family))
-    variant = variants.index(method.rsplit("-", 1)[-1])
-    pale = 0.45 * variant / max(1, len(variants) - 1)
-    hue = COLOURS.get(family) or SPARE[spare]
-    red, green, blue = (c + (1 - c) * pale for c in to_rgb(hue))
-    chained = "-" in method or family in (BASE, "sft")
-    line = LINES[(turn + variant) % len(LINES)] if chained else FROM_BASE
-    return {"color": to_hex((red, green, blue)), "hue": hue, "line": line, "filled": chained}
-
-
-def family_of(method: str) -> str:
-    """`sft-kto_b05` -> `kto`."""
-    stage = method.rsplit("-", 1)[-1]
-    return stage if stage in COLOURS else stage.split("_")[0]

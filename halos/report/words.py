@@ -1,12 +1,13 @@
-"""Words and numbers that tables share: captions, intervals, names of metrics."""
+"""Words and numbers that tables and figures share: captions, intervals, names of metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
+from halos.report.lazy import pd
 from halos.report.render import Table
 from halos.report.results import SCORE, Results
 
@@ -15,7 +16,7 @@ Page = Sequence[Table | str]
 
 
 def interval_kind(results: Results, short: bool = False) -> str:
-    """What an interval holds, in words; it follows `statistics.bootstrap`."""
+    """The kind of interval that `statistics.bootstrap` gives, in words."""
     seeds = len(results.seeds)
     if short:
         return "95 % interval over prompts" + (f" and {seeds} seeds" if seeds > 1 else ", 1 seed")
@@ -48,3 +49,8 @@ def range_text(values: pd.Series) -> str:
 
 def seeds_text(results: Results) -> str:
     return "1 seed" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds"
+
+
+def number_of(value: float | None) -> float:
+    """NaN where there is no number."""
+    return np.nan if value is None else float(value)

@@ -7,6 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from halos.report import subject, subjects  # noqa: F401  # the subjects register themselves
+from halos.report.subject import Outline
 from halos.study.paths import Paths, RunPaths
 from halos.study.study import Study
 
@@ -56,26 +58,19 @@ class Targets:
 
     @property
     def tables(self) -> list[str]:
-        """The tables of the grid, each as CSV, Markdown and LaTeX."""
-        names = ["main", "comparisons", "benchmarks", "lengths", "cost", "data"]
-        return [*names, "published"] if self.study.settings.published else names
+        """The tables of the grid that have a page: CSV, Markdown and LaTeX."""
+        return subject.tables(self._outline)
+
+    @property
+    def plain_tables(self) -> list[str]:
+        """The tables of the grid that are a CSV alone."""
+        return subject.plain_tables(self._outline)
 
     @property
     def figures(self) -> list[str]:
         """The main figure, and those that have something to show for the grid."""
-        study = self.study
-        trained = [cell for cell in study.cells if cell.stage]
-        stages = [study.stage(cell) for cell in trained]
-        shows = {
-            "win_rate": True,
-            "score": any(judge.kind != "openai" for judge in study.judges.values()),
-            "size": bool(study.judges) and len(study.settings.models) > 1,
-            "training": bool(trained),
-            "rounds": bool(study.judges) and any(stage.online for stage in stages),
-            "frontier": any(stage.make_loss().needs_reference for stage in stages),
-            "imbalance": bool(study.judges) and any(min(s.keep_desirable, s.keep_undesirable) < 1 for s in stages),
-            "length": bool(study.judges),
-            "benchmarks": bool(study.tasks),
-            "cost": bool(trained or study.reward_models),
-        }
-        return [name for name, shown in shows.items() if shown]
+        return subject.figures(self._outline)
+
+    @property
+    def _outline(self) -> Outline:
+        return Outline.of(self.study.config)

@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from halos.data.report import DataReport, SplitRows
+from halos.evaluate.judging.judgement import Judgement
+from halos.manifest import Manifest
+from halos.tokens.report import LengthQuantiles, SplitTokens, TokensReport
+
 LABELS = {
     "models": {"tiny": "Tiny Llama"},
     "stages": {"sft": "SFT", "dpo": "DPO (0.1)"},
@@ -68,14 +73,14 @@ def write(
                     folder = results / "runs" / dataset / model / method / f"seed{seed}"
                     for judge in judges:
                         said = counted(*counts(model, method)) if counts else judged(judge, method, seed, score)
-                        dump(folder / "judged" / f"{judge}.json", said)
+                        said.write(folder / "judged" / f"{judge}.json")
                     for task in tasks:
                         dump(folder / "tasks" / f"{task}.json", task_result(task, method, seed))
                     if method != "base":
                         write_training(folder, method, seed, stages, parameters)
             for method, seed in product(reward_models, seeds):
                 write_training(results / "runs" / dataset / model / method / f"seed{seed}", method, seed)
-            dump(results / "tokens" / dataset / model / "report.json", {"views": {"test": {"paired": PAIRS}}})
+            tokens_report().write(results / "tokens" / dataset / model / "report.json")
     return config, results
 
 
@@ -84,76 +89,60 @@ def dump(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def judged(judge: str, method: str, seed: int, score: Callable[[str, int, int], float]) -> dict[str, Any]:
+def judgement(kind: str, annotations: list[dict[str, Any]], **fields: Any) -> Judgement:
+    """A judgement whose counts and mean lengths are given, or else those of a judge who failed at nothing."""
+    values: dict[str, Any] = {
+        "judge": kind, "kind": kind, "baseline": "target", "ties_as": "half", "failures": 0, "not_judged": 0,
+        "standard_error": 0.1, "length_controlled_win_rate": None, "length_controlled_standard_error": None,
+        "length_control": "none", "mean_length": {"candidate": 100.0, "baseline": 90.0},
+    }  # fmt: skip
+    lengths = {"candidate_length": 10, "baseline_length": 30}
+    blank = {"sample": 0, "win": None, "finish_reason": "stop", **lengths}
+    values |= {**fields, "annotations": [{**blank, **a} for a in annotations]}
+    return Judgement(**{"mean_judged_length": values["mean_length"], **values})
+
+
+def judged(judge: str, method: str, seed: int, score: Callable[[str, int, int], float] = right) -> Judgement:
     got = [score(method, seed, prompt) for prompt in range(PROMPTS)]
     preferences = [1.5 if prompt == PROMPTS - 1 else 1 + float(s > 0.5) for prompt, s in enumerate(got)]
     mean = sum(got) / PROMPTS
-    if judge == "rm":
-        return as_rewards(judged("toy", method, seed, score))
-    return {
-        "judge": judge,
-        "kind": "verifier",
-        "baseline": "target",
-        "n": PROMPTS,
-        "wins": preferences.count(2),
-        "losses": preferences.count(1),
-        "ties": 1,
-        "failures": 1,
-        "not_judged": 2,
-        "win_rate": sum(preferences) / PROMPTS - 1,
-        "standard_error": 0.1,
-        "mean_length": {"candidate": 10.0 * seed, "baseline": 30.0},
-        "scores": {"candidate": {"mean": mean, "right": mean}, "baseline": {"mean": 0.5, "right": 0.5}},
-        "annotations": [
-            {
-                "prompt_id": f"p{prompt}",
-                "sample": 0,
-                "preference": preference,
-                "candidate_score": s,
-                "baseline_score": 0.5,
-                "criteria": {"right": s},
-                "finish_reason": "length" if prompt < 2 else "stop",
-            }
-            for prompt, (s, preference) in enumerate(zip(got, preferences, strict=True))
-        ]
-        # a response that could not be judged counts nowhere
-        + [
-            {
-                "prompt_id": "p8",
-                "sample": 0,
-                "preference": None,
-                "candidate_score": None,
-                "baseline_score": 0.5,
-                "criteria": {},
-                "finish_reason": "stop",
-            }
-        ],
-    }
+    # a reward model says 2 * score - 4, in a criterion of its own
+    name, reward = ("reward", lambda s: 2 * s - 4) if judge == "rm" else ("right", lambda s: s)
+    annotations = [
+        {
+            "prompt_id": f"p{prompt}",
+            "preference": preference,
+            "win": preference - 1,
+            "candidate_score": reward(s),
+            "baseline_score": reward(0.5),
+            "criteria": {name: reward(s)},
+            "finish_reason": "length" if prompt < 2 else "stop",
+        }
+        for prompt, (s, preference) in enumerate(zip(got, preferences, strict=True))
+    ]
+    # a response that could not be judged counts nowhere
+    failed = {"prompt_id": "p8", "preference": None, "baseline_score": reward(0.5)}
+    return judgement(
+        "reward_model" if judge == "rm" else "verifier",
+        [*annotations, failed],
+        n=PROMPTS,
+        wins=preferences.count(2),
+        losses=preferences.count(1),
+        ties=1,
+        failures=1,
+        not_judged=2,
+        win_rate=sum(preferences) / PROMPTS - 1,
+        mean_length={"candidate": 10.0 * seed, "baseline": 30.0},
+        scores={side: {"mean": reward(s), name: reward(s)} for side, s in (("candidate", mean), ("baseline", 0.5))},
+    )
 
 
-def counted(wins: int, losses: int, ties: int) -> dict[str, Any]:
-    """What a judge without scores says of so many prompts."""
+def counted(wins: int, losses: int, ties: int) -> Judgement:
+    """The judgement of a judge without scores, for whom a tie is a win of neither."""
     preferences = [2.0] * wins + [1.0] * losses + [1.5] * ties
-    return {
-        "kind": "openai", "baseline": "target", "n": len(preferences), "wins": wins, "losses": losses, "ties": ties,
-        "ties_as": "neither", "failures": 0, "not_judged": 0, "win_rate": wins / len(preferences),
-        "mean_length": {"candidate": 100.0, "baseline": 90.0},
-        "annotations": [{"prompt_id": f"p{i}", "preference": value} for i, value in enumerate(preferences)],
-    }  # fmt: skip
-
-
-def as_rewards(content: dict[str, Any]) -> dict[str, Any]:
-    """A verifier's judgement as that of a reward model."""
-
-    def reward(score: float | None) -> float | None:
-        return None if score is None else 2 * score - 4
-
-    for a in content["annotations"]:
-        a |= {f"{side}_score": reward(a[f"{side}_score"]) for side in ("candidate", "baseline")}
-        a["criteria"] = {} if a["candidate_score"] is None else {"reward": a["candidate_score"]}
-    means = {side: reward(scores["mean"]) for side, scores in content["scores"].items()}
-    scores = {side: {"mean": mean, "reward": mean} for side, mean in means.items()}
-    return {**content, "judge": "rm", "kind": "reward_model", "scores": scores}
+    annotations = [{"prompt_id": f"p{i}", "preference": value} for i, value in enumerate(preferences)]
+    return judgement("openai", annotations, n=len(preferences), wins=wins, losses=losses, ties=ties,
+                     ties_as="neither", win_rate=wins / len(preferences))  # fmt: skip
 
 
 def task_result(task: str, method: str, seed: int) -> dict[str, Any]:
@@ -186,9 +175,38 @@ def write_training(
             lines.append({"split": "eval", "step": step, "loss": 2 - step / 10, **rewards})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = {"stage": {"loss": stage, **(stages or {}).get(stage, {})}}
-    cost = {"seconds": 12.5, "gpu_hours": 0.25, "tokens": 123456789, "steps": 10, "peak_memory_gb": 1.5}
-    dump(folder / "manifest.json", {"config": config, **cost, "parameters": parameters, "processes": 2})
+    Manifest(
+        config={"stage": {"loss": stage, **(stages or {}).get(stage, {})}},
+        weights="w",
+        files={},
+        seconds=12.5,
+        gpu_hours=0.25,
+        tokens=123456789,
+        steps=10,
+        peak_memory_gb=1.5,
+        parameters=parameters,
+        processes=2,
+    ).write(folder / "manifest.json")
+
+
+def tokens_report(**split: Any) -> TokensReport:
+    """A store with PAIRS pairs in its test split, and numbers of `split` in its train split."""
+    nothing = {"records": 0, "prompts_with_dropped_turns": 0, "truncated_responses": 0, "responses_without_end": 0,
+               "sequences": 0, "dropped": {}, "length_quantiles": LengthQuantiles(prompt={}, response={})}  # fmt: skip
+    return TokensReport(
+        dataset="toy", model="tiny", max_length=100, max_prompt_length=50, eval_examples=10, keep_desirable=1,
+        keep_undesirable=1, template="t", n_prompts=0, n_responses=0, n_sequences=0,
+        views={"train": {}, "test": {"paired": PAIRS}}, data={}, files={}, hash="h",
+        train=SplitTokens(**{**nothing, **split}), test=SplitTokens(**nothing),
+    )  # fmt: skip
+
+
+def data_report(train: dict[str, Any], test: dict[str, Any]) -> DataReport:
+    """A dataset with numbers of its two splits, and 0 where none is given."""
+    names = ("rows_in", "rows_out", "responses", "pairs", "desirable", "undesirable", "ties", "targets", "multi_turn",
+             "shared_prompts")  # fmt: skip
+    nothing = {**dict.fromkeys(names, 0), "drops": {}, "sources": ()}
+    return DataReport(dataset="toy", train=SplitRows(**{**nothing, **train}), test=SplitRows(**{**nothing, **test}))
 
 
 @pytest.fixture

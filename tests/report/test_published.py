@@ -9,11 +9,10 @@ import pandas as pd
 import pytest
 
 from halos.errors import HalosError
-from halos.report import measures as estimates
 from halos.report import tables
 from halos.report.results import Results
 from halos.report.subjects import published
-from halos.report.subjects import size as relations
+from halos.report.subjects.size import Size
 from tests.report.conftest import write
 
 RUNS = published.load("archangel")
@@ -46,7 +45,7 @@ def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     config, results = write(root, models=models, methods=methods, seeds=(1,), tasks=(), counts=counts,
                             published="archangel", stages=stages, parameters=None)  # fmt: skip
-    tables.make(config, results, root / "tables")
+    tables.make(config, results=results, output=root / "tables")
     return Results(config, results), root / "tables"
 
 
@@ -73,7 +72,7 @@ def test_ours_stands_beside_the_published_with_the_difference(study):
 
 def test_the_figure_of_the_paper_shows_what_it_says(study):
     """On the Llamas KTO after SFT wins more than DPO after SFT; on the Pythias it gains nothing over SFT alone."""
-    frame = relations.sizes(study[0], estimates.measures(study[0]))
+    frame = Size().frame(study[0])
     rate = frame.set_index(["model", "method"])["mean"]
     assert frame["family"].unique().tolist() == ["pythia", "llama"]
     for model in ("llama-7b", "llama-13b", "llama-30b"):
@@ -82,7 +81,7 @@ def test_the_figure_of_the_paper_shows_what_it_says(study):
 
 
 def test_published_win_rates_are_drawn_by_one_verb(tmp_path):
-    published.draw(tmp_path / "figure", "archangel")
+    published.draw(tmp_path / "figure")
     drawn = pd.read_csv(tmp_path / "figure.csv")
     assert sorted(drawn["run"]) == sorted(STUDY["run"])
     svg = (tmp_path / "figure.svg").read_text()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from halos.errors import HalosError
-from halos.report import figures, tables
+from halos.report import subjects, tables
 from halos.study.catalogue import load
 from tests.workflow.bound import Workflow
 
@@ -23,13 +25,13 @@ def of_grid(**changes):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({}, "win_rate score training rounds frontier length benchmarks cost"),
-        ({"methods": ("base",), "reward_models": (), "tasks": ()}, "win_rate score length"),
-        ({"methods": ("base", "sft"), "judges": (), "tasks": ()}, "win_rate training cost"),
+        ({}, "benchmarks cost frontier length rounds score training win_rate"),
+        ({"methods": ("base",), "reward_models": (), "tasks": ()}, "length score win_rate"),
+        ({"methods": ("base", "sft"), "judges": (), "tasks": ()}, "cost training win_rate"),
         ({"methods": ("sft", "sft-dpo"), "models": ("tiny", "smollm2"), "tasks": ()},
-         "win_rate score size training frontier length cost"),
+         "cost frontier length score size training win_rate"),
         ({"methods": ("kto_all", "kto_desirable_10"), "tasks": ()},
-         "win_rate score training frontier imbalance length cost"),
+         "cost frontier imbalance length score training win_rate"),
     ],
 )  # fmt: skip
 def test_a_grid_has_the_figures_that_show_something(changes, names):
@@ -38,12 +40,39 @@ def test_a_grid_has_the_figures_that_show_something(changes, names):
 
 def test_every_figure_and_table_is_drawn_by_its_verb_and_has_a_caption(tmp_path, write_tree):
     workflow = of_grid(published="archangel")
-    assert set(workflow.targets.figures) <= set(figures.FIGURES)
+    drawn = {subject.figure for subject in subjects.SUBJECTS if subject.figure}
+    assert set(workflow.targets.figures) <= drawn
     config, results = write_tree(tmp_path, published="archangel")
-    tables.make(config, results, tmp_path / "tables")
+    tables.make(config, results=results, output=tmp_path / "tables")
     assert {path.stem for path in (tmp_path / "tables").glob("*.tex")} == set(workflow.targets.tables)
     captions = {path.stem for path in (ROOT / "rules/captions").glob("*.rst")}
-    assert {f"{name}_figure" for name in figures.FIGURES} | set(workflow.targets.tables) <= captions
+    assert {f"{name}_figure" for name in drawn} | set(workflow.targets.tables) <= captions
+
+
+def test_the_workflow_knows_them_without_the_libraries_that_draw_them():
+    code = (
+        "import sys\n"
+        "from halos.study.catalogue import load\n"
+        "from halos.study.study import Study\n"
+        "from halos.workflow.targets import Targets\n"
+        "targets = Targets(Study(load('config.yaml')))\n"
+        "assert targets.tables and targets.plain_tables and targets.figures\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "pandas", "scipy", "torch"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", ["tables", "figures"])
+def test_a_report_is_made_without_a_model(tmp_path, write_tree, verb):
+    """The environment of the report has no torch."""
+    config, results = write_tree(tmp_path, seeds=(1,))
+    command = [verb, "--config", str(config), "--results", str(results), "--output", str(tmp_path / "output")]
+    code = f"import sys\nfrom halos.cli import main\nassert main({command}) in (0, None)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"pandas", "scipy"} <= imported
+    assert not {"torch", "transformers", "accelerate", "peft", "datasets", "lm_eval", "alpaca_eval"} & imported
 
 
 def test_published_results_that_do_not_exist_are_refused():

@@ -7,24 +7,24 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from halos.report import statistics
+from halos.report import proportions, statistics
 
 
 def test_wilson_is_the_closed_form_of_scipy():
     for successes, n in [(0, 10), (3, 10), (10, 10), (416, 805)]:
         expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
-        assert statistics.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert proportions.wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_wilson_of_no_trial_knows_nothing_and_of_half_a_success_is_symmetric():
-    assert statistics.wilson(0, 0) == (0, 1)
-    low, high = statistics.wilson(4.5, 9)
+    assert proportions.wilson(0, 0) == (0, 1)
+    low, high = proportions.wilson(4.5, 9)
     assert low + high == pytest.approx(1)
 
 
 def test_wilson_refuses_more_successes_than_trials():
     with pytest.raises(ValueError, match="between 0 and n=3"):
-        statistics.wilson(4, 3)
+        proportions.wilson(4, 3)
 
 
 def test_one_seed_gives_the_interval_of_a_mean():
@@ -167,8 +167,8 @@ def test_nothing_to_average_is_refused():
 
 
 def test_a_proportion_stays_within_0_and_1_and_is_never_certain():
-    assert statistics.estimate(np.zeros((3, 20)), bounded=True).high == pytest.approx(statistics.wilson(0, 20)[1])
-    assert statistics.estimate(np.ones((1, 20)), bounded=True).low == pytest.approx(statistics.wilson(20, 20)[0])
+    assert statistics.estimate(np.zeros((3, 20)), bounded=True).high == pytest.approx(proportions.wilson(0, 20)[1])
+    assert statistics.estimate(np.ones((1, 20)), bounded=True).low == pytest.approx(proportions.wilson(20, 20)[0])
     few = np.zeros((3, 20))
     few[0, :5] = 1
     assert statistics.estimate(few).low < 0
@@ -178,14 +178,14 @@ def test_a_proportion_stays_within_0_and_1_and_is_never_certain():
 
 def test_a_win_rate_of_one_seed_without_ties_has_wilsons_interval():
     e = statistics.estimate([1.0] * 7 + [0.0] * 193, bounded=True)
-    assert (e.low, e.high) == pytest.approx(statistics.wilson(7, 200))
+    assert (e.low, e.high) == pytest.approx(proportions.wilson(7, 200))
     tied = statistics.estimate([1.0] * 7 + [0.5] * 50 + [0.0] * 143, bounded=True)
-    assert tied.high - tied.low < np.subtract(*statistics.wilson(32, 200)[::-1])
+    assert tied.high - tied.low < np.subtract(*proportions.wilson(32, 200)[::-1])
 
 
 def test_clopper_pearson_by_its_definition():
     """The limits are where the tails beyond what was seen are a twentieth each."""
-    low, high = statistics.clopper_pearson(14, 512, 0.9)
+    low, high = proportions.clopper_pearson(14, 512, 0.9)
     assert stats.binom.sf(13, 512, low) == pytest.approx(0.05)
     assert stats.binom.cdf(14, 512, high) == pytest.approx(0.05)
 
@@ -244,7 +244,7 @@ def test_shares_have_the_error_of_their_items_and_of_the_seeds_within_bounds():
 
 def test_shares_that_are_all_right_are_no_certainty():
     e = statistics.shares([1.0, 1.0], 40)
-    assert (e.low, e.high) == pytest.approx(statistics.wilson(40, 40))
+    assert (e.low, e.high) == pytest.approx(proportions.wilson(40, 40))
     assert e.low < 0.95
 
 

@@ -1,9 +1,8 @@
-"""Charts of a data report: what became of each row, and how long the texts are."""
+"""Charts of a data report: the outcome of every row, and the lengths of texts."""
 
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -13,13 +12,14 @@ from matplotlib.figure import Figure
 from halos.report.dataset.counts import KEPT, NOT_EVALUATED
 from halos.report.dataset.split import ROLES
 from halos.report.style import GUIDE
+from halos.tokens.report import TokensReport
 
 OUTCOMES = {KEPT: "#0072b2", NOT_EVALUATED: "#999999"}
 DROPPED = "#d55e00"
 
 
 def draw_rows(rows: pd.DataFrame) -> Figure:
-    """A panel per split, a group of bars per source: what was kept, and what was dropped for which reason."""
+    """A panel per split, a group of bars per source: rows kept, and rows dropped by reason."""
     splits = [part for _, part in rows.groupby("split", sort=False) if part["rows"].any()]
     heights = [len(part) + 1.25 * part["source"].nunique() + 0.6 for part in splits]
     figure = Figure(layout="constrained", figsize=(6.4, 0.165 * sum(heights) + 0.75))
@@ -66,8 +66,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0 < share < 1 else f"{100 * share:.0f} %"
 
 
-def draw_lengths(lengths: pd.DataFrame, tokenized: dict[str, Any]) -> Figure:
-    """A row per split; the shares of prompts, of responses by role, and of both together that are at most so long."""
+def draw_lengths(lengths: pd.DataFrame, limits: TokensReport) -> Figure:
+    """A row per split: cumulative distributions of the lengths of prompts, responses by role, and sequences."""
     splits = list(lengths["split"].unique())
     panels = {"prompt": "max_prompt_length", "response": None, "total": "max_length"}
     titles = {"prompt": "prompts", "response": "responses", "total": "sequences"}
@@ -81,7 +81,7 @@ def draw_lengths(lengths: pd.DataFrame, tokenized: dict[str, Any]) -> Figure:
             part = texts[text]
             line = ROLES.get(text, {"color": "#222222", "linewidth": 1.4})
             ax.step([part["tokens"].iloc[0], *part["tokens"]], [0, *part["share"]], where="post", label=text, **line)
-        _length_axis(ax, lengths.loc[lengths["text"] == panel, "tokens"], limit, tokenized)
+        _length_axis(ax, lengths.loc[lengths["text"] == panel, "tokens"], limit, limits)
         ax.set_title(f"{split}: {texts[panel]['texts'].sum():,} {titles[panel]}", loc="left")
     for ax in axes[:, 0]:
         ax.set_ylabel("share at most so long")
@@ -93,12 +93,13 @@ def draw_lengths(lengths: pd.DataFrame, tokenized: dict[str, Any]) -> Figure:
     return figure
 
 
-def _length_axis(ax: Axes, tokens: pd.Series[int], limit: str | None, tokenized: dict[str, Any]) -> None:
+def _length_axis(ax: Axes, tokens: pd.Series[int], limit: str | None, limits: TokensReport) -> None:
     most = tokens.max()
     if limit:
-        most = max(most, tokenized[limit])
-        ax.axvline(tokenized[limit], color=GUIDE, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
-        ax.annotate(f"{limit} {tokenized[limit]:,}", (tokenized[limit], 0.04), (-3, 0), textcoords="offset points",
+        at = getattr(limits, limit)
+        most = max(most, at)
+        ax.axvline(at, color=GUIDE, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1)
+        ax.annotate(f"{limit} {at:,}", (at, 0.04), (-3, 0), textcoords="offset points",
                     rotation=90, fontsize=6.5, ha="right", va="bottom", color="#555555")  # fmt: skip
     ax.set(xscale="log", xlim=(max(1, tokens.min()) / 1.15, 1.15 * most), ylim=(0, 1.03))
     ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=8))

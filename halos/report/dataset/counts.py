@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from halos.data.report import DataReport, SourceRows, SplitRows
 from halos.report.dataset.split import Split
+from halos.tokens.report import SplitTokens, TokensReport
 from halos.tokens.store import SPLITS
 
 DUPLICATE = "duplicate record"
@@ -18,53 +21,52 @@ NOT_EVALUATED = "not in the evaluation subset"
 KEPT = "kept"
 TOKENIZED = "all sources, tokenized"
 LIMITS = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
-"""Settings of `tokenize` that cut or leave out what is there."""
+"""Settings of `tokenize` that cut or leave out rows."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
 
-def rows_table(prepared: dict[str, Any], tokenized: dict[str, Any]) -> pd.DataFrame:
-    """What became of every row: of each source when prepared, and of all that was left of them when tokenized.
+def rows_table(data: DataReport, tokens: TokensReport) -> pd.DataFrame:
+    """The outcome of every row: by source when prepared, and of all that were left when tokenized.
 
     Columns: split, source, outcome (kept, or why not), rows. The outcomes of a source add up to its rows.
     """
-    found: list[tuple[str, str, str, int]] = []
+    rows: list[tuple[str, str, str, int]] = []
     for split in SPLITS:
-        sources = prepared[split]["sources"]
-        for name, source in zip(_names(sources), sources, strict=True):
-            found.append((split, name, KEPT, source["rows_out"]))
-            found += [(split, name, *drop) for drop in source["drops"].items()]
-        records, dropped = tokenized[split]["records"], tokenized[split]["dropped"]
-        found.append((split, TOKENIZED, KEPT, records - sum(dropped.values())))
-        found += [(split, TOKENIZED, *drop) for drop in dropped.items()]
-        if rest := prepared[split]["rows_out"] - records:
-            found.append((split, TOKENIZED, NOT_EVALUATED, rest))
-    return pd.DataFrame(found, columns=["split", "source", "outcome", "rows"])
+        prepared: SplitRows = getattr(data, split)
+        tokenized: SplitTokens = getattr(tokens, split)
+        for name, source in zip(_names(prepared.sources), prepared.sources, strict=True):
+            rows.append((split, name, KEPT, source.rows_out))
+            rows += [(split, name, *drop) for drop in source.drops.items()]
+        rows.append((split, TOKENIZED, KEPT, tokenized.records - sum(tokenized.dropped.values())))
+        rows += [(split, TOKENIZED, *drop) for drop in tokenized.dropped.items()]
+        if rest := prepared.rows_out - tokenized.records:
+            rows.append((split, TOKENIZED, NOT_EVALUATED, rest))
+    return pd.DataFrame(rows, columns=["split", "source", "outcome", "rows"])
 
 
-def _names(sources: list[dict[str, Any]]) -> list[str]:
+def _names(sources: Sequence[SourceRows]) -> list[str]:
     """The sources' names, numbered where one is named again (with other options)."""
     seen: Counter[str] = Counter()
     names = []
     for source in sources:
-        seen[source["name"]] += 1
-        names.append(source["name"] + (f" ({seen[source['name']]})" if seen[source["name"]] > 1 else ""))
+        seen[source.name] += 1
+        names.append(source.name + (f" ({seen[source.name]})" if seen[source.name] > 1 else ""))
     return names
 
 
-def report(
-    prepared: dict[str, Any], tokenized: dict[str, Any], splits: dict[str, Split], rows: pd.DataFrame
-) -> dict[str, Any]:
+def report(data: DataReport, tokens: TokensReport, splits: dict[str, Split], rows: pd.DataFrame) -> dict[str, Any]:
     """The content of report.json: by split, rows_in = rows_out + drops, and what the rows that are left hold.
 
     A response has no label (`none`) where its record gives none, or `keep_desirable` and `keep_undesirable` leave it
     out. Lengths of chosen and rejected responses are those of the pairs: a response in two pairs counts twice.
     """
-    limits = {name: tokenized[name] for name in LIMITS if name in tokenized}
-    found: dict[str, Any] = {"dataset": tokenized["dataset"], "model": tokenized["model"], "limits": limits}
+    limits = {name: getattr(tokens, name) for name in LIMITS}
+    content: dict[str, Any] = {"dataset": tokens.dataset, "model": tokens.model, "limits": limits}
     for name, split in splits.items():
-        facts = {"shared_prompts": prepared[name].get("shared_prompts")} | _contents(split, tokenized[name])
-        found[name] = _flow(rows[rows["split"] == name]) | {k: v for k, v in facts.items() if v is not None}
-    return found
+        prepared: SplitRows = getattr(data, name)
+        flow = _flow(rows[rows["split"] == name])
+        content[name] = {**flow, "shared_prompts": prepared.shared_prompts, **_contents(split)}
+    return content
 
 
 def _flow(rows: pd.DataFrame) -> dict[str, Any]:
@@ -84,12 +86,12 @@ def _flow(rows: pd.DataFrame) -> dict[str, Any]:
             "duplicates": drops[DUPLICATE], "leakage": drops[LEAKAGE]}  # fmt: skip
 
 
-def _contents(split: Split, tokenized: dict[str, Any]) -> dict[str, Any]:
+def _contents(split: Split) -> dict[str, Any]:
     lengths, n = split.lengths(), len(split.rows)
-    kept = tokenized["records"] - sum(tokenized["dropped"].values())
+    kept = split.tokens.records - sum(split.tokens.dropped.values())
     cut = {role: int(np.isin(rows, split.truncated).sum()) for role, rows in split.roles.items() if len(rows)}
     desirable, undesirable = (len(split.roles[role]) for role in ("desirable", "undesirable"))
-    turns, truncated = tokenized["prompts_with_dropped_turns"], len(split.truncated)
+    turns, truncated = split.tokens.prompts_with_dropped_turns, len(split.truncated)
     return {
         "prompts": len(split.prompts),
         "responses": n,
@@ -105,9 +107,9 @@ def _contents(split: Split, tokenized: dict[str, Any]) -> dict[str, Any]:
         "groups": split.views["grouped"],
         "truncated_responses": {"count": truncated, "share": _share(truncated, n), "by_role": cut},
         "prompts_with_dropped_turns": {"count": turns, "share": _share(turns, kept)},
-        "lengths": {what: _summary(values) for what, values in lengths.items() if len(values)},
+        "lengths": {text: _summary(values) for text, values in lengths.items() if len(values)},
         "padding_share_at_max_length":
-            round(1 - float(lengths["total"].mean()) / split.store.meta.max_length, 4) if n else None,
+            round(1 - float(lengths["total"].mean()) / split.max_length, 4) if n else None,
     }  # fmt: skip
 
 
@@ -127,10 +129,10 @@ def lengths_table(splits: dict[str, Split]) -> pd.DataFrame:
 
     Columns: split, text (prompt, response, total, or a role of responses), tokens, texts (of this length), share.
     """
-    found = []
+    curves = []
     for name, split in splits.items():
         for text, lengths in split.lengths().items():
             tokens, count = np.unique(lengths, return_counts=True)
             share = np.cumsum(count) / max(1, len(lengths))
-            found.append(pd.DataFrame({"split": name, "text": text, "tokens": tokens, "texts": count, "share": share}))
-    return pd.concat(found, ignore_index=True)
+            curves.append(pd.DataFrame({"split": name, "text": text, "tokens": tokens, "texts": count, "share": share}))
+    return pd.concat(curves, ignore_index=True)

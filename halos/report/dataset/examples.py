@@ -8,90 +8,27 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader
 
 from halos.data.feedback import Turn
+from halos.data.report import DataReport
 from halos.errors import HalosError
-from halos.tokens.store import SPLITS, Store
+from halos.report.dataset.pieces import Piece, pieces
+from halos.report.dataset.split import Split
+from halos.tokens.report import TokensReport
+from halos.tokens.store import Store
 from halos.tokens.template import Template
 
-if TYPE_CHECKING:
-    from halos.report.dataset.split import Split
-
-
 TRIES = 256
-"""Conversations that are looked at to find one that lost turns: those with the longest history come first."""
-CONTROLS: dict[int, int | str] = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    **{code: f"⟨U+{code:04X}⟩" for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))},
-    ord("\n"): "↵\n",
-}
-"""Characters that cannot be seen, are not allowed in HTML, or turn the direction of what follows, made visible."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text of one token, or of the few that make up one character.
-
-    Attributes:
-        ids: the tokens.
-        text: their text; None where they are a part of a character and the rest is missing.
-        kind: "", "special" or "end" (of turn).
-    """
-
-    ids: tuple[int, ...]
-    text: str | None
-    kind: str = ""
-
-    @property
-    def shown(self) -> str:
-        """The text with line breaks and control characters made visible."""
-        return (self.text or "").translate(CONTROLS)
-
-
-def pieces(tokenizer: Any, parts: Iterable[np.ndarray], end: int) -> Iterator[list[Piece]]:
-    """The pieces of each part of a sequence, which in their order make up all of its tokens.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        parts: (n,) token ids each, that follow one another: a prompt and its response.
-        end: id of the end-of-turn token.
-    """
-    added = tokenizer.added_tokens_decoder
-    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-
-    def text_of(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    before: list[int] = []  # the piece before: some decoders leave out a space where a text begins
-    for ids in parts:
-        found: list[Piece] = []
-        waiting: list[int] = []
-        for token in ids.tolist():
-            if waiting and token in special:
-                found.append(Piece(tuple(waiting), None))
-                before, waiting = [], []
-            waiting.append(token)
-            text = text_of(before + waiting)[len(text_of(before)) :]
-            # a replacement character that is in the data itself has tokens of its own
-            if text.endswith("\ufffd") and tokenizer(text, add_special_tokens=False)["input_ids"] != waiting:
-                continue
-            kind = "end" if waiting == [end] else "special" if token in special else ""
-            found.append(Piece(tuple(waiting), text, kind))
-            before, waiting = waiting, []
-        if waiting:
-            found.append(Piece(tuple(waiting), None))
-            before = []
-        yield found
+"""Conversations searched for one that lost turns: those with the longest history."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A response: what it is in its example, its pieces, all of which are learned, and what is known of it."""
+    """A response of an example: its role, its pieces, all of which are learned, and facts about it."""
 
     name: str
     pieces: list[Piece]
@@ -100,7 +37,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, whose tokens are not learned, with the responses that a view puts beside each other."""
+    """A prompt, whose tokens are not learned, with the responses that one row of a view holds."""
 
     split: str
     kind: str
@@ -111,25 +48,25 @@ class Example:
 
 @dataclass
 class Chooser:
-    """Picks examples by a hash of the store and of what is looked for: the same on every machine.
+    """Picks examples by a hash of the store and of the kind of example: the same on every machine.
 
     Attributes:
         feedback: the parquet file of each split.
         shown: prompts that have an example.
-        dropped_turns: by prompt, how many of its turns were left out; of the prompts that were looked at.
+        dropped_turns: prompt -> number of its turns that were left out, of the prompts that were searched.
     """
 
     store: Store
     template: Template
     splits: dict[str, Split]
-    prepared: dict[str, Any]
-    tokenized: dict[str, Any]
+    data: DataReport
+    tokens: TokensReport
     feedback: dict[str, Path]
     shown: set[int] = field(default_factory=set)
     dropped_turns: dict[int, int] = field(default_factory=dict)
 
     def examples(self) -> list[Example]:
-        """About a dozen: up to four of the views of each split, then what is rare or extreme."""
+        """About a dozen examples: up to four views of each split, then rare and extreme ones."""
         cut = np.concatenate([split.truncated for split in self.splits.values()])
         # chosen before a view takes their prompts
         rare = [self._first("truncated response", self._walk(cut, "truncated")),
@@ -142,7 +79,7 @@ class Chooser:
         rows = np.concatenate([split.rows for split in self.splits.values()])
         response, total = self.store.lengths[rows, 1], self.store.lengths[rows].sum(axis=1)
         several: list[int] | Iterator[int] = []
-        if any(self.prepared[split]["multi_turn"] for split in SPLITS):
+        if self.data.train.multi_turn or self.data.test.multi_turn:
             several = filter(self._is_multi_turn, self._walk(rows, "several turns"))
         longest, shortest = rows[total == total.max()], rows[response == response.min()]
         extremes = [self._first("several turns", several),
@@ -150,10 +87,10 @@ class Chooser:
                     self._first("shortest response", self._walk(shortest, "shortest"))]  # fmt: skip
         return [example for example in (*views, *rare, *extremes) if example is not None]
 
-    def _walk(self, rows: np.ndarray, what: str) -> Iterator[int]:
-        """All of `rows`, from one that a hash names."""
+    def _walk(self, rows: np.ndarray, kind: str) -> Iterator[int]:
+        """All of `rows`, from one that a hash of the kind picks."""
         if len(rows):
-            digest = hashlib.sha256(f"{self.store.hash} {what}".encode()).digest()
+            digest = hashlib.sha256(f"{self.store.hash} {kind}".encode()).digest()
             start = int.from_bytes(digest[:8], "little") % len(rows)
             yield from (int(rows[(start + i) % len(rows)]) for i in range(len(rows)))
 
@@ -187,7 +124,7 @@ class Chooser:
 
     @cached_property
     def _answer_begins(self) -> tuple[str, int]:
-        """What the template writes between a user's turn and its answer, and how often a prompt of one turn has it."""
+        """The template's text between a user's turn and its answer, and its occurrences in a prompt of one turn."""
         question, answer = "FIRSTQUESTION", "FIRSTANSWER"
         first, second = {"role": "user", "content": question}, {"role": "user", "content": "x"}
         text = self.template.render([first, {"role": "assistant", "content": answer}, second])
@@ -216,7 +153,7 @@ class Chooser:
         return Example(split.name, kind, facts, decoded[0][0], responses)
 
     def _facts(self, split: Split, row: int) -> list[str]:
-        """What is known of a response: its roles, its score, its length, and whether it is whole."""
+        """Facts about a response: its roles, its score, its length, and whether it is whole."""
         facts = []
         for role, rows in split.roles.items():
             if times := int((rows == row).sum()):
@@ -230,9 +167,9 @@ class Chooser:
 
     def _shortened(self) -> list[int]:
         """A sequence whose prompt lost turns, if one of the conversations with the longest history did."""
-        limit = self.tokenized["max_prompt_length"]
+        limit = self.tokens.max_prompt_length
         for name, split in self.splits.items():
-            if not self.tokenized[name]["prompts_with_dropped_turns"]:
+            if not split.tokens.prompts_with_dropped_turns:
                 continue
             for turns in heapq.nlargest(TRIES, _conversations(self.feedback[name]), key=_history):
                 [prompt] = self.template.prompts([turns], limit)
@@ -256,7 +193,7 @@ def _conversations(path: Path) -> Iterator[list[Turn]]:
 
 
 def _history(turns: list[Turn]) -> int:
-    """Characters before the last turn: what truncation can take away."""
+    """Characters before the last turn, which truncation can take away."""
     return sum(len(turn["content"]) for turn in turns[:-1])
 
 
@@ -264,9 +201,9 @@ def _tokens(count: int) -> str:
     return f"{count:,} token" if count == 1 else f"{count:,} tokens"
 
 
-def page(dataset: str, tokenized: dict[str, Any], examples: list[Example]) -> str:
+def page(tokens: TokensReport, examples: list[Example]) -> str:
     """The HTML of examples: self-contained, without script, everything that comes from data escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.get_template("examples.html.jinja")
-    return template.render(dataset=dataset, model=tokenized["model"], limits=tokenized, examples=examples) + "\n"
+    return template.render(dataset=tokens.dataset, model=tokens.model, limits=tokens, examples=examples) + "\n"

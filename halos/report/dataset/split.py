@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from halos.tokens.report import SplitTokens, TokensReport
 from halos.tokens.store import SPLITS, Store
 
 ROLES: dict[str, dict[str, Any]] = {
@@ -17,7 +18,7 @@ ROLES: dict[str, dict[str, Any]] = {
     "chosen": {"color": "#56b4e9", "linewidth": 1.2, "linestyle": (0, (3, 2))},
     "rejected": {"color": "#e69f00", "linewidth": 1.2, "linestyle": (0, (3, 2))},
 }
-"""What a response can be to a loss, and its line: colours of Okabe & Ito, thinner and dashed where it may lie on
+"""The roles of a response for a loss, and their lines: colours of Okabe & Ito, thinner and dashed where it may lie on
 another line, as the winners of pairs often are the targets and the desirable responses."""
 
 
@@ -30,7 +31,9 @@ class Split:
         store: the sequence store.
         rows: (N,) the split's real sequences.
         roles: by role, the sequences that have it: once for each pair, so perhaps several times.
-        views: how many rows each view has.
+        views: rows of each view.
+        tokens: counts of the split when it was tokenized.
+        max_length: tokens of a sequence at most.
         end: id of the end-of-turn token, which ends every response that is whole.
     """
 
@@ -39,19 +42,21 @@ class Split:
     rows: np.ndarray
     roles: dict[str, np.ndarray]
     views: dict[str, int]
+    tokens: SplitTokens
+    max_length: int
     end: int
 
     @cached_property
     def prompts(self) -> np.ndarray:
         """(P,) one sequence of each prompt."""
-        found: np.ndarray = self.rows[np.unique(self.store.prompt_of(self.rows), return_index=True)[1]]
-        return found
+        first = np.unique(self.store.prompt_of(self.rows), return_index=True)[1]
+        return np.asarray(self.rows[first])
 
     @cached_property
     def truncated(self) -> np.ndarray:
         """(T,) the sequences whose response was cut: at the limit and without an end."""
         total = self.store.lengths[self.rows].sum(axis=1)
-        full = self.rows[total >= self.store.meta.max_length]
+        full = self.rows[total >= self.max_length]
         return np.array([row for row in full if not self.whole(row)], dtype=np.int64)
 
     def whole(self, row: int) -> bool:
@@ -60,24 +65,27 @@ class Split:
         return bool(len(ids) and ids[-1] == self.end)
 
     def lengths(self) -> dict[str, np.ndarray]:
-        """Tokens: of each prompt, of each response, of both together, and of the responses of each role."""
-        of = self.store.lengths
-        found = {"prompt": of[self.prompts, 0], "response": of[self.rows, 1], "total": of[self.rows].sum(axis=1)}
-        return found | {role: of[rows, 1] for role, rows in self.roles.items() if len(rows)}
+        """Tokens of each prompt, of each response, of both together, and of the responses of each role."""
+        stored = self.store.lengths
+        prompt, response, total = stored[self.prompts, 0], stored[self.rows, 1], stored[self.rows].sum(axis=1)
+        by_role = {role: stored[rows, 1] for role, rows in self.roles.items() if len(rows)}
+        return {"prompt": prompt, "response": response, "total": total, **by_role}
 
 
-def open_splits(store: Store, tokenized: dict[str, Any], end: int) -> dict[str, Split]:
-    """The splits, which lie in the store one after the other."""
-    found, first = {}, 0
+def open_splits(store: Store, tokens: TokensReport, end: int) -> dict[str, Split]:
+    """The splits of a store, where they follow one another."""
+    splits, first = {}, 0
     for name in SPLITS:
-        last = first + tokenized[name]["sequences"]
-        found[name] = Split(name, store, np.arange(first, last), _roles(store, name), store.meta.views[name], end)
-        first = last
-    return found
+        of_split: SplitTokens = getattr(tokens, name)
+        rows, views = np.arange(first, first + of_split.sequences), tokens.views[name]
+        roles = _roles(store, name, views)
+        splits[name] = Split(name, store, rows, roles, views, of_split, tokens.max_length, end)
+        first += of_split.sequences
+    return splits
 
 
-def _roles(store: Store, split: str) -> dict[str, np.ndarray]:
-    counts, none = store.meta.views[split], np.array([], dtype=np.int32)
+def _roles(store: Store, split: str, counts: dict[str, int]) -> dict[str, np.ndarray]:
+    none = np.array([], dtype=np.int32)
     roles = dict.fromkeys(ROLES, none)
     if counts["sft"]:
         roles["target"] = store.view(split, "sft")["sequence"].to_numpy()

@@ -1,1 +1,9 @@
-"""The subjects of a report, one file each: the numbers, the table and the figure of each."""
+"""The subjects of the report, one a file: importing this package registers them all."""
+
+import importlib
+import pkgutil
+
+from halos.report.subject import SUBJECTS as SUBJECTS
+
+for module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{module.name}")

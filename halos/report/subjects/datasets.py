@@ -5,52 +5,62 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-import pandas as pd
-
+from halos.data.report import SplitRows
+from halos.report.lazy import pd
 from halos.report.measures import ROW
 from halos.report.render import Table, number
 from halos.report.results import Results
+from halos.report.subject import Subject, subject
 from halos.report.words import Page, records
-
-
-def data_page(results: Results, data: pd.DataFrame) -> Page:
-    titles = {
-        "prompts": "Prompts", "responses": "Responses", "pairs": "Pairs", "desirable": "Desirable",
-        "undesirable": "Undesirable", "dropped": "Dropped", "truncated": "Truncated",
-        "prompt_tokens": "Prompt tokens", "response_tokens": "Response tokens",
-    }  # fmt: skip
-    shown = [
-        {"Dataset": results.label("datasets", row["dataset"])}
-        | ({"Model": results.label("models", row["model"])} if len(results.models) > 1 else {})
-        | {"Split": row["split"]}
-        | {title: number(row[key], 0) for key, title in titles.items()}
-        for row in records(data)
-    ]
-    caption = (
-        "What was left of each dataset after drops, which are counted by reason in the dataset's report; tokens are "
-        "medians. Of the test split, lengths and truncations are of the fixed evaluation subset."
-    )
-    return [Table(caption, shown)]
-
+from halos.tokens.report import SplitTokens
+from halos.tokens.store import SPLITS
 
 DATA = [*ROW[:2], "split", "prompts", "responses", "pairs", "desirable", "undesirable", "dropped", "truncated",
         "prompt_tokens", "response_tokens", "examples"]  # fmt: skip
 
 
-def data_table(results: Results) -> pd.DataFrame:
-    """One row per dataset, model and split: what was left of the data, and its lengths in tokens (medians)."""
-    found = []
-    for dataset, model in product(results.datasets, results.models):
-        made, stored = results.data_reports(dataset, model)
-        for split in ("train", "test"):
-            of_data, of_store = made.get(split) or {}, stored.get(split) or {}
-            views = (stored.get("views") or {}).get(split) or {}
-            lengths = of_store.get("length_quantiles") or {}
-            row: dict[str, Any] = {"dataset": dataset, "model": model, "split": split}
-            row |= {"prompts": of_data.get("rows_out"), "responses": of_data.get("responses")}
-            row |= {key: of_data.get(key) for key in ("pairs", "desirable", "undesirable")}
-            row["dropped"] = sum((of_data.get("drops") or {}).values()) + sum((of_store.get("dropped") or {}).values())
-            row["truncated"] = of_store.get("truncated_responses")
-            row |= {f"{side}_tokens": (lengths.get(side) or {}).get("0.5") for side in ("prompt", "response")}
-            found.append(row | {"examples": max(views.values(), default=None)})
-    return pd.DataFrame(found, columns=DATA)
+@subject
+class Datasets(Subject):
+    table = "data"
+    title = "Data"
+
+    def frame(self, results: Results) -> pd.DataFrame:
+        """One row per dataset, model and split: rows after drops, and their lengths in tokens (medians)."""
+        rows = []
+        for dataset, model in product(results.datasets, results.models):
+            prepared, tokenized = results.data_report(dataset), results.tokens_report(dataset, model)
+            for split in SPLITS:
+                row: dict[str, Any] = {"dataset": dataset, "model": model, "split": split, "dropped": 0}
+                if prepared is not None:
+                    data: SplitRows = getattr(prepared, split)
+                    row |= {"prompts": data.rows_out, "responses": data.responses, "pairs": data.pairs}
+                    row |= {"desirable": data.desirable, "undesirable": data.undesirable}
+                    row["dropped"] += sum(data.drops.values())
+                if tokenized is not None:
+                    tokens: SplitTokens = getattr(tokenized, split)
+                    row |= {"truncated": tokens.truncated_responses}
+                    row |= {"prompt_tokens": tokens.length_quantiles.prompt.get("0.5")}
+                    row |= {"response_tokens": tokens.length_quantiles.response.get("0.5")}
+                    row |= {"examples": max(tokenized.views[split].values(), default=None)}
+                    row["dropped"] += sum(tokens.dropped.values())
+                rows.append(row)
+        return pd.DataFrame(rows, columns=DATA)
+
+    def page(self, results: Results, frame: pd.DataFrame) -> Page:
+        titles = {
+            "prompts": "Prompts", "responses": "Responses", "pairs": "Pairs", "desirable": "Desirable",
+            "undesirable": "Undesirable", "dropped": "Dropped", "truncated": "Truncated",
+            "prompt_tokens": "Prompt tokens", "response_tokens": "Response tokens",
+        }  # fmt: skip
+        lines = [
+            {"Dataset": results.label("datasets", row["dataset"])}
+            | ({"Model": results.label("models", row["model"])} if len(results.models) > 1 else {})
+            | {"Split": row["split"]}
+            | {title: number(row[key], 0) for key, title in titles.items()}
+            for row in records(frame)
+        ]
+        caption = (
+            "Rows of each dataset after drops, which are counted by reason in the dataset's report; tokens are "
+            "medians. Of the test split, lengths and truncations are of the fixed evaluation subset."
+        )
+        return [Table(caption, lines)]

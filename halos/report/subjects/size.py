@@ -1,73 +1,97 @@
-"""Size: win rate by the parameters of the model."""
+"""Size: win rate by the number of parameters of the model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 
-import matplotlib as mpl
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from halos.report.measures import ALL
-from halos.report.panels import empty, legend, of
+from halos.report.lazy import mpl, pd
+from halos.report.measures import pooled
+from halos.report.panels import empty, guide, legend, methods_of, panels_of, part_of
 from halos.report.results import WIN, Results
-from halos.report.style import GUIDE, style
+from halos.report.style import Look, looks_of
+from halos.report.subject import Outline, Subject, subject
 from halos.report.words import interval_kind
 
+SIZES = ["judge", "dataset", "family", "model", "parameters", "method", "mean", "low", "high", "seeds", "prompts"]
 DODGE = 1.014
-"""Points of one model beside each other, on a scale of factors."""
+"""Factor by which points of one model are apart."""
 
 
-def size(results: Results, sizes: pd.DataFrame) -> Figure:
-    """Win rate against model size: see `by_size`."""
-    if sizes.empty:
-        return empty("No judged model whose size is known.")
-    names = {method: results.method_label(method) for method in results.methods}
-    titles = {judge: results.label("judges", judge) for judge in results.judges}
-    titles |= {dataset: results.label("datasets", dataset) for dataset in results.datasets}
-    return by_size(sizes, names, titles, interval_kind(results, short=True))
+@subject
+class Size(Subject):
+    figure = "size"
+
+    def shows(self, grid: Outline) -> bool:
+        return bool(grid.judges) and len(grid.models) > 1
+
+    def frame(self, results: Results) -> pd.DataFrame:
+        """Win rate of each method by the parameters of its model, over all seeds, with interval: by family of models,
+        the smallest first. Models of unknown size are left out; empty unless there are two sizes to compare."""
+        wins = pooled(results, WIN)
+        parameters = {model: results.parameters(model) for model in results.models}
+        frame = wins.assign(
+            family=[results.family(model) for model in wins["model"]],
+            parameters=[parameters[model] for model in wins["model"]],
+        ).dropna(subset="parameters")
+        if frame["parameters"].nunique() < 2:
+            frame = frame[:0]
+        order = [results.methods.index(method) for method in frame["method"]]
+        families = list(dict.fromkeys(frame["family"]))
+        frame = frame.assign(at=[families.index(family) for family in frame["family"]], order=order)
+        frame = frame.sort_values(["judge", "dataset", "at", "order", "parameters"], kind="stable")
+        return frame[SIZES].reset_index(drop=True)
+
+    def draw(self, results: Results, frame: pd.DataFrame) -> mpl.figure.Figure:
+        if frame.empty:
+            return empty("No judged model whose size is known.")
+        methods = {method: results.method_label(method) for method in methods_of(results, frame)}
+        titles = {judge: results.label("judges", judge) for judge in results.judges}
+        titles |= {dataset: results.label("datasets", dataset) for dataset in results.datasets}
+        return by_size(frame, methods, looks_of(results), titles, interval_kind(results, short=True))
 
 
-def by_size(sizes: pd.DataFrame, methods: dict[str, str], titles: dict[str, str], kind: str) -> Figure:
+def by_size(
+    sizes: pd.DataFrame, methods: Mapping[str, str], looks: Mapping[str, Look], titles: Mapping[str, str], kind: str
+) -> mpl.figure.Figure:
     """A panel per family of models (a row per judge and dataset), a line per method, parameters on a log axis.
 
     Args:
-        sizes: as of `relations.sizes`.
-        methods: the label of each method, in order.
+        sizes: as `Size.frame` gives them.
+        methods: the label of each method that is drawn, in order.
+        looks: of each method.
         titles: labels of judges and datasets; they are written where there are several.
-        kind: what an interval is, in words.
+        kind: of the intervals, in words.
     """
-    rows = list(sizes[["judge", "dataset"]].drop_duplicates().itertuples(index=False, name=None))
-    families = list(dict.fromkeys(sizes["family"]))
-    figure = Figure(layout="constrained")
+    keys = ("judge", "dataset")
+    rows, families = panels_of(sizes, keys), list(dict.fromkeys(sizes["family"]))
+    figure = mpl.figure.Figure(layout="constrained")
     axes = figure.subplots(len(rows), len(families), squeeze=False, sharey=True)
-    drawn = [method for method in methods if method in set(sizes["method"])]
-    figure.set_size_inches(2.7 * len(families) + 1.4, max(2.6 * len(rows), 0.16 * len(drawn) + 0.6) + 0.3)
+    figure.set_size_inches(2.7 * len(families) + 1.4, max(2.6 * len(rows), 0.16 * len(methods) + 0.6) + 0.3)
     for (i, ids), (j, family) in product(enumerate(rows), enumerate(families)):
         ax = axes[i, j]
-        mine = of(sizes, ("judge", "dataset", "family"), (*ids, family))
-        for number, method in enumerate(drawn):
-            line = mine[mine["method"] == method].sort_values("parameters")
-            x = line["parameters"] * DODGE ** (number - (len(drawn) - 1) / 2)
-            s = style(drawn, method)
-            ax.plot(x, line["mean"], color=s["color"], linestyle=s["line"], linewidth=1.2)
-            face = s["color"] if s["filled"] else "white"
-            ax.plot(x, line["mean"], "o", color=s["color"], markerfacecolor=face, markersize=3.8, markeredgewidth=1)
-            ax.vlines(x, line["low"], line["high"], color=s["color"], linewidth=0.7, alpha=0.55)
-        _sizes_axis(ax, mine["parameters"])
-        ax.axhline(0.5, color=GUIDE, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+        part = part_of(sizes, (*keys, "family"), (*ids, family))
+        for number, method in enumerate(methods):
+            line = part[part["method"] == method].sort_values("parameters")
+            x = line["parameters"] * DODGE ** (number - (len(methods) - 1) / 2)
+            look = looks[method]
+            ax.plot(x, line["mean"], color=look.colour, linestyle=look.line, linewidth=1.2)
+            ax.plot(x, line["mean"], look.marker, color=look.colour, markerfacecolor=look.face, markersize=3.8,
+                    markeredgewidth=1)  # fmt: skip
+            ax.vlines(x, line["low"], line["high"], color=look.colour, linewidth=0.7, alpha=0.55)
+        _sizes_axis(ax, part["parameters"])
+        guide(ax, y=0.5)
         ax.grid(axis="y")
-        said = [titles.get(name, name) for k, name in enumerate(ids) if sizes[["judge", "dataset"][k]].nunique() > 1]
-        ax.set_title(", ".join([family, *said]), loc="left")
+        several = [titles.get(name, name) for key, name in zip(keys, ids, strict=True) if sizes[key].nunique() > 1]
+        ax.set_title(", ".join([family, *several]), loc="left")
     figure.supylabel("win rate against the baseline", fontsize=8)
     figure.supxlabel(f"parameters ({kind})", fontsize=8)
-    legend(figure, drawn, [methods[method] for method in drawn])
+    legend(figure, looks, methods)
     return figure
 
 
-def _sizes_axis(ax: Axes, parameters: pd.Series) -> None:
-    """A logarithmic axis whose ticks are the models themselves."""
+def _sizes_axis(ax: mpl.axes.Axes, parameters: pd.Series) -> None:
+    """A logarithmic axis with a tick for each model."""
     ticks = sorted(set(parameters))
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(mpl.ticker.FixedLocator(ticks))
@@ -83,24 +107,3 @@ def _short(parameters: float) -> str:
         if parameters >= size:
             return f"{float(f'{parameters / size:.2g}'):g}{letter}"
     return f"{parameters:g}"
-
-
-SIZES = ["judge", "dataset", "family", "model", "parameters", "method", "mean", "low", "high", "seeds", "prompts"]
-
-
-def sizes(results: Results, measures: pd.DataFrame) -> pd.DataFrame:
-    """Win rate of each method by the parameters of its model, over all seeds, with interval; models of one family
-    together, the smallest first. Models whose size nobody knows are left out; one size alone is nothing to compare."""
-    wins = measures[(measures["measure"] == WIN) & (measures["seed"] == ALL)]
-    of_model = {model: (results.family(model), results.parameters(model)) for model in results.models}
-    frame = wins.assign(
-        family=[of_model[model][0] for model in wins["model"]],
-        parameters=[of_model[model][1] for model in wins["model"]],
-    ).dropna(subset="parameters")
-    if frame["parameters"].nunique() < 2:
-        frame = frame[:0]
-    order = [results.methods.index(method) for method in frame["method"]]
-    families = list(dict.fromkeys(frame["family"]))
-    frame = frame.assign(at=[families.index(family) for family in frame["family"]], order=order)
-    frame = frame.sort_values(["judge", "dataset", "at", "order", "parameters"], kind="stable")
-    return frame[SIZES].reset_index(drop=True)

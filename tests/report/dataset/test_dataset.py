@@ -20,14 +20,16 @@ from halos.data.prepare import prepare
 from halos.errors import HalosError
 from halos.report.dataset import describe as D
 from halos.report.dataset import examples as X
-from halos.report.dataset.charts import OUTCOMES
+from halos.report.dataset.charts import OUTCOMES, draw_lengths, draw_rows
 from halos.report.dataset.counts import KEPT
+from halos.report.dataset.pieces import Piece, pieces
 from halos.report.dataset.split import ROLES
 from halos.settings import dump
+from halos.tokens.report import TokensReport
 from halos.tokens.tokenize import tokenize
 from tests.conftest import World
 
-LIMITS = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 6}
+LIMITS = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 6, "keep_desirable": 1.0, "keep_undesirable": 1.0}
 NAMES = {f"{name}.{suffix}" for name in ("rows", "lengths") for suffix in ("svg", "png", "csv")}
 SCRIPT = '</pre><script>"&"</script>'
 EMOJI = "Größe 日本 👩‍🚀\n\tx = 1\u202e\x07"
@@ -307,9 +309,10 @@ def test_a_truncated_response_is_shown_and_said_to_have_no_end(tmp_path: Path, w
 
 
 def test_nothing_of_the_data_becomes_html() -> None:
-    hostile = X.Piece((1,), SCRIPT)  # one token: a tokenizer may have learned whole tags
+    hostile = Piece((1,), SCRIPT)  # one token: a tokenizer may have learned whole tags
     example = X.Example("train", SCRIPT, [SCRIPT], [hostile], [X.Shown(SCRIPT, [hostile], [SCRIPT])])
-    page = X.page(SCRIPT, {"model": SCRIPT, "max_length": 1, "max_prompt_length": 1}, [example])
+    tokens = TokensReport.model_construct(dataset=SCRIPT, model=SCRIPT, max_length=1, max_prompt_length=1)
+    page = X.page(tokens, [example])
     found = Page(page)
     assert not found.tags.keys() & {"script", "img", "link", "iframe", "object"}
     assert [(heading, [block[0][2] for block in blocks]) for heading, blocks in found.examples] == [
@@ -337,9 +340,9 @@ def test_characters_of_several_tokens_are_whole_and_said_to_be(tmp_path: Path, w
     assert f'title="{" ".join(map(str, rocket))}">🚀<sub>4</sub></mark>' in made.page
 
 
-def pieces_of(tokenizer: Any, *parts: list[int]) -> list[list[X.Piece]]:
+def pieces_of(tokenizer: Any, *parts: list[int]) -> list[list[Piece]]:
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    return list(X.pieces(tokenizer, [np.array(part, dtype=np.int32) for part in parts], end))
+    return list(pieces(tokenizer, [np.array(part, dtype=np.int32) for part in parts], end))
 
 
 def test_a_character_that_truncation_cuts_is_not_shown_as_another(tokenizer: Any) -> None:
@@ -407,7 +410,7 @@ def test_equal_input_gives_equal_bytes(made: Made) -> None:
 
 def test_bars_are_the_rows_of_the_csv_and_small_ones_can_be_seen(made: Made) -> None:
     rows = pd.read_csv(made.folder / "out/rows.csv")
-    figure = D.draw_rows(rows)
+    figure = draw_rows(rows)
     assert [ax.get_xscale() for ax in figure.axes] == ["linear", "linear"]
     bars = [patch for ax in figure.axes for patch in ax.patches]
     assert [bar.get_width() for bar in bars] == rows["rows"].tolist()
@@ -416,14 +419,14 @@ def test_bars_are_the_rows_of_the_csv_and_small_ones_can_be_seen(made: Made) -> 
     labels = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert labels[:5] == ["6 (100 %)", "2 (50.0 %)", "1 (25.0 %)", "1 (25.0 %)", "7 (87.5 %)"]
     rows["rows"] *= np.where(rows["outcome"] == KEPT, 100_000, 1)
-    figure = D.draw_rows(rows)
+    figure = draw_rows(rows)
     assert {ax.get_xscale() for ax in figure.axes} == {"log"}
     assert all(ax.get_xlim()[0] < 1 for ax in figure.axes)
 
 
 def test_curves_are_those_of_the_csv_with_the_limits_marked(made: Made) -> None:
     lengths = pd.read_csv(made.folder / "out/lengths.csv")
-    prompt, response, total, *_ = D.draw_lengths(lengths, read(made.folder / "tokens.json")).axes
+    prompt, response, total, *_ = draw_lengths(lengths, TokensReport.read(made.folder / "tokens.json")).axes
     for ax, name in ((prompt, "max_prompt_length"), (total, "max_length")):
         assert [LIMITS[name]] * 2 in [list(line.get_xdata()) for line in ax.lines]
         assert f"{name} {LIMITS[name]}" in [text.get_text() for text in ax.texts]
