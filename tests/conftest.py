@@ -15,6 +15,7 @@ from halos.registry import LOSSES
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from halos.study.cells import Cell
+from halos.study.paths import Paths
 from halos.study.slices import config_slice
 
 CATALOGUE: dict[str, Any] = {
@@ -81,7 +82,7 @@ class World:
         files = [folder / "reference" / f"{part}.safetensors" for part in PARTS]
         for part, file in zip(PARTS, files, strict=True):
             if not file.exists():
-                reference(config, self.results / cell.model_folder, self.store, part, file, 2048)
+                reference(config, Paths(self.results).run(cell).manifest.parent, self.store, part, file, 2048)
         return files
 
     def reference_of(self, run: Path) -> list[Path]:

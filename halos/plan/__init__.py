@@ -1,1 +1,1 @@
-"""What a grid will cost: memory, hours, GPU-hours and disk."""
+"""Plan of a grid before it runs: memory, hours, GPU-hours and disk space."""

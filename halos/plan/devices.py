@@ -1,4 +1,4 @@
-"""Kinds of GPU, and what is assumed of how well they are used."""
+"""Kinds of GPU, and assumptions about their utilisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ FLOAT, HALF = 4, 2
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU: bytes of memory that torch reports, operations a second in dense matrix products, bytes read a second."""
+    """A GPU.
+
+    Attributes:
+        memory: bytes, as torch reports them.
+        bf16, fp32: floating-point operations per second in dense matrix products.
+        bandwidth: bytes per second read from memory.
+    """
 
     memory: float
     bf16: float
@@ -29,14 +35,14 @@ GPUS = {
 }
 """Speeds are those of NVIDIA's data sheets, without sparsity; float32 is without TF32, as torch computes it."""
 CORE = Device(math.inf, 5e10, 5e10, 1e10)
-"""A CPU core, for models without GPUs: the order of magnitude of a server's. Its memory is main memory."""
+"""A CPU core, for models without GPUs: the order of magnitude of a server's core. Its memory is main memory."""
 UTILISATION = 0.4
-"""Share of a GPU's peak that training and reference passes reach, communication, attention and padding included."""
+"""Fraction of a GPU's peak that training and reference passes reach, after communication, attention and padding."""
 DECODING = 0.4
-"""Share of the memory bandwidth that generation reaches."""
+"""Fraction of the memory bandwidth that generation reaches."""
 RESERVE = 0.03
-"""Share of a GPU's memory that is lost to fragmentation."""
+"""Fraction of a GPU's memory that is lost to fragmentation."""
 CONTEXT = 1.5 * GB
-"""Bytes of a GPU that CUDA, NCCL and cuBLAS take."""
+"""Bytes of a GPU's memory that CUDA, NCCL and cuBLAS take."""
 PROCESS = 1.0 * GB
-"""Bytes of main memory of a process without any tensor."""
+"""Bytes of main memory that a process takes before it holds any tensor."""

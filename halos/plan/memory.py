@@ -1,4 +1,4 @@
-"""Memory that a job needs: of each GPU, by its largest step, and of the machine."""
+"""Memory of jobs: of each GPU, in the largest step, and of the machine."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from halos.train.settings import Lora, Stage
 from halos.views import View
 
 LAYER = 1.5
-"""What the layer that is computed backwards takes, by what it keeps: the gradients of its parts come on top."""
+"""Peak memory of a layer in its backward pass, relative to its kept activations: gradients come on top of them."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the fullest moment of a job.
+    """Peak memory of one device in a job, in bytes.
 
     Attributes:
-        weights: float32 masters, or the weights as they are run.
-        copies: of the weights, in the type that is computed in.
-        gradients: float32. Those of the last layers come when most activations are still there, those of the first when
-            hardly any is: of a single microbatch, the two never are there at once.
-        buffers: what DDP or FSDP has of gradients and weights beside them.
-        optimizer: its state.
-        reference: a live reference.
-        activations: kept for the backward pass, and of the layer that is at work; or keys and values.
+        weights: float32 master weights, or the weights in the type of a forward pass without training.
+        copies: copies of the weights in the compute type.
+        gradients: float32 gradients. In the backward pass of a single microbatch they grow while activations are
+            freed, so that only the larger of the two counts.
+        buffers: buffers of DDP or FSDP for gradients and weights.
+        optimizer: state of the optimiser.
+        reference: weights of a live reference.
+        activations: activations kept for the backward pass, and those of the current layer; or keys and values.
         logits: chunks of the output layer.
-        step: what the optimiser's step makes beside its state, when activations are gone.
-        several: whether gradients of one microbatch wait while another's activations are made.
+        step: temporary memory of the optimiser's step, when activations are freed.
+        several: whether a batch has several microbatches, so that gradients and activations exist at once.
     """
 
     weights: float = 0
@@ -54,23 +54,24 @@ class Memory:
 
 
 def output_parameters(size: Size) -> int:
-    """Parameters of the embedding and the output layer."""
+    """Number of parameters of the embedding and the output layer."""
     return size.vocab_size * size.hidden_size * (1 if size.tied else 2)
 
 
 def layer_parameters(size: Size) -> float:
+    """Number of parameters of one layer."""
     return (size.parameters - output_parameters(size)) / size.layers
 
 
 def _matrices(size: Size) -> int:
-    """Of a feed-forward layer: 3 where one is a gate, else 2."""
+    """Number of matrices of a feed-forward layer: 3 with a gate, else 2."""
     h = size.hidden_size
     attention = 2 * h * (h + (size.key_value_size or h))
     return 3 if (layer_parameters(size) - attention) / (h * size.intermediate_size) > 2.5 else 2
 
 
 def added_parameters(size: Size, lora: Lora | None, loss: Loss) -> float:
-    """Parameters that a stage trains beside the model's own: LoRA's of all linear layers, a value head's."""
+    """Number of parameters that a stage adds to the model: LoRA adapters of all linear layers, a value head."""
     h, kv, i = size.hidden_size, size.key_value_size or size.hidden_size, size.intermediate_size
     widths = 2 * (2 * h) + 2 * (h + kv) + _matrices(size) * (h + i)
     adapters = 0 if lora is None else size.layers * lora.r * widths
@@ -78,7 +79,7 @@ def added_parameters(size: Size, lora: Lora | None, loss: Loss) -> float:
 
 
 def kept_in_a_layer(size: Size, precision: str, sharded: bool) -> float:
-    """Bytes that one layer keeps of a token for its backward pass.
+    """Bytes that one layer keeps for each token until its backward pass.
 
     Counted with torch's saved-tensor hooks: of the hidden size, 40 bytes in float32, 34 under autocast, whose residual
     stream is float32, and 24 on bfloat16 weights; of each feed-forward matrix but the last, two numbers.
@@ -89,7 +90,7 @@ def kept_in_a_layer(size: Size, precision: str, sharded: bool) -> float:
 
 
 def activations(size: Size, precision: str, sharded: bool, checkpointing: bool, tokens: float) -> float:
-    """Bytes of the activations of a microbatch at their most, in the backward pass of the last layer."""
+    """Peak bytes of the activations of a microbatch, reached in the backward pass of the last layer."""
     layer, h = kept_in_a_layer(size, precision, sharded), size.hidden_size
     stream = HALF if precision == "bf16" and sharded else FLOAT
     ends = 10 * h  # the embeddings, the last norm, and the states before responses
@@ -98,7 +99,7 @@ def activations(size: Size, precision: str, sharded: bool, checkpointing: bool, 
 
 
 def optimizer_numbers(stage: Stage) -> float:
-    """Numbers of state that the stage's optimiser keeps for each parameter: tried out on a matrix."""
+    """Numbers that the stage's optimiser keeps for each parameter, counted after one step on a matrix."""
     import torch
 
     from halos.train.optimizer import make_optimizer
@@ -112,17 +113,17 @@ def optimizer_numbers(stage: Stage) -> float:
 
 
 def longest_example(view: View, max_length: int, group: float) -> int:
-    """Tokens of the longest example there may be, its prompt counted once: next to nothing."""
+    """Tokens of the longest possible example; its prompt is shared and taken to be short."""
     return math.ceil(max_length * (max(1.0, group) if view.grouped else len(view.roles)))
 
 
 def accumulates(stage: Stage, budget: int, longest: int, world: int) -> bool:
-    """Whether a process may run a global batch in several microbatches."""
+    """Whether a process may need several microbatches for its part of a global batch."""
     return math.ceil(stage.batch_size / world) * longest > budget
 
 
 def training_memory(size: Size, stage: Stage, precision: str, resources: Resources, longest: int) -> Memory:
-    """Of the training of a stage on one of the model's devices.
+    """Peak memory of one device while a stage trains.
 
     Args:
         longest: tokens of the longest example.
@@ -162,13 +163,13 @@ def training_memory(size: Size, stage: Stage, precision: str, resources: Resourc
 
 
 def _logits(size: Size, tokens: float) -> float:
-    """Bytes of the output layer: chunks that are kept, one at work with its gradient, and both in the compute type."""
+    """Bytes of the output layer: kept chunks, the current chunk with its gradient, and both in the compute type."""
     return min((KEPT + 4) * CHUNK, (FLOAT + 2 * HALF) * tokens * size.vocab_size)
 
 
 def reference_memory(size: Size, precision: str, tokens: float) -> Memory:
-    """Of a reference pass, which one process makes: the weights (in bf16 all but the embedding's are in bfloat16), half
-    of what a layer would keep, and one chunk of the output layer."""
+    """Peak memory of a reference pass, which one process makes: the weights (with precision bf16 all but the embedding
+    are bfloat16), half of the activations that a layer would keep, and one chunk of the output layer."""
     at_work = kept_in_a_layer(size, precision, sharded=False) / 2 + 6 * size.hidden_size
     embedding = size.vocab_size * size.hidden_size
     others = (HALF if precision == "bf16" else FLOAT) * (size.parameters - embedding)
@@ -177,12 +178,17 @@ def reference_memory(size: Size, precision: str, tokens: float) -> Memory:
 
 
 def uses_vllm(resources: Resources) -> bool:
+    """Whether sampling runs on vLLM."""
     return resources.sampler == "vllm" or (resources.sampler == "auto" and resources.gpus > 0)
 
 
 def sampling_memory(size: Size, precision: str, resources: Resources, length: int) -> Memory:
-    """Of one GPU of sampling: the weights, keys and values. vLLM takes as many responses at a time as there is room
-    for, so one has to fit; transformers has a whole batch side by side."""
+    """Peak memory of one GPU while a model samples: weights, keys and values. vLLM runs as many responses at a time as
+    fit, so that one has to; transformers holds a whole batch.
+
+    Args:
+        length: tokens of a prompt and its response.
+    """
     number = HALF if precision == "bf16" and resources.gpus else FLOAT
     keys = 2 * number * size.layers * (size.key_value_size or size.hidden_size) * length
     batch, gpus = (1, resources.tensor_parallel) if uses_vllm(resources) else (resources.generate_batch, 1)
@@ -191,8 +197,8 @@ def sampling_memory(size: Size, precision: str, resources: Resources, length: in
 
 
 def main_memory(size: Size, resources: Resources, device: Memory) -> float:
-    """Bytes on one node: every process reads all float32 weights before they are moved or sharded. The first process
-    puts sharded ones together in the end, in a second copy; without a GPU, all else is here too."""
+    """Bytes of main memory on one node: each process reads all float32 weights before it moves or shards them, and the
+    first process gathers sharded weights in a second copy at the end. Without GPUs, it holds everything else, too."""
     processes = max(1, resources.gpus)
     copies = max(processes, 2) if resources.parallel == "fsdp" and processes > 1 else processes
     held = copies * FLOAT * size.parameters if resources.gpus else max(device.total, 2 * FLOAT * size.parameters)

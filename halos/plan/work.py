@@ -1,4 +1,4 @@
-"""Work of a training or a sampling: floating-point operations and seconds."""
+"""Work of trainings and samplings: tokens, floating-point operations and seconds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Work:
     """Tokens that pass through the model in a training.
 
     Attributes:
-        trained: forward and backward.
-        scored: forward only, by the policy or a live reference.
-        examples: that are trained on.
+        trained: tokens of forward and backward passes.
+        scored: tokens of forward passes alone, by the policy or a live reference.
+        examples: number of training examples.
     """
 
     trained: float
@@ -27,7 +27,12 @@ class Work:
 
 
 def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples: int) -> Work:
-    """The tokens of a training, its evaluations included."""
+    """Tokens of a training, including its evaluations.
+
+    Args:
+        budget: tokens of a microbatch.
+        world: number of processes.
+    """
     loss = stage.make_loss()
     epoch = amount.examples.get(stage.reads, amount.prompts)
     per_prompt = epoch / max(amount.prompts, 1)
@@ -42,7 +47,8 @@ def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples
     prompt, response = amount.prompt, amount.response
     answers = amount.group if loss.view.grouped else len(loss.view.roles)
     tokens = prompt + answers * response
-    # a pass for statistics: of other responses to the prompts of the batch, or only where it is not one microbatch
+    # statistics of a whole batch need a pass before it: always for other responses to its prompts, for its own
+    # responses only where it is not one microbatch
     at_once = stage.batch_size * tokens / world <= budget
     others = len({*loss.prepass} - {*loss.view.roles})
     before = others * response if at_once else len(loss.prepass) and prompt + len(loss.prepass) * response
@@ -60,7 +66,7 @@ def training_operations(size: Size, stage: Stage, checkpointing: bool, work: Wor
 
 
 def sampling_seconds(size: Size, device: Device, gpus: int, batch: int, responses: float, new_tokens: int) -> float:
-    """Every response is taken to be as long as it may be; each step of a batch reads all weights once."""
+    """Seconds of sampling, if all responses have `new_tokens` tokens and each step of a batch reads all weights."""
     rounds = math.ceil(responses / batch)
     step = max(HALF * size.parameters / device.bandwidth, 2 * size.parameters * batch / device.bf16)
     return rounds * new_tokens * step / (DECODING * gpus)

@@ -1,1 +1,1 @@
-"""A study: the catalogue, a grid's cells, and where each result is."""
+"""A study: the catalogue, the cells of a grid, and the paths of its results."""

@@ -1,7 +1,7 @@
-"""config.yaml: the catalogue read and checked as a whole, and the slices of it that make each result.
+"""config.yaml, the catalogue, read and checked as a whole.
 
-`load` reads config.yaml (or Snakemake's dictionary) into frozen objects and refuses what cannot work, one sentence a
-mistake, before anything is run.
+`load` reads config.yaml (or Snakemake's dictionary) into frozen objects and refuses mistakes, one sentence for each,
+before anything runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "task
 
 
 class Config(BaseModel):
-    """config.yaml."""
+    """The catalogue: all entries of config.yaml, by their kinds and ids."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,6 +49,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def consistent(self) -> Config:
+        """Refuse malformed ids, references to entries that do not exist, and entries that cannot work together."""
         for kind in KINDS:
             for name in getattr(self, kind):
                 pattern = r"[A-Za-z0-9_]+" if kind == "stages" else r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -82,7 +83,10 @@ class Config(BaseModel):
             if isinstance(judge.baseline, FromCell):
                 self._check_method(f"judges.{name}.baseline.method", judge.baseline.method, rewards=False)
         scorers: list[tuple[str, Scorer]] = [(f"judges.{name}", judge) for name, judge in self.judges.items()]
-        for where, scorer in (*scorers, *((f"labellers.{name}", found) for name, found in self.labellers.items())):
+        for where, scorer in (
+            *scorers,
+            *((f"labellers.{name}", labeller) for name, labeller in self.labellers.items()),
+        ):
             if scorer.method is not None:
                 self._check_method(f"{where}.reward_model", scorer.method, rewards=True)
         for name, grid in self.grids.items():
@@ -101,16 +105,16 @@ class Config(BaseModel):
                 self._check_method(f"{where}.reward_model", entry.reward_model, rewards=True)
             if entry.online is not None:
                 self._check_online(where, entry)
-        taught = {where: found for where, entry in stages if (found := self.teacher(entry)) is not None}
-        learning = {where.rsplit(".", 1)[-1] for where in taught}
-        for where, teacher in taught.items():
-            if again := sorted(learning.intersection(teacher.split("-"))):
-                raise ValueError(f"{where}: its reward model {teacher}: {again[0]} learns from a reward model itself; "
-                                 f"name one that does not")  # fmt: skip
+        teachers = {where: teacher for where, entry in stages if (teacher := self.teacher(entry)) is not None}
+        taught = {where.rsplit(".", 1)[-1] for where in teachers}
+        for where, teacher in teachers.items():
+            if circular := sorted(taught.intersection(teacher.split("-"))):
+                raise ValueError(f"{where}: its reward model {teacher}: {circular[0]} learns from a reward model "
+                                 f"itself; name one that does not")  # fmt: skip
         return self
 
     def teacher(self, stage: Stage) -> str | None:
-        """The method whose reward model a stage learns from: its own, or that of its labeller."""
+        """The method whose reward model a stage learns from: the one that it names, or that of its labeller."""
         return stage.reward_model if stage.online is None else self.labellers[stage.online.label].method
 
     def _check_online(self, where: str, stage: Stage) -> None:
@@ -124,8 +128,11 @@ class Config(BaseModel):
                              f"{stage.online.label} gives {feedback}")  # fmt: skip
 
     def _check_method(self, where: str, method: str, rewards: bool) -> None:
-        """Refuse a method of unknown stages, one that goes on from what ends a chain, or one that ends in the wrong
-        kind of model."""
+        """Refuse a method of unknown stages, with a stage after one that ends a chain, or of the wrong kind of model.
+
+        Args:
+            rewards: whether the method must end in a reward model; else it must not.
+        """
         stages = [] if method == BASE else method.split("-")
         for stage in stages:
             self._refer(f"{where}: {method}", stage, "stages")
@@ -144,33 +151,34 @@ class Config(BaseModel):
 
     def stage(self, name: str, model: str) -> Stage:
         """A stage as a model runs it: the stage's entry with the model's own settings for it."""
-        stage, own = self.stages[name], self.models[model].stages.get(name, {})
-        return Stage.model_validate({**stage.model_dump(exclude_unset=True), **own}) if own else stage
+        stage, changes = self.stages[name], self.models[model].stages.get(name, {})
+        return Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes}) if changes else stage
 
     def _refer(self, where: str, name: str, kind: str) -> None:
+        """Refuse the id of an entry that does not exist."""
         if name not in getattr(self, kind):
             raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
 
 
 def _sentences(error: ValidationError) -> str:
-    """pydantic's findings, a line each: where, what, and the nearest right key."""
+    """pydantic's errors, a line for each: the place, the mistake, and a similar key that exists."""
     lines = []
-    places = [found["loc"] for found in error.errors()]
-    for found in error.errors():
-        if any(len(place) > len(found["loc"]) and place[: len(found["loc"])] == found["loc"] for place in places):
-            continue  # what follows from a mistake within, such as a list with too few sound items
-        where = ".".join(str(part) for part in found["loc"])
-        if found["type"] == "extra_forbidden":
+    places = [mistake["loc"] for mistake in error.errors()]
+    for mistake in error.errors():
+        loc = mistake["loc"]
+        if any(len(place) > len(loc) and place[: len(loc)] == loc for place in places):
+            continue  # it follows from a mistake within, such as a list with too few valid items
+        where = ".".join(map(str, loc))
+        if mistake["type"] == "extra_forbidden":
             owners: dict[str, type[BaseModel]] = {
                 "models": Model, "datasets": Dataset, "prompts": Prompts, "judges": Judge, "tasks": Task, "grids": Grid,
                 "labellers": Labeller
             }  # fmt: skip
-            loc = found["loc"]
             owner = Config if len(loc) == 1 else owners.get(str(loc[0])) if len(loc) == 3 else None
             hint = suggest(str(loc[-1]), owner.model_fields) if owner else "; take it out or correct its name"
             lines.append(f"{where}: unknown key{hint}")
         else:
-            message = found["msg"].removeprefix("Value error, ")
+            message = mistake["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}" if where else message)
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Cells: dataset, model, method, seed; their parents and folders."""
+"""Cells (dataset, model, method, seed), their parents and their folders."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ RUN = re.compile(
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """The unit that is trained, judged, rerun and tabulated, or a round of one whose stage is online.
+    """One unit of a study, which is trained, judged, rerun and tabulated; or one round of a cell whose stage is online.
 
     Attributes:
-        round: from 1; 0 for the cell itself, which holds what its last round made.
+        method: `base`, or stages joined by -.
+        round: number of the round, from 1; 0 for the cell itself, whose model is that of its last round.
     """
 
     dataset: str
@@ -32,13 +33,13 @@ class Cell:
 
     @property
     def stage(self) -> str | None:
-        """The stage that this cell trains: the last of its method; None for `base`."""
+        """Id of the stage that the cell trains, the last of its method; None for `base`."""
         return None if self.method == BASE else self.method.rsplit("-", 1)[-1]
 
     @property
     def parent(self) -> Cell | None:
-        """The cell whose weights this one starts from: of a round, the round before. A base model has no training and
-        so no seed: as a parent it is always seed 0, and its one reference pass serves all seeds."""
+        """The cell whose weights this one starts from; a round starts from the round before. A base model has no
+        training and so no seed: as a parent it always has seed 0, so that one reference pass serves all seeds."""
         if self.stage is None:
             return None
         if self.round > 1:
@@ -48,30 +49,26 @@ class Cell:
         return replace(self, method=self.method.rsplit("-", 1)[0], round=0)
 
     def rounds(self, number: int) -> list[Cell]:
+        """The first rounds of the cell, in order."""
         return [replace(self, round=i) for i in range(1, number + 1)]
 
     @property
     def ids(self) -> dict[str, str | int]:
-        """What names it: the keys of config slices and tables."""
+        """The ids that name the cell, as in config slices and tables; a round has its number, too."""
         return {k: v for k, v in self.__dict__.items() if v or k != "round"}
 
     @property
     def folder(self) -> str:
-        """Below the results folder."""
+        """The cell's folder, below the results folder."""
         folder = f"runs/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
         return f"{folder}/round{self.round}" if self.round else folder
-
-    @property
-    def model_folder(self) -> str:
-        """The folder that holds its `model/`: the cell's own, or the base model's."""
-        return f"models/{self.model}" if self.stage is None else self.folder
 
     @property
     def store_folder(self) -> str:
         return f"tokens/{self.dataset}/{self.model}"
 
     def lineage(self) -> Iterator[Cell]:
-        """Itself, its parent, and so on to the base model."""
+        """The cell, its parent, and so on to the base model."""
         cell: Cell | None = self
         while cell is not None:
             yield cell
@@ -79,6 +76,11 @@ class Cell:
 
     @classmethod
     def of(cls, folder: str | Path) -> Cell:
+        """The cell, or round of one, whose folder a path names or lies in.
+
+        Raises:
+            HalosError: the path names none.
+        """
         match = RUN.search(str(folder))
         if match is None:
             raise HalosError(f"{folder} is no cell; a cell is runs/DATASET/MODEL/METHOD/seedN")

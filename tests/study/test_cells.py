@@ -35,7 +35,6 @@ def test_the_parent_of_a_chain_is_the_chain_without_its_last_stage() -> None:
 def test_all_seeds_share_one_base_model() -> None:
     assert Cell("d", "m", "kto", 1).parent == Cell("d", "m", "kto", 2).parent == Cell("d", "m", "base", 0)
     assert Cell("d", "m", "base", 1).parent is None
-    assert Cell("d", "m", "base", 1).model_folder == "models/m"
 
 
 @pytest.mark.parametrize("cell", [Cell("d", "m", "base", 0), Cell("u-f.1", "M_7b", "sft-kto_b05", 12)])
