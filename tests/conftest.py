@@ -143,6 +143,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     data, tokens = results / "data/d", results / "tokens/d/m"
     splits = data / "train.parquet", data / "test.parquet"
     prepare(world.slice("data/d"), *splits, data / "report.json")
-    make(world.slice("models/m"), [splits[0]], world.base)
+    make(world.slice("models/m"), world.base, [splits[0]])
     tokenize(world.slice("tokens/d/m"), *splits, world.base / "model", world.store, tokens / "report.json")
     return world

@@ -97,7 +97,7 @@ def model(environment: None, world: World, tmp_path_factory: pytest.TempPathFact
     entry = read_slice(world.slice("models/m"))
     entry["architecture"] |= {"hidden_size": 64, "initializer_range": 0.3}
     (folder / "config.yaml").write_text(dump(entry))
-    make(folder / "config.yaml", [world.results / "data/d/train.parquet"], folder / "base")
+    make(folder / "config.yaml", folder / "base", [world.results / "data/d/train.parquet"])
     changes = {"lora": LORA, "examples": 16, "batch_size": 8}
     trained = world.train(folder / "csft", "csft", parent=folder / "base", changes=changes) / "model"
     saved = GenerationConfig.from_pretrained(trained)

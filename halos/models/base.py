@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PAD, END = "<|pad|>", "<|end|>"
 
 
-def make(config: Path, feedback: list[Path], output: Path, fetched: Sequence[Path] = ()) -> None:
+def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Sequence[Path] = ()) -> None:
     """The verb: make the folder of a base model, with its tokenizer, chat template and generation config.
 
     An `architecture` gets random weights from its seed and a tokenizer trained on `feedback`; the weights of a hub or
@@ -75,7 +75,7 @@ def make(config: Path, feedback: list[Path], output: Path, fetched: Sequence[Pat
     write_json(output / "manifest.json", {**settings, "revision": revision, **hashes, "parents": []})
 
 
-def _train_tokenizer(feedback: list[Path], vocab_size: int) -> Any:
+def _train_tokenizer(feedback: Sequence[Path], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer of the feedback's text, with tokens for roles, padding and the end of a turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -52,7 +52,7 @@ def made(tmp_path: Path, feedback: list[Path], **settings: Any) -> Path:
     """Make a model from an entry; returns its folder."""
     entry = C.Model(**settings)
     (tmp_path / "config.yaml").write_text(dump({"model": "x", **identity(entry)}))
-    make(tmp_path / "config.yaml", feedback, tmp_path / "x")
+    make(tmp_path / "config.yaml", tmp_path / "x", feedback)
     return tmp_path / "x"
 
 

@@ -394,7 +394,7 @@ def test_kept_adapters_are_pefts_own_and_make_a_model(stage: str, world: World, 
     assert not {"model.safetensors", "config.json"} & names(kept)
     catalogue = {**CATALOGUE, "models": {**CATALOGUE["models"], "x": {"path": str(kept)}}}
     other = World(tmp_path / "results", C.load(catalogue))
-    make(other.slice("models/x"), [], tmp_path / "made")
+    make(other.slice("models/x"), tmp_path / "made")
     made = load_file(tmp_path / "made/model/model.safetensors")
     expected = AutoPeftModelForCausalLM.from_pretrained(kept).merge_and_unload().state_dict()
     assert made.keys() == expected.keys()
