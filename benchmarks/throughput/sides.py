@@ -122,7 +122,7 @@ def prepare(pipe: Connection, task: Task) -> None:
     configs = slices(task, raw)
     if not task.base.exists():
         data.make_model(task.model, raw)
-        verb("model", "--config", configs["model"], "--feedback", "--output", task.base)
+        verb("model", "--config", configs["model"], "--output", task.base)
     responses = 1 if task.loss == "sft" else 2
     count = task.batch * task.steps // (2 if task.loss == "kto" else 1)
     train, test = task.here / "train.parquet", task.here / "test.parquet"
