@@ -27,7 +27,7 @@ from halos.settings import dump
 from halos.tokens.tokenize import tokenize
 from tests.conftest import World
 
-LIMITS = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 6}
+LIMITS = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 6, "keep_desirable": 1.0, "keep_undesirable": 1.0}
 NAMES = {f"{name}.{suffix}" for name in ("rows", "lengths") for suffix in ("svg", "png", "csv")}
 SCRIPT = '</pre><script>"&"</script>'
 EMOJI = "Größe 日本 👩‍🚀\n\tx = 1\u202e\x07"
@@ -97,8 +97,9 @@ def local(folder: Path, name: str, train: list[dict[str, Any]], test: list[dict[
 
 def make(folder: Path, world: World, *sources: dict[str, Any]) -> Made:
     """Prepare and tokenize the sources."""
-    config, splits = folder / "config.yaml", (folder / "train.parquet", folder / "test.parquet")
-    config.write_text(dump({"dataset": "d", "model": "m", "plugins": {}, "sources": list(sources), **LIMITS}))
+    config, splits = folder / "data.yaml", (folder / "train.parquet", folder / "test.parquet")
+    config.write_text(dump({"dataset": "d", "plugins": {}, "sources": list(sources)}))
+    (folder / "tokens.yaml").write_text(dump({"dataset": "d", "model": "m", **LIMITS}))
     prepare(config, *splits, folder / "report.json")
     return tokenized(folder, world)
 
@@ -106,7 +107,7 @@ def make(folder: Path, world: World, *sources: dict[str, Any]) -> Made:
 def tokenized(folder: Path, world: World) -> Made:
     model = world.base / "model"
     splits = folder / "train.parquet", folder / "test.parquet"
-    tokenize(folder / "config.yaml", *splits, model, folder / "store", folder / "tokens.json")
+    tokenize(folder / "tokens.yaml", *splits, model, folder / "store", folder / "tokens.json")
     return Made(folder, model)
 
 
