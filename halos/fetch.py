@@ -12,8 +12,10 @@ from typing import Any
 
 from halos.data.settings import DataSlice, Source, origin
 from halos.errors import HalosError
+from halos.evaluate.tasks.settings import TaskSlice
 from halos.files import write_json
-from halos.settings import read_slice
+from halos.models.settings import ModelSlice
+from halos.settings import read_one_of
 
 
 def fetch(config: Path, output: Path) -> None:
@@ -30,22 +32,20 @@ def fetch(config: Path, output: Path) -> None:
     Raises:
         HalosError: a download fails, or the config names nothing on the hub.
     """
-    content = read_slice(config)
     found: dict[str, Any] = {}
-    if "architecture" in content:
+    settings = read_one_of(config, ModelSlice, DataSlice, TaskSlice)
+    if isinstance(settings, ModelSlice):
         from halos.models.download import download
-        from halos.models.settings import ModelSlice
 
-        model = ModelSlice.read(config)
-        fetched = download(model.model, model)
-        found = {} if fetched is None else fetched.model_dump(mode="json", exclude_none=True)
-    elif "sources" in content:
-        sources = [_open(source) if source.on_hub else None for source in DataSlice.read(config).sources]
+        commits = download(settings.model, settings)
+        found = {} if commits is None else commits.model_dump(mode="json", exclude_none=True)
+    elif isinstance(settings, DataSlice):
+        sources = [_open(source) if source.on_hub else None for source in settings.sources]
         found = {"sources": sources} if any(sources) else {}
-    elif content.get("task") is not None:
+    elif isinstance(settings, TaskSlice) and settings.task is not None:
         from halos.evaluate.tasks.lm_eval import download as download_task
 
-        found = download_task(content["task"])
+        found = download_task(settings.task)
     if not found:
         raise HalosError(f"{config} names nothing on the hub: there is nothing to fetch")
     write_json(output, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -75,6 +76,31 @@ class Slice(Strict):
                 f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; write it again with "
                 f"`python -m halos config {path.parent}`"
             ) from None
+
+
+class AnySlice(Slice):
+    """A slice of any kind, taken as a whole."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The slice as the file holds it."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def read_one_of(path: Path, *kinds: type[Slice]) -> Slice:
+    """The slice in a file, of the kind that it is.
+
+    Raises:
+        HalosError: the file is missing, or is of none of these kinds.
+    """
+    content = read_slice(path)
+    for kind in kinds:
+        with suppress(ValidationError):
+            return kind.model_validate(content)
+    raise HalosError(f"{path} is no {' and no '.join(kind.__name__ for kind in kinds)}; write it again with "
+                     f"`python -m halos config {path.parent}`")  # fmt: skip
 
 
 def read_slice(path: str | Path) -> dict[str, Any]:

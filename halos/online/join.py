@@ -12,7 +12,8 @@ from typing import Any
 
 from halos.files import whole, write_text
 from halos.manifest import Manifest, Round
-from halos.settings import read_slice
+from halos.online.labels import Labels
+from halos.settings import AnySlice
 
 
 def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
@@ -39,7 +40,7 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
     last = manifests[-1]
     joined = last.model_copy(
         update={
-            "config": read_slice(config),
+            "config": AnySlice.read(config).content,
             "inputs": manifests[0].inputs,
             "data": {"train": dict(train), "test": last.data["test"]},
             "steps": sum(manifest.steps for manifest in manifests),
@@ -82,5 +83,5 @@ def _round(folder: Path, manifest: Manifest) -> Round:
         steps=manifest.steps,
         tokens=manifest.tokens,
         seconds=manifest.seconds,
-        labels=json.loads((folder / "fresh/labels.json").read_text()),
+        labels=Labels.read(folder / "fresh/labels.json").model_dump(mode="json"),
     )

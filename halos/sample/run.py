@@ -17,6 +17,7 @@ from halos.files import hash_content, whole
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.samples import Sample
 from halos.sample.settings import PromptsSlice, SamplerSlice
+from halos.tokens.report import StoreMeta
 from halos.tokens.template import Template
 
 
@@ -57,7 +58,7 @@ def sample(
     if not len(prompts) == len(feedback) == len(output):
         raise HalosError("give as many --feedback and --output as --prompts")
     settings = SamplerSlice.read(config)
-    limit = json.loads((store / "meta.json").read_text())["max_prompt_length"]
+    limit = StoreMeta.read(store / "meta.json").max_prompt_length
     positions = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
     tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
     template = Template(tokenizer)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from halos.errors import HalosError
 from halos.files import hash_content, hash_each, hash_files
 from halos.manifest import Manifest, environment
-from halos.settings import read_slice
+from halos.settings import AnySlice
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.paths import Paths
@@ -59,7 +59,7 @@ def changes(cell: Cell, paths: Paths, config: Config) -> Iterator[str]:
         yield from _files(run.model, manifest.files)
         if made.stage is None:
             continue
-        yield from _settings(manifest.config, read_slice(run.config), str(run.config))
+        yield from _settings(manifest.config, AnySlice.read(run.config).content, str(run.config))
         yield from _settings(manifest.config, config_slice(config, made.folder), f"{run.folder}: the catalogue")
         if not manifest.rounds:  # its rounds have inputs of their own
             store = stores[made] = run.fresh.store if made.round else paths.store(made.dataset, made.model).store
