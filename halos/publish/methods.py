@@ -25,7 +25,7 @@ NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_
 
 
 def methods(grid: Results) -> str:
-    """The section, as Markdown."""
+    """The methods section of a grid, as Markdown."""
     parts = [
         f"We compare {_count(len(grid.methods), 'method')} on {_count(len(grid.models), 'model')} and "
         f"{_count(len(grid.datasets), 'dataset')}, each trained with {_count(len(grid.seeds), 'seed')} "
@@ -86,7 +86,7 @@ def _training(grid: Results) -> str:
 
 
 def _stages(grid: Results) -> str:
-    """A table of the stages, one row where all models agree, else one for each."""
+    """A table of the stages: one row where all models have the same settings, else one for each."""
     titles = ["Stage", "Model", "Loss", "Optimiser", "Learning rate", "Schedule", "Batch", "Steps", "Settings"]
     models: dict[tuple[str, ...], list[str]] = {}
     for cell in _first_of_each_stage(grid):
@@ -118,7 +118,7 @@ def _first_of_each_stage(grid: Results) -> Iterator[Cell]:
 
 
 def settings(stage: dict[str, Any]) -> str:
-    """A stage's hyperparameters, and what of the training settings is not the default."""
+    """A stage's hyperparameters, and the training settings that are not the default."""
     defaults = {name: field.default for name, field in Stage.model_fields.items()}
     hyperparameters = {key: value for key, value in stage.items() if key not in defaults}
     changed = {key: value for key, value in stage.items()

@@ -62,7 +62,7 @@ def _embedded(picture: Path) -> str:
 
 
 def _html(text: str) -> Markup:
-    """Markdown as HTML; what is HTML in it stays text."""
+    """Markdown as HTML; HTML in it stays text."""
     from markdown_it import MarkdownIt
 
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))

@@ -27,7 +27,7 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
 
     Args:
         successes: between 0 and n.
-        n: trials; with 0 nothing is known, and the interval is (0, 1).
+        n: trials; with 0 trials the interval is (0, 1).
     """
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be between 0 and n={n}, not {successes}")

@@ -1,8 +1,8 @@
 """Intervals and tests, as pure functions of numbers: the same input gives the same output, to the bit.
 
 A measure of one method is a table of seeds x prompts, because every seed answers the same prompts: the two are crossed,
-not nested. Three things then vary, and an interval has to hold all of them: which prompts were asked, which seeds were
-trained, and the luck of one sample. How often the intervals hold the truth is measured by benchmarks/coverage.py.
+not nested. Three things then vary, and an interval has to cover all of them: which prompts were asked, which seeds were
+trained, and the randomness of one sample. benchmarks/coverage.py measures how often the intervals cover the truth.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ DRAWS = 10_000
 CHUNK = 8_000_000
 """Numbers drawn at once: bounds the memory of a bootstrap at some tens of megabytes."""
 NOISE = 2 / 3
-"""How much of the noise within seeds is taken off the variance between them. All of it would be unbiased, but with
-three seeds that differ a little the rest is often 0, and an interval then covers in 91 % of cases; none of it, in 99 %
-where seeds do not differ. With two thirds it is 92 % to 98 % in all of benchmarks/results/coverage.csv."""
+"""Share of the noise within seeds that is subtracted from the variance between them. All of it would be unbiased, but
+with three seeds that differ a little the rest is often 0, and an interval then covers in 91 % of cases; with none of it,
+in 99 % where seeds do not differ. With two thirds it is 92 % to 98 % in all of benchmarks/results/coverage.csv."""
 QUADRATURE = 1000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval, and what it was computed from."""
+    """A mean with its 95 % interval, and the numbers of seeds and prompts that it was computed from."""
 
     mean: float
     low: float
@@ -48,11 +48,11 @@ class Difference(Estimate):
 
 @dataclass(frozen=True)
 class Seeds:
-    """What seeds add to the variance of a mean over them.
+    """The variance that seeds add to a mean over them.
 
     Attributes:
-        between: their variance as it is, by their number.
-        noise: how much of it is put down to the noise within them, `NOISE` of what that explains.
+        between: variance between seeds, divided by their number.
+        noise: the part of it that is taken to be noise within seeds: `NOISE` of what that noise explains.
         df: degrees of freedom of `between`.
     """
 
@@ -69,28 +69,28 @@ class Seeds:
 
 
 def pooled(tables: Sequence[ArrayLike], bounded: bool = False) -> Seeds:
-    """What seeds add to any of several methods, taken to be the same for all: the mean, with all their degrees of
-    freedom. For two seeds of each, of which one method's own two tell next to nothing.
+    """The variance between seeds of several methods, taken to be the same for all: the mean, with the degrees of
+    freedom of all. For two seeds of each method, because two seeds of one method say next to nothing about it.
 
     Args:
         tables: (seeds, prompts) of each method.
-        bounded: whether values lie in [0, 1]. What is the same is then the variance of the logits, as seeds cannot
-            differ much near 0 and 1; the result is that of logits.
+        bounded: whether values lie in [0, 1]. The variance of the logits is then taken to be the same, because seeds
+            cannot differ much near 0 and 1; the result is the variance of logits.
     """
     complete = [_complete(table) for table in tables]
     inside = [table for table in complete if not bounded or 0 < _mean(table) < 1]
-    found = [_seeds(table).times(_logit_slope(_mean(table)) ** -2 if bounded else 1) for table in inside]
-    return mean_of(found) if found else Seeds(0.0, 0.0, 1)
+    variances = [_seeds(table).times(_logit_slope(_mean(table)) ** -2 if bounded else 1) for table in inside]
+    return mean_of(variances) if variances else Seeds(0.0, 0.0, 1)
 
 
-def mean_of(found: Sequence[Seeds]) -> Seeds:
-    """Several methods' seeds as one, with all their degrees of freedom."""
-    between, noise = (float(np.mean([getattr(seeds, name) for seeds in found])) for name in ("between", "noise"))
-    return Seeds(between, noise, sum(seeds.df for seeds in found))
+def mean_of(variances: Sequence[Seeds]) -> Seeds:
+    """The mean of several methods' variances between seeds, with the degrees of freedom of all."""
+    between, noise = (float(np.mean([getattr(v, name) for v in variances])) for name in ("between", "noise"))
+    return Seeds(between, noise, sum(v.df for v in variances))
 
 
 def _logit_slope(mean: float) -> float:
-    """By how much a mean changes with its logit; that of .01 nearer to 0, and likewise near 1."""
+    """The derivative of a mean by its logit; nearer to 0 or 1 than .01, the derivative at .01."""
     inside = min(max(mean, 0.01), 0.99)
     return inside * (1 - inside)
 
@@ -112,32 +112,32 @@ def bootstrap(
 
     - one seed: nothing is known of other seeds; the interval is over prompts, for this very seed;
     - two seeds: a t of one degree of freedom, which makes an interval useless where the two differ, as two numbers say
-      next to nothing about the spread of others. Tables pool what all methods say of it (`pooled`);
+      next to nothing about the spread of others. Tables pool the variance over methods (`pooled`);
     - three or more: as above.
 
     Args:
         values: (seeds, prompts); NaN where there is no judgement. A prompt counts once, however many seeds have it.
-        draws: how many.
-        seed: of the random numbers.
+        draws: number of draws.
+        seed: seed of the random numbers.
         tails: whether to draw for the far tails, that is, for p values which are corrected for their number. s^2 is 0
             in a share of studies that does not matter at one in twenty, and much at one in two hundred: with twelve
             equal methods and three seeds, 28 % of tables held a false finding. The noise is then taken off each
             draw of the variance between seeds (Weerahandi, 1993, J. Am. Stat. Assoc. 88:899-905) instead of its
             estimate.
-        seeds: what seeds add, where it is known better than from this table.
+        seeds: the variance between seeds, where it is known better than from this table.
 
     Returns:
         (draws,) means.
     """
     table = _complete(values)
     means = _resampled(np.nanmean(table, axis=0), draws, seed)
-    found = seeds or _seeds(table)
-    if found.between == 0 or (found.excess == 0 and not tails):
+    variance = seeds or _seeds(table)
+    if variance.between == 0 or (variance.excess == 0 and not tails):
         return means
     rng = np.random.default_rng((seed, len(table)))
-    scale = found.df / rng.chisquare(found.df, draws)  # normal times its root: a t
-    variance = np.maximum(0, found.between * scale - found.noise) if tails else found.excess * scale
-    drawn: Array = means + np.sqrt(variance) * rng.standard_normal(draws)
+    scale = variance.df / rng.chisquare(variance.df, draws)  # a normal times the root of it is a t
+    scaled = np.maximum(0, variance.between * scale - variance.noise) if tails else variance.excess * scale
+    drawn: Array = means + np.sqrt(scaled) * rng.standard_normal(draws)
     return drawn
 
 
@@ -153,9 +153,9 @@ def estimate(
             `bootstrap`'s distribution for the normal one: near 0 and 1 percentiles cover too seldom (91 % for a win
             rate of .03). With one seed and no ties it is Wilson's own. Where all are 0, or all 1, prompts are the
             trials.
-        draws: how many.
-        seed: of the random numbers.
-        seeds: of all methods, as `pooled` gives them with the same `bounded`; this table's own by default.
+        draws: number of draws.
+        seed: seed of the random numbers.
+        seeds: variance between seeds, as `pooled` gives it with the same `bounded`; this table's by default.
     """
     table = _complete(values)
     mean = _mean(table)
@@ -208,7 +208,7 @@ def difference(
 
     Args:
         a, b: (seeds, prompts) of the same seeds and prompts in the same order; a pair with a NaN is left out.
-        seeds: of one method, as `pooled` gives them; those of the differences by default.
+        seeds: variance between seeds of one method, as `pooled` gives it; that of the differences by default.
         bounded: as it was for `pooled`.
     """
     table = _complete(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
@@ -245,25 +245,25 @@ def gap(a: Estimate, b: Estimate) -> tuple[float, float, float]:
 def winner(
     tables: Sequence[ArrayLike | None], draws: int = DRAWS, seeds: Seeds | None = None, bounded: bool = False
 ) -> int | None:
-    """Which of several methods is better than every other one: the one with the highest mean, where its difference from
-    each other, paired, has a p value below 1 - LEVEL after Holm's correction for all these differences.
+    """The method that is better than every other one: the one with the highest mean, if its paired difference from each
+    other one has a p value below 1 - LEVEL after Holm's correction for all these differences.
 
     However many methods are equally good, one of them is named in at most 5 % of studies: for k equals at the top that
     takes k - 1 false findings at once.
 
     Args:
         tables: (seeds, prompts) of each, of the same seeds and prompts in the same order; None where there is nothing.
-        draws: how many, of each difference.
+        draws: number of draws for each difference.
         seeds, bounded: as for `difference`.
 
     Returns:
         Its index, or None.
     """
-    there = [i for i, table in enumerate(tables) if table is not None]
-    if len(there) < 2:
+    known = [i for i, table in enumerate(tables) if table is not None]
+    if len(known) < 2:
         return None
-    best = max(there, key=lambda i: float(np.nanmean(np.asarray(tables[i], dtype=float))))
-    first, others = np.asarray(tables[best], dtype=float), [np.asarray(tables[i], float) for i in there if i != best]
+    best = max(known, key=lambda i: float(np.nanmean(np.asarray(tables[i], dtype=float))))
+    first, others = np.asarray(tables[best], dtype=float), [np.asarray(tables[i], float) for i in known if i != best]
     if any(np.isnan(first - other).all() for other in others):
         return None
     p = [difference(first, other, draws, seeds=seeds, bounded=bounded).p for other in others]
@@ -280,19 +280,19 @@ def over_seeds(values: ArrayLike, errors: ArrayLike, seeds: Seeds | None = None)
     Args:
         values: (seeds,).
         errors: (seeds,) standard errors; NaN where there is none.
-        seeds: of several such measures together; these values' own by default.
+        seeds: variance between seeds of several such measures together; that of these values by default.
     """
     x, e = np.asarray(values, dtype=float), np.asarray(errors, dtype=float)
-    within, found = _items(e), seeds or seeds_of_means(x, e)
+    within, variance = _items(e), seeds or seeds_of_means(x, e)
     mean = float(x.mean())
     if not within and len(x) < 2:
         return Estimate(mean, np.nan, np.nan, len(x), 0)
-    half = _half(within, found)
+    half = _half(within, variance)
     return Estimate(mean, mean - half, mean + half, len(x), 0)
 
 
 def seeds_of_means(values: ArrayLike, errors: ArrayLike) -> Seeds:
-    """What seeds add to the mean of `over_seeds`."""
+    """The variance that seeds add to the mean of `over_seeds`."""
     x = np.asarray(values, dtype=float)
     if len(x) < 2:
         return Seeds(0.0, 0.0, 1)
@@ -312,7 +312,7 @@ def shares(values: ArrayLike, n: int | None) -> Estimate:
 
     Args:
         values: (seeds,) between 0 and 1.
-        n: items, or None where nobody knows; only the seeds count then.
+        n: items, or None if unknown; then only the seeds count.
     """
     x = np.asarray(values, dtype=float)
     e = over_seeds(x, np.sqrt(x * (1 - x) / n) if n else np.full(len(x), np.nan))
@@ -337,8 +337,8 @@ def _complete(values: ArrayLike) -> Array:
         ValueError: nothing is left.
     """
     table: Array = np.atleast_2d(np.asarray(values, dtype=float))
-    there = ~np.isnan(table)
-    table = table[there.any(axis=1)][:, there.any(axis=0)]
+    known = ~np.isnan(table)
+    table = table[known.any(axis=1)][:, known.any(axis=0)]
     if not table.size:
         raise ValueError("no value to average")
     return table
@@ -371,6 +371,6 @@ def _resampled(x: Array, draws: int, seed: int) -> Array:
 
 @lru_cache(maxsize=2)  # a table's methods all answer the same prompts
 def _counts(n: int, draws: int, seed: int) -> Array:
-    """How often each of n is drawn: (draws, n)."""
+    """(draws, n): how often each of n values is drawn."""
     drawn = np.random.default_rng(seed).integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(float)

@@ -17,13 +17,13 @@ from halos.train.settings import Stage
 
 @dataclass(frozen=True)
 class Outline:
-    """A grid by its settings alone, known before anything is made.
+    """A grid by its settings alone, which are known before anything is made.
 
     Attributes:
         models, tasks, reward_models: ids.
         judges: settings of the judges.
         stages: settings of the last stage of each trained method, for each model.
-        published: name of the published results that stand beside the grid's own, if any.
+        published: name of the published results to compare with, if any.
     """
 
     models: tuple[str, ...]
@@ -83,6 +83,7 @@ class Subject:
         raise NotImplementedError
 
     def draw(self, results: Results, frame: pd.DataFrame) -> mpl.figure.Figure:
+        """The figure; of an empty frame, a sentence that says why there is nothing to show."""
         raise NotImplementedError
 
 

@@ -52,5 +52,5 @@ def seeds_text(results: Results) -> str:
 
 
 def number_of(value: float | None) -> float:
-    """NaN where there is no number."""
+    """A number, NaN for None."""
     return np.nan if value is None else float(value)

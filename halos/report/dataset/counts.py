@@ -55,7 +55,7 @@ def _names(sources: Sequence[SourceRows]) -> list[str]:
 
 
 def report(data: DataReport, tokens: TokensReport, splits: dict[str, Split], rows: pd.DataFrame) -> dict[str, Any]:
-    """The content of report.json: by split, rows_in = rows_out + drops, and what the rows that are left hold.
+    """The content of report.json: by split, rows_in = rows_out + drops, and the contents of the rows that are left.
 
     A response has no label (`none`) where its record gives none, or `keep_desirable` and `keep_undesirable` leave it
     out. Lengths of chosen and rejected responses are those of the pairs: a response in two pairs counts twice.
@@ -125,7 +125,7 @@ def _summary(lengths: np.ndarray) -> dict[str, Any]:
 
 
 def lengths_table(splits: dict[str, Split]) -> pd.DataFrame:
-    """Distributions of token lengths: the share of texts that are at most so long, at every length that occurs.
+    """Distributions of token lengths: the cumulative share of texts at every length that occurs.
 
     Columns: split, text (prompt, response, total, or a role of responses), tokens, texts (of this length), share.
     """

@@ -42,7 +42,7 @@ class Published(Subject):
         return grid.published is not None
 
     def frame(self, results: Results) -> pd.DataFrame:
-        """Our win rate beside the one that is published of the same model, losses and settings, both with a tie for
+        """Win rates beside the published ones of the same model, losses and settings, both with a tie for
         neither, and their difference; ours with its 95 % interval, theirs with the 90 % one that was printed."""
         if results.published is None:
             return pd.DataFrame(columns=COMPARED)

@@ -120,7 +120,7 @@ class Training(Subject):
 
 @lru_cache(maxsize=1)  # three tables hold a part of it
 def trainings(results: Results) -> pd.DataFrame:
-    """One row per trained cell: the last logged value of every training and evaluation metric, and what it cost."""
+    """One row per trained cell: the last logged value of every training and evaluation metric, and its costs."""
     log = results.training
     # `last` is a metric's last value, not the last line: not every line has every metric
     last = log.groupby([*CELL, "split"]).last().to_dict("index")
