@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from halos.evaluate.judging.judgement import Judgement
+from halos.evaluate.tasks.result import TaskResult
 from halos.files import write_text
 from halos.manifest import Manifest
 from halos.report.measures import ROW
@@ -130,9 +131,9 @@ def scores_of(grid: Results, cell: Cell) -> Iterator[Score]:
         source = f"{grid.label('judges', j.judge)}, against {j.baseline}"
         yield Score(source, "win_rate", j.win_rate, j.standard_error, j.n)
     for path in sorted(folder.glob("tasks/*.json")):
-        t = json.loads(path.read_text())["halos"]
-        metric = t["metric"].removesuffix(",none")
-        yield Score(grid.label("tasks", t["task_id"]), metric, t["value"], t["stderr"], t["n"])
+        t = TaskResult.read(path)
+        if t.value is not None:
+            yield Score(grid.label("tasks", t.task_id), t.metric.removesuffix(",none"), t.value, t.stderr, t.n)
     log = part_of(grid.training, [*ROW, "split"], [cell.dataset, cell.model, cell.method, "eval"])
     accuracy = log[log["seed"] == cell.seed].get("rewards/accuracy")
     if accuracy is not None and accuracy.notna().any():

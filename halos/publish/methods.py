@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from halos.data.report import DataReport
+from halos.evaluate.judging.settings import JudgeSlice
+from halos.evaluate.tasks.settings import TaskSlice
 from halos.publish.cards import optimizer
 from halos.report.render import markdown_table
 from halos.report.results import Results
-from halos.settings import read_slice
+from halos.sample.settings import PromptsSlice
 from halos.study.cells import BASE, Cell
 from halos.tokens.report import TokensReport
 from halos.train.settings import Stage
@@ -128,30 +130,29 @@ def settings(stage: dict[str, Any]) -> str:
 
 
 def _judge(grid: Results, name: str) -> str:
-    judge = read_slice(grid.paths.judge(name).config)
-    prompts = read_slice(grid.paths.prompts(judge["prompts"]).config)
-    kind = str(judge["kind"])
-    how = _value(judge.get(kind)) if isinstance(judge.get(kind), dict) else f"`{judge.get(kind)}`"
+    judge = JudgeSlice.read(grid.paths.judge(name).config)
+    prompts = PromptsSlice.read(grid.paths.prompts(judge.prompts).config)
+    content = judge.model_dump(mode="json")
+    decides = content[judge.kind]
+    how = _value(decides) if isinstance(decides, dict) else f"`{decides}`"
     drawn = (
-        "greedily"
-        if prompts["temperature"] == 0
-        else f"with temperature {prompts['temperature']} and top-p {prompts['top_p']}"
+        "greedily" if prompts.temperature == 0 else f"with temperature {prompts.temperature} and top-p {prompts.top_p}"
     )
-    limit = f"{prompts['limit']} prompts" if prompts["limit"] else "all prompts"
+    limit = f"{prompts.limit} prompts" if prompts.limit else "all prompts"
     return (
-        f"{grid.label('judges', name)} is a {kind.replace('_', ' ')} ({how}). It compares with "
-        f"{_value(judge['baseline'])} on {limit} of the {prompts['split']} split of "
-        f"{prompts['dataset'] or 'the same dataset'}, {_count(prompts['samples'], 'response')} each, sampled {drawn}, "
-        f"to at most {prompts['max_new_tokens']} tokens."
+        f"{grid.label('judges', name)} is a {judge.kind.replace('_', ' ')} ({how}). It compares with "
+        f"{_value(content['baseline'])} on {limit} of the {prompts.split} split of "
+        f"{prompts.dataset or 'the same dataset'}, {_count(prompts.samples, 'response')} each, sampled {drawn}, "
+        f"to at most {prompts.max_new_tokens} tokens."
     )
 
 
 def _task(grid: Results, name: str) -> str:
-    task = read_slice(grid.paths.task(name).config)
-    what = f"the task `{task['task']}` of lm-evaluation-harness" if task["task"] else f"held-out {task['local']}"
-    shots = f" with {task['num_fewshot']} shots" if task["num_fewshot"] else ""
-    limit = f", first {task['limit']} documents" if task["limit"] else ""
-    return f"{grid.label('tasks', name)} is {what}{shots} ({task['metric']}{limit})."
+    task = TaskSlice.read(grid.paths.task(name).config)
+    what = f"the task `{task.task}` of lm-evaluation-harness" if task.task else f"held-out {task.local}"
+    shots = f" with {task.num_fewshot} shots" if task.num_fewshot else ""
+    limit = f", first {task.limit} documents" if task.limit else ""
+    return f"{grid.label('tasks', name)} is {what}{shots} ({task.metric}{limit})."
 
 
 def _value(value: Any) -> str:

@@ -14,11 +14,13 @@ import numpy as np
 from halos.data.report import DataReport
 from halos.errors import HalosError
 from halos.evaluate.judging.judgement import Judgement, Ties
+from halos.evaluate.tasks.result import TaskResult
 from halos.manifest import Manifest
+from halos.models.settings import ModelSlice
 from halos.report.lazy import pd
-from halos.settings import read_slice
 from halos.study.cells import BASE, Cell
 from halos.study.paths import Paths
+from halos.study.settings import GridSlice
 from halos.tokens.report import TokensReport
 
 CELL = ["dataset", "model", "method", "seed"]
@@ -28,6 +30,9 @@ STRICT = "wins_of_all"
 """The win rate that counts a tie for neither side, however the judge counts it."""
 SIZE = re.compile(r"[ _-]*(\d+(?:\.\d+)?) ?([BM])\b", re.IGNORECASE)
 """The parameter count in a model's name: Pythia 1.4B, SmolLM2-135M-Instruct."""
+
+TASK = ["metric", "value", "stderr", "n", "higher_is_better"]
+"""Fields of a task's result."""
 
 
 class Results:
@@ -42,18 +47,14 @@ class Results:
     """
 
     def __init__(self, config: Path, results: Path) -> None:
-        content = read_slice(config)
+        grid = GridSlice.read(config)
         self.paths = Paths(results)
-        self.grid: str = content["grid"]
-        self.datasets: list[str] = list(content["datasets"])
-        self.models: list[str] = list(content["models"])
-        self.methods: list[str] = list(content["methods"])
-        self.reward_models: list[str] = list(content["reward_models"])
-        self.seeds: list[int] = list(content["seeds"])
-        self.judges: list[str] = list(content["judges"])
-        self.tasks: list[str] = list(content["tasks"])
-        self.published: str | None = content["published"]
-        self._labels: dict[str, dict[str, str]] = content["labels"]
+        self.grid = grid.grid
+        self.datasets, self.models, self.methods = list(grid.datasets), list(grid.models), list(grid.methods)
+        self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
+        self.judges, self.tasks = list(grid.judges), list(grid.tasks)
+        self.published = grid.published
+        self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
 
     # ---- cells and their names -----------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Results:
     def hub(self, model: str) -> str:
         """A model's id on the hub, or its id in the catalogue."""
         config = self.paths.model(model).config
-        return str((read_slice(config)["hub"] if config.is_file() else None) or model)
+        return str((ModelSlice.read(config).hub if config.is_file() else None) or model)
 
     def family(self, model: str) -> str:
         """The label of a model without its size, which models of several sizes share."""
@@ -234,18 +235,15 @@ class Results:
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """A row per cell and task: metric, value, stderr, n, and whether more is better."""
+        """A row per cell and task; stderr is NaN where lm-eval gives none."""
         rows = []
         for cell, task in product(self.cells, self.tasks):
-            content = _json(self.paths.run(cell).task(task))
-            ours = content["halos"]
-            better = {m: up for by in (content.get("higher_is_better") or {}).values() for m, up in by.items()}
+            result = TaskResult.read(self.paths.run(cell).task(task))
+            shown = {name: getattr(result, name) for name in TASK}
             rows.append(
-                {**cell.ids, "task": task, "metric": ours["metric"], "value": ours["value"]}
-                | {"stderr": _number(ours.get("stderr")), "n": _number(ours.get("n"))}
-                | {"higher_is_better": better.get(ours["metric"].split(",")[0]) is not False}
+                {**cell.ids, "task": task, **shown, "stderr": np.nan if result.stderr is None else result.stderr}
             )
-        return pd.DataFrame(rows, columns=[*CELL, "task", "metric", "value", "stderr", "n", "higher_is_better"])
+        return pd.DataFrame(rows, columns=[*CELL, "task", *TASK])
 
     def data_report(self, dataset: str) -> DataReport | None:
         """The report of `prepare`; None where the grid's data is not described."""
@@ -267,18 +265,3 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise HalosError(f"there is no {path}; run `snakemake {path}` to make it")
     return path.read_text()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise HalosError(
-            f"{path} is not JSON ({error}); delete it and run `snakemake {path}` to make it again"
-        ) from None
-    return content
-
-
-def _number(value: Any) -> float:
-    """lm-eval writes "N/A" where it has no standard error."""
-    return float(value) if isinstance(value, int | float) else np.nan

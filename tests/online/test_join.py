@@ -238,12 +238,19 @@ def test_an_online_stage_wants_prompts_of_its_dataset_and_no_view_but_its_teache
 # ---- the rounds joined --------------------------------------------------------------------------------------------
 
 
+def labels(mean_score: float) -> dict[str, Any]:
+    """The report of a labeller on one file."""
+    counts = dict.fromkeys(("responses", "scored", "cut", "prompts", "records", "desirable", "undesirable", "pairs"), 1)
+    file = {"samples": "samples.jsonl", **counts, "failed": {}, "mean_score": mean_score}
+    return {"labeller": "l", "kind": "verifier", "feedback": "binary", "threshold": 0.5, "files": [file]}
+
+
 def finished(folder: Path, number: int, steps: int) -> Path:
     """A round's folder, with as many steps of two examples."""
     (folder / "model").mkdir(parents=True)
     (folder / "model/model.safetensors").write_text(f"weights {number}")
     (folder / "fresh").mkdir()
-    (folder / "fresh/labels.json").write_text(json.dumps({"files": [{"mean_score": number / 10}]}))
+    (folder / "fresh/labels.json").write_text(json.dumps(labels(number / 10)))
     lines: list[dict[str, Any]] = [{"split": "eval", "step": 0, "examples": 0, "loss": 1.0}]
     lines += [{"split": "train", "step": i + 1, "examples": 2 * i + 2, "loss": 0.5} for i in range(steps)]
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
