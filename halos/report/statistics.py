@@ -23,8 +23,8 @@ CHUNK = 8_000_000
 """Numbers drawn at once: bounds the memory of a bootstrap at some tens of megabytes."""
 NOISE = 2 / 3
 """Share of the noise within seeds that is subtracted from the variance between them. All of it would be unbiased, but
-with three seeds that differ a little the rest is often 0, and an interval then covers in 91 % of cases; with none of it,
-in 99 % where seeds do not differ. With two thirds it is 92 % to 98 % in all of benchmarks/results/coverage.csv."""
+with three seeds that differ a little the rest is often 0, and an interval then covers in 91 % of cases; with none of
+it, in 99 % where seeds do not differ. With two thirds it is 92 % to 98 % in all of benchmarks/results/coverage.csv."""
 QUADRATURE = 1000
 
 
