@@ -139,18 +139,17 @@ def draw_marker(ax: mpl.axes.Axes, look: Look, x: float, y: float) -> None:
 
 
 def legend(
-    figure: mpl.figure.Figure, looks: Mapping[str, Look], labels: Mapping[str, str], markers: bool = False
+    figure: mpl.figure.Figure, looks: Mapping[str, Look], labels: Mapping[str, str], lines: bool = False
 ) -> None:
-    """A legend beside the panels.
+    """A legend beside the panels: the marker of each method.
 
     Args:
         labels: method -> its name; the methods that are drawn.
-        markers: whether each method has its marker, and no line.
+        lines: whether methods are drawn as lines, too.
     """
     handles = [
-        mpl.lines.Line2D([], [], color=look.colour, linestyle="" if markers else look.line, linewidth=1.2,
-                         marker=look.marker if markers else "o", markersize=4, markerfacecolor=look.face,
-                         markeredgewidth=1)
+        mpl.lines.Line2D([], [], color=look.colour, linestyle=look.line if lines else "", linewidth=1.2,
+                         marker=look.marker, markersize=4, markerfacecolor=look.face, markeredgewidth=1)
         for look in (looks[method] for method in labels)
     ]  # fmt: skip
     figure.legend(

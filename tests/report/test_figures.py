@@ -404,7 +404,11 @@ def test_win_rates_stand_at_their_models_sizes_by_family(tmp_path, write_tree):
     found = frame.drop_duplicates("model").set_index("model")
     assert found["parameters"].to_dict() == {"Pythia-1B": 1_011_781_632, "pythia-2.8b": 2.8e9, "small-125M": 125e6}
     assert found["family"].to_dict() == {"Pythia-1B": "Pythia", "pythia-2.8b": "pythia", "small-125M": "small"}
-    axes = Size().draw(r, frame).axes
+    figure = Size().draw(r, frame)
+    axes = figure.axes
+    [legend] = figure.legends
+    markers = {line.get_marker() for line in axes[1].lines} - {"None"}
+    assert {handle.get_marker() for handle in legend.legend_handles} == markers
     assert [ax.get_title(loc="left") for ax in axes] == ["Pythia", "pythia", "small"]
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["1B"]
     assert axes[0].get_xscale() == "log"

@@ -87,7 +87,7 @@ class Frontier(Subject):
         figure.supxlabel(
             "log-ratio to the reference at the end (nats per response of the data; range over seeds)", fontsize=8
         )
-        legend(figure, looks, {method: results.method_label(method) for method in methods}, markers=True)
+        legend(figure, looks, {method: results.method_label(method) for method in methods})
         return figure
 
 

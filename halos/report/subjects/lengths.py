@@ -109,5 +109,5 @@ class Lengths(Subject):
             if index % COLUMNS == 0:
                 ax.set_ylabel(f"win rate\n({interval_kind(results, short=True)})")
         figure.supxlabel("mean characters of a response; dashed: the baseline's", fontsize=8)
-        legend(figure, looks, {method: results.method_label(method) for method in methods}, markers=True)
+        legend(figure, looks, {method: results.method_label(method) for method in methods})
         return figure

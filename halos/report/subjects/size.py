@@ -86,7 +86,7 @@ def by_size(
         ax.set_title(", ".join([family, *several]), loc="left")
     figure.supylabel("win rate against the baseline", fontsize=8)
     figure.supxlabel(f"parameters ({kind})", fontsize=8)
-    legend(figure, looks, methods)
+    legend(figure, looks, methods, lines=True)
     return figure
 
 
