@@ -174,7 +174,7 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path, write_tree, path):
 def test_a_broken_file_is_named(tmp_path, write_tree):
     config, results = write_tree(tmp_path)
     (results / "runs/toy/tiny/sft/seed1/tasks/arc.json").write_text("{")
-    with pytest.raises(HalosError, match=r"sft/seed1/tasks/arc\.json is not JSON"):
+    with pytest.raises(HalosError, match=r"sft/seed1/tasks/arc\.json is not the result of a task"):
         tables.make(config, results=results, output=tmp_path / "tables")
 
 
