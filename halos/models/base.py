@@ -17,6 +17,7 @@ from halos.manifest import Manifest
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, snapshot, weight_files
 from halos.models.load import is_model
 from halos.models.settings import ModelSlice
+from halos.seeds import derive
 from halos.tokens.template import Template
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     try:
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields)
-        torch.manual_seed(model.seed)
+        torch.manual_seed(derive(model.seed, "weights"))
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         message = " ".join(str(error).split())

@@ -34,6 +34,7 @@ from halos.models.base import make
 from halos.models.load import load
 from halos.models.policy import begin, save, with_lora
 from halos.registry import LOSSES
+from halos.seeds import derive
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
@@ -73,6 +74,13 @@ def test_an_architecture_has_the_same_weights_for_the_same_seed_only(world: Worl
         (tmp_path / name).mkdir()
         hashes.append(hash_weights(made(tmp_path / name, feedback, **entry, seed=seed) / "model"))
     assert hashes[0] == hash_weights(world.base / "model") != hashes[1]
+
+
+def test_random_weights_are_drawn_from_a_seed_of_their_own(world: World) -> None:
+    made = AutoModelForCausalLM.from_pretrained(world.base / "model")
+    torch.manual_seed(derive(0, "weights"))
+    expected = AutoModelForCausalLM.from_config(made.config, dtype=torch.float32).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in made.state_dict().items())
 
 
 def test_the_tokenizer_gives_every_text_back(world: World) -> None:
