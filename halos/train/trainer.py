@@ -17,6 +17,7 @@ from tqdm import tqdm
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.sharding import keep_float32
 from halos.errors import HalosError
+from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
 from halos.train.inputs import Inputs
@@ -58,7 +59,7 @@ class Trainer:
         if self.accelerator.is_fsdp2 and self.stage.optimizer == "Adafactor":
             raise HalosError("torch's Adafactor cannot train sharded weights: choose another, or `parallel: ddp`")
 
-        torch.manual_seed(self.seed)  # of new weights: adapters, heads, control tokens
+        torch.manual_seed(derive(self.seed, "weights"))  # of new ones: adapters, heads, control tokens
         begun = Policy.begin(inputs, gradient_checkpointing)
         packed = begun.unpacked_because is None
         if not packed:
@@ -129,7 +130,7 @@ class Trainer:
             The step's line of the log.
         """
         begun = time.monotonic()
-        torch.manual_seed(self.seed * 1_000_003 + step * 1_009 + self.accelerator.process_index)  # of dropout
+        torch.manual_seed(derive(self.seed, "dropout", step, self.accelerator.process_index))
         lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -15,9 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from halos.errors import HalosError
 from halos.models.load import load
+from halos.seeds import derive
 from halos.train.trainer import Trainer
 from tests.conftest import World
-from tests.train.runs import PLAIN, assert_equal, log, setup, values, weights
+from tests.train.runs import PLAIN, are_equal, assert_equal, log, setup, values, weights
 
 
 def length(changes: list[Tensor]) -> float:
@@ -200,3 +201,24 @@ def test_weights_that_diverge_in_the_last_step_are_not_published(
         world.train(run, "dpo", changes={"examples": examples})
     assert [p.name for p in run.iterdir()] == ["checkpoints"]
     assert all(math.isfinite(line["loss"]) for line in log(run))
+
+
+# ---- seeds -----------------------------------------------------------------------------------------------------
+
+
+def test_new_weights_and_the_dropout_of_each_step_have_seeds_of_their_own(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    plant = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or plant(seed))
+    trainer = setup(world, tmp_path, "ppo", seed=3)
+    trainer.step(0)
+    trainer.step(1)
+    assert seeds == [derive(3, "weights"), derive(3, "dropout", 0, 0), derive(3, "dropout", 1, 0)]
+
+
+def test_new_weights_are_those_of_the_seed(world: World, tmp_path: Path) -> None:
+    one, again, other = (values(setup(world, tmp_path, "ppo", seed=seed).policy.value_head) for seed in (1, 1, 2))
+    assert are_equal(one, again)
+    assert not are_equal(one, other)
