@@ -20,12 +20,13 @@ from halos.sample.samples import Sample, read_samples
 from halos.scoring.api import Calls
 from halos.scoring.scorers import open_scorer
 from halos.scoring.scores import Score, ScoresResponses
+from halos.seeds import derive
 
 EMPTY = Score(problem="the response is empty")
 
 
 def pair(
-    scores: list[float], mode: Literal["max", "min", "random"], min_margin: float, key: str
+    scores: list[float], mode: Literal["max", "min", "random"], min_margin: float, seed: int
 ) -> list[tuple[int, int]]:
     """(winner, loser) of responses to one prompt whose scores differ by more than `min_margin`.
 
@@ -33,11 +34,11 @@ def pair(
         scores: of the responses to one prompt.
         mode: `max`, the best with the worst; `min`, the two that are closest; `random`, disjoint pairs of all.
         min_margin: scores of a pair differ by more than this.
-        key: the prompt's id, which alone decides random pairs.
+        seed: of random pairs.
     """
     order = sorted(range(len(scores)), key=lambda i: -scores[i])  # of equals, the earlier is the better
     if mode == "random":
-        Random(key).shuffle(drawn := list(range(len(scores))))
+        Random(seed).shuffle(drawn := list(range(len(scores))))
         couples = [sorted(two, key=order.index) for two in zip(drawn[::2], drawn[1::2], strict=False)]
     else:
         couples = [list(two) for two in combinations(order, 2)]
@@ -150,7 +151,8 @@ def _record(settings: LabellerSlice, threshold: float | None, samples: list[Samp
     pairs: list[tuple[int, int]] = []
     desirable: list[bool | None] = []
     if settings.feedback == "pairwise":
-        pairs = pair(scores, settings.pairs, settings.min_margin, feedback.prompt_id(prompt))
+        seed = derive(samples[0].seed or 0, "pairs", samples[0].prompt_id)  # samples made elsewhere may have no seed
+        pairs = pair(scores, settings.pairs, settings.min_margin, seed)
         desirable = labels_of_pairs(len(scores), pairs)
     elif threshold is not None:
         desirable = [score > threshold for score in scores]

@@ -84,22 +84,35 @@ SCORES = [3.0, 9.0, 4.0, 1.0]
 def test_a_pair_has_the_largest_or_the_smallest_margin_above_the_least(
     mode: str, min_margin: float, pairs: list[tuple[int, int]]
 ) -> None:
-    assert pair(SCORES, mode, min_margin, "key") == pairs
+    assert pair(SCORES, mode, min_margin, 0) == pairs
 
 
 def test_random_pairs_are_disjoint_right_way_round_and_the_same_each_time() -> None:
     seen = set()
-    for key in map(str, range(40)):
-        pairs = pair([*SCORES, 4.0], "random", 0, key)
+    for seed in range(40):
+        pairs = pair([*SCORES, 4.0], "random", 0, seed)
         assert len({i for both in pairs for i in both}) == 2 * len(pairs) >= 2
         assert all([*SCORES, 4.0][w] > [*SCORES, 4.0][lo] for w, lo in pairs)
-        assert pair([*SCORES, 4.0], "random", 0, key) == pairs
+        assert pair([*SCORES, 4.0], "random", 0, seed) == pairs
         seen |= set(pairs)
     assert {(1, 3), (1, 0), (2, 3), (2, 0), (0, 3), (1, 2)} <= seen
 
 
+def test_random_pairs_are_drawn_anew_for_each_prompt_and_seed(tmp_path: Path) -> None:
+    def pairs(seed: int | None) -> list[list[tuple[int, int]]]:
+        file = samples(tmp_path / "s", *(["3", "9", "4", "1"] for _ in range(20)))
+        lines = [json.loads(line) | {"seed": seed} for line in file.open()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        [records], _ = run(tmp_path, file, feedback="pairwise", pairs="random")
+        return [record.pairs for record in records]
+
+    assert pairs(1) == pairs(1)
+    assert pairs(1) != pairs(2)
+    assert len({tuple(of_prompt) for of_prompt in pairs(None)}) > 1
+
+
 def test_equal_scores_make_no_pair() -> None:
-    assert [pair([2.0, 2.0, 2.0], mode, 0, "key") for mode in ("max", "min", "random")] == [[], [], []]
+    assert [pair([2.0, 2.0, 2.0], mode, 0, 0) for mode in ("max", "min", "random")] == [[], [], []]
 
 
 def test_the_sides_of_a_pair_are_desirable_and_not_and_the_others_have_no_label(tmp_path: Path) -> None:
@@ -122,7 +135,7 @@ def test_what_failed_is_counted_by_reason_and_left_out(tmp_path: Path) -> None:
     assert [record.responses for record in records] == [["1", "3"], ["2"]]
     counts = report["files"][0]
     assert counts["failed"] == {"the response is empty": 1, "the verifier failed (ValueError)": 2,
-                                "the verifier gave no finite score": 2}  # fmt: skip
+                               "the verifier gave no finite score": 2}  # fmt: skip
     assert (counts["responses"], counts["scored"], counts["prompts"], counts["records"]) == (8, 3, 3, 2)
     assert counts["mean_score"] == 2.0
 
