@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from halos.errors import HalosError
 from halos.files import whole
+from halos.seeds import derive
 
 ROLES = ("system", "user", "assistant")
 Turn = dict[str, str]
@@ -181,17 +182,17 @@ def prompt_ids(path: Path, limit: int | None = None, skip: int = 0, seed: int | 
         path: feedback records; of a parquet file only the ids are read.
         limit: the most ids to return; None for all.
         skip: ids to skip at the start of the order.
-        seed: orders the prompts by the sha256 of seed and id; None for the order of the ids, which are hashes.
+        seed: orders the prompts by a number derived from seed and id; None for the order of the ids, which are hashes.
     """
     if _is_lines(path):
         ids = pa.array([record.prompt_id for record in read(path)], pa.string()).unique()
     else:
         ids = pc.unique(_parquet(path).read(["prompt_id"])["prompt_id"])
-    keys = ids
+    ids = ids.take(pc.array_sort_indices(ids))
     if seed is not None:
-        keys = pa.array([hashlib.sha256(f"{seed} {name.as_py()}".encode()).digest() for name in ids], pa.binary(32))
-    order = pc.array_sort_indices(keys)
-    return ids.take(order[skip:] if limit is None else order[skip : skip + limit])
+        keys = pa.array([derive(seed, "prompts", name) for name in ids.to_pylist()], pa.int64())
+        ids = ids.take(pc.array_sort_indices(keys))
+    return ids[skip:] if limit is None else ids[skip : skip + limit]
 
 
 def records_of(path: Path, ids: pa.StringArray) -> Iterator[Feedback]:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from halos.errors import HalosError
+from halos.seeds import derive
 from halos.tokens.store import Store
 from halos.views import VIEWS, View
 
@@ -91,7 +92,7 @@ def select(store: Store, split: str, name: str, selection: Selection, seed: int)
         split: train or test.
         name: the view's name; with `label_by`, unpaired and scored are the same.
         selection: what to keep; settings that mean nothing to the view have no effect.
-        seed: of the draws.
+        seed: the cell's seed.
 
     Raises:
         HalosError: the store has no rows for the view, or `label_by` leaves none.
@@ -103,7 +104,7 @@ def select(store: Store, split: str, name: str, selection: Selection, seed: int)
         table = store.view(split, name)
     if split != "train":
         return table
-    rng = np.random.default_rng([seed, 0, 1])  # [seed, epoch] shuffles
+    rng = np.random.default_rng(derive(seed, "selection"))
     if view.paired and selection.pairs_per_prompt is not None:
         prompts = store.prompt_of(table[view.columns["chosen"]].to_numpy())
         return table.filter(draw(prompts, selection.pairs_per_prompt, rng))

@@ -21,6 +21,7 @@ from halos.forward.layout import Text
 from halos.forward.microbatch import Microbatch, microbatch, texts_of
 from halos.losses.base import Loss
 from halos.reference.cache import Reference
+from halos.seeds import derive
 from halos.tokens.store import Store
 from halos.views import View
 
@@ -222,7 +223,7 @@ class GlobalBatches:
         batch_size: examples of a global batch; the last one of an epoch may be smaller.
         epochs: passes over the examples; unused when `examples` is set.
         examples: stop at the first step by which so many were seen; None to stop after `epochs`.
-        seed: of the shuffling.
+        seed: the cell's seed; each epoch is shuffled anew.
         inner_epochs: steps on each global batch, one after the other.
     """
 
@@ -242,7 +243,7 @@ class GlobalBatches:
         """Indices of the examples of one step; steps are counted from 0."""
         epoch, within = divmod(step // self.inner_epochs, self.per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n))
+            self._epoch = (epoch, np.random.default_rng(derive(self.seed, "order", epoch)).permutation(self.n))
         return self._epoch[1][within * self.batch_size : (within + 1) * self.batch_size]
 
     def examples_until(self, step: int) -> int:

@@ -144,7 +144,7 @@ def test_prompts_are_chosen_in_the_order_of_their_ids_with_the_first_record_of_e
 
 def test_a_seed_gives_another_order_that_does_not_depend_on_the_records_order(many: Path, tmp_path: Path) -> None:
     def order(seed: int, record: Feedback) -> bytes:
-        return hashlib.sha256(f"{seed} {record.prompt_id}".encode()).digest()
+        return hashlib.sha256(f'[{seed}, "prompts", "{record.prompt_id}"]'.encode()).digest()[:6]
 
     for seed in (0, 1):
         expected = sorted(map(numbered, range(200)), key=lambda record: order(seed, record))
