@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from halos.files import hash_content, whole
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.samples import Sample
 from halos.sample.settings import PromptsSlice, SamplerSlice
+from halos.seeds import derive
 from halos.tokens.report import StoreMeta
 from halos.tokens.template import Template
 
@@ -119,18 +119,13 @@ def _prepare(
         print(f"after {short} prompts, the model's {positions} positions leave less than {wanted} tokens; responses to "
               "them end there")  # fmt: skip
     jobs = [
-        _Job(record, index, Request(ids, room[record], _seed(seed, records[record].prompt_id, index)))
+        _Job(record, index, Request(ids, room[record], derive(seed, "response", records[record].prompt_id, index)))
         for record, ids in enumerate(prompts)
         if ids is not None
         for index in range(settings.samples)
     ]
     jobs.sort(key=lambda job: -len(job.request.ids))
     return _PromptSet(settings, records, prompts, jobs)
-
-
-def _seed(seed: int, prompt_id: str, sample: int) -> int:
-    """The seed of one response, independent of what else is answered."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {prompt_id} {sample}".encode()).digest()[:6])
 
 
 def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output: Path) -> None:
@@ -162,7 +157,7 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
                 [job.request for job in chunk],
                 prompt_set.settings.temperature,
                 prompt_set.settings.top_p,
-                seed * 1_000_003 + number,
+                derive(seed, "batch", number),
                 bar.update,
             )
             for job, tokens in zip(chunk, generated, strict=True):

@@ -63,10 +63,6 @@ class Cell:
         folder = f"runs/{self.dataset}/{self.model}/{self.method}/seed{self.seed}"
         return f"{folder}/round{self.round}" if self.round else folder
 
-    @property
-    def store_folder(self) -> str:
-        return f"tokens/{self.dataset}/{self.model}"
-
     def lineage(self) -> Iterator[Cell]:
         """The cell, its parent, and so on to the base model."""
         cell: Cell | None = self

@@ -16,9 +16,11 @@ from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.models.settings import Resources
 from halos.online.settings import Online
+from halos.sample.backends import Request, Transformers
 from halos.sample.run import sample
 from halos.sample.samples import Sample, read_samples
 from halos.sample.settings import PromptsSlice, SamplerSlice
+from halos.seeds import derive
 from halos.settings import dump, read_slice
 from tests.conftest import World
 from tests.workflow.bound import Workflow
@@ -320,6 +322,24 @@ def test_of_the_saved_generation_config_only_the_ends_are_used(world: World, tmp
     saved.save_pretrained(model)
     lines = run(world, tmp_path / "c.jsonl", model=model, **GREEDY)
     assert {(line["finish_reason"], line["response_tokens"]) for line in lines} == {("stop", 1)}
+
+
+def test_every_response_and_every_batch_has_a_seed_of_its_own(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, calls = Transformers.generate, []
+
+    def recording(self: Any, requests: list[Request], temperature: float, top_p: float, seed: int, update: Any) -> Any:
+        calls.append((seed, [request.seed for request in requests]))
+        return generate(self, requests, temperature, top_p, seed, update)
+
+    monkeypatch.setattr(Transformers, "generate", recording)
+    run(world, tmp_path / "a.jsonl", seed=3)
+    ids = [r.prompt_id for r in F.select_prompts(world.results / "data/d/test.parquet", 6)]
+    assert [seed for seed, _ in calls] == [derive(3, "batch", number) for number in range(3)]
+    seeds = [seed for _, chunk in calls for seed in chunk]
+    assert sorted(seeds) == sorted(derive(3, "response", prompt_id, index) for prompt_id in ids for index in (0, 1))
+    assert len(set(seeds)) == 12
 
 
 def test_vllm_where_it_is_not_installed_is_refused(world: World, tmp_path: Path) -> None:
