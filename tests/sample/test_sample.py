@@ -22,6 +22,7 @@ from halos.sample.samples import Sample, read_samples
 from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.seeds import derive
 from halos.settings import dump, read_slice
+from halos.tokens.report import StoreMeta
 from tests.conftest import World
 from tests.workflow.bound import Workflow
 
@@ -298,7 +299,7 @@ def test_a_prompt_that_fills_the_models_positions_loses_turns_or_is_left_out(wor
     model = of_positions(world, tmp_path / "model", "llama")
     store = tmp_path / "store"
     store.mkdir()
-    (store / "meta.json").write_text(json.dumps({"max_prompt_length": 1000}))
+    StoreMeta.read(world.store / "meta.json").model_copy(update={"max_prompt_length": 1000}).write(store / "meta.json")
     long = {"role": "user", "content": "word " * 100}
     history = [long, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Short?"}]
     F.write([F.Feedback(turns, ["x"], "s") for turns in ([long], history)], tmp_path / "data.parquet")
