@@ -32,28 +32,28 @@ def fetch(config: Path, output: Path) -> None:
     Raises:
         HalosError: a download fails, or the config names nothing on the hub.
     """
-    found: dict[str, Any] = {}
+    commits: dict[str, Any] = {}
     settings = read_one_of(config, ModelSlice, DataSlice, TaskSlice)
     if isinstance(settings, ModelSlice):
         from halos.models.download import download
 
-        commits = download(settings.model, settings)
-        found = {} if commits is None else commits.model_dump(mode="json", exclude_none=True)
+        model = download(settings.model, settings)
+        commits = {} if model is None else model.model_dump(mode="json", exclude_none=True)
     elif isinstance(settings, DataSlice):
         sources = [_open(source) if source.on_hub else None for source in settings.sources]
-        found = {"sources": sources} if any(sources) else {}
+        commits = {"sources": sources} if any(sources) else {}
     elif isinstance(settings, TaskSlice) and settings.task is not None:
         from halos.evaluate.tasks.lm_eval import download as download_task
 
-        found = download_task(settings.task)
-    if not found:
+        commits = download_task(settings.task)
+    if not commits:
         raise HalosError(f"{config} names nothing on the hub: there is nothing to fetch")
-    write_json(output, found)
+    write_json(output, commits)
 
 
 def _open(source: Source) -> dict[str, str] | None:
     """Open a source in each of its splits, which downloads them; both are of one commit."""
-    found: dict[str, str] = {}
+    hub_commit: dict[str, str] = {}
     for split in source.splits:
-        found = origin(source.open(split, found.get("commit")))
-    return found or None
+        hub_commit = origin(source.open(split, hub_commit.get("commit")))
+    return hub_commit or None

@@ -13,26 +13,33 @@ Precision = Literal["bf16", "fp32"]
 
 
 class Resources(Strict):
-    """What a job of this model needs. Never part of a run's identity: changing it reruns nothing."""
+    """Resources of the jobs of a model. They are no part of a run's identity: changing them reruns nothing."""
 
-    gpus: int = Field(0, ge=0, description="GPUs of a node that a training has; 0 trains on the CPU")
-    nodes: Positive = Field(1, description="nodes of a training, on a Slurm cluster; gpus, cpus and mem_gb are of each")
+    gpus: int = Field(0, ge=0, description="GPUs of a training on each node; 0 trains on the CPU")
+    nodes: Positive = Field(
+        1, description="nodes of a training, on a Slurm cluster; gpus, cpus and mem_gb are per node"
+    )
     cpus: Positive = Field(1, description="CPU cores of one job")
     mem_gb: Positive = Field(4, description="main memory of one job, GB; doubled on a retry")
     runtime: Positive = Field(60, description="minutes before the scheduler ends a job; doubled on a retry")
     tokens_per_microbatch: Positive = Field(
-        16384, description="tokens in one forward pass on one device, padding included"
+        16384,
+        description="tokens in one forward pass on one device, padding included; more is faster and takes more memory",
     )
     generate_batch: Positive = Field(
-        64, description="responses generated side by side on one device; vLLM is handed 16 times as many at a time"
+        64, description="responses generated side by side on one device; vLLM gets 16 times as many at a time"
     )
     sampler: Literal["auto", "vllm", "transformers"] = Field(
         "auto",
-        description="what generates responses and runs tasks; auto is vLLM where the model has GPUs, else transformers",
+        description="library that generates responses and runs tasks; auto: vLLM if the model has GPUs, else transformers",
     )
     tensor_parallel: Positive = Field(1, description="GPUs of one sampling job, over which vLLM splits the model")
-    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="several GPUs: each holds all weights, or its shard")
-    gradient_checkpointing: bool = Field(False, description="less memory for more time: forward passes are run twice")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="with several GPUs: each holds all weights (ddp), or a shard of them (fsdp)"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
 
     @model_validator(mode="after")
     def shards_on_gpus(self) -> Resources:
@@ -53,11 +60,11 @@ class Tokenizer(Strict):
     """A small byte-level BPE tokenizer, trained on a dataset's text."""
 
     train_on: str = Field(description="id of the dataset whose train split it is trained on")
-    vocab_size: Positive = 1024
+    vocab_size: Positive = Field(1024, description="tokens, the special ones included")
 
 
 class Size(Strict):
-    """A causal language model's published figures, for planning before its files are here."""
+    """Published sizes of a causal language model, for planning before it is downloaded."""
 
     parameters: Positive
     layers: Positive
@@ -65,9 +72,9 @@ class Size(Strict):
     intermediate_size: Positive = Field(description="width of the feed-forward layers")
     vocab_size: Positive
     key_value_size: Positive | None = Field(
-        None, description="width of all keys of a token, where heads share them; by default hidden_size"
+        None, description="width of all key heads of a token, if fewer than the query heads; by default hidden_size"
     )
-    tied: bool = Field(False, description="whether the output layer is the embedding")
+    tied: bool = Field(False, description="whether the output layer shares the embedding's weights")
 
 
 class ModelIdentity(Strict):
@@ -80,7 +87,7 @@ class ModelIdentity(Strict):
     tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
     seed: int = Field(0, description="seed of the random weights of an `architecture`")
     template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
-    attention: Attention = "sdpa"
+    attention: Attention = Field("sdpa", description="attention implementation of transformers")
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
 
     @model_validator(mode="after")
@@ -103,9 +110,9 @@ class Model(ModelIdentity):
     )
     label: Label = Field(None, description="name in tables and figures")
     size: Annotated[Size | None, INCIDENTAL] = Field(
-        None, description="for `python -m halos plan`, of a hub model that is not here yet"
+        None, description="published sizes, for `python -m halos plan` before a hub model is downloaded"
     )
-    resources: Annotated[Resources, INCIDENTAL] = Resources()
+    resources: Annotated[Resources, INCIDENTAL] = Field(Resources(), description="what its jobs ask for")
 
 
 class ModelSlice(ModelIdentity, Slice):

@@ -21,7 +21,7 @@ def _threshold(value: Any) -> Any:
 class Online(Strict):
     """Rounds of a stage: responses to fresh prompts are sampled from the policy, labelled, and trained on."""
 
-    rounds: Positive = Field(description="how often this is done")
+    rounds: Positive = Field(description="number of rounds: sample, label, train")
     prompts_per_round: Positive = Field(description="prompts of the train split that no earlier round used")
     samples_per_prompt: Positive = Field(2, description="responses to each prompt")
     label: str = Field(description="id of the labeller")

@@ -21,15 +21,19 @@ PUBLISHED = sorted(
 class Grid(Strict):
     """The cells of a study: every dataset x model x method x seed, and how they are judged and benchmarked."""
 
-    datasets: tuple[str, ...] = Field(min_length=1)
-    models: tuple[str, ...] = Field(min_length=1)
-    methods: tuple[str, ...] = Field(min_length=1)
+    datasets: tuple[str, ...] = Field(min_length=1, description="ids of datasets")
+    models: tuple[str, ...] = Field(min_length=1, description="ids of models")
+    methods: tuple[str, ...] = Field(
+        min_length=1, description="base (no training), or chains of stages such as sft-kto"
+    )
     reward_models: tuple[str, ...] = Field((), description="methods that end in a reward model: trained and tabulated")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1,), min_length=1)
-    prompts: tuple[str, ...] = Field((), description="prompt sets to sample, beside those that the judges name")
-    judges: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    published: str | None = Field(None, description="published results to stand beside the grid's own: archangel")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (1,), min_length=1, description="one training of each method for each"
+    )
+    prompts: tuple[str, ...] = Field((), description="prompt sets to sample, in addition to those of the judges")
+    judges: tuple[str, ...] = Field((), description="ids of judges: each judges every policy")
+    tasks: tuple[str, ...] = Field((), description="ids of tasks: each is run on every policy")
+    published: str | None = Field(None, description="published results to show beside the grid's own: archangel")
     label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
