@@ -31,11 +31,11 @@ class Resources(Strict):
     )
     sampler: Literal["auto", "vllm", "transformers"] = Field(
         "auto",
-        description="library that generates responses and runs tasks; auto: vLLM if the model has GPUs, else transformers",
+        description="library that generates and runs tasks; auto: vLLM if the model has GPUs, else transformers",
     )
     tensor_parallel: Positive = Field(1, description="GPUs of one sampling job, over which vLLM splits the model")
     parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="with several GPUs: each holds all weights (ddp), or a shard of them (fsdp)"
+        "ddp", description="with several GPUs: all weights on each (ddp) or a shard (fsdp)"
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
