@@ -89,18 +89,17 @@ class AnySlice(Slice):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def read_one_of(path: Path, *kinds: type[Slice]) -> Slice:
-    """The slice in a file, of the kind that it is.
+def read_one_of(path: Path, *kinds: type[Slice]) -> Slice | None:
+    """The slice in a file, of whichever kind it is; None if it is of none of them.
 
     Raises:
-        HalosError: the file is missing, or is of none of these kinds.
+        HalosError: the file is missing.
     """
     content = read_slice(path)
     for kind in kinds:
         with suppress(ValidationError):
             return kind.model_validate(content)
-    raise HalosError(f"{path} is no {' and no '.join(kind.__name__ for kind in kinds)}; write it again with "
-                     f"`python -m halos config {path.parent}`")  # fmt: skip
+    return None
 
 
 def read_slice(path: str | Path) -> dict[str, Any]:
