@@ -36,6 +36,7 @@ class Study:
 
     def __init__(self, config: Config, grid: str | None = None) -> None:
         self.config = config
+        self._stages: dict[tuple[str, str], Stage] = {}  # kept: rules ask for them thousands of times
         self.grid = grid or config.grid
         self.settings = entry(config, "grids", self.grid)
         self.judges = {name: config.judges[name] for name in self.settings.judges}
@@ -80,7 +81,10 @@ class Study:
     def stage(self, cell: Cell) -> Stage:
         """The stage that a cell trains, as its model runs it. A base model has none, and no caller asks for it."""
         assert cell.stage is not None, f"{cell.folder} trains nothing"
-        return self.config.stage(cell.stage, cell.model)
+        key = cell.stage, cell.model
+        if key not in self._stages:
+            self._stages[key] = self.config.stage(*key)
+        return self._stages[key]
 
     def rounds(self, cell: Cell) -> list[Cell]:
         """The rounds of a cell whose stage is online; none for another cell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,6 @@ class Targets:
         """The main figure, and those that have something to show for the grid."""
         return subject.figures(self._outline)
 
-    @property
+    @cached_property
     def _outline(self) -> Outline:
         return Outline.of(self.study.config)
