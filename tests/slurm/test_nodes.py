@@ -52,7 +52,7 @@ def jobs(project: ClusterProject, stage: str) -> list[Job]:
     lines = project.cluster.run(["squeue", "--states=all", "--noheader", form]).splitlines()
     found = [line.split("|") for line in lines]
     return [Job(*about) for *about, folder, said in found
-            if (folder, said) == (str(project.path), f"rule_train_cell_wildcards_d_m_{stage}_1")]  # fmt: skip
+            if (folder, said) == (str(project.path), f"rule_train_cell_wildcards_d_m_{stage}_seed1")]  # fmt: skip
 
 
 def read(project: ClusterProject, stage: str) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def trained(*stages: str) -> list[str]:
 
 def trainings(project: ClusterProject, stage: str) -> dict[str, str]:
     """The Slurm jobs that train a stage, with their states."""
-    about = f"rule_train_cell_wildcards_d_m_{stage}_1"
+    about = f"rule_train_cell_wildcards_d_m_{stage}_seed1"
     form = "--format=%i|%T|%Z|%k"
     lines = project.cluster.run(["squeue", "--states=all", "--noheader", form]).splitlines()
     found = (line.split("|") for line in lines)
