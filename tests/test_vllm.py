@@ -226,7 +226,7 @@ def test_a_model_that_vllm_does_not_know_is_refused(world: World, model: Path, t
     found = verb(world, other, tmp_path / "v")
     assert found.returncode == 1
     assert "error: vLLM cannot run the model" in found.stderr
-    assert "say `sampler: transformers`" in found.stderr
+    assert "set `sampler: transformers`" in found.stderr
 
 
 @dataclass(frozen=True)
