@@ -20,12 +20,13 @@ from halos.errors import HalosError
 from halos.files import whole
 from halos.seeds import derive
 
-ROLES = ("system", "user", "assistant")
-Turn = dict[str, str]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+Turn = dict[str, Any]
+"""{"role", "content"}, both text. Other fields are handed to the chat template as they are: tool_calls, name ..."""
 SCHEMA = pa.schema(
     {
         "prompt_id": pa.string(),
-        "prompt": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "prompt": pa.list_(pa.struct({"role": pa.string(), "content": pa.string(), "fields": pa.string()})),
         "responses": pa.list_(pa.string()),
         "scores": pa.list_(pa.float64()),
         "pairs": pa.list_(pa.list_(pa.int32(), 2)),
@@ -33,14 +34,31 @@ SCHEMA = pa.schema(
         "target": pa.int32(),
         "source": pa.string(),
         "cut": pa.list_(pa.bool_()),
+        "tools": pa.string(),
+        "response_fields": pa.list_(pa.string()),
+        "response_ids": pa.list_(pa.list_(pa.int32())),
+        "template": pa.string(),
     }
 )
+"""Columns of a parquet file of records. Other fields of a turn, and the tools, are JSON."""
 
 
-def prompt_id(prompt: list[Turn]) -> str:
-    """sha256 of a conversation, roles included; it is the same on every machine and in every source."""
-    turns = [[turn["role"], turn["content"]] for turn in prompt]
-    return hashlib.sha256(json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+def prompt_id(prompt: list[Turn], tools: list[dict[str, Any]] | None = None) -> str:
+    """sha256 of a conversation, roles, fields of turns and tools included; it is the same on every machine and in every
+    source."""
+    turns: list[Any] = [
+        [turn["role"], turn["content"], *([other] if (other := _other_fields(turn)) else [])] for turn in prompt
+    ]
+    return hashlib.sha256(_compact([*turns, tools] if tools else turns).encode()).hexdigest()
+
+
+def _other_fields(turn: Turn) -> dict[str, Any]:
+    """The fields of a turn besides its role and its text."""
+    return {name: turn[name] for name in sorted(turn) if name not in ("role", "content")}
+
+
+def _compact(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def labels_of_pairs(n: int, pairs: Iterable[tuple[int, int]]) -> list[bool | None]:
@@ -58,7 +76,7 @@ class Feedback:
     """One prompt with its responses and their labels.
 
     Attributes:
-        prompt: turns {"role", "content"}, oldest first; the last is the user's.
+        prompt: turns, oldest first; the last is the user's, or what a tool returned.
         responses: the responses' texts; labels below refer to them by index.
         source: the name of the source it came from.
         scores: one number for each response (higher is better), or empty.
@@ -66,6 +84,11 @@ class Feedback:
         desirable: one label for each response, None where it has none, or empty.
         target: index of the response that SFT imitates, or None.
         cut: whether each response was cut before its end, so that no end-of-turn token is learned there; or empty.
+        tools: the functions that the model may call, as JSON documents for the chat template; or empty.
+        response_fields: the fields of each response's turn besides its text, such as tool_calls; or empty.
+        response_ids: token ids of each response that a model has sampled, its end-of-turn token included where it wrote
+            one, and None for a response that was written elsewhere; or empty.
+        template: hash of the tokenizer and chat template that the response_ids are of (halos.tokens.template.Template).
     """
 
     prompt: list[Turn]
@@ -76,16 +99,19 @@ class Feedback:
     desirable: list[bool | None] = field(default_factory=list)
     target: int | None = None
     cut: list[bool] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    response_fields: list[dict[str, Any]] = field(default_factory=list)
+    response_ids: list[list[int] | None] = field(default_factory=list)
+    template: str | None = None
 
     @cached_property
     def prompt_id(self) -> str:
-        return prompt_id(self.prompt)
+        return prompt_id(self.prompt, self.tools)
 
     @property
     def digest(self) -> bytes:
         """16 bytes that change with anything in the record."""
-        content = json.dumps(self.row(), ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(content.encode()).digest()[:16]
+        return hashlib.sha256(_compact(self.row()).encode()).digest()[:16]
 
     def problem(self) -> str | None:
         """Why the record cannot be used, in a few words; None when it is sound."""
@@ -94,20 +120,22 @@ class Feedback:
             return "empty prompt"
         if any(t.get("role") not in ROLES or not isinstance(t.get("content"), str) for t in self.prompt):
             return f"a turn's role is not one of {', '.join(ROLES)}, or its content is not text"
-        if self.prompt[-1]["role"] != "user" or not self.prompt[-1]["content"].strip():
+        if self.prompt[-1]["role"] not in ("user", "tool") or not self.prompt[-1]["content"].strip():
             return "the prompt does not end in a user turn with text"
         if not n:
             return "no response"
-        if any(not isinstance(r, str) or not r.strip() for r in self.responses):
+        for name in ("scores", "desirable", "cut", "response_fields", "response_ids"):
+            if (values := getattr(self, name)) and len(values) != n:
+                return f"{name} and responses differ in number"
+        if any(
+            not isinstance(r, str) or not (r.strip() or (self.response_fields and self.response_fields[i]))
+            for i, r in enumerate(self.responses)
+        ):
             return "empty response"
-        if self.scores and len(self.scores) != n:
-            return "scores and responses differ in number"
         if not all(map(math.isfinite, self.scores)):
             return "a score is not a finite number"
-        if self.desirable and len(self.desirable) != n:
-            return "desirable and responses differ in number"
-        if self.cut and len(self.cut) != n:
-            return "cut and responses differ in number"
+        if self.response_ids and self.template is None:
+            return "response_ids without the hash of their tokenizer (template)"
         if any(not (0 <= w < n and 0 <= lo < n and w != lo) for w, lo in self.pairs):
             return "a pair names a response that does not exist, or the same one twice"
         if self.target is not None and not 0 <= self.target < n:
@@ -115,12 +143,12 @@ class Feedback:
         return None
 
     def row(self) -> dict[str, Any]:
-        """The record as a row of SCHEMA."""
+        """The record as JSON holds it: the columns of SCHEMA, with turns and tools as they are."""
         return {name: getattr(self, name) for name in SCHEMA.names}
 
 
 def from_row(row: dict[str, Any]) -> Feedback:
-    """The record of a row of SCHEMA, as parquet or JSON gives it (absent columns are empty).
+    """The record of a row that `Feedback.row` gives (absent columns are empty).
 
     Raises:
         HalosError: the row has a key that records do not have, or lacks one that they need.
@@ -139,7 +167,11 @@ def from_row(row: dict[str, Any]) -> Feedback:
         pairs=[(int(p[0]), int(p[1])) for p in row["pairs"]] if row.get("pairs") is not None else [],
         desirable=list(row["desirable"]) if row.get("desirable") is not None else [],
         target=None if target is None else int(target),
-        cut=list(row["cut"]) if row.get("cut") is not None else [],
+        cut=list(row.get("cut") or []),
+        tools=list(row.get("tools") or []),
+        response_fields=list(row.get("response_fields") or []),
+        response_ids=list(row.get("response_ids") or []),
+        template=row.get("template"),
     )
 
 
@@ -154,10 +186,31 @@ def write(records: Iterable[Feedback], path: Path, chunk: int = 10_000) -> int:
         count, records = 0, iter(records)
         with pq.ParquetWriter(temporary, SCHEMA) as writer:
             while block := list(islice(records, chunk)):
-                columns = [pa.array([getattr(r, column.name) for r in block], column.type) for column in SCHEMA]
+                columns = [
+                    pa.array([_CELLS.get(column.name, getattr)(r, column.name) for r in block], column.type)
+                    for column in SCHEMA
+                ]
                 writer.write_batch(pa.record_batch(columns, SCHEMA))
                 count += len(block)
         return count
+
+
+def _prompt_cell(record: Feedback, _: str) -> list[dict[str, str | None]]:
+    """The prompt's turns as parquet holds them: all other fields of a turn are one text of JSON."""
+    return [
+        turn
+        if len(turn) == 2
+        else {"role": turn["role"], "content": turn["content"], "fields": _compact(_other_fields(turn))}
+        for turn in record.prompt
+    ]
+
+
+_CELLS: dict[str, Any] = {
+    "prompt": _prompt_cell,
+    "tools": lambda record, _: _compact(record.tools) if record.tools else None,
+    "response_fields": lambda record, _: list(map(_compact, record.response_fields)),
+}
+"""Column -> its value in a parquet file, for those that are not the record's attribute itself."""
 
 
 def read(path: Path, chunk: int = 1_000) -> Iterator[Feedback]:
@@ -265,13 +318,18 @@ def _parquet(path: Path) -> pq.ParquetFile:
 def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
     """The records of rows of SCHEMA. Whole columns are converted and then cut, which is faster than row by row."""
     turns, numbers = batch["prompt"].flatten(), batch["pairs"].flatten().flatten().to_pylist()
-    texts = zip(turns.field("role").to_pylist(), turns.field("content").to_pylist(), strict=True)
+    texts = zip(*(turns.field(name).to_pylist() for name in ("role", "content", "fields")), strict=True)
+    lists = ("responses", "scores", "desirable", "cut", "response_ids")
     flat = {
-        "prompt": [{"role": role, "content": content} for role, content in texts],
+        "prompt": [
+            {"role": role, "content": content, **(json.loads(other) if other else {})} for role, content, other in texts
+        ],
         "pairs": list(zip(numbers[::2], numbers[1::2], strict=True)),
-        **{name: batch[name].flatten().to_pylist() for name in ("responses", "scores", "desirable", "cut")},
+        "response_fields": list(map(json.loads, batch["response_fields"].flatten().to_pylist())),
+        **{name: batch[name].flatten().to_pylist() for name in lists},
     }
-    columns: dict[str, Any] = {name: batch[name].to_pylist() for name in ("source", "target")}
+    columns: dict[str, Any] = {name: batch[name].to_pylist() for name in ("source", "target", "template")}
+    columns["tools"] = [json.loads(tools) if tools else [] for tools in batch["tools"].to_pylist()]
     for name, values in flat.items():
         bounds = [0, *accumulate(pc.list_value_length(batch[name]).to_pylist())]
         columns[name] = [values[begin:end] for begin, end in pairwise(bounds)]

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halos.data.feedback import ROLES, read
+from halos.data.feedback import read
 from halos.errors import HalosError
 from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PAD, END = "<|pad|>", "<|end|>"
+SPEAKERS = ("system", "user", "assistant")
+"""Roles that have a token of their own in a tokenizer that is trained here."""
 
 
 def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Sequence[Path] = ()) -> None:
@@ -83,7 +85,7 @@ def _train_tokenizer(feedback: Sequence[Path], vocab_size: int) -> Any:
             yield from (turn["content"] for turn in record.prompt)
             yield from record.responses
 
-    special = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
+    special = [PAD, END, *(f"<|{role}|>" for role in SPEAKERS)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

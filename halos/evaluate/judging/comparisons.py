@@ -48,7 +48,7 @@ class Comparison:
     def instruction(self) -> str:
         """The prompt as text: a single turn as it is, a longer conversation with the roles of its turns."""
         if len(self.prompt) == 1:
-            return self.prompt[0]["content"]
+            return str(self.prompt[0]["content"])
         return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in self.prompt)
 
 
