@@ -84,7 +84,7 @@ class RewardModel:
         if not responses:
             return []
         heads = self.template.prompts(prompts, max_length=sys.maxsize)
-        tails = self.template.responses(responses)
+        tails = [response.ids or [] for response in self.template.responses(responses)]
         sequences = [(*(head.ids or ()), *tail) for head, tail in zip(heads, tails, strict=True)]
         limit = self.positions or sys.maxsize
         empty = [not text.strip() for text in responses]

@@ -85,12 +85,13 @@ class StoreBuilder:
             kept = []
             for record, prompt in zip(block, prompts, strict=True):
                 if prompt.ids is None:
-                    dropped["the last user turn alone is longer than max_prompt_length"] += 1
+                    dropped[str(prompt.problem)] += 1
                 else:
                     with_dropped_turns += prompt.dropped_turns > 0
                     kept.append((record, prompt.ids))
             cut = [flag for record, _ in kept for flag in record.cut or [False] * len(record.responses)]
-            responses = self.template.responses([text for record, _ in kept for text in record.responses], cut)
+            texts = [text for record, _ in kept for text in record.responses]
+            responses = [response.ids or [] for response in self.template.responses(texts, cut)]
             without_end += sum(cut)
             self.responses.add(responses)
             self.full_lengths.extend(map(len, responses))

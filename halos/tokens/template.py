@@ -15,6 +15,7 @@ from halos.errors import HalosError
 
 TEMPLATES = Path(__file__).parent / "templates"
 SENTINEL = "HALOSRESPONSE"
+TOO_LONG = "the last user turn alone is longer than max_prompt_length"
 
 
 def read_template(name: str) -> str:
@@ -35,12 +36,35 @@ class Prompt:
     """A templated prompt.
 
     Attributes:
-        ids: its token ids, up to the beginning of the response; None when its last turn alone is too long.
+        ids: its token ids, up to the beginning of the response; None where it cannot be used.
+        problem: why it cannot be used, in the same words for all such prompts; None where it can.
         dropped_turns: number of its oldest turns that were left out to fit.
+        joined: whether turns were joined, for a template that refuses or loses them otherwise.
+        lost: whether text of a turn does not appear.
+        spelled: whether the text of a turn spells a special token of the tokenizer.
     """
 
     ids: list[int] | None
-    dropped_turns: int
+    problem: str | None = None
+    dropped_turns: int = 0
+    joined: bool = False
+    lost: bool = False
+    spelled: bool = False
+
+
+@dataclass(frozen=True)
+class Response:
+    """A templated response.
+
+    Attributes:
+        ids: its token ids, with the end-of-turn token unless it was cut before its end; None where it cannot be used.
+        problem: why it cannot be used, in the same words for all such responses; None where it can.
+        spelled: whether its text spells a special token of the tokenizer.
+    """
+
+    ids: list[int] | None
+    problem: str | None = None
+    spelled: bool = False
 
 
 class Template:
@@ -124,15 +148,15 @@ class Template:
             for i, shorter in zip(cut, self._tokenize([self.render(kept[i]) for i in cut]), strict=True):
                 ids[i] = shorter
         return [
-            Prompt(prompt if len(prompt) <= max_length else None, len(turns) - len(rest))
+            Prompt(prompt, dropped_turns=len(turns) - len(rest)) if len(prompt) <= max_length else Prompt(None, TOO_LONG)
             for turns, rest, prompt in zip(conversations, kept, ids, strict=True)
         ]
 
-    def responses(self, texts: list[str], cut: Sequence[bool] = ()) -> list[list[int]]:
+    def responses(self, texts: list[str], cut: Sequence[bool] = ()) -> list[Response]:
         """Token ids of responses, with the end-of-turn token unless the response was `cut` before its end."""
         complete = [not flag for flag in cut] or [True] * len(texts)
         responses = self._tokenize([self.lead + text for text in texts])
-        return [[*ids, self.end] if ends else ids for ids, ends in zip(responses, complete, strict=True)]
+        return [Response([*ids, self.end] if ends else ids) for ids, ends in zip(responses, complete, strict=True)]
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:

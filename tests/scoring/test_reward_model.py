@@ -153,7 +153,7 @@ def test_the_longest_sequence_that_fits_is_scored(model: RewardModel) -> None:
     prompt = [{"role": "user", "content": "q"}]
     [head], [tail] = model.template.prompts([prompt], 1000), model.template.responses([" word"])
     assert model.positions is not None
-    word = len(model.template.responses([" word word"])[0]) - len(tail)
+    word = len(model.template.responses([" word word"])[0].ids) - len(tail)
     most = 1 + (model.positions - len(head.ids or ()) - len(tail)) // word
     assert [s is None for s in model.rewards([prompt] * 2, [" word" * most, " word" * (most + 1)])] == [False, True]
 

@@ -321,7 +321,7 @@ def test_a_response_that_was_cut_is_not_taught_to_end(world: World, tmp_path: Pa
     opened, report = make(tmp_path, world, records)
     template = Template(AutoTokenizer.from_pretrained(world.base / "model"))
     (cut, whole), *_ = opened.view("train", "grouped")["sequences"].to_pylist()
-    assert opened.sequence(cut)[1].tolist() == template.responses(["The opposite is"])[0][:-1]
-    assert opened.sequence(whole)[1].tolist() == template.responses(["Fast."])[0]
+    assert opened.sequence(cut)[1].tolist() == template.responses(["The opposite is"])[0].ids[:-1]
+    assert opened.sequence(whole)[1].tolist() == template.responses(["Fast."])[0].ids
     assert opened.sequence(whole)[1][-1] == template.end
     assert report["train"]["responses_without_end"] == 2

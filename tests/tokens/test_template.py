@@ -101,7 +101,7 @@ def test_a_space_that_the_template_puts_before_a_response_belongs_to_the_respons
     tokenizer.chat_template = ALTERNATING
     template = Template(tokenizer)
     assert template.lead == " "
-    assert tokenizer.decode(template.responses(["Yes."])[0]) == " Yes.<|end|>"
+    assert tokenizer.decode(template.responses(["Yes."])[0].ids) == " Yes.<|end|>"
 
 
 def test_the_end_of_turn_is_the_special_token_after_a_response(tokenizer: Any) -> None:

@@ -82,7 +82,7 @@ def test_a_saved_childs_responses_are_its_parents(parent: Path, tmp_path: Path) 
     texts = ["Yes.", "  indented\n"]
     assert (after.lead, after.end) == (before.lead, before.end)
     assert after.responses(texts) == before.responses(texts)
-    sampled = [[control["chosen"], *after.responses([text])[0]] for text in texts]
+    sampled = [[control["chosen"], *after.responses([text])[0].ids] for text in texts]
     found = [after.tokenizer.decode(ids, skip_special_tokens=True).removeprefix(after.lead) for ids in sampled]
     assert found == texts
 
