@@ -59,7 +59,8 @@ def test_a_conversation_has_the_drawn_number_of_tokens_and_the_same_ids_by_our_t
         prompt = template.prompts([record.prompt], SHORT.max_prompt)[0].ids
         assert prompt is not None
         assert len(prompt) == wanted
-        for text, ids, length in zip(record.responses, template.responses(record.responses), answers, strict=True):
+        for text, response, length in zip(record.responses, template.responses(record.responses), answers, strict=True):
+            ids = response.ids or []
             whole = [*record.prompt, {"role": "assistant", "content": text}]
             assert len(ids) == length
             assert tokenizer.apply_chat_template(whole)["input_ids"] == prompt + ids

@@ -75,6 +75,7 @@ class Template:
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
+        split_special_tokens: whether a special token that a text spells is text; if not, it is that token.
 
     Attributes:
         control: number of tokens at the end of prompts alone, which no length limit counts: 0 or 1.
@@ -85,8 +86,8 @@ class Template:
         HalosError: it has no template, or the template does not show the response's text exactly once.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, split_special_tokens: bool = True) -> None:
+        self.tokenizer, self.split_special_tokens = tokenizer, split_special_tokens
         if not tokenizer.chat_template:
             raise HalosError("the tokenizer has no chat template; name one as `template:` in the model's entry")
         turn = [{"role": "user", "content": "x"}]
@@ -131,7 +132,9 @@ class Template:
         except TemplateError:
             return self._render(_alternating(turns), generation=True)
 
-    def prompts(self, conversations: list[list[Turn]], max_length: int) -> list[Prompt]:
+    def prompts(
+        self, conversations: list[list[Turn]], max_length: int, tools: Sequence[list[dict[str, Any]]] = ()
+    ) -> list[Prompt]:
         """Token ids of prompts of at most `max_length` tokens, a control token not counted.
 
         A longer prompt loses its oldest turns first (a system turn stays); the last user turn is never cut.
@@ -148,11 +151,15 @@ class Template:
             for i, shorter in zip(cut, self._tokenize([self.render(kept[i]) for i in cut]), strict=True):
                 ids[i] = shorter
         return [
-            Prompt(prompt, dropped_turns=len(turns) - len(rest)) if len(prompt) <= max_length else Prompt(None, TOO_LONG)
+            Prompt(prompt, dropped_turns=len(turns) - len(rest))
+            if len(prompt) <= max_length
+            else Prompt(None, TOO_LONG)
             for turns, rest, prompt in zip(conversations, kept, ids, strict=True)
         ]
 
-    def responses(self, texts: list[str], cut: Sequence[bool] = ()) -> list[Response]:
+    def responses(
+        self, texts: list[str], cut: Sequence[bool] = (), fields: Sequence[dict[str, Any]] = ()
+    ) -> list[Response]:
         """Token ids of responses, with the end-of-turn token unless the response was `cut` before its end."""
         complete = [not flag for flag in cut] or [True] * len(texts)
         responses = self._tokenize([self.lead + text for text in texts])

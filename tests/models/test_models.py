@@ -459,7 +459,7 @@ def test_a_trained_reward_model_is_what_transformers_loads(
         template.prompts(CONVERSATIONS, 100),
         template.responses(["The Pacific.", "No!", "I do not."]),
     )
-    ids = [[*(prompt.ids or ()), *response] for prompt, response in zip(prompts, responses, strict=True)]
+    ids = [[*(prompt.ids or ()), *(response.ids or ())] for prompt, response in zip(prompts, responses, strict=True)]
     with torch.no_grad():
         alone = torch.cat([model(torch.tensor([i])).logits[:, 0] for i in ids])
         padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")

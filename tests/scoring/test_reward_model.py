@@ -90,7 +90,7 @@ def test_scores_are_those_that_training_reads_of_the_same_texts(
     responses = [response for record in records for response in record.responses]
     template = Template(AutoTokenizer.from_pretrained(run / "model"))
     ids = [tuple(p.ids or ()) for p in template.prompts(prompts, 1000)]
-    keys = list(zip(ids, map(tuple, template.responses(responses)), strict=True))
+    keys = list(zip(ids, (tuple(response.ids or ()) for response in template.responses(responses)), strict=True))
     known = [key in rows for key in keys]  # all but those that the store has truncated
     assert sum(known) > 0.9 * len(known)
     rewards = model.rewards(prompts, responses)
@@ -152,9 +152,10 @@ def test_what_cannot_be_scored_gets_none_and_is_said_once(
 def test_the_longest_sequence_that_fits_is_scored(model: RewardModel) -> None:
     prompt = [{"role": "user", "content": "q"}]
     [head], [tail] = model.template.prompts([prompt], 1000), model.template.responses([" word"])
+    assert tail.ids
     assert model.positions is not None
-    word = len(model.template.responses([" word word"])[0].ids) - len(tail)
-    most = 1 + (model.positions - len(head.ids or ()) - len(tail)) // word
+    word = len(model.template.responses([" word word"])[0].ids or ()) - len(tail.ids)
+    most = 1 + (model.positions - len(head.ids or ()) - len(tail.ids)) // word
     assert [s is None for s in model.rewards([prompt] * 2, [" word" * most, " word" * (most + 1)])] == [False, True]
 
 

@@ -44,13 +44,13 @@ def test_a_prompt_and_a_response_make_up_the_whole_templated_conversation(tokeni
     user, reply = turn("user", "Hello there."), "Good day."
     [prompt], [response] = template.prompts([[user]], 100), template.responses([reply])
     whole = tokenizer.apply_chat_template([user, turn("assistant", reply)], tokenize=False)
-    assert tokenizer.decode([*(prompt.ids or []), *response]) == whole
+    assert tokenizer.decode([*(prompt.ids or []), *(response.ids or ())]) == whole
 
 
 def test_indentation_of_a_response_is_kept(tokenizer: Any) -> None:
     text = "def f():\n    return 1\n\tend  "
-    [ids] = Template(tokenizer).responses([text])
-    assert tokenizer.decode(ids[:-1]) == text
+    [response] = Template(tokenizer).responses([text])
+    assert tokenizer.decode((response.ids or [])[:-1]) == text
 
 
 def test_a_long_prompt_loses_its_oldest_turns_and_keeps_system_and_last_user_turn(tokenizer: Any) -> None:

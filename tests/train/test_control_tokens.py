@@ -172,7 +172,7 @@ def test_training_sees_a_prompt_its_control_token_and_its_response(world: World,
     expected = Counter[tuple[int, ...]]()
     for record in records:
         [prompt], [asked] = before.prompts([record.prompt], 60), after.prompts([record.prompt], 61)
-        responses = before.responses(record.responses)
+        responses = [response.ids or [] for response in before.responses(record.responses)]
         for winner, loser in record.pairs:
             chosen = (*(prompt.ids or ()), control["chosen"], *responses[winner])
             assert chosen[: -len(responses[winner])] == tuple(asked.ids or ())
