@@ -82,6 +82,9 @@ class Dataset(Strict):
     eval_examples: Positive = Field(256, description="test prompts in the fixed evaluation subset of training")
     keep_desirable: Share = Field(1.0, description="share of the desirable responses kept, of train")
     keep_undesirable: Share = Field(1.0, description="share of the undesirable responses kept, of train")
+    split_special_tokens: bool = Field(
+        True, description="text that spells a special token stays text; false: it becomes that control token"
+    )
     label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")

@@ -157,6 +157,8 @@ def _record(settings: LabellerSlice, threshold: float | None, samples: list[Samp
     elif threshold is not None:
         desirable = [score > threshold for score in scores]
     cut = [sample.finish_reason == "length" for sample in samples]
+    template = next((sample.template for sample in samples if sample.template and sample.response_ids), None)
+    ids = [sample.response_ids if sample.template == template else None for sample in samples]
     return Feedback(
         prompt,
         [sample.response for sample in samples],
@@ -166,6 +168,9 @@ def _record(settings: LabellerSlice, threshold: float | None, samples: list[Samp
         desirable,
         target=scores.index(max(scores)),
         cut=cut if any(cut) else [],
+        tools=samples[0].tools,
+        response_ids=ids if template is not None else [],
+        template=template,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.sample.settings import SamplerSlice
+from halos.tokens.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,8 @@ class Transformers(Backend):
         torch.manual_seed(seed)
         # A row that is done keeps getting positions until the last row is done. Rotary positions have no end; learned
         # ones do, so there a batch holds requests of one limit.
-        rotary = getattr(self.network.config.get_text_config(), "rope_parameters", None) is not None
-        batches = (
-            [requests] if rotary else [list(batch) for _, batch in groupby(requests, lambda request: request.limit)]
-        )
+        by_limit = (list(batch) for _, batch in groupby(requests, lambda request: request.limit))
+        batches = list(by_limit) if Positions.of(self.network.config).fixed else [requests]
         tokens = [response for batch in batches for response in self._run(batch, temperature, top_p)]
         update(len(requests))
         return [response[: request.limit] for request, response in zip(requests, tokens, strict=True)]

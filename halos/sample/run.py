@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.samples import Sample
 from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.seeds import derive
+from halos.tokens.positions import Positions
 from halos.tokens.report import StoreMeta
-from halos.tokens.template import Template
+from halos.tokens.template import TOO_LONG, Template
 
 
 def sample(
@@ -53,17 +55,17 @@ def sample(
         HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, or the backend cannot run
             here.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if not len(prompts) == len(feedback) == len(output):
         raise HalosError("give as many --feedback and --output as --prompts")
     settings = SamplerSlice.read(config)
-    limit = StoreMeta.read(store / "meta.json").max_prompt_length
-    positions = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    meta, positions = StoreMeta.read(store / "meta.json"), Positions.read(model)
     tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
-    template = Template(tokenizer)
+    template = Template(tokenizer, meta.split_special_tokens)
+    limit = positions.prompt_limit(meta.max_prompt_length, template.control)
     sets = [
-        _prepare(PromptsSlice.read(file), records, template, limit, positions, settings.seed)
+        _prepare(PromptsSlice.read(file), records, template, limit, positions.limit, settings.seed)
         for file, records in zip(prompts, feedback, strict=True)
     ]
     longest = max(
@@ -104,15 +106,14 @@ def _prepare(
     """Template and tokenise the prompts of a set, and plan the responses.
 
     Args:
-        limit: most tokens of a prompt.
+        limit: most tokens of a prompt, a control token not counted.
         positions: most tokens of prompt and response together; None for a model without a limit.
     """
     records = select_prompts(feedback, settings.limit, settings.skip, settings.shuffle)
-    if positions is not None:
-        limit = min(limit, positions - template.control - 1)  # leaves room for one token of the response
-    prompts = [p.ids for p in template.prompts([r.prompt for r in records], limit)]
-    if too_long := sum(ids is None for ids in prompts):
-        print(f"{too_long} prompts are left out: their last user turn alone is longer than {limit} tokens")
+    templated = template.prompts([r.prompt for r in records], limit, [r.tools for r in records])
+    prompts = [p.ids for p in templated]
+    for problem, number in Counter(p.problem for p in templated if p.problem is not None).items():
+        print(f"{number} prompts are left out: {problem}" + (f" ({limit} tokens)" if problem == TOO_LONG else ""))
     wanted = settings.max_new_tokens
     room = [wanted if positions is None or ids is None else min(wanted, positions - len(ids)) for ids in prompts]
     if short := sum(tokens < wanted for tokens in room):
@@ -138,7 +139,8 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
     weights = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(backend.folder.glob("*.safetensors"))]
     prompt_ids = [record.prompt_id for record in prompt_set.records]
     inputs = hash_content([prompt_ids, prompt_set.ids, prompt_set.settings.samples, weights])
-    identity = {"seed": seed, "inputs": inputs, **backend.identity, **parameters}
+    template_hash = template.hash
+    identity = {"seed": seed, "inputs": inputs, "template": template_hash, **backend.identity, **parameters}
 
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
@@ -161,17 +163,20 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
                 bar.update,
             )
             for job, tokens in zip(chunk, generated, strict=True):
-                text, count, reason = _decode(tokens, backend.ends, template)
+                ids, reason = _ended(tokens, backend.ends)
                 record = prompt_set.records[job.record]
                 sample = Sample(
                     prompt_id=record.prompt_id,
                     prompt=record.prompt,
-                    response=text,
+                    tools=record.tools,
+                    response=_text(ids, reason, template),
                     sample=job.sample,
                     finish_reason=reason,
                     prompt_tokens=len(job.request.ids),
-                    response_tokens=count,
+                    response_tokens=len(ids),
                     seed=seed,
+                    response_ids=ids,
+                    template=template_hash,
                     **parameters,
                 )
                 file.write(sample.line())
@@ -184,11 +189,16 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
     partial.unlink()
 
 
-def _decode(tokens: list[int], ends: list[int], template: Template) -> tuple[str, int, Literal["stop", "length"]]:
-    """The text of a generated response, its length in tokens with the end of turn, and its finish reason."""
+def _ended(tokens: list[int], ends: list[int]) -> tuple[list[int], Literal["stop", "length"]]:
+    """The ids of a generated response up to the one that ended it, less the padding behind, and its finish reason."""
     end = next((index for index, token in enumerate(tokens) if token in ends), None)
-    text = template.tokenizer.decode(tokens[:end], skip_special_tokens=True).removeprefix(template.lead)
-    return (text, len(tokens), "length") if end is None else (text, end + 1, "stop")
+    return (tokens, "length") if end is None else (tokens[: end + 1], "stop")
+
+
+def _text(ids: list[int], reason: Literal["stop", "length"], template: Template) -> str:
+    """The text of a response without the id that ended it, and without what the template writes before responses."""
+    text: str = template.tokenizer.decode(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
+    return text.removeprefix(template.lead)
 
 
 def _resume(partial: Path, identity: dict[str, Any], chunks: list[int]) -> int:

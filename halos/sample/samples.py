@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
@@ -19,17 +20,22 @@ class Sample(Record):
 
     Attributes:
         prompt_id: hash of the prompt (halos.data.feedback.prompt_id).
+        tools: functions that the model may call, as JSON documents, where the prompt has any.
         sample: index among the prompt's samples, from 0.
         finish_reason: `stop` at an end-of-sequence token, `length` at the token limit; None where it is not known.
         prompt_tokens: length of the prompt.
         response_tokens: length of the response, with its end-of-sequence token.
         seed: seed of the cell, from which that of the sample is derived.
+        response_ids: token ids of the response as they were generated, the id that ended it last; None where they are
+            not known.
+        template: hash of the tokenizer and chat template that the response_ids are of (halos.tokens.template.Template).
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt_id: str
     prompt: list[Turn] | None = None
+    tools: list[dict[str, Any]] = []
     response: str
     sample: int
     finish_reason: str | None = None
@@ -39,6 +45,8 @@ class Sample(Record):
     temperature: float | None = None
     top_p: float | None = None
     max_new_tokens: int | None = None
+    response_ids: list[int] | None = None
+    template: str | None = None
 
     def line(self) -> str:
         """The sample as a line of its file, with the line's end."""

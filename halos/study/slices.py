@@ -64,7 +64,9 @@ def _data(config: Config, dataset: str) -> Content:
 def _tokens(config: Config, dataset: str, model: str) -> Content:
     settings = entry(config, "datasets", dataset)
     entry(config, "models", model)
-    keys = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
+    keys = (
+        "max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable", "split_special_tokens"
+    )  # fmt: skip
     return {"dataset": dataset, "model": model, **{key: getattr(settings, key) for key in keys}}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,11 +16,13 @@ from tqdm import tqdm
 
 from halos.data.feedback import Feedback
 from halos.tokens.index import ARROW, IndexTable, counts_of, mismatch
+from halos.tokens.learned import distinct, first_equal, without
 from halos.tokens.report import LengthQuantiles, SplitTokens
 from halos.tokens.selection import keep_labels
 from halos.tokens.settings import StoreSlice
 from halos.tokens.store import SPLITS
-from halos.tokens.template import Template
+from halos.tokens.tally import Tally
+from halos.tokens.template import Response, Template
 from halos.views import MISMATCHED, VIEWS, View
 
 IDS = pa.schema({"ids": pa.list_(pa.int32())})
@@ -61,10 +62,22 @@ class StoreBuilder:
         folder: an empty folder to write to.
         template: of the model's tokenizer.
         settings: lengths, and the fractions of labels that are kept.
+        prompt_limit: most tokens of a prompt; None for the settings' max_prompt_length.
+        vocabulary: number of token ids that the model has; None for its tokenizer's.
     """
 
-    def __init__(self, folder: Path, template: Template, settings: StoreSlice) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: Template,
+        settings: StoreSlice,
+        prompt_limit: int | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
         self.folder, self.template, self.settings = folder, template, settings
+        self.prompt_limit = settings.max_prompt_length if prompt_limit is None else prompt_limit
+        self.vocabulary = len(template.tokenizer) if vocabulary is None else vocabulary
+        self.template_hash = template.hash
         self.prompts, self.responses = TokenFile(folder / "prompts.arrow"), TokenFile(folder / "responses.arrow")
         self.prompt_rows: dict[bytes, int] = {}  # by prompt id: records of one prompt share its row
         self.prompt_lengths = array("i")  # of each prompt
@@ -75,54 +88,109 @@ class StoreBuilder:
         self.records: dict[str, list[tuple[str, bytes]]] = {split: [] for split in SPLITS}
 
     def add(self, split: str, records: Iterator[Feedback], chunk: int = 1_000) -> SplitTokens:
-        """Add the records of a split, `chunk` at a time; returns their counts."""
-        dropped: Counter[str] = Counter()
-        with_dropped_turns = without_end = 0
-        first = len(self.prompt)
+        """Add the records of a split, `chunk` at a time; returns their counts.
+
+        Raises:
+            HalosError: nothing is left of the split, or most of its texts spell special tokens.
+        """
+        tally, first = Tally(), len(self.prompt)
         bar = tqdm(desc=f"tokenize {split}", unit=" records", mininterval=1)
         while block := list(islice(records, chunk)):
-            prompts = self.template.prompts([r.prompt for r in block], self.settings.max_prompt_length)
-            kept = []
-            for record, prompt in zip(block, prompts, strict=True):
-                if prompt.ids is None:
-                    dropped[str(prompt.problem)] += 1
-                else:
-                    with_dropped_turns += prompt.dropped_turns > 0
-                    kept.append((record, prompt.ids))
-            cut = [flag for record, _ in kept for flag in record.cut or [False] * len(record.responses)]
-            texts = [text for record, _ in kept for text in record.responses]
-            responses = [response.ids or [] for response in self.template.responses(texts, cut)]
-            without_end += sum(cut)
-            self.responses.add(responses)
-            self.full_lengths.extend(map(len, responses))
-            self.prompts.add([ids for record, ids in kept if self._add_record(split, record, len(ids))])
+            for record, prompt, responses in self._tokenized(block, tally):
+                self._add_record(split, record, prompt, responses, tally)
             self.records[split] += [(record.prompt_id, record.digest) for record in block]
             bar.update(len(block))
         bar.close()
+        tally.numbers["records"] = len(self.records[split])
+        tally.check(split, self.settings, self.template, self.prompt_limit)
         rows = np.arange(first, len(self.prompt))
         lengths = self._lengths(self._prompt_of(rows), rows)
         full = np.asarray(self.full_lengths)[rows]
-        return SplitTokens(
-            records=len(self.records[split]),
-            prompts_with_dropped_turns=with_dropped_turns,
+        return tally.counts(
             truncated_responses=int((lengths[:, 1] < full).sum()),
-            responses_without_end=without_end,
             sequences=len(rows),
-            dropped=dict(dropped),
             length_quantiles=LengthQuantiles(prompt=_quantiles(lengths[:, 0]), response=_quantiles(full)),
         )
 
-    def _add_record(self, split: str, record: Feedback, prompt_length: int) -> bool:
-        """Add a record to the index tables; returns whether its prompt is a new one."""
+    def _tokenized(self, block: list[Feedback], tally: Tally) -> Iterator[tuple[Feedback, list[int], list[list[int]]]]:
+        """(record, ids of its prompt, ids of each response) of the records that can be used, without the responses that
+        cannot; the others are counted."""
+        prompts = self.template.prompts([r.prompt for r in block], self.prompt_limit, [r.tools for r in block])
+        tally.prompts(block, prompts)
+        kept = [(record, prompt) for record, prompt in zip(block, prompts, strict=True) if prompt.ids is not None]
+        tokenized = iter(self._responses([record for record, _ in kept], tally))
+        for record, prompt in kept:
+            assert prompt.ids is not None
+            responses = [next(tokenized) for _ in record.responses]
+            tally.responses(record, prompt, responses)
+            ids = [response.ids for response in responses if response.ids is not None]
+            left_out = [i for i, response in enumerate(responses) if response.ids is None]
+            usable = without(record, left_out) if left_out else record
+            if usable is None:
+                tally.dropped[str(responses[0].problem)] += 1
+            else:
+                tally.numbers["responses_without_end"] += sum(usable.cut)
+                yield usable, prompt.ids, ids
+
+    def _responses(self, records: list[Feedback], tally: Tally) -> list[Response]:
+        """All responses of some records: the tokens that a model with this template sampled, or else their text's."""
+        responses = [(record, i) for record in records for i in range(len(record.responses))]
+        sampled = [self._sampled(record, i) for record, i in responses]
+        tally.numbers["sampled_responses"] += len(sampled) - sampled.count(None)
+        tally.numbers["sampled_with_another_template"] += sum(
+            ids is not None for r in records if r.template != self.template_hash for ids in r.response_ids
+        )
+        written = [(record, i) for (record, i), ids in zip(responses, sampled, strict=True) if ids is None]
+        rest = iter(self.template.responses(
+            [record.responses[i] for record, i in written],
+            [bool(record.cut) and record.cut[i] for record, i in written],
+            [record.response_fields[i] if record.response_fields else {} for record, i in written],
+        ))  # fmt: skip
+        return [next(rest) if ids is None else self._checked(ids) for ids in sampled]
+
+    def _sampled(self, record: Feedback, i: int) -> list[int] | None:
+        """The tokens that a response was sampled as, if they are this template's: they are learned, not the text."""
+        if record.template != self.template_hash or not record.response_ids:
+            return None
+        return record.response_ids[i]
+
+    def _checked(self, ids: list[int]) -> Response:
+        """A sampled response as it was sampled: the id that ended it, if one did, is among them."""
+        if not ids or min(ids) < 0 or max(ids) >= self.vocabulary:
+            return Response(None, "response_ids are empty, or not ids of the model's")
+        return Response(ids)
+
+    def _add_record(
+        self, split: str, record: Feedback, prompt: list[int], responses: list[list[int]], tally: Tally
+    ) -> None:
+        """Add a record's tokens to the files, and its examples to the index tables."""
         new_row = len(self.prompt_lengths)
         row = self.prompt_rows.setdefault(bytes.fromhex(record.prompt_id[:32]), new_row)
         if row == new_row:
-            self.prompt_lengths.append(prompt_length)
+            self.prompts.add([prompt])
+            self.prompt_lengths.append(len(prompt))
+        room = self.room - len(prompt)
+        same = first_equal([ids[:room] for ids in responses])
+        learned = distinct(record, same) if len(set(same)) < len(same) else record
+        tally.numbers["equal_pairs"] += len(record.pairs) - len(learned.pairs)
+        tally.numbers["contradicting_labels"] += learned.desirable.count(None) - record.desirable.count(None)
+        nothing_to_compare = len(same) > 1 and not any(same)
+        tally.numbers["equal_groups"] += nothing_to_compare and bool(record.scores)
         for table in self.tables[split].values():
-            table.add(len(self.prompt), record)
-        self.prompt.extend([row] * len(record.responses))
-        self.keys.extend(_key(record.prompt_id, text) for text in record.responses)
-        return row == new_row
+            if not (table.view.grouped and nothing_to_compare):
+                table.add(len(self.prompt), learned)
+        self.prompt.extend([row] * len(responses))
+        self.responses.add(responses)
+        self.full_lengths.extend(map(len, responses))
+        self.keys.extend(
+            _key(record.prompt_id, text.encode() if self._sampled(record, i) is None else array("i", ids).tobytes())
+            for i, (text, ids) in enumerate(zip(record.responses, responses, strict=True))
+        )
+
+    @property
+    def room(self) -> int:
+        """Most tokens of prompt and response together, a control token at the prompt's end included."""
+        return self.settings.max_length + self.template.control
 
     def _prompt_of(self, sequences: np.ndarray) -> np.ndarray:
         """(N,) the prompt's row of each sequence with a real response."""
@@ -132,7 +200,7 @@ class StoreBuilder:
     def _lengths(self, prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
         """(N, 2) tokens of prompt and response, the response cut to what max_length leaves it."""
         prompt = np.asarray(self.prompt_lengths)[prompts]
-        response = np.minimum(np.asarray(self.full_lengths)[responses], self.settings.max_length - prompt)
+        response = np.minimum(np.asarray(self.full_lengths)[responses], self.room - prompt)
         return np.stack([prompt, response], axis=1)
 
     def finish(self) -> dict[str, Any]:
@@ -175,10 +243,9 @@ class StoreBuilder:
         return table.select(list(view.schema)), np.stack([self._prompt_of(rows), rows[other]], axis=1)
 
 
-def _key(prompt_id: str, response: str) -> int:
+def _key(prompt_id: str, response: bytes) -> int:
     """A 64-bit hash of a prompt and a response."""
-    text = prompt_id + "\0" + response
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(prompt_id.encode() + b"\0" + response, digest_size=8).digest(), "little")
 
 
 def _quantiles(values: np.ndarray) -> dict[str, int]:

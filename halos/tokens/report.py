@@ -18,19 +18,40 @@ class SplitTokens(Record):
     Attributes:
         records: feedback records read.
         prompts_with_dropped_turns: prompts whose oldest turns did not fit.
+        prompts_joined: prompts with turns that were joined, for a template that has no place for them as they are.
+        prompts_with_lost_text: prompts with text that the template does not show.
+        prompts_spelling_special_tokens: prompts with text that spells special tokens of the tokenizer.
+        responses_spelling_special_tokens: responses likewise.
         truncated_responses: responses cut to what max_length leaves them.
         responses_without_end: responses that the data marks as cut, so that they get no end-of-turn token.
+        sampled_responses: responses learned as the very tokens that a model sampled.
+        sampled_with_another_template: responses whose sampled tokens are of another tokenizer or chat template, so that
+            their text was tokenized anew.
         sequences: real responses, one sequence each.
         dropped: records left out, by reason.
+        dropped_responses: responses left out, by reason: a record that loses all of its own is in `dropped`.
+        equal_pairs: pairs left out because both sides are the same tokens, as they are or as max_length cuts them.
+        contradicting_labels: labels left out because an equal response to the same prompt has the opposite one.
+        equal_groups: groups left out because all their responses are the same tokens.
         length_quantiles: lengths of prompts as stored, and of responses before max_length cuts them.
     """
 
     records: int
     prompts_with_dropped_turns: int
+    prompts_joined: int = 0
+    prompts_with_lost_text: int = 0
+    prompts_spelling_special_tokens: int = 0
+    responses_spelling_special_tokens: int = 0
     truncated_responses: int
     responses_without_end: int
+    sampled_responses: int = 0
+    sampled_with_another_template: int = 0
     sequences: int
     dropped: dict[str, int]
+    dropped_responses: dict[str, int] = {}
+    equal_pairs: int = 0
+    contradicting_labels: int = 0
+    equal_groups: int = 0
     length_quantiles: LengthQuantiles
 
 
@@ -55,6 +76,7 @@ class StoreMeta(JsonFile):
     eval_examples: int
     keep_desirable: float
     keep_undesirable: float
+    split_special_tokens: bool = True
     template: str
     n_prompts: int
     n_responses: int

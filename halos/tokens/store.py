@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from halos.data.feedback import Feedback, prompt_ids, read, records_of
@@ -128,6 +129,15 @@ def check(store: Path, views: Sequence[str], output: Path, feedback: Path | None
                 f"stages want {prompts}: lower their rounds or prompts_per_round"
             )
     write_json(output, {"views": needed, "prompts": prompts})
+
+
+def labels_of(store: Store, split: str = "train") -> tuple[int, int]:
+    """Numbers of desirable and undesirable responses of a split."""
+    if not store.meta.views[split].get("unpaired"):
+        return 0, 0
+    labels = store.view(split, "unpaired")["desirable"]
+    desirable = int(pc.sum(labels).as_py())
+    return desirable, len(labels) - desirable
 
 
 def read_splits(eval_examples: int, train: Path, test: Path) -> dict[str, Iterator[Feedback]]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from halos.files import hash_content, hash_each, hash_files, whole
 from halos.tokens.builder import StoreBuilder
+from halos.tokens.notes import balance, notes
+from halos.tokens.positions import Positions
 from halos.tokens.report import StoreMeta, TokensReport
 from halos.tokens.settings import StoreSlice
-from halos.tokens.store import SPLITS, read_splits
+from halos.tokens.store import SPLITS, Store, labels_of, read_splits
 from halos.tokens.template import Template
 
 
@@ -26,15 +28,21 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
         report: JSON report to write: lengths, truncations and drops of each split.
 
     Raises:
-        HalosError: an input is missing or malformed, or the model's chat template cannot be used.
+        HalosError: an input is missing or malformed, the model's chat template cannot be used, the model has no
+            positions for max_length, or nothing is left of a split.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    settings = StoreSlice.read(config)
-    template = Template(AutoTokenizer.from_pretrained(model))
+    settings, model_config = StoreSlice.read(config), AutoConfig.from_pretrained(model)
+    positions = Positions.of(model_config)
+    if warning := positions.check(settings.model, settings.dataset, settings.max_length):
+        print(warning)
+    template = Template(AutoTokenizer.from_pretrained(model), settings.split_special_tokens)
+    limit = positions.prompt_limit(settings.max_prompt_length, template.control)
+    vocabulary = model_config.get_text_config().vocab_size
     with whole(output) as folder:
         folder.mkdir()
-        builder = StoreBuilder(folder, template, settings)
+        builder = StoreBuilder(folder, template, settings, limit, vocabulary)
         records = read_splits(settings.eval_examples, train, test)
         splits = {split: builder.add(split, records[split]) for split in SPLITS}
         counts = builder.finish()
@@ -50,7 +58,6 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
         meta.write(folder / "meta.json")
     TokensReport(**meta.model_dump(), train=splits["train"], test=splits["test"]).write(report)
     for split, counted in splits.items():
-        numbers = counted.model_dump(exclude={"dropped", "length_quantiles"})
-        print(f"{split}: " + ", ".join(f"{name} {number}" for name, number in numbers.items()))
-        for reason, number in counted.dropped.items():
-            print(f"{split}: dropped {number} ({reason})")
+        print(*notes(split, counted), sep="\n")
+    if line := balance(*labels_of(Store(output))):
+        print(line)

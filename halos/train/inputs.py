@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig
 
 from halos.errors import HalosError
 from halos.files import hash_files, hash_weights
 from halos.losses import Loss
 from halos.reference.cache import Reference, expected_hashes, parts_for, read_scores
+from halos.tokens.positions import Positions
 from halos.tokens.selection import select
 from halos.tokens.store import Store
 from halos.train.batches import Examples
@@ -100,11 +100,10 @@ class Inputs:
         return Examples(self.store, table, self.loss.view, self.reference, self.scores, control, packed)
 
     def _check_lengths(self) -> None:
-        config = AutoConfig.from_pretrained(self.parent).get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions is not None and self.longest > positions:
+        positions = Positions.read(self.parent)
+        if positions.fixed and positions.limit is not None and self.longest > positions.limit:
             raise HalosError(
-                f"a sequence of {self.longest} tokens does not fit the model's {positions} positions: lower the "
+                f"a sequence of {self.longest} tokens does not fit the model's {positions.limit} positions: lower the "
                 f"dataset's max_length"
             )
 
