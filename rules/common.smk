@@ -21,7 +21,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from halos.errors import HalosError
 from halos.study.catalogue import load
-from halos.study.checks import check_files, check_keys
+from halos.study.checks import check_files, check_keys, check_splits
 from halos.study.study import Study
 from halos.workflow.inputs import Inputs
 from halos.workflow.patterns import Patterns
@@ -31,6 +31,7 @@ from halos.workflow.targets import Targets
 try:
     study = Study(load(dict(config)))
     check_files(study)
+    check_splits(study)
 except HalosError as error:
     raise WorkflowError(str(error))
 

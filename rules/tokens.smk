@@ -54,6 +54,7 @@ rule check:
     resources:
         views=resources.views,
         prompts=resources.fresh_prompts,
+        test_for=resources.test_for,
     shell:
         r"""
         exec &>{log:q}
@@ -62,5 +63,6 @@ rule check:
             --views {resources.views} \
             --feedback {input.feedback:q} \
             --prompts {resources.prompts} \
+            --test-for {resources.test_for} \
             --output {output:q}
         """

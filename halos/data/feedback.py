@@ -266,8 +266,11 @@ def select_prompts(path: Path, limit: int | None, skip: int = 0, seed: int | Non
     """
     ids = prompt_ids(path, limit, skip, seed)
     if not len(ids):
+        total = len(prompt_ids(path))
         raise HalosError(
-            f"{path} has {len(prompt_ids(path))} prompts, of which {skip} are skipped: none is left; lower `skip`"
+            f"{path} has {total} prompts, of which {skip} are skipped: none is left; lower `skip`"
+            if total
+            else f"{path} has no prompts, as its dataset was made without this split: take prompts of another one"
         )
     first: dict[str, Feedback] = {}
     for record in records_of(path, ids):

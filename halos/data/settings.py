@@ -52,9 +52,10 @@ class Source(Strict):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that it has records for."""
+        """The splits that it may have records for; a `test_fraction` of 0 leaves the test split empty, too."""
         splits: tuple[str, ...] = getattr(self.function, "splits", SPLITS)
-        return splits
+        path = self.options.get("path")
+        return tuple(split for split in splits if split in path) if isinstance(path, dict) else splits
 
     def open(self, split: str, commit: str | None = None) -> Iterable[Feedback | Drop]:
         """The records and drops of a split.

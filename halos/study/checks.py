@@ -11,6 +11,7 @@ from halos.online.settings import Labeller
 from halos.scoring.api import read_key
 from halos.study.cells import RESULTS
 from halos.study.study import Study
+from halos.tokens.store import no_test_split
 
 
 def check_files(study: Study) -> None:
@@ -43,6 +44,19 @@ def check_files(study: Study) -> None:
         for wanted in (baseline, judge.difficulties):
             if wanted is not None and _missing(wanted):
                 raise HalosError(f"judges.{name} wants {wanted}, which does not exist; put it there")
+
+
+def check_splits(study: Study) -> None:
+    """Refuse a study that reads prompts of a test split that a dataset, by its settings, does not have.
+
+    Raises:
+        HalosError: naming the dataset and the entries that want its prompts.
+    """
+    read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
+    for name in [*study.settings.datasets, *sorted(read)]:
+        has_test = any("test" in source.splits for source in study.config.datasets[name].sources)
+        if not has_test and (wanted_by := study.test_for(name)):
+            raise HalosError(no_test_split(name, wanted_by))
 
 
 def check_keys(study: Study) -> None:

@@ -37,13 +37,13 @@ class SplitTokens(Record):
     """
 
     records: int
-    prompts_with_dropped_turns: int
+    prompts_with_dropped_turns: int = 0
     prompts_joined: int = 0
     prompts_with_lost_text: int = 0
     prompts_spelling_special_tokens: int = 0
     responses_spelling_special_tokens: int = 0
     truncated_responses: int
-    responses_without_end: int
+    responses_without_end: int = 0
     sampled_responses: int = 0
     sampled_with_another_template: int = 0
     sequences: int

@@ -66,6 +66,12 @@ class Store:
         """sha256 of the store's files."""
         return self.meta.hash
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the dataset has records for: train, and test unless it is made without one."""
+        files = {split: pq.ParquetFile(self.folder / f"records_{split}.parquet") for split in SPLITS}
+        return tuple(split for split, file in files.items() if file.metadata.num_rows)
+
     def sequence(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """(prompt ids, response ids), int32, of one sequence."""
         prompt, response = self._rows[row]
@@ -103,24 +109,35 @@ def _mapped(path: Path) -> pa.ChunkedArray:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["ids"]
 
 
-def check(store: Path, views: Sequence[str], output: Path, feedback: Path | None = None, prompts: int = 0) -> None:
+def check(
+    store: Path,
+    views: Sequence[str],
+    output: Path,
+    feedback: Path | None = None,
+    prompts: int = 0,
+    test_for: Sequence[str] = (),
+) -> None:
     """Check, before anything is trained, that a store has what a grid needs.
 
     Args:
         store: sequence store to check.
-        views: views that the grid's losses read; each split must have rows for all of them.
+        views: views that the grid's losses read; each split with records must have rows for all of them.
         output: JSON file to write when the store passes.
         feedback: feedback records of the train split, where online stages draw prompts from it.
         prompts: prompts that the rounds of online stages draw from the train split.
+        test_for: entries of the config that read prompts of the test split.
 
     Raises:
-        HalosError: the store has no rows for a view, or the train split has too few prompts.
+        HalosError: the store has no rows for a view, the train split has too few prompts, or there is no test split for
+            what reads one.
     """
     opened = Store(store)
     needed = sorted(set(views))
     for name in needed:
-        for split in SPLITS:
+        for split in opened.splits:
             opened.view(split, name)
+    if test_for and "test" not in opened.splits:
+        raise HalosError(no_test_split(opened.meta.dataset, test_for))
     if prompts and feedback is not None:
         available = len(prompt_ids(feedback))
         if available < prompts:
@@ -129,6 +146,14 @@ def check(store: Path, views: Sequence[str], output: Path, feedback: Path | None
                 f"stages want {prompts}: lower their rounds or prompts_per_round"
             )
     write_json(output, {"views": needed, "prompts": prompts})
+
+
+def no_test_split(dataset: str, wanted_by: Sequence[str]) -> str:
+    """What to say about a dataset without a test split, of which entries of the config want prompts."""
+    return (
+        f"dataset {dataset} has no test split, and {', '.join(wanted_by)} {'want' if wanted_by[1:] else 'wants'} its "
+        f"prompts: give it one (test_fraction, or a test file), take prompts of another dataset, or leave that out"
+    )
 
 
 def labels_of(store: Store, split: str = "train") -> tuple[int, int]:

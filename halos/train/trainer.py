@@ -72,7 +72,10 @@ class Trainer:
         self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
         self.objective = Objective(self.stage, self.loss, self.policy, self.live, self.accelerator)
 
-        self.examples, self.held_out = (inputs.examples(split, begun.control, packed) for split in ("train", "test"))
+        self.examples = inputs.examples("train", begun.control, packed)
+        self.held_out = inputs.examples("test", begun.control, packed) if "test" in inputs.store.splits else None
+        if self.held_out is None:
+            self._say(f"dataset {inputs.store.meta.dataset} has no test split: nothing is evaluated during training")
         self.batches = GlobalBatches(
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
@@ -96,7 +99,7 @@ class Trainer:
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss)  # fmt: skip
         if step == 0:
-            self._record({"split": "eval", "step": 0, "examples": 0, **self.evaluate(step)})
+            self._evaluate(step, examples=0)
         while step < len(self.batches):
             metrics = self.step(step)
             step += 1
@@ -105,7 +108,7 @@ class Trainer:
             bar.update()
             last = step == len(self.batches)
             if last or step % self.stage.eval_every == 0:
-                self._record({"split": "eval", "step": step, "examples": metrics["examples"], **self.evaluate(step)})
+                self._evaluate(step, metrics["examples"])
             if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
                 self.publisher.model(self._kept / f"step{step}", merge=False)
             reason = self.stopping.reason(self.accelerator)
@@ -116,7 +119,7 @@ class Trainer:
                     raise Stopped(f"stopped by {reason} after step {step} of {len(self.batches)}, with a checkpoint; "
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
-        data = {"train": self.examples.counts(), "test": self.held_out.counts()}
+        data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
         self.publisher.run(
             self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters
         )  # fmt: skip
@@ -171,9 +174,15 @@ class Trainer:
             self.accelerator.clip_grad_norm_(head, self.stage.value_max_grad_norm)
         return float(norm)
 
+    def _evaluate(self, step: int, examples: int) -> None:
+        """Log the metrics of the held-out examples, if there are any, after `step` steps over so many examples."""
+        if self.held_out is not None:
+            self._record({"split": "eval", "step": step, "examples": examples, **self.evaluate(step)})
+
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics of the held-out examples, as one global batch, after `step` steps."""
+        """Metrics of the held-out examples, of which there must be some, as one global batch, after `step` steps."""
+        assert self.held_out is not None
         self.policy.eval()
         batch = self._prepare(self.held_out, np.arange(len(self.held_out)))
         metrics, _ = self.objective(batch, backward=False)

@@ -145,3 +145,7 @@ class StudyResources(JobResources):
         stages = [self._study.stage(c) for c in self._study.trained if c.dataset == wildcards.dataset]
         rounds = [stage.online for stage in stages if stage.online]
         return max((online.rounds * online.prompts_per_round for online in rounds), default=0)
+
+    def test_for(self, wildcards: Any) -> str:
+        """The entries of the config that read prompts of a dataset's test split, separated by spaces."""
+        return " ".join(self._study.test_for(wildcards.dataset))

@@ -115,6 +115,6 @@ def test_a_slice_with_a_setting_that_there_is_not_is_refused(world: World) -> No
 def test_sequences_longer_than_the_model_has_positions_for_are_refused(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.base, tmp_path / "short")
     file = tmp_path / "short/model/config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": 20}))
+    file.write_text(json.dumps({"model_type": "gpt2", "n_positions": 20}))  # learned positions: there are no more
     with pytest.raises(HalosError, match="tokens does not fit the model's 20 positions: lower the dataset's max_len"):
         Inputs.open(world.slice("runs/d/m/simpo/seed1"), tmp_path / "short", world.store)

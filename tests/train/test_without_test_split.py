@@ -1,0 +1,143 @@
+"""A dataset without a test split: it can be trained on, and whatever wants its test prompts is refused beforehand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from halos.data import feedback
+from halos.data.report import DataReport
+from halos.errors import HalosError
+from halos.report.dataset.describe import describe
+from halos.sample.run import sample
+from halos.settings import dump
+from halos.study.catalogue import load
+from halos.study.checks import check_splits
+from halos.study.study import Study
+from halos.tokens.store import check
+from halos.tokens.tokenize import tokenize
+from halos.workflow.resources import StudyResources
+from tests.conftest import CATALOGUE, World
+from tests.train.runs import log
+
+
+@dataclass(frozen=True)
+class Made:
+    """A world whose store has an empty test split, and where its data is."""
+
+    world: World
+    train: Path
+    test: Path
+
+
+@pytest.fixture(scope="module")
+def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    results = tmp_path_factory.mktemp("trainonly")
+    own = World(results, world.config)
+    (results / "models").mkdir()
+    (results / "models/m").symlink_to(world.base)
+    train, test = world.results / "data/d/train.parquet", results / "data/d/test.parquet"
+    test.parent.mkdir(parents=True)
+    feedback.write([], test)
+    config = own.slice("tokens/d/m")
+    tokenize(config, train, test, own.base / "model", own.store, config.with_name("report.json"))
+    return Made(own, train, test)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto", "grpo", "bradley_terry"])
+def test_a_cell_is_trained_without_evaluations(
+    stage: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(made.world.store, [made.world.config.stage(stage, "m").reads], tmp_path / "checked.json")
+    run = made.world.train(tmp_path / "run", stage)
+    lines = log(run)
+    assert {line["split"] for line in lines} == {"train"}
+    assert lines[-1]["examples"] >= 64
+    assert "dataset d has no test split: nothing is evaluated during training" in capsys.readouterr().err
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["data"].keys() == {"train"}
+    assert (run / "model/model.safetensors").is_file()
+
+
+def test_what_wants_its_test_prompts_is_refused_before_anything_is_trained(made: Made, tmp_path: Path) -> None:
+    checked = tmp_path / "checked.json"
+    with pytest.raises(HalosError, match=r"dataset d has no test split, and prompts\.p, tasks\.t want its prompts"):
+        check(made.world.store, ["sft"], checked, test_for=["prompts.p", "tasks.t"])
+    assert not checked.exists()
+    (tmp_path / "prompts.yaml").write_text(dump({"limit": 2}))
+    with pytest.raises(HalosError, match=r"test.parquet has no prompts, as its dataset was made without this split"):
+        sample(made.world.slice("runs/d/m/base/seed1"), [tmp_path / "prompts.yaml"], [made.test],
+               made.world.base / "model", made.world.store, [tmp_path / "samples.jsonl"])  # fmt: skip
+
+
+def test_the_data_report_shows_the_split_that_there_is(made: Made, world: World, tmp_path: Path) -> None:
+    prepared = DataReport.read(world.results / "data/d/report.json")
+    nothing = prepared.test.model_copy(update={"rows_in": 0, "rows_out": 0, "drops": {}, "sources": ()})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.parquet").symlink_to(made.train)
+    (folder / "test.parquet").symlink_to(made.test)
+    prepared.model_copy(update={"test": nothing}).write(folder / "report.json")
+    tokens = made.world.store.with_name("report.json")
+    describe(folder / "report.json", tokens, made.world.store, made.world.base / "model", tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["test"]["prompts"], report["test"]["responses"]) == (0, 0)
+    assert report["train"]["prompts"] > 0
+
+
+def study(**changes: Any) -> Study:
+    """The small catalogue's grid on a dataset of one local file, its entries changed."""
+    content = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    content["datasets"]["d"]["sources"] = [{"name": "local", "options": {"path": {"train": "mine.jsonl"}}}]
+    content["datasets"]["other"] = CATALOGUE["datasets"]["d"]
+    for kind, entries in changes.items():
+        content[kind] = {**content.get(kind, {}), **entries}
+    return Study(load(content))
+
+
+GRID = {"datasets": ["d"], "models": ["m"], "methods": ["sft"]}
+ONLINE = {"loss": "kto", "online": {"rounds": 1, "prompts_per_round": 4, "label": "l"}}
+LABELLER = {"l": {"kind": "verifier", "verifier": "toy", "feedback": "binary"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"grids": {"g": {**GRID, "judges": ["j"]}}}, r"prompts\.p wants"),
+        ({"grids": {"g": {**GRID, "prompts": ["p"], "tasks": ["t"]}}}, r"prompts\.p, tasks\.t want"),
+        ({"grids": {"g": {**GRID, "methods": ["ask"]}}, "stages": {"ask": ONLINE}, "labellers": LABELLER},
+         r"stages\.ask\.online wants"),
+        ({"grids": {"g": {**GRID, "datasets": ["other"], "prompts": ["q"]}}, "prompts": {"q": {"dataset": "d"}}},
+         r"prompts\.q wants"),
+    ],
+)  # fmt: skip
+def test_what_the_settings_show_is_refused_at_the_dry_run(changes: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(HalosError, match=rf"dataset d has no test split, and {wanted} its prompts"):
+        check_splits(study(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grids": {"g": GRID}},
+        {"grids": {"g": {**GRID, "prompts": ["q"]}}, "prompts": {"q": {"dataset": "other"}}},
+        {"grids": {"g": {**GRID, "prompts": ["q"]}}, "prompts": {"q": {"split": "train"}}},
+    ],
+)
+def test_a_grid_that_reads_no_test_prompts_of_it_is_fine(changes: dict[str, Any]) -> None:
+    made = study(**changes)
+    check_splits(made)
+    assert made.test_for("d") == []
+
+
+def test_the_check_is_told_what_reads_the_test_split() -> None:
+    class Wildcards:
+        dataset = "d"
+
+    grid = {**GRID, "judges": ["j"], "tasks": ["t"]}
+    assert StudyResources(study(grids={"g": grid})).test_for(Wildcards()) == "prompts.p tasks.t"
