@@ -74,6 +74,7 @@ SLICES = {
         "eval_examples",
         "keep_desirable",
         "keep_undesirable",
+        "split_special_tokens",
     },
     "judges/j": {
         "judge",
@@ -142,6 +143,7 @@ EDITS = {
     "stages/dpo/optimizer": ["runs/d/m/dpo/seed1", "runs/d/m/sft-dpo/seed1"],
     "datasets/d/max_length": ["tokens/d/m"],
     "datasets/d/keep_desirable": ["tokens/d/m"],
+    "datasets/d/split_special_tokens": ["tokens/d/m"],
     "datasets/d/sources": ["data/d"],
     "models/m/seed": ["models/m"],
     "models/m/attention": ["models/m", *(f for f in FOLDERS if f.startswith("runs"))],
@@ -156,7 +158,7 @@ EDITS = {
     "grids/g/seeds": [],
 }
 VALUES: dict[str, Any] = {
-    "optimizer": "SGD", "keep_desirable": 0.25,
+    "optimizer": "SGD", "keep_desirable": 0.25, "split_special_tokens": False,
     "sources": [{"name": "toy"}], "attention": "eager", "seeds": [1, 2], "humanline": True,
     "reward_model": "sft-bradley_terry", "reward_models": ["bradley_terry"],
     "resources": {"gpus": 4, "parallel": "fsdp", "gradient_checkpointing": True},

@@ -1,0 +1,307 @@
+"""What becomes of texts that cannot be learned as they are: counted and said, or refused before work is spent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoTokenizer
+
+from halos.data import feedback
+from halos.data.feedback import Feedback
+from halos.errors import HalosError
+from halos.settings import dump
+from halos.tokens.learned import distinct, first_equal, without
+from halos.tokens.notes import balance
+from halos.tokens.positions import Positions
+from halos.tokens.store import Store
+from halos.tokens.template import Template
+from halos.tokens.tokenize import tokenize
+from tests.conftest import World
+
+LIMITS = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 100}
+
+
+def ask(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def make(
+    folder: Path, world: World, train: list[Feedback], test: list[Feedback] | None = None, **settings: Any
+) -> tuple[Store, dict[str, Any]]:
+    """A store of the base model, and its report. Without a test split of its own, test is as train."""
+    folder.mkdir(exist_ok=True)
+    model = settings.pop("model", world.base / "model")
+    (folder / "config.yaml").write_text(dump({"dataset": "d", "model": "m", **LIMITS, **settings}))
+    for name, records in (("train", train), ("test", train if test is None else test)):
+        feedback.write(records, folder / f"{name}.parquet")
+    tokenize(folder / "config.yaml", folder / "train.parquet", folder / "test.parquet", model, folder / "store",
+             folder / "report.json")  # fmt: skip
+    return Store(folder / "store"), json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def template(world: World) -> Template:
+    return Template(AutoTokenizer.from_pretrained(world.base / "model"))
+
+
+OTHER = Feedback(ask("And this?"), ["Never.", "Always."], "x", pairs=[(0, 1)], desirable=[True, False], target=0,
+                 scores=[1.0, 0.0])  # fmt: skip
+START = "word " * 60
+"""Longer than any response can be: whatever follows is cut away."""
+
+
+# ---- sampled tokens --------------------------------------------------------------------------------------------
+
+
+def sampled(made_by: Template, *ids: list[int] | None, **fields: Any) -> Feedback:
+    """A record of responses with these token ids, whose texts are others."""
+    texts = [f"Not what was sampled, {i}." for i in range(len(ids))]
+    return Feedback(ask("Is it so?"), texts, "s", scores=[float(i) for i in range(len(ids))], response_ids=list(ids),
+                    **{"template": made_by.hash, **fields})  # fmt: skip
+
+
+def test_sampled_tokens_are_learned_exactly(world: World, template: Template, tmp_path: Path) -> None:
+    """Ended by the template's end, by another id, and not at all; cut at max_length; and one written elsewhere."""
+    long = [20 + i % 50 for i in range(90)]
+    ids = [[21, 22, template.end], [23, 24, 300], [25, 26, 27], long, None]
+    store, report = make(tmp_path, world, [sampled(template, *ids, cut=[False, False, True, True, False]), OTHER])
+    [rows, _] = store.view("train", "grouped")["sequences"].to_pylist()
+    found = [store.sequence(row)[1].tolist() for row in rows]
+    room = 60 - len(store.sequence(rows[0])[0])
+    assert found[:3] == ids[:3]
+    assert found[3] == long[:room]
+    assert found[4] == template.responses(["Not what was sampled, 4."])[0].ids
+    counts = report["train"]
+    assert (counts["sampled_responses"], counts["sampled_with_another_template"]) == (4, 0)
+    assert (counts["truncated_responses"], counts["responses_without_end"]) == (1, 2)
+
+
+def test_tokens_of_another_template_are_tokenized_anew_and_counted(
+    world: World, template: Template, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = sampled(template, [21, 22, template.end], [23, 24], cut=[False, True], template="another")
+    store, report = make(tmp_path, world, [record, OTHER], [OTHER])
+    [rows, _] = store.view("train", "grouped")["sequences"].to_pylist()
+    texts = template.responses(record.responses, record.cut)
+    assert [store.sequence(row)[1].tolist() for row in rows] == [response.ids for response in texts]
+    assert [report[split]["sampled_with_another_template"] for split in ("train", "test")] == [2, 0]
+    said = "train: 2 responses were sampled with another tokenizer or chat template, so that their text was tokenized"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", [[], [-1, 5], [10, 10**6]])
+def test_ids_that_the_model_does_not_have_cost_their_response_alone(
+    broken: list[int], world: World, template: Template, tmp_path: Path
+) -> None:
+    record = sampled(template, [21, 22], broken, [23], pairs=[(0, 1), (2, 0)], desirable=[True, False, None], target=1)
+    gone = sampled(template, broken)
+    store, report = make(tmp_path, world, [record, replace(gone, prompt=ask("Gone?")), OTHER])
+    counts = report["train"]
+    assert counts["records"] == 3
+    assert list(counts["dropped"].values()) == [1]
+    assert list(counts["dropped_responses"].values()) == [2]
+    assert counts["dropped"].keys() == counts["dropped_responses"].keys()
+    assert counts["sequences"] == 2 + len(OTHER.responses)
+    [group, _] = store.view("train", "grouped").to_pylist()
+    assert ([store.sequence(row)[1].tolist() for row in group["sequences"]], group["scores"]) == (
+        [[21, 22], [23]], [0.0, 2.0]
+    )  # fmt: skip
+    pairs = store.view("train", "paired").to_pylist()
+    assert [store.sequence(pairs[0][role])[1].tolist() for role in ("chosen", "rejected")] == [[23], [21, 22]]
+    assert [row["desirable"] for row in store.view("train", "unpaired").to_pylist()] == [True, True, False]
+    assert store.view("train", "sft").num_rows == 1
+
+
+def test_the_examples_of_sampled_tokens_do_not_depend_on_their_text(
+    world: World, template: Template, tmp_path: Path
+) -> None:
+    """Mismatched ones included, which are drawn by a hash."""
+    hashes = []
+    for name in ("a", "b"):
+        records = [
+            replace(sampled(template, [20 + i, 30], [40, 50 + i]), prompt=ask(f"Number {i}?"),
+                    responses=[f"{name} {i}", f"{name}{name} {i}"])
+            for i in range(12)
+        ]  # fmt: skip
+        files = make(tmp_path / name, world, records)[0].meta.files
+        hashes.append({file: digest for file, digest in files.items() if not file.startswith("records")})
+    assert hashes[0] == hashes[1]
+
+
+# ---- equal after the cut ---------------------------------------------------------------------------------------
+
+
+def test_a_pair_that_the_cut_makes_equal_is_no_pair(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        Feedback(ask("Which?"), [START + "yes", START + "no", "Short."], "x", pairs=[(0, 1), (0, 2)], target=0),
+        Feedback(ask("Why?"), ["Equal in full.", "Equal in full."], "x", pairs=[(0, 1)]),
+        OTHER,
+    ]
+    store, report = make(tmp_path, world, records)
+    pairs = store.view("train", "paired").to_pylist()
+    assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [(0, 2), (5, 6)]
+    assert report["train"]["equal_pairs"] == 2
+    assert report["views"]["train"]["paired"] == 2
+    assert "train: 2 pairs were dropped: both sides are the same tokens" in capsys.readouterr().out
+    for pair in pairs:
+        assert store.sequence(pair["chosen"])[1].tolist() != store.sequence(pair["rejected"])[1].tolist()
+
+
+def test_a_label_against_an_equal_response_is_no_label(world: World, tmp_path: Path) -> None:
+    records = [
+        Feedback(ask("Which?"), [START + "yes", START + "no", "So."], "x", desirable=[True, False, True]),
+        Feedback(ask("Why?"), [START + "yes", START + "no"], "x", desirable=[True, True]),
+        Feedback(ask("How?"), [START + "yes", START + "no"], "x", desirable=[False, None]),
+    ]
+    store, report = make(tmp_path, world, records)
+    rows = store.view("train", "unpaired").to_pylist()
+    assert [(row["sequence"], row["desirable"]) for row in rows] == [(2, True), (3, True), (4, True), (5, False)]
+    assert report["train"]["contradicting_labels"] == 2
+
+
+def test_a_group_of_equal_responses_is_no_group(world: World, tmp_path: Path) -> None:
+    records = [
+        Feedback(ask("Which?"), [START + "yes", START + "no"], "x", scores=[1.0, 0.0]),
+        Feedback(ask("Why?"), [START + "yes", START + "no", "So."], "x", scores=[1.0, 0.5, 0.0]),
+        Feedback(ask("How?"), ["Alone."], "x", scores=[1.0]),
+    ]
+    store, report = make(tmp_path, world, records)
+    assert [len(group) for group in store.view("train", "grouped")["sequences"].to_pylist()] == [3, 1]
+    assert report["train"]["equal_groups"] == 1
+    assert store.view("train", "scored").num_rows == 6
+
+
+def test_what_is_left_of_a_record_keeps_its_order() -> None:
+    record = Feedback(ask("?"), ["a", "b", "c"], "x", scores=[1.0, 2.0, 3.0], pairs=[(2, 1), (0, 2)], target=2,
+                      desirable=[True, None, False], cut=[False, True, False],
+                      response_fields=[{}, {"x": 1}, {}])  # fmt: skip
+    assert without(record, {1}) == Feedback(
+        ask("?"), ["a", "c"], "x", scores=[1.0, 3.0], pairs=[(0, 1)], target=1, desirable=[True, False],
+        cut=[False, False], response_fields=[{}, {}],
+    )  # fmt: skip
+    left = without(record, {0, 2})
+    assert left is not None
+    assert (left.responses, left.pairs, left.target, left.desirable) == (["b"], [], None, [None])
+    assert without(record, {0, 1, 2}) is None
+
+
+def test_responses_are_equal_by_their_tokens() -> None:
+    assert first_equal([[1, 2], [3], [1, 2], [3], [1]]) == [0, 1, 0, 1, 4]
+    record = Feedback(ask("?"), ["a", "b", "c"], "x", pairs=[(0, 2), (0, 1)], desirable=[True, True, False])
+    made = distinct(record, [0, 1, 0])
+    assert (made.pairs, made.desirable) == ([(0, 1)], [None, True, None])
+
+
+# ---- positions and lengths -------------------------------------------------------------------------------------
+
+
+def with_config(world: World, folder: Path, config: dict[str, Any]) -> Path:
+    """The base model's folder with another config, for its tokenizer."""
+    shutil.copytree(world.base / "model", folder)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 512, **config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "gpt2", "n_positions": 50}, {"model_type": "opt", "max_position_embeddings": 50},
+               {"model_type": "gpt_bigcode", "n_positions": 50}]
+)  # fmt: skip
+def test_a_max_length_beyond_learned_positions_is_refused_when_tokenizing(
+    config: dict[str, Any], world: World, tmp_path: Path
+) -> None:
+    model = with_config(world, tmp_path / "model", config)
+    with pytest.raises(HalosError, match=r"datasets\.d\.max_length is 60, and the model m has 50 positions, which it"):
+        make(tmp_path / "a", world, [OTHER], model=model)
+    assert not (tmp_path / "a/store").exists()
+    make(tmp_path / "b", world, [OTHER], model=model, max_length=50)
+
+
+def test_a_max_length_beyond_rotary_positions_is_a_warning_and_its_prompts_are_those_of_sampling(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((world.base / "model/config.json").read_text())
+    model = with_config(world, tmp_path / "model", {**config, "max_position_embeddings": 30})
+    fits, not_quite = (
+        Feedback(ask("w " * 10), ["Yes."], "x", target=0),
+        Feedback(ask("w " * 31), ["No."], "x", target=0),
+    )
+    store, report = make(tmp_path / "a", world, [fits, not_quite], model=model)
+    assert "warning: datasets.d.max_length is 60, and the model m has 30 positions" in capsys.readouterr().out
+    assert sum(report["train"]["dropped"].values()) == 1
+    assert store.lengths[:, 0].max() < 30
+    _, plain = make(tmp_path / "b", world, [fits, not_quite])
+    assert plain["train"]["dropped"] == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "expected"),
+    [
+        ("gpt2", {"n_positions": 64}, Positions(64, fixed=True)),
+        ("opt", {"max_position_embeddings": 64}, Positions(64, fixed=True)),
+        ("llama", {"max_position_embeddings": 64}, Positions(64, fixed=False)),
+        ("gpt_neox", {"max_position_embeddings": 64}, Positions(64, fixed=False)),
+        ("bloom", {}, Positions(None, fixed=False)),
+        ("falcon", {"max_position_embeddings": 64, "alibi": True}, Positions(64, fixed=False)),
+    ],
+)
+def test_positions_that_are_learned_are_fixed(kind: str, config: dict[str, Any], expected: Positions) -> None:
+    assert Positions.of(AutoConfig.for_model(kind, **config)) == expected
+
+
+def test_when_no_prompt_fits_the_shortest_and_the_setting_are_named(
+    world: World, template: Template, tmp_path: Path
+) -> None:
+    long = [Feedback(ask("word " * n), ["Yes."], "x", target=0) for n in (70, 55, 90)]
+    for name, splits in (("train", (long, [OTHER])), ("test", ([OTHER], long))):
+        with pytest.raises(HalosError, match=rf"no prompt of the {name} split of dataset d fits 40 tokens") as found:
+            make(tmp_path / name, world, *splits)
+        assert "raise datasets.d.max_prompt_length (now 40)" in str(found.value)
+        shortest = int(str(found.value).split(" alone has ")[1].split(":")[0])
+        assert shortest == len(template.prompts([long[1].prompt], 10**6)[0].ids or [])
+    limits = {"max_prompt_length": shortest, "max_length": 200}
+    _, report = make(tmp_path / "raised", world, long, **limits)  # what it advises helps
+    assert sum(report["train"]["dropped"].values()) == 2
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("numbers", "begins", "ends"),
+    [
+        ((40, 10), "train: 40 desirable and 10 undesirable responses (4 : 1): the authors of KTO advise",
+         "undesirable_weight * 10: undesirable_weight between 3 and 4, with the other one at 1"),
+        ((10, 40), "train: 10 desirable and 40 undesirable responses (0.25 : 1): ",
+         ": desirable_weight between 4 and 5.33, with the other one at 1"),
+        ((3, 0), "train: 3 desirable and 0 undesirable responses: ", "add undesirable ones, or use another"),
+        ((0, 3), "train: 0 desirable and 3 undesirable responses: ", "add desirable ones, or use another"),
+        ((12, 10), "train: 12 desirable and 10 undesirable responses (1.2 : 1)", " (1.2 : 1)"),
+    ],
+)  # fmt: skip
+def test_labels_out_of_balance_are_said_with_the_weights_that_restore_it(
+    numbers: tuple[int, int], begins: str, ends: str
+) -> None:
+    line = str(balance(*numbers))
+    assert line.startswith(begins)
+    assert line.endswith(ends)
+
+
+def test_no_labels_no_line() -> None:
+    assert balance(0, 0) is None
+
+
+def test_the_balance_is_that_of_the_labels_that_are_kept(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [Feedback(ask(f"Number {i}?"), ["Yes.", "No."], "x", desirable=[True, False]) for i in range(20)]
+    make(tmp_path / "whole", world, records)
+    assert "train: 20 desirable and 20 undesirable responses (1 : 1)\n" in capsys.readouterr().out
+    make(tmp_path / "part", world, records, keep_undesirable=0.1)
+    assert "20 desirable and 2 undesirable responses (10 : 1): the authors of KTO" in capsys.readouterr().out
