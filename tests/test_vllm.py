@@ -22,6 +22,7 @@ from halos.sample.run import sample
 from halos.settings import dump, read_slice
 from halos.tokens.template import Template
 from tests.conftest import World
+from tests.online.thinking import check_round, play
 
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-vllm/bin/python"
@@ -175,7 +176,7 @@ def test_the_prompts_end_in_the_control_token(runs: Runs, model: Path) -> None:
 
 
 def test_lines_have_the_same_form_and_order_as_those_of_transformers(runs: Runs) -> None:
-    drawn = ("response", "response_tokens", "finish_reason")
+    drawn = ("response", "response_tokens", "response_ids", "finish_reason")
     for name in SETS:
         found, expected = (
             [{k: v for k, v in line.items() if k not in drawn} for line in lines[name]]
@@ -210,6 +211,21 @@ def test_a_response_ends_where_the_models_positions_do(runs: Runs) -> None:
     cut = [line for line in runs.vllm["long"] if line["finish_reason"] == "length"]
     assert all(line["prompt_tokens"] + line["response_tokens"] == 256 for line in cut)
     assert cut
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_r1_distill"])
+def test_a_round_of_a_thinking_model_learns_the_ids_that_were_sampled(
+    name: str, environment: None, world: World, tmp_path: Path
+) -> None:
+    def sampled(config: Path, prompts: list[Path], feedback: list[Path], *rest: Any) -> None:
+        model, store, output = rest
+        command = [str(PYTHON), "-m", "halos", "sample", "--backend", "vllm", "--batch", "4",
+                   "--config", config, "--model", model, "--store", store, "--prompts", *prompts,
+                   "--feedback", *feedback, "--output", *output]  # fmt: skip
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+
+    check_round(play(world, tmp_path / "round", name, sampled))
 
 
 def test_more_gpus_than_there_are_are_refused(world: World, model: Path, tmp_path: Path) -> None:

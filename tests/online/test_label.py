@@ -190,3 +190,23 @@ def test_a_reward_model_labels_the_same_in_two_processes_as_in_one(world: World,
     assert [r.desirable for r in shared] == [r.desirable for r in alone]
     assert [s for r in shared for s in r.scores] == pytest.approx([s for r in alone for s in r.scores], abs=1e-5)
     assert json.loads((tmp_path / "two.json").read_text())["files"][0]["scored"] == len(lines)
+
+
+def test_the_tokens_of_samples_go_on_with_their_labels(tmp_path: Path) -> None:
+    """A sample made elsewhere has none, and tokens of another template than the first's are of no use beside them."""
+    file = samples(tmp_path / "s", ["0", "1", "2", "x"], ["3"])
+    more = [{"response_ids": [1, 2], "template": "t"}, {}, {"response_ids": [4], "template": "other"},
+            {"response_ids": [5], "template": "t"}, {}]  # fmt: skip
+    lines = [json.loads(line) | extra for line, extra in zip(file.open(), more, strict=True)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [[first, second]], _ = run(tmp_path, file)
+    assert (first.responses, first.response_ids, first.template) == (["0", "1", "2"], [[1, 2], None, None], "t")
+    assert (second.response_ids, second.template) == ([], None)
+
+
+def test_tools_go_on_with_the_samples(tmp_path: Path) -> None:
+    file, tools = samples(tmp_path / "s", ["0"]), [{"type": "function", "function": {"name": "add"}}]
+    [line] = map(json.loads, file.open())
+    file.write_text(json.dumps({**line, "tools": tools, "prompt_id": prompt_id(question(0), tools)}) + "\n")
+    [[record]], _ = run(tmp_path, file)
+    assert (record.tools, record.prompt_id) == (tools, prompt_id(question(0), tools))

@@ -23,6 +23,7 @@ from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.seeds import derive
 from halos.settings import dump, read_slice
 from halos.tokens.report import StoreMeta
+from halos.tokens.template import Template
 from tests.conftest import World
 from tests.workflow.bound import Workflow
 
@@ -263,7 +264,7 @@ def test_a_prompt_beyond_the_stores_limit_is_left_out(world: World, tmp_path: Pa
 
 def test_no_prompt_at_all_is_refused(world: World, tmp_path: Path) -> None:
     F.write([], tmp_path / "data.parquet")
-    with pytest.raises(HalosError, match="has 0 prompts"):
+    with pytest.raises(HalosError, match="has no prompts, as its dataset was made without this split"):
         run(world, tmp_path / "a.jsonl", feedback=tmp_path / "data.parquet")
 
 
@@ -379,3 +380,24 @@ def test_the_backend_and_its_gpus_are_those_of_the_models_entry(
 def test_a_model_split_over_gpus_that_it_has_not_is_refused(resources: dict[str, Any], why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         Resources(**resources)
+
+
+def test_the_ids_of_a_sample_are_those_that_were_generated_without_the_padding(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world.base / "model")
+    end: Any = tokenizer.convert_tokens_to_ids("<|end|>")
+    user: Any = tokenizer.convert_tokens_to_ids("<|user|>")  # a special token, which the text does not show
+    said = [[65, user, 66, end], [65, 66, 67, 68, 69, 70, 71, 72], [end], [user, 65, 65, end]]
+    scripted(monkeypatch, said)
+    lines = run(world, tmp_path / "a.jsonl", limit=2)
+    assert sorted(line["response_ids"] for line in lines) == sorted(said)
+    assert {line["template"] for line in lines} == {Template(tokenizer).hash}
+
+
+def test_tools_of_a_prompt_stay_with_its_samples(world: World, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    record = F.Feedback([{"role": "user", "content": "What?"}], ["x"], "s", tools=tools)
+    F.write([record], tmp_path / "data.parquet")
+    [line] = run(world, tmp_path / "a.jsonl", feedback=tmp_path / "data.parquet", limit=1, samples=1)
+    assert (line["tools"], line["prompt_id"]) == (tools, F.prompt_id(record.prompt, tools))
