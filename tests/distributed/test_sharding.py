@@ -102,6 +102,9 @@ def test_sharded_processes_train_the_same_weights_as_one(world: World, tmp_path:
         assert json.loads((two / "manifest.json").read_text())["processes"] == 2
         a, b = load_file(one / "model/model.safetensors"), load_file(two / "model/model.safetensors")
         assert a.keys() == b.keys()
+        furthest = max(float((w[k] - start[k]).abs().max()) for w in (a, b) for k in w.keys() & start.keys()
+                       if w[k].shape == start[k].shape)  # fmt: skip
+        assert furthest > 1e-4, f"{name} does not train"
         for key in a.keys() & start.keys():
             if a[key].shape == start[key].shape:
                 moved = a[key] - start[key]
