@@ -15,13 +15,14 @@ from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
 from halos.manifest import Manifest
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, snapshot, weight_files
-from halos.models.load import is_model
+from halos.models.load import check_ids, is_model
 from halos.models.settings import ModelSlice
 from halos.seeds import derive
+from halos.tokens.chat import one_template, with_arguments
 from halos.tokens.template import Template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 PAD, END = "<|pad|>", "<|end|>"
 SPEAKERS = ("system", "user", "assistant")
@@ -63,12 +64,17 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
         else:
             _link(origin, folder)
         tokenizer = AutoTokenizer.from_pretrained(origin)
-    if model.chat_template is not None:
-        tokenizer.chat_template = model.chat_template
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        text = one_template(model.chat_template or tokenizer.chat_template)
+        tokenizer.chat_template = with_arguments(text, model.template_args)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        generation = _generation_config(folder, tokenizer)
+        check_ids(folder, tokenizer, generation)
+    except HalosError as error:
+        raise HalosError(f"models.{model.model}: {error}") from None
     tokenizer.save_pretrained(folder)
-    _write_generation_config(folder, tokenizer)
+    generation.save_pretrained(folder)
     files = hash_each(folder)
     content = model.model_dump(mode="json", exclude_unset=True)
     manifest = Manifest(config=content, weights=weights_of(files), files=files, revision=revision)
@@ -158,8 +164,8 @@ def _link(origin: Path, folder: Path) -> None:
             shutil.copyfile(origin / name, folder / name)
 
 
-def _write_generation_config(folder: Path, tokenizer: Any) -> None:
-    """Write a generation config that ends a response at the model's own end tokens or at the end of a turn, and leaves
+def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
+    """A generation config that ends a response at the model's own end tokens or at the end of a turn, and leaves
     sampling parameters to the prompt set."""
     from transformers import GenerationConfig
 
@@ -170,4 +176,4 @@ def _write_generation_config(folder: Path, tokenizer: Any) -> None:
     generation.eos_token_id = sorted(token for token in ends if token is not None)
     generation.pad_token_id = tokenizer.pad_token_id
     generation.do_sample = generation.temperature = generation.top_p = generation.top_k = None
-    generation.save_pretrained(folder)
+    return generation

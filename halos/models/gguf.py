@@ -7,7 +7,7 @@ from pathlib import Path
 
 from halos.errors import HalosError
 from halos.files import whole
-from halos.tokens.template import read_template
+from halos.tokens.chat import one_template, read_template
 
 
 def gguf(source: Path, output: Path, template: str | None = None) -> None:
@@ -45,9 +45,9 @@ def gguf(source: Path, output: Path, template: str | None = None) -> None:
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise HalosError(f"transformers cannot read {source} ({reason}); choose a file of a model it knows") from error
-    tokenizer.chat_template = chat or tokenizer.chat_template
-    if not tokenizer.chat_template:
+    if not (chat or tokenizer.chat_template):
         raise HalosError(f"{source} has no chat template; name one with --template")
+    tokenizer.chat_template = one_template(chat or tokenizer.chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

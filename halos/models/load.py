@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
 from halos.models.download import ADAPTERS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 def is_model(folder: Path) -> bool:
@@ -79,7 +79,7 @@ def check_reward_model(folder: Path) -> None:
     """Check that a folder holds a reward model. Only small files are read, so it is quick enough to do before any run.
 
     Raises:
-        HalosError: there is no model, it is of another kind, it has several labels, or it has no chat template.
+        HalosError: there is no model, it is of another kind, it has several labels, or it has no chat template to use.
     """
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no reward model in {folder} (no config.json); put one there or name another folder")
@@ -90,7 +90,59 @@ def check_reward_model(folder: Path) -> None:
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)  # transformers' own default is two
     if labels != 1:
         raise HalosError(f"{folder} is a classifier with {labels} labels, and a reward model has one")
-    tokenizer = folder / "tokenizer_config.json"
-    settings = json.loads(tokenizer.read_text()) if tokenizer.is_file() else {}
-    if not settings.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+    names = _template_names(folder)
+    if not names:
         raise HalosError(f"the reward model in {folder} has no chat template; put one there as chat_template.jinja")
+    if "default" not in names:
+        known = ", ".join(sorted(names))
+        raise HalosError(
+            f"the reward model in {folder} has no chat template named default (it has {known}); put one there as "
+            "chat_template.jinja"
+        )
+
+
+def _template_names(folder: Path) -> set[str]:
+    """The names of the chat templates that a model folder holds; one without a name is `default`."""
+    names = {path.stem for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    if (folder / "chat_template.jinja").is_file():
+        return {"default", *names}
+    if names:  # transformers then reads no other place
+        return names
+    tokenizer = folder / "tokenizer_config.json"
+    known = json.loads(tokenizer.read_text()).get("chat_template") if tokenizer.is_file() else None
+    if isinstance(known, list):
+        return {str(template.get("name")) for template in known}
+    return {"default"} if known else set()
+
+
+def check_ids(folder: Path, tokenizer: Any, generation: GenerationConfig) -> None:
+    """Check that every token id that can come up has a row of embeddings, before anything is trained or sampled.
+
+    Args:
+        folder: the model's, for its config.
+        tokenizer: its tokenizer, with a padding token if it has any.
+        generation: what generation ends and pads with.
+
+    Raises:
+        HalosError: an id is beyond the embeddings, or there is no padding token.
+    """
+    from transformers import AutoConfig
+
+    if tokenizer.pad_token_id is None:
+        raise HalosError("the tokenizer has neither a padding nor an eos token; set pad_token in its files")
+    rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    ends = generation.eos_token_id
+    ids = {
+        "the padding token": tokenizer.pad_token_id,
+        "the eos token": tokenizer.eos_token_id,
+        "the last token of the tokenizer": max(tokenizer.get_vocab().values()),
+        "an end token of generation_config.json": max(ends if isinstance(ends, list) else [ends or 0]),
+    }
+    for name, id in ids.items():
+        if id is not None and id >= rows:
+            token = tokenizer.convert_ids_to_tokens(id) if id < len(tokenizer) else None
+            shown = f" {token!r}" if token else ""
+            raise HalosError(
+                f"{name}{shown} has the id {id}, and the embeddings have {rows} rows (ids up to {rows - 1}): set "
+                "another in the tokenizer's files, or resize the embeddings to the tokenizer"
+            )

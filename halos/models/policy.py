@@ -12,6 +12,7 @@ from halos.errors import HalosError
 from halos.files import whole
 from halos.losses.base import Loss
 from halos.models.load import load
+from halos.tokens.chat import dated, one_template
 from halos.tokens.template import Template
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def begin(
     if control:  # sampling asks for responses of the first role
         token = next(iter(loss.control.values()))
         ending = "{% if add_generation_prompt %}{{ " + json.dumps(token) + " }}{% endif %}"
-        tokenizer.chat_template = tokenizer.chat_template.removesuffix("\n") + ending
+        tokenizer.chat_template = dated(one_template(tokenizer.chat_template)).removesuffix("\n") + ending
     if lora is not None:
         model = with_lora(model, lora, scores=loss.head == "score", tokens=sorted(control.values()))
     return model, tokenizer if control or loss.head == "score" else None, control

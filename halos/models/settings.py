@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
+from halos.tokens.chat import RESERVED
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Precision = Literal["bf16", "fp32"]
@@ -87,8 +89,28 @@ class ModelIdentity(Strict):
     tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
     seed: int = Field(0, description="seed of the random weights of an `architecture`")
     template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
+    template_args: Settings = Field(
+        {},
+        description="defaults of the chat template's variables, e.g. enable_thinking; date: today's, else 2024-07-26",
+    )
     attention: Attention = Field("sdpa", description="attention implementation of transformers")
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
+
+    @field_validator("template_args")
+    @classmethod
+    def of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(RESERVED.intersection(arguments)):
+            raise ValueError(f"{own[0]} is set by the conversation or the tokenizer: take it out")
+        if wrong := [name for name in arguments if not name.isidentifier()]:
+            raise ValueError(f"{wrong[0]!r} cannot be the name of a template's variable: use letters, digits and _")
+        if (day := arguments.get("date")) is not None:
+            try:
+                arguments = {**arguments, "date": date.fromisoformat(str(day)).isoformat()}
+            except ValueError:
+                raise ValueError(f"date {day!r} is no day: write it as 2024-07-26") from None
+        if not isinstance(arguments.get("tools", []), list):
+            raise ValueError("tools is a list of JSON documents, one for each function")
+        return arguments
 
     @model_validator(mode="after")
     def one_origin(self) -> ModelIdentity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,28 +77,32 @@ class RewardModel:
     def rewards(self, prompts: list[list[Turn]], responses: list[str]) -> list[float | None]:
         """The reward of each response to its prompt, in their order; higher is better, on the model's own scale.
 
-        A sequence is tokenized as in the sequence store, but never truncated. An empty response, a sequence that is
-        longer than the model's positions, or a reward that is not finite gives None; one warning counts them. A reward
-        depends on nothing but its own prompt and response. Of several processes, which all get the same texts, each
-        scores a share, and all return all rewards.
+        A sequence is tokenized as in the sequence store, but never truncated. An empty response, one that the chat
+        template cannot show with its prompt, a sequence that is longer than the model's positions, or a reward that is
+        not finite gives None; one warning counts them. A reward depends on nothing but its own prompt and response. Of
+        several processes, which all get the same texts, each scores a share, and all return all rewards.
         """
         if not responses:
             return []
         heads = self.template.prompts(prompts, max_length=sys.maxsize)
-        tails = [response.ids or [] for response in self.template.responses(responses)]
-        sequences = [(*(head.ids or ()), *tail) for head, tail in zip(heads, tails, strict=True)]
+        tails = self.template.responses(responses)
+        sequences = [(*(head.ids or ()), *(tail.ids or ())) for head, tail in zip(heads, tails, strict=True)]
         limit = self.positions or sys.maxsize
         empty = [not text.strip() for text in responses]
-        long = [not nothing and len(s) > limit for s, nothing in zip(sequences, empty, strict=True)]
-        readable = [not (nothing or too_long) for nothing, too_long in zip(empty, long, strict=True)]
+        refusals = [head.problem or tail.problem for head, tail in zip(heads, tails, strict=True)]
+        unusable = [nothing or refusal is not None for nothing, refusal in zip(empty, refusals, strict=True)]
+        problems = Counter(refusal for refusal, nothing in zip(refusals, empty, strict=True) if refusal and not nothing)
+        long = [not refused and len(s) > limit for s, refused in zip(sequences, unusable, strict=True)]
+        readable = [not (refused or too_long) for refused, too_long in zip(unusable, long, strict=True)]
         by_sequence = self._scores(sorted({s for s, fits in zip(sequences, readable, strict=True) if fits}))
         rewards = [by_sequence.get(s) if fits else None for s, fits in zip(sequences, readable, strict=True)]
         if failed := rewards.count(None):
             log.warning(
                 "%d of %d responses get no score of the reward model in %s: %d are empty, %d are too long for its %s "
-                "positions, %d have no finite score",
+                "positions, %d have no finite score%s",
                 failed, len(rewards), self.folder, sum(empty), sum(long), self.positions,
-                failed - sum(empty) - sum(long),
+                failed - sum(unusable) - sum(long),
+                "".join(f", {number}: {problem}" for problem, number in problems.items()),
             )  # fmt: skip
         return rewards
 

@@ -13,7 +13,7 @@ from halos.registry import SOURCES, VERIFIERS, plugin_slice, suggest
 from halos.settings import identity
 from halos.study.catalogue import KINDS, Config
 from halos.study.cells import Cell
-from halos.tokens.template import read_template
+from halos.tokens.chat import read_template
 from halos.train.settings import stage_plugins, stage_slice
 
 Content = dict[str, Any]

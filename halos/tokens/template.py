@@ -5,30 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from jinja2 import TemplateError
 
 from halos.data.feedback import Turn
 from halos.errors import HalosError
+from halos.tokens.answer import AssistantTurn, Written
+from halos.tokens.chat import Chat
+from halos.tokens.drafts import Draft, Drafter, Tools
+from halos.tokens.spelled import Tokens
+from halos.tokens.turns import shorter
 
-TEMPLATES = Path(__file__).parent / "templates"
-SENTINEL = "HALOSRESPONSE"
 TOO_LONG = "the last user turn alone is longer than max_prompt_length"
-
-
-def read_template(name: str) -> str:
-    """The text of a chat template: a name in halos/tokens/templates, or the path of a .jinja file.
-
-    Raises:
-        HalosError: there is no such template.
-    """
-    for path in (TEMPLATES / f"{name}.jinja", Path(name)):
-        if path.is_file():
-            return path.read_text()
-    known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-    raise HalosError(f"there is no chat template {name!r}; name one of {known}, or the path of a .jinja file")
 
 
 @dataclass(frozen=True)
@@ -39,7 +26,7 @@ class Prompt:
         ids: its token ids, up to the beginning of the response; None where it cannot be used.
         problem: why it cannot be used, in the same words for all such prompts; None where it can.
         dropped_turns: number of its oldest turns that were left out to fit.
-        joined: whether turns were joined, for a template that refuses or loses them otherwise.
+        joined: whether turns were joined or renamed, for a template that refuses or loses them otherwise.
         lost: whether text of a turn does not appear.
         spelled: whether the text of a turn spells a special token of the tokenizer.
     """
@@ -68,9 +55,9 @@ class Response:
 
 
 class Template:
-    """A tokenizer's chat template, split into the text before a response and the token that ends it.
+    """A tokenizer's chat template, split into the text before a response, the response, and the token that ends it.
 
-    Prompt and response are tokenized apart, as in sampling, where the model continues from the prompt's ids. So all
+    Prompt and response are tokenised apart, as in sampling, where the model continues from the prompt's ids. So all
     responses to a prompt share its ids exactly.
 
     Args:
@@ -79,7 +66,8 @@ class Template:
 
     Attributes:
         control: number of tokens at the end of prompts alone, which no length limit counts: 0 or 1.
-        lead: text that the template writes before every response.
+        lead: text that the template writes before a plain response.
+        thought: the beginning of reasoning with which its prompts end, so that a response continues it; or empty.
         end: id of the token that ends a response.
 
     Raises:
@@ -87,109 +75,107 @@ class Template:
     """
 
     def __init__(self, tokenizer: Any, split_special_tokens: bool = True) -> None:
-        self.tokenizer, self.split_special_tokens = tokenizer, split_special_tokens
-        if not tokenizer.chat_template:
-            raise HalosError("the tokenizer has no chat template; name one as `template:` in the model's entry")
-        turn = [{"role": "user", "content": "x"}]
-        before = self.render(turn)
-        whole = self._render([*turn, {"role": "assistant", "content": SENTINEL}], generation=False)
-        if whole.count(SENTINEL) != 1:
-            raise HalosError("the chat template does not show an assistant turn's text once; name another `template:`")
-        start, suffix = whole.split(SENTINEL)
-        self.control = 0
-        ending = next((token for token in tokenizer.all_special_tokens if before.endswith(token)), None)
-        if ending is not None and not start.startswith(before):
-            before, self.control = before.removesuffix(ending), 1
-        self.lead = start[len(before) :] if start.startswith(before) else ""
-        self.end = self._end_of_turn(suffix)
+        self.tokenizer = tokenizer
+        self._chat = Chat(tokenizer)
+        self._tokens = Tokens(tokenizer, split_special_tokens)
+        self._assistant = AssistantTurn(self._chat, self._tokens)
+        self._drafter = Drafter(self._chat, self._tokens, self._assistant)
+        self.lead, self.thought, self.end = self._assistant.lead, self._assistant.thought, self._assistant.end
+        self.control = int(self._assistant.control != "")
 
     @property
     def hash(self) -> str:
         """sha256 of the template and of the tokenizer's vocabulary."""
-        text = self.tokenizer.chat_template + repr(sorted(self.tokenizer.get_vocab().items()))
+        text = self._chat.text + repr(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _end_of_turn(self, suffix: str) -> int:
-        """The id of the first special token that the template writes after a response, else of eos."""
-        special = set(self.tokenizer.all_special_ids)
-        for token in self.tokenizer(suffix, add_special_tokens=False)["input_ids"]:
-            if token in special:
-                return int(token)
-        if self.tokenizer.eos_token_id is None:
-            raise HalosError("nothing ends a response: the tokenizer has no eos token and the template writes none")
-        return int(self.tokenizer.eos_token_id)
-
-    def _render(self, turns: list[Turn], generation: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
-
-    def render(self, turns: list[Turn]) -> str:
+    def render(self, turns: list[Turn], tools: Tools = ()) -> str:
         """The prompt's text as the model sees it, up to the beginning of the response.
 
         For a template that refuses a system turn or two turns of one role in a row, such turns are joined.
-        """
-        try:
-            return self._render(turns, generation=True)
-        except TemplateError:
-            return self._render(_alternating(turns), generation=True)
 
-    def prompts(
-        self, conversations: list[list[Turn]], max_length: int, tools: Sequence[list[dict[str, Any]]] = ()
-    ) -> list[Prompt]:
+        Raises:
+            HalosError: the template cannot show it.
+        """
+        [draft] = self._drafter.drafts([turns], [tools], mark=False)
+        if draft.text is None:
+            raise HalosError(f"{draft.problem}; name another `template:`, or take such prompts out")
+        return draft.text
+
+    def prompts(self, conversations: list[list[Turn]], max_length: int, tools: Sequence[Tools] = ()) -> list[Prompt]:
         """Token ids of prompts of at most `max_length` tokens, a control token not counted.
 
         A longer prompt loses its oldest turns first (a system turn stays); the last user turn is never cut.
+
+        Args:
+            conversations: the turns of each prompt.
+            max_length: most tokens of one.
+            tools: the documents of the functions that the model may call after each, if any has some.
         """
         max_length += self.control
         kept = list(conversations)
-        ids = self._tokenize(list(map(self.render, kept)))
+        documents = list(tools) or [()] * len(kept)
+        drafts = self._drafter.drafts(kept, documents)
+        ids = self._tokens.ids([draft.text or "" for draft in drafts])
         # all that are too long lose a turn together: the tokenizer's threads work on lists of texts
-        while cut := [
-            i for i in range(len(kept)) if len(ids[i]) > max_length and len(_shorter(kept[i])) < len(kept[i])
-        ]:
+        while cut := [i for i in range(len(kept)) if len(ids[i]) > max_length and shorter(kept[i]) is not kept[i]]:
             for i in cut:
-                kept[i] = _shorter(kept[i])
-            for i, shorter in zip(cut, self._tokenize([self.render(kept[i]) for i in cut]), strict=True):
-                ids[i] = shorter
+                kept[i] = shorter(kept[i])
+            fewer = self._drafter.drafts([kept[i] for i in cut], [documents[i] for i in cut])
+            for i, draft, tokens in zip(cut, fewer, self._tokens.ids([d.text or "" for d in fewer]), strict=True):
+                drafts[i], ids[i] = draft, tokens
         return [
-            Prompt(prompt, dropped_turns=len(turns) - len(rest))
-            if len(prompt) <= max_length
-            else Prompt(None, TOO_LONG)
-            for turns, rest, prompt in zip(conversations, kept, ids, strict=True)
+            self._prompt(draft, tokens, max_length, len(turns) - len(rest))
+            for draft, tokens, turns, rest in zip(drafts, ids, conversations, kept, strict=True)
         ]
+
+    @staticmethod
+    def _prompt(draft: Draft, ids: list[int], max_length: int, dropped: int) -> Prompt:
+        problem = TOO_LONG if draft.problem is None and len(ids) > max_length else draft.problem
+        flags = (draft.joined, draft.lost, draft.spelled)
+        return Prompt(None, problem, 0, *flags) if problem else Prompt(ids, None, dropped, *flags)
 
     def responses(
         self, texts: list[str], cut: Sequence[bool] = (), fields: Sequence[dict[str, Any]] = ()
     ) -> list[Response]:
-        """Token ids of responses, with the end-of-turn token unless the response was `cut` before its end."""
-        complete = [not flag for flag in cut] or [True] * len(texts)
-        responses = self._tokenize([self.lead + text for text in texts])
-        return [Response([*ids, self.end] if ends else ids) for ids, ends in zip(responses, complete, strict=True)]
+        """Token ids of responses, as the template writes an assistant turn of them.
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
-        )["input_ids"]
-        return ids
+        Args:
+            texts: their texts.
+            cut: whether each was cut before its end, so that it has no end-of-turn token.
+            fields: other fields of each response's turn, such as tool_calls or reasoning_content.
+        """
+        written, spelled = self._written(texts, cut, fields)
+        ids = self._tokens.ids([answer.text for answer in written])
+        return [
+            Response(None if answer.problem else [*tokens, *answer.end], answer.problem, spells)
+            for answer, tokens, spells in zip(written, ids, spelled, strict=True)
+        ]
 
+    def texts(self, conversations: list[list[Turn]], responses: list[str]) -> tuple[list[str | None], list[str | None]]:
+        """Prompts and responses as texts, for `encode`; None for each that the template cannot show.
 
-def _shorter(turns: list[Turn]) -> list[Turn]:
-    """The turns without the oldest exchange; all of them where only the last turn is left. A system turn stays."""
-    system = turns[:1] if turns[0]["role"] == "system" else []
-    rest = turns[len(system) + 1 :]
-    while len(rest) > 1 and rest[0]["role"] == "assistant":
-        rest = rest[1:]
-    return system + rest if rest else turns
+        A response has no end of turn. Special tokens that a text spells are marked in it.
+        """
+        prompts = [draft.text for draft in self._drafter.drafts(conversations, [()] * len(conversations))]
+        written, _ = self._written(responses, [True] * len(responses), ())
+        return prompts, [None if answer.problem else answer.text for answer in written]
 
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts that `texts` has given: those of `prompts` and `responses`."""
+        return self._tokens.ids(texts)
 
-def _alternating(turns: list[Turn]) -> list[Turn]:
-    """The turns with user and assistant alternating, the user first; text of neighboring turns is joined."""
-    merged: list[Turn] = []
-    for turn in turns:
-        role = "user" if turn["role"] == "system" else turn["role"]
-        if merged and merged[-1]["role"] == role:
-            merged[-1] = {"role": role, "content": merged[-1]["content"] + "\n\n" + turn["content"]}
-        elif merged or role == "user":
-            merged.append({"role": role, "content": turn["content"]})
-    return merged
+    def _written(
+        self, texts: list[str], cut: Sequence[bool], fields: Sequence[dict[str, Any]]
+    ) -> tuple[list[Written], list[bool]]:
+        """The text of each response as the template writes it, and whether it spells a special token."""
+        others = fields or [{}] * len(texts)
+        turns = [{"role": "assistant", **other, "content": text} for text, other in zip(texts, others, strict=True)]
+        spelled = [self._tokens.spells(turn) for turn in turns]
+        marked = [self._tokens.mark(turn) if spells else turn for turn, spells in zip(turns, spelled, strict=True)]
+        wholes = self._chat.render_all([[*self._assistant.asked, turn] for turn in marked], generation=False)
+        written = [
+            self._assistant.written(turn, whole, bool(cut and cut[i]))
+            for i, (turn, whole) in enumerate(zip(marked, wholes, strict=True))
+        ]
+        return written, spelled

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from halos.errors import HalosError
 from halos.models import gguf as convert
-from halos.tokens.template import read_template
+from halos.tokens.chat import read_template
 
 SPECIAL = ["<unk>", "<|start|>", "<|end|>"]
 MERGED = "th"

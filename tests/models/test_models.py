@@ -38,8 +38,9 @@ from halos.seeds import derive
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
+from halos.tokens.chat import TEMPLATES
 from halos.tokens.store import Store
-from halos.tokens.template import TEMPLATES, Template
+from halos.tokens.template import Template
 from halos.train.batches import Examples
 from halos.train.checkpoints import fingerprint
 from halos.views import VIEWS

@@ -7,7 +7,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from halos.errors import HalosError
-from halos.tokens.template import SENTINEL, Template, read_template
+from halos.tokens.answer import SENTINEL
+from halos.tokens.chat import read_template
+from halos.tokens.template import Template
 from tests.conftest import World
 
 ALTERNATING = (

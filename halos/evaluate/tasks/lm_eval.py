@@ -14,6 +14,7 @@ from typing import Any
 from halos.errors import HalosError
 from halos.hub import remedy
 from halos.sample.backends import prepare_vllm
+from halos.tokens.template import Template
 
 OBEYED = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
 """Settings of a saved generation config that transformers applies even in greedy decoding and lm-eval's vLLM class does
@@ -87,12 +88,17 @@ class VllmForCpus(metadata.DistributionFinder):
 
 
 def tokenised_apart(base: Any) -> Any:
-    """A subclass of an lm-eval model class that tokenises prompt and choice apart."""
+    """A subclass of an lm-eval model class that tokenises prompt and choice apart, as the chat template does."""
 
     class Apart(base):
+        _template: Template | None = None
+
         # lm-eval moves a prompt's trailing newline into the choice, and would score it
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            return self.tok_encode(context), self.tok_encode(continuation)
+            if self._template is None:
+                self._template = Template(self.tokenizer)
+            prompt, choice = self._template.encode([context, continuation])
+            return prompt, choice
 
     return Apart
 

@@ -61,22 +61,25 @@ def make_documents(local: str, num_fewshot: int | None, limit: int | None, feedb
 
 
 def render_documents(documents: list[Document], tokenizer: Any, max_length: int) -> list[Document]:
-    """Render prompts and choices to the text that the model reads, and leave out documents that are too long.
+    """Render prompts and choices to the text that the model reads.
+
+    Left out are documents that are too long, or that the chat template cannot show. Special tokens that a text spells
+    are marked, as Template.encode reads them.
 
     Args:
         max_length: most tokens of a prompt with its longest choice.
     """
     template = Template(tokenizer)
-    prompts = [template.render(d["prompt"]) for d in documents]
-    choices = [[template.lead + c for c in d["choices"]] for d in documents]
-    lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
-    flat = iter(tokenizer([c for cs in choices for c in cs], add_special_tokens=False)["input_ids"])
-    longest = [max(len(next(flat)) for _ in cs) for cs in choices]
-    return [
-        {"prompt": prompt, "choices": cs, "gold": d["gold"]}
-        for d, prompt, cs, length, long in zip(documents, prompts, choices, lengths, longest, strict=True)
-        if length + long <= max_length
-    ]
+    prompts, responses = template.texts([d["prompt"] for d in documents], [c for d in documents for c in d["choices"]])
+    prompt_ids = template.encode([text or "" for text in prompts])
+    pairs = zip(responses, template.encode([text or "" for text in responses]), strict=True)
+    rendered = []
+    for document, prompt, ids in zip(documents, prompts, prompt_ids, strict=True):
+        choices = list(islice(pairs, len(document["choices"])))
+        texts, longest = [text for text, _ in choices], max(len(tokens) for _, tokens in choices)
+        if prompt is not None and None not in texts and len(ids) + longest <= max_length:
+            rendered.append({"prompt": prompt, "choices": texts, "gold": document["gold"]})
+    return rendered
 
 
 def task_config(name: str, documents: list[Document], folder: Path) -> dict[str, Any]:

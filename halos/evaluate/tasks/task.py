@@ -105,5 +105,5 @@ def evaluate(
     content = plain(results)
     result = TaskResult.of(content, name, settings.metric, task_id=settings.task_id, backend=backend, too_long=too_long)
     result.write(output, content)
-    left_out = f", {too_long} too long for the model were left out" if too_long else ""
+    left_out = f", {too_long} too long for the model, or not shown by its template, were left out" if too_long else ""
     print(f"{name}: {result.metric} {result.value}, {result.n} documents{left_out}")

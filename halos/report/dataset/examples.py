@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader
 
-from halos.data.feedback import Turn
+from halos.data.feedback import Feedback, Turn, read
 from halos.data.report import DataReport
 from halos.errors import HalosError
 from halos.report.dataset.pieces import Piece, pieces
@@ -171,8 +170,9 @@ class Chooser:
         for name, split in self.splits.items():
             if not split.tokens.prompts_with_dropped_turns:
                 continue
-            for turns in heapq.nlargest(TRIES, _conversations(self.feedback[name]), key=_history):
-                [prompt] = self.template.prompts([turns], limit)
+            longest = heapq.nlargest(TRIES, _conversations(self.feedback[name]), key=lambda r: _history(r.prompt))
+            for record in longest:
+                [prompt] = self.template.prompts([record.prompt], limit, [record.tools])
                 rows = self._with_prompt(split, prompt.ids) if prompt.ids and prompt.dropped_turns else []
                 if rows:
                     self.dropped_turns[self._prompt(rows[0])] = prompt.dropped_turns
@@ -185,11 +185,10 @@ class Chooser:
         return [int(row) for row in alike if np.array_equal(self.store.sequence(int(row))[0], ids)][:1]
 
 
-def _conversations(path: Path) -> Iterator[list[Turn]]:
+def _conversations(path: Path) -> Iterator[Feedback]:
     if not path.is_file():
         raise HalosError(f"there is no feedback file {path} beside the report of prepare; run `prepare` again")
-    for batch in pq.ParquetFile(path).iter_batches(1_000, columns=["prompt"]):
-        yield from (turns for turns in batch["prompt"].to_pylist() if len(turns) > 1)
+    return (record for record in read(path) if len(record.prompt) > 1)
 
 
 def _history(turns: list[Turn]) -> int:
