@@ -196,9 +196,13 @@ def _ended(tokens: list[int], ends: list[int]) -> tuple[list[int], Literal["stop
 
 
 def _text(ids: list[int], reason: Literal["stop", "length"], template: Template) -> str:
-    """The text of a response without the id that ended it, and without what the template writes before responses."""
+    """The text of a response, as an assistant turn that the template would write so.
+
+    It is without the id that ended it and without what the template writes before a response, and begins with the
+    beginning of reasoning that a prompt may end with.
+    """
     text: str = template.tokenizer.decode(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
-    return text.removeprefix(template.lead)
+    return template.thought * bool(text.strip()) + text.removeprefix(template.lead)
 
 
 def _resume(partial: Path, identity: dict[str, Any], chunks: list[int]) -> int:

@@ -91,7 +91,7 @@ class StoreBuilder:
         """Add the records of a split, `chunk` at a time; returns their counts.
 
         Raises:
-            HalosError: nothing is left of the split, or most of its texts spell special tokens.
+            HalosError: no prompt of the split can be used, or most of its texts spell special tokens.
         """
         tally, first = Tally(), len(self.prompt)
         bar = tqdm(desc=f"tokenize {split}", unit=" records", mininterval=1)

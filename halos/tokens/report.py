@@ -64,6 +64,7 @@ class StoreMeta(JsonFile):
         n_responses: sequences with a real response.
         n_sequences: all sequences, the mismatched ones included.
         views: split -> view -> examples.
+        dropped: split -> reason -> records left out.
         data: split -> hash of the feedback file.
         files: name -> sha256 of each file of the store.
         hash: of all files: what trainings and references are checked against.
@@ -82,6 +83,7 @@ class StoreMeta(JsonFile):
     n_responses: int
     n_sequences: int
     views: dict[str, dict[str, int]]
+    dropped: dict[str, dict[str, int]] = {}
     data: dict[str, str]
     files: dict[str, str]
     hash: str

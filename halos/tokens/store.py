@@ -80,6 +80,11 @@ class Store:
             self._responses[int(response)].values.to_numpy()[: self.lengths[row, 1]],
         )
 
+    def full_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """(N,) tokens of the response of each sequence before max_length cuts it."""
+        lengths: np.ndarray = pc.list_value_length(self._responses).to_numpy()[self._rows[rows, 1]]
+        return lengths
+
     def prompt_of(self, rows: np.ndarray) -> np.ndarray:
         """(N,) the prompt's row of each sequence: equal where sequences have the same prompt."""
         prompts: np.ndarray = self._rows[rows, 0]
@@ -98,9 +103,12 @@ class Store:
             table = table.filter(table[view.having].is_valid())
         if not table.num_rows:
             available = ", ".join(v for v, count in self.meta.views[split].items() if count) or "none"
+            dropped = "; ".join(
+                f"{n} records were dropped: {why}" for why, n in self.meta.dropped.get(split, {}).items()
+            )
             raise HalosError(
                 f"dataset {self.meta.dataset} has no rows for the {name} view in its {split} split (it has "
-                f"{available}): {view.wants}"
+                f"{available}): {view.wants}" + (f" ({dropped})" if dropped else "")
             )
         return table
 

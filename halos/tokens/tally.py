@@ -24,6 +24,7 @@ class Tally:
 
     Attributes:
         numbers: {field of SplitTokens: count}.
+        unusable: prompts that cannot be used.
         dropped: records left out, by reason.
         dropped_responses: responses left out, by reason.
         spelling: records with a text that spells a special token.
@@ -32,6 +33,7 @@ class Tally:
     """
 
     numbers: Counter[str] = field(default_factory=Counter)
+    unusable: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_responses: Counter[str] = field(default_factory=Counter)
     spelling: int = 0
@@ -42,6 +44,7 @@ class Tally:
         """Count what became of the prompts of some records."""
         for prompt in prompts:
             if prompt.ids is None:
+                self.unusable += 1
                 self.dropped[str(prompt.problem)] += 1
             else:
                 self.numbers["prompts_with_dropped_turns"] += prompt.dropped_turns > 0
@@ -65,13 +68,14 @@ class Tally:
             self.spelled = self.spelled or (record.prompt[-1]["content"] if prompt.spelled else spelled[0])
 
     def check(self, split: str, settings: StoreSlice, template: Template, limit: int) -> None:
-        """Refuse a split of which nothing is left, or most of which is text that has been templated already.
+        """Refuse a split without a prompt that can be used, or most of which is text that has been templated already.
+        (Without responses, its prompts can still be sampled from.)
 
         Args:
             limit: most tokens of a prompt.
         """
         records, where = self.numbers["records"], f"the {split} split of dataset {settings.dataset}"
-        if records and records == sum(self.dropped.values()):
+        if records and records == self.unusable:
             if self.dropped[TOO_LONG] == records:
                 raise HalosError(
                     f"no prompt of {where} fits {limit} tokens, and the last turn of the shortest alone has "
@@ -79,8 +83,8 @@ class Tally:
                     f"{settings.max_prompt_length}), and max_length with it, as far as the model's positions allow"
                 )
             reasons = "; ".join(f"{number} dropped ({reason})" for reason, number in self.dropped.most_common(3))
-            raise HalosError(f"nothing is left of {where} for the model {settings.model}: {reasons}; correct the data, "
-                             "or give the model another `template:`")  # fmt: skip
+            raise HalosError(f"no prompt of {where} can be used with the model {settings.model}: {reasons}; correct "
+                             "the data, or give the model another `template:`")  # fmt: skip
         if settings.split_special_tokens and 2 * self.spelling > records:
             raise HalosError(
                 f"{self.spelling} of {records} records of {where} spell special tokens of the model {settings.model}, "

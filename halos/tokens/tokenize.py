@@ -50,6 +50,7 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
         meta = StoreMeta(
             **settings.model_dump(exclude={"plugins"}),
             **counts,
+            dropped={split: counted.dropped for split, counted in splits.items()},
             template=template.hash,
             data={split: hash_files([path]) for split, path in zip(SPLITS, (train, test), strict=True)},
             files=files,

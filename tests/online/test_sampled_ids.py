@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM
 
+from halos.errors import HalosError
 from halos.sample.run import sample
+from halos.tokens.store import Store, check
 from halos.tokens.template import Template
 from tests.conftest import World
 from tests.online.thinking import TEMPLATES, check_round, play
@@ -33,6 +35,20 @@ def test_a_round_learns_the_ids_that_were_sampled(
     prompts = {tuple(done.store.sequence(row)[0].tolist()) for row in range(len(done.store))}
     assert prompts <= {tuple(ids) for ids in given}
     assert len(prompts) == 24
+
+
+def test_a_store_without_responses_that_fit_the_template_can_be_sampled_from_and_not_trained_on(
+    world: World, tmp_path: Path
+) -> None:
+    """Prompts that end in the beginning of reasoning, which the data's responses do not have."""
+    done = play(world, tmp_path / "a", "deepseek_r1_distill", sample)
+    assert {line["response"][:8] for line in done.samples if line["response"]} == {"<think>\n"}
+    store = Store(tmp_path / "a/store")
+    assert (store.n_responses, len(store)) == (0, 0)
+    with pytest.raises(HalosError, match=r"no rows for the paired view in its train split \(it has none\): .*records "
+                       r"were dropped: the response does not begin with <think>"):  # fmt: skip
+        check(store.folder, ["paired"], tmp_path / "checked.json")
+    check(store.folder, [], tmp_path / "checked.json")
 
 
 def test_the_text_alone_would_not_give_the_ids_back(world: World, tmp_path: Path) -> None:

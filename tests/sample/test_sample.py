@@ -25,6 +25,7 @@ from halos.settings import dump, read_slice
 from halos.tokens.report import StoreMeta
 from halos.tokens.template import Template
 from tests.conftest import World
+from tests.online.thinking import model_of
 from tests.workflow.bound import Workflow
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0}
@@ -399,5 +400,16 @@ def test_tools_of_a_prompt_stay_with_its_samples(world: World, tmp_path: Path) -
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     record = F.Feedback([{"role": "user", "content": "What?"}], ["x"], "s", tools=tools)
     F.write([record], tmp_path / "data.parquet")
-    [line] = run(world, tmp_path / "a.jsonl", feedback=tmp_path / "data.parquet", limit=1, samples=1)
+    model, meta = model_of(world, tmp_path / "model", "qwen3"), world.store / "meta.json"
+    store = tmp_path / "store"  # with room for the tools in a prompt
+    store.mkdir()
+    (store / "meta.json").write_text(json.dumps({**json.loads(meta.read_text()), "max_prompt_length": 1000}))
+    prompts = {"skip": 0, "limit": 1, "samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
+    (tmp_path / "p.yaml").write_text(dump(prompts))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1000}))
+    sample(world.slice("runs/d/m/base/seed1"), [tmp_path / "p.yaml"], [tmp_path / "data.parquet"], model, store,
+           [tmp_path / "a.jsonl"], 4)  # fmt: skip
+    [line] = map(json.loads, (tmp_path / "a.jsonl").open())
+    assert line["prompt_tokens"] > 100  # the tools are in it
     assert (line["tools"], line["prompt_id"]) == (tools, F.prompt_id(record.prompt, tools))

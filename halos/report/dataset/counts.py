@@ -22,6 +22,12 @@ KEPT = "kept"
 TOKENIZED = "all sources, tokenized"
 LIMITS = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
 """Settings of `tokenize` that cut or leave out rows."""
+COUNTS = (
+    "prompts_joined", "prompts_with_lost_text", "prompts_spelling_special_tokens", "responses_spelling_special_tokens",
+    "responses_without_end", "sampled_responses", "sampled_with_another_template", "equal_pairs",
+    "contradicting_labels", "equal_groups",
+)  # fmt: skip
+"""Counts of `tokenize` that the report repeats."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
 
@@ -107,6 +113,8 @@ def _contents(split: Split) -> dict[str, Any]:
         "groups": split.views["grouped"],
         "truncated_responses": {"count": truncated, "share": _share(truncated, n), "by_role": cut},
         "prompts_with_dropped_turns": {"count": turns, "share": _share(turns, kept)},
+        "dropped_responses": split.tokens.dropped_responses,
+        **{name: getattr(split.tokens, name) for name in COUNTS},
         "lengths": {text: _summary(values) for text, values in lengths.items() if len(values)},
         "padding_share_at_max_length":
             round(1 - float(lengths["total"].mean()) / split.max_length, 4) if n else None,

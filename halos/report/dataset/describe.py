@@ -34,7 +34,7 @@ def describe(data: Path, tokens: Path, store: Path, model: Path, output: Path) -
 
     prepared, tokenized = DataReport.read(data), TokensReport.read(tokens)
     opened = Store(store)
-    template = Template(AutoTokenizer.from_pretrained(model))
+    template = Template(AutoTokenizer.from_pretrained(model), opened.meta.split_special_tokens)
     _check(prepared, tokenized, opened, template)
     splits = open_splits(opened, tokenized, template.end)
     rows, lengths = rows_table(prepared, tokenized), lengths_table(splits)

@@ -54,10 +54,8 @@ class Split:
 
     @cached_property
     def truncated(self) -> np.ndarray:
-        """(T,) the sequences whose response was cut: at the limit and without an end."""
-        total = self.store.lengths[self.rows].sum(axis=1)
-        full = self.rows[total >= self.max_length]
-        return np.array([row for row in full if not self.whole(row)], dtype=np.int64)
+        """(T,) the sequences whose response was cut at the limit."""
+        return np.asarray(self.rows[self.store.full_lengths(self.rows) > self.store.lengths[self.rows, 1]])
 
     def whole(self, row: int) -> bool:
         """Whether a response has its end-of-turn token."""
