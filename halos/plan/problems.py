@@ -1,21 +1,39 @@
-"""Jobs that do not fit their GPU, their memory or their time, and the settings that would help."""
+"""What does not fit: sequences their model, jobs their GPU, memory or time; and the settings that would help."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
+from halos.errors import HalosError
 from halos.models.settings import Resources
 from halos.plan.devices import GB
 from halos.plan.jobs import Job
 from halos.plan.plan import Plan
+from halos.plan.sizes import config_of
+from halos.tokens.positions import Positions
 from halos.train.settings import Lora, Stage
 
 
 def problems(plan: Plan) -> list[str]:
-    """One sentence for each kind of job that does not fit, each once, in the order of the jobs."""
-    return list(dict.fromkeys(line for job in plan.jobs for line in _problems(plan, job)))
+    """One sentence for each model and each kind of job that something does not fit, each once."""
+    return [*_positions(plan), *dict.fromkeys(line for job in plan.jobs for line in _problems(plan, job))]
+
+
+def _positions(plan: Plan) -> Iterator[str]:
+    """Datasets whose max_length is beyond the positions of a model, where these are known."""
+    for model, dataset in product(plan.sizes, plan.study.settings.datasets):
+        config = config_of(model, plan.config.models[model], plan.results)
+        if config is None:
+            continue
+        try:
+            line = Positions.of(config).check(model, dataset, plan.config.datasets[dataset].max_length)
+        except HalosError as error:
+            line = str(error)
+        if line is not None:
+            yield line
 
 
 def _problems(plan: Plan, job: Job) -> Iterator[str]:

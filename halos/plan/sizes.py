@@ -71,27 +71,35 @@ class Amount:
         return self.responses / max(self.prompts, 1)
 
 
+def config_of(name: str, model: Model, results: Path) -> Any | None:
+    """The transformers config of a model, if it is on disk or in the entry; None before it is downloaded."""
+    folders = [Paths(results).model(name).model, *([Path(model.path)] if model.path else [])]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if folder is None and model.architecture is None:
+        return None
+    from transformers import AutoConfig
+
+    if folder is not None:
+        return AutoConfig.from_pretrained(folder)
+    assert model.architecture is not None
+    assert model.tokenizer is not None
+    fields = dict(model.architecture)
+    kind = fields.pop("model_type")
+    return AutoConfig.for_model(kind, **{"vocab_size": model.tokenizer.vocab_size, **fields})
+
+
 def size_of(name: str, model: Model, results: Path) -> Size:
     """Size of a model: from its transformers config if that is on disk or in the entry, else from the entry's `size:`.
 
     Raises:
         HalosError: none of them is given.
     """
-    folders = [Paths(results).model(name).model, *([Path(model.path)] if model.path else [])]
-    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    if folder is None and model.architecture is None:
-        if model.size is None:
-            raise HalosError(f"models.{name}: its size is unknown before it is downloaded: give it a `size:`")
-        return model.size
-    from transformers import AutoConfig
-
-    if folder is not None:
-        return measured_size(AutoConfig.from_pretrained(folder))
-    assert model.architecture is not None
-    assert model.tokenizer is not None
-    fields = dict(model.architecture)
-    kind = fields.pop("model_type")
-    return measured_size(AutoConfig.for_model(kind, **{"vocab_size": model.tokenizer.vocab_size, **fields}))
+    config = config_of(name, model, results)
+    if config is not None:
+        return measured_size(config)
+    if model.size is None:
+        raise HalosError(f"models.{name}: its size is unknown before it is downloaded: give it a `size:`")
+    return model.size
 
 
 def measured_size(config: Any) -> Size:

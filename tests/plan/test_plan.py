@@ -384,3 +384,20 @@ def test_an_unknown_gpu_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CATALOGUE))
     assert main(["plan", "--config", str(tmp_path / "config.yaml"), "--gpu", "a100-80"]) == 1
     assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ({"model_type": "gpt2", "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2},
+         "datasets.d.max_length is 100, and the model m has 64 positions, which it cannot go beyond: lower max_length"),
+        ({**CATALOGUE["models"]["m"]["architecture"], "max_position_embeddings": 64},
+         "warning: datasets.d.max_length is 100, and the model m has 64 positions: it was not trained on longer"),
+        (CATALOGUE["models"]["m"]["architecture"], None),
+    ],
+)  # fmt: skip
+def test_a_max_length_beyond_a_models_positions_is_named(architecture: dict[str, Any], said: str | None) -> None:
+    content = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    content["models"]["m"]["architecture"] = architecture
+    lines = problems(Plan(C.load(content), "g", "a100-80gb", Path("none")))
+    assert [line.startswith(str(said)) for line in lines if "positions" in line] == ([] if said is None else [True])
