@@ -74,6 +74,11 @@ class AssistantTurn:
         self.generation = before[len(os.path.commonprefix([known, before])) :]  # noqa: RUF071 - of characters
         self._closing, self.end = self._end_of_turn(self._suffix, tokens.tokenizer)
 
+    def repeats(self, turn: Turn, whole: str | Refused) -> bool:
+        """Whether a template writes reasoning of its own before a response that has some in its text."""
+        reasons = _CLOSES.search(turn["content"]) and _CLOSES.search(self.lead)
+        return bool(reasons) and not isinstance(whole, Refused) and whole.startswith(self._opening + self.lead)
+
     def follows(self, prompt: str, whole: str | Refused) -> bool:
         """Whether a response is written after a prompt as after any other, though nothing asks for it.
 
@@ -167,6 +172,14 @@ def _probe(chat: Chat) -> tuple[list[Turn], str, str]:
                 return turns, before, whole
     why = f" ({reason})" if reason else ""
     raise HalosError(f"the chat template does not show an assistant turn's text once{why}; name another `template:`")
+
+
+def reasoning_apart(turn: Turn) -> Turn:
+    """A turn with the reasoning of its text in a field of its own, as some templates want it."""
+    reasoning, content = _CLOSES.split(turn["content"], maxsplit=1)
+    begin = _BEGINS.match(reasoning)
+    reasoning = reasoning[begin.end() :] if begin else reasoning
+    return {**turn, "reasoning_content": reasoning.strip("\n"), "content": content.lstrip("\n")}
 
 
 def _continuing(text: str, thought: str) -> str:
