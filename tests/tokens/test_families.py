@@ -147,7 +147,8 @@ def test_what_a_template_would_leave_out_of_a_response_is_refused() -> None:
 # ---- what a template loses -------------------------------------------------------------------------------------
 
 NO_SYSTEM = (
-    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}"
+    "<|{{ m.role }}|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 INSISTS = "{% if messages[0].role != 'system' %}{{ raise_exception('Begin with a system turn!') }}{% endif %}"
