@@ -12,6 +12,7 @@ from halos.errors import HalosError
 from halos.tokens.template import Template
 from tests.tokens.families import (
     ANSWER,
+    CALL,
     FILES,
     PAGE,
     SEVERAL,
@@ -225,6 +226,16 @@ def test_the_last_turn_is_never_lost() -> None:
     template = Template(tokenizer_of("turns", text + "{% if add_generation_prompt %}<|assistant|>{% endif %}"))
     assert prompt_of(template, [USER]).ids
     assert prompt_of(template, [turn("user", "secret")]).problem == "the chat template does not show the last turn"
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "qwen3", "gemma4_v5", "gptoss", "muse_glimmer"])
+def test_arguments_of_a_call_may_be_text_of_json(name: str) -> None:
+    """As servers give them: a template would write the text of a text."""
+    template = family_of(name).template
+    asked = {**CALL, "function": {"name": "add", "arguments": '{"a":2}'}}
+    one, other = (template.responses([""], fields=[{"tool_calls": [call]}])[0] for call in (CALL, asked))
+    assert one.ids
+    assert one == other
 
 
 # ---- several templates -----------------------------------------------------------------------------------------
