@@ -11,7 +11,7 @@ from halos.data.feedback import Turn
 from halos.tokens.answer import SENTINEL, AssistantTurn
 from halos.tokens.chat import Chat, Refused
 from halos.tokens.spelled import Tokens
-from halos.tokens.turns import called, hidden, variants
+from halos.tokens.turns import called, hidden, left_out, variants
 
 Tools = Sequence[dict[str, Any]]
 """JSON documents of the functions that a model may call."""
@@ -72,7 +72,8 @@ class Drafter:
             if isinstance(text, Refused):
                 refusal = refusal or str(text)
                 continue
-            lost = sorted({*hidden(text, turns), *(self._hidden(form) if len(form) == len(turns) else ())})
+            by_roles = self._hidden(form) if len(form) == len(turns) else left_out(turns, form)
+            lost = sorted({*hidden(text, turns), *by_roles})
             if best is None or len(lost) < len(best[0]):
                 best = (lost, text, form)
             if not lost:

@@ -187,7 +187,9 @@ def test_a_developers_turn_is_the_systems_where_the_template_knows_only_that() -
 
 def test_a_first_turn_of_the_assistant_that_is_lost_is_counted() -> None:
     template = Template(tokenizer_of("turns", ORDERED))
-    assert prompt_of(template, [turn("assistant", "Hi"), USER]).lost
+    for first in ("Hi", "a"):  # also where its text is part of another's
+        assert prompt_of(template, [turn("assistant", first), USER]).lost
+        assert prompt_of(template, [SYSTEM, turn("assistant", first), USER]).lost
     assert not prompt_of(template, SEVERAL).lost
     assert not prompt_of(family_of("qwen2_5").template, [turn("assistant", "Hi"), USER]).lost
 

@@ -9,7 +9,7 @@ import pytest
 import transformers.utils.chat_template_utils as transformers_templates
 from jinja2 import Environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from halos.errors import HalosError
 from halos.tokens.chat import DATE, dated, variables, with_arguments
@@ -105,6 +105,17 @@ def test_nothing_is_put_between_the_parts_of_a_spelled_token() -> None:
     assert special_ids(template, response.ids) == [tokenizer.eos_token_id]
     assert "a</s>b" in tokenizer.decode(prompt.ids)
     assert tokenizer.decode((response.ids or [])[:-1]).strip() == "c</s> d"
+
+
+def test_a_tokenizer_without_a_fast_form_reads_spelled_tokens_as_text() -> None:
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    template = Template(tokenizer)
+    [prompt], [response] = template.prompts([[turn("user", "a</s>b")]], 100), template.responses(["</s>"])
+    assert (prompt.ids or []).count(tokenizer.eos_token_id) == 1
+    assert (response.ids or []).index(tokenizer.eos_token_id) == len("</s>")
+    assert tokenizer.decode(prompt.ids) == "a</s>b</s>"
 
 
 def test_a_normaliser_that_changes_text_changes_that_of_spelled_tokens_alone() -> None:
