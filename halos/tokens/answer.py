@@ -131,6 +131,8 @@ class AssistantTurn:
             return self._cut_at_end(turn, whole.removeprefix(self._header), cut)
         else:
             return Written(problem="the chat template begins the response otherwise than its prompts end")
+        if unsaid := _unsaid(turn, text):
+            return _unshown(unsaid)
         return Written(written) if cut else Written(written + self._closing, (self.end,))
 
     def _cut_at_end(self, turn: Turn, body: str, cut: bool) -> Written:
@@ -142,7 +144,7 @@ class AssistantTurn:
             cut: whether it was cut before its end.
         """
         if unsaid := _unsaid(turn, self.thought + body):
-            return Written(problem=f"the chat template does not show the response's {unsaid}")
+            return _unshown(unsaid)
         if body.endswith(self._suffix):
             body = body.removesuffix(self._suffix)
             return Written(body) if cut else Written(body + self._closing, (self.end,))
@@ -188,6 +190,10 @@ def _continuing(text: str, thought: str) -> str:
     if not text.lstrip().startswith(begin):
         return text
     return text.lstrip().removeprefix(begin).removeprefix(thought.removeprefix(begin))
+
+
+def _unshown(what: str) -> Written:
+    return Written(problem=f"the chat template does not show the response's {what}")
 
 
 def _unsaid(turn: Turn, body: str) -> str | None:

@@ -42,6 +42,13 @@ class Drafter:
         self._hidden_by_roles: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def drafts(self, conversations: list[list[Turn]], tools: Sequence[Tools], mark: bool = True) -> list[Draft]:
+        """The text of each prompt, or why there is none.
+
+        Args:
+            conversations: their turns.
+            tools: the functions that may be called after each.
+            mark: whether special tokens that they spell are marked, for Tokens.ids.
+        """
         spelled = [self._tokens.spells(pair) for pair in zip(conversations, tools, strict=True)]
         if mark:
             pairs = [

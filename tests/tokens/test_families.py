@@ -142,6 +142,7 @@ def test_what_a_template_would_leave_out_of_a_response_is_refused() -> None:
     assert "text as it is" in str(ids_of(template, "Well, <think>a</think> b")[1])
     calls = [{"tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}]
     assert "calls of tools" in str(ids_of(family_of("lfm2").template, "", fields=calls)[1])
+    assert "calls of tools" in str(ids_of(family_of("deepseek_r1_distill").template, THOUGHT, fields=calls)[1])
     assert "reasoning" in str(ids_of(family_of("llama3").template, "4", fields=[{"reasoning_content": "so"}])[1])
 
 
