@@ -79,8 +79,9 @@ def snapshot(name: str, hub: str, revision: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    duplicates = ["*/*", "consolidated*"]  # the same weights in the layouts of other programs
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    duplicates = [*(f"*/{pattern}" for pattern in patterns), "consolidated*"]  # in the layouts of other programs
+    patterns.append("*.jinja")  # of several chat templates, all but one are in a folder
     try:
         folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
     except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here

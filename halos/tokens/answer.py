@@ -74,6 +74,11 @@ class AssistantTurn:
         self.generation = before[len(os.path.commonprefix([known, before])) :]  # noqa: RUF071 - of characters
         self._closing, self.end = self._end_of_turn(self._suffix, tokens.tokenizer)
 
+    def repeats(self, turn: Turn, whole: str | Refused) -> bool:
+        """Whether a template writes reasoning of its own before a response that has some in its text."""
+        reasons = _CLOSES.search(turn["content"]) and _CLOSES.search(self.lead)
+        return bool(reasons) and not isinstance(whole, Refused) and whole.startswith(self._opening + self.lead)
+
     def follows(self, prompt: str, whole: str | Refused) -> bool:
         """Whether a response is written after a prompt as after any other, though nothing asks for it.
 
@@ -126,6 +131,8 @@ class AssistantTurn:
             return self._cut_at_end(turn, whole.removeprefix(self._header), cut)
         else:
             return Written(problem="the chat template begins the response otherwise than its prompts end")
+        if unsaid := _unsaid(turn, text):
+            return _unshown(unsaid)
         return Written(written) if cut else Written(written + self._closing, (self.end,))
 
     def _cut_at_end(self, turn: Turn, body: str, cut: bool) -> Written:
@@ -137,7 +144,7 @@ class AssistantTurn:
             cut: whether it was cut before its end.
         """
         if unsaid := _unsaid(turn, self.thought + body):
-            return Written(problem=f"the chat template does not show the response's {unsaid}")
+            return _unshown(unsaid)
         if body.endswith(self._suffix):
             body = body.removesuffix(self._suffix)
             return Written(body) if cut else Written(body + self._closing, (self.end,))
@@ -169,12 +176,24 @@ def _probe(chat: Chat) -> tuple[list[Turn], str, str]:
     raise HalosError(f"the chat template does not show an assistant turn's text once{why}; name another `template:`")
 
 
+def reasoning_apart(turn: Turn) -> Turn:
+    """A turn with the reasoning of its text in a field of its own, as some templates want it."""
+    reasoning, content = _CLOSES.split(turn["content"], maxsplit=1)
+    begin = _BEGINS.match(reasoning)
+    reasoning = reasoning[begin.end() :] if begin else reasoning
+    return {**turn, "reasoning_content": reasoning.strip("\n"), "content": content.lstrip("\n")}
+
+
 def _continuing(text: str, thought: str) -> str:
     """The rest of a response after the beginning of its reasoning, if it has it: prompts end with that."""
     begin = thought.strip()
     if not text.lstrip().startswith(begin):
         return text
     return text.lstrip().removeprefix(begin).removeprefix(thought.removeprefix(begin))
+
+
+def _unshown(what: str) -> Written:
+    return Written(problem=f"the chat template does not show the response's {what}")
 
 
 def _unsaid(turn: Turn, body: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,8 @@ class Chat:
         try:
             return self._render([turns], generation, tools)[0]
         except Exception as error:  # a template is a program: whatever it raises is about this conversation
+            with suppress(Exception):  # few templates want the arguments of calls as text
+                return self._render([turns], generation, tools, parse=False)[0]
             raise Refused(_shortened(str(error))) from None
 
     def render_all(self, conversations: list[list[Turn]], generation: bool) -> list[str | Refused]:
@@ -192,8 +195,14 @@ class Chat:
             return refused
 
     def _render(
-        self, conversations: list[list[Turn]], generation: bool, tools: Sequence[dict[str, Any]] = ()
+        self,
+        conversations: list[list[Turn]],
+        generation: bool,
+        tools: Sequence[dict[str, Any]] = (),
+        parse: bool = True,
     ) -> list[str]:
+        if parse:
+            conversations = [_parsed(turns) for turns in conversations]
         if self.parts:
             conversations = [[{**t, "content": _parts(t["content"])} for t in turns] for turns in conversations]
         texts: list[str] = self.tokenizer.apply_chat_template(
@@ -204,6 +213,29 @@ class Chat:
             add_generation_prompt=generation,
         )
         return texts
+
+
+def _parsed(turns: list[Turn]) -> list[Turn]:
+    """The turns with the arguments of calls as objects, which most templates want, where they are text of JSON."""
+    if not any(turn.get("tool_calls") for turn in turns):
+        return turns
+    return [{**turn, "tool_calls": _objects(turn["tool_calls"])} if turn.get("tool_calls") else turn for turn in turns]
+
+
+def _objects(value: Any) -> Any:
+    """A JSON value in which each `arguments` that is the text of an object is that object."""
+    if isinstance(value, list):
+        return [_objects(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _object(item) if key == "arguments" else _objects(item) for key, item in value.items()}
+
+
+def _object(text: Any) -> Any:
+    with suppress(TypeError, ValueError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    return text
 
 
 def _parts(text: str) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from halos.data.feedback import Turn
 from halos.tokens.answer import SENTINEL, AssistantTurn
 from halos.tokens.chat import Chat, Refused
 from halos.tokens.spelled import Tokens
-from halos.tokens.turns import called, hidden, variants
+from halos.tokens.turns import called, hidden, left_out, variants
 
 Tools = Sequence[dict[str, Any]]
 """JSON documents of the functions that a model may call."""
@@ -42,6 +42,13 @@ class Drafter:
         self._hidden_by_roles: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     def drafts(self, conversations: list[list[Turn]], tools: Sequence[Tools], mark: bool = True) -> list[Draft]:
+        """The text of each prompt, or why there is none.
+
+        Args:
+            conversations: their turns.
+            tools: the functions that may be called after each.
+            mark: whether special tokens that they spell are marked, for Tokens.ids.
+        """
         spelled = [self._tokens.spells(pair) for pair in zip(conversations, tools, strict=True)]
         if mark:
             pairs = [
@@ -72,7 +79,8 @@ class Drafter:
             if isinstance(text, Refused):
                 refusal = refusal or str(text)
                 continue
-            lost = sorted({*hidden(text, turns), *(self._hidden(form) if len(form) == len(turns) else ())})
+            by_roles = self._hidden(form) if len(form) == len(turns) else left_out(turns, form)
+            lost = sorted({*hidden(text, turns), *by_roles})
             if best is None or len(lost) < len(best[0]):
                 best = (lost, text, form)
             if not lost:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-MARK = "\ufdd0\ufdd1"
-"""Stands inside of a spelled special token while a template renders it: two code points that are never characters."""
-_MARKS = re.compile(re.escape(MARK) + r"|\\ufdd0\\ufdd1", re.IGNORECASE)  # the latter: within JSON
+MARK = "\ufdd0\ufdd7\ufdd3\ufdd5\ufdde\ufdd1"
+"""Stands inside of a spelled special token while a template renders it: code points that are never characters."""
+_ESCAPED = MARK.encode("ascii", "backslashreplace").decode()  # within JSON
+_MARKS = re.compile(f"{MARK}|{re.escape(_ESCAPED)}")
 
 
 class Tokens:
@@ -54,7 +55,7 @@ class Tokens:
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text; the two sides of a mark are tokenised apart, so that no special token comes of it."""
-        pieces = [_MARKS.split(text) if "\\ufdd0" in text or MARK in text else [text] for text in texts]
+        pieces = [_MARKS.split(text) if MARK in text or _ESCAPED in text else [text] for text in texts]
         heads = self._batch(piece[0] for piece in pieces)
         return [
             [*head, *(token for piece in tail for token in self._continued(piece))] if tail else head

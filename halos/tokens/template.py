@@ -9,7 +9,7 @@ from typing import Any
 
 from halos.data.feedback import Turn
 from halos.errors import HalosError
-from halos.tokens.answer import AssistantTurn, Written
+from halos.tokens.answer import AssistantTurn, Written, reasoning_apart
 from halos.tokens.chat import Chat
 from halos.tokens.drafts import Draft, Drafter, Tools
 from halos.tokens.spelled import Tokens
@@ -173,7 +173,11 @@ class Template:
         turns = [{"role": "assistant", **other, "content": text} for text, other in zip(texts, others, strict=True)]
         spelled = [self._tokens.spells(turn) for turn in turns]
         marked = [self._tokens.mark(turn) if spells else turn for turn, spells in zip(turns, spelled, strict=True)]
-        wholes = self._chat.render_all([[*self._assistant.asked, turn] for turn in marked], generation=False)
+        asked = self._assistant.asked
+        wholes = self._chat.render_all([[*asked, turn] for turn in marked], generation=False)
+        for i, turn in enumerate(marked):
+            if self._assistant.repeats(turn, wholes[i]):
+                wholes[i] = self._chat.or_refused([*asked, reasoning_apart(turn)], generation=False)
         written = [
             self._assistant.written(turn, whole, bool(cut and cut[i]))
             for i, (turn, whole) in enumerate(zip(marked, wholes, strict=True))

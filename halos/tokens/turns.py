@@ -65,6 +65,14 @@ def _alternating(turns: list[Turn]) -> list[Turn]:
     return merged
 
 
+def left_out(turns: list[Turn], form: list[Turn]) -> list[int]:
+    """Indices of the turns before any user turn that a form of them has not."""
+    answers = [i for i, turn in enumerate(turns) if turn["role"] not in GUIDES]
+    if form[0]["role"] != "user":
+        return []
+    return [i for i in answers if not any(turn["role"] == "user" for turn in turns[: i + 1])]
+
+
 def hidden(text: str, turns: list[Turn]) -> list[int]:
     """Indices of the turns whose text does not appear in a rendered conversation, in their order."""
     at, missing = 0, []

@@ -149,6 +149,23 @@ def test_what_cannot_be_scored_gets_none_and_is_said_once(
     assert "3 are empty, 1 are too long for its 256 positions, 0 have no finite score" in message
 
 
+def test_what_the_chat_template_cannot_show_is_not_scored_without_it(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a response would be scored as the answer to nothing."""
+    folder = shutil.copytree(run / "model", tmp_path / "model")
+    template = (folder / "chat_template.jinja").read_text()
+    refuses = "{% if messages[0].content == 'no' %}{{ raise_exception('Not that!') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text(refuses + template)
+    scorer = RewardModel(folder)
+    prompts = [[{"role": "user", "content": text}] for text in ("no", "yes")]
+    with caplog.at_level(logging.WARNING):
+        rewards = scorer.rewards(prompts, ["a", "a"])
+    assert [reward is None for reward in rewards] == [True, False]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "0 have no finite score, 1: the chat template refuses the conversation: Not that!" in message
+
+
 def test_the_longest_sequence_that_fits_is_scored(model: RewardModel) -> None:
     prompt = [{"role": "user", "content": "q"}]
     [head], [tail] = model.template.prompts([prompt], 1000), model.template.responses([" word"])

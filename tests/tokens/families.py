@@ -100,6 +100,7 @@ SYSTEM, USER = turn("system", "Answer at once."), turn("user", "What is two and 
 SEVERAL = [USER, turn("assistant", "It is four."), turn("user", "And three more?")]
 ANSWER = "The answer is four."
 THOUGHT = "<think>\nThe user asks for a sum.\n</think>\n\nThe answer is four."
+REASONING = {"reasoning_content": "The user asks for a sum."}
 TOOL = {
     "type": "function",
     "function": {
@@ -158,12 +159,90 @@ class Family:
         if asked.ids is None or answer.ids is None:
             return f"refused: {asked.problem or answer.problem}"
         ids = [*asked.ids, *answer.ids]
-        if asked.joined:
-            return "joined"
-        if asked.lost:
-            return "lost"
+        if asked.joined:  # the same with the system turn's text before the first question
+            first = f"{prompt[0]['content']}\n\n{prompt[1]['content']}"
+            prompt = [turn("user", first), *prompt[2:]]
         whole = self.rendered([*prompt, turn("assistant", response, **(fields or {}))], tools, len(asked.ids))
-        if ids == whole:
-            return "yes"
         decode = self.tokenizer.decode
-        return "yes, apart" if decode(ids) == decode(whole) else f"differs: {decode(ids)!r} {decode(whole)!r}"
+        if ids == whole:
+            return "joined" if asked.joined else "yes"
+        if decode(ids) == decode(whole):
+            return "apart"
+        rest = self.tokenizer(response.removeprefix(self.template.thought), add_special_tokens=False)["input_ids"]
+        if self.template.thought and ids == [*asked.ids, *rest, self.template.end]:
+            return "continued"
+        return f"differs: {decode(ids)!r}, not {decode(whole)!r}"
+
+    @cached_property
+    def outcomes(self) -> dict[str, str]:
+        """What becomes of each kind of conversation."""
+        plain = self.outcome([USER], ANSWER)
+        answer, reasoning = (ANSWER, {}) if not plain.startswith("refused") else (THOUGHT, REASONING)
+        return {
+            "plain": plain,
+            "one": self.outcome([USER], answer),
+            "system": self.outcome([SYSTEM, USER], answer),
+            "several": self.outcome(SEVERAL, answer),
+            "system and several": self.outcome([SYSTEM, *SEVERAL], answer),
+            "documents": self.outcome([USER], answer, [TOOL]),
+            "calls": self.outcome([USER], "", [TOOL], {"tool_calls": [CALL], **reasoning}),
+            "results": self.outcome(CALLED, answer, [TOOL]),
+            "thought": self.outcome([USER], THOUGHT),
+            "field": self.outcome([USER], ANSWER, fields=REASONING),
+        }
+
+
+def _short(found: dict[str, str], kinds: dict[str, str]) -> str:
+    """Outcomes of several kinds of conversations in a word, or one for each kind."""
+    words = {label: found[kind].split(":")[0] for kind, label in kinds.items()}
+    if len(set(words.values())) == 1:
+        return words[next(iter(words))]
+    return ", ".join(f"{label}: {word}" for label, word in words.items())
+
+
+@cache
+def family_of(name: str) -> Family:
+    return Family(name)
+
+
+def _row(name: str) -> str:
+    family = family_of(name)
+    found, template = family.outcomes, family.template
+    notes = []
+    if template.thought:
+        notes.append(f"prompts end with `{template.thought.strip()}`")
+        if found["plain"].startswith("refused"):
+            notes.append("a response without reasoning is refused")
+    if template.lead.strip():
+        notes.append(f"writes `{template.lead.encode('unicode_escape').decode()}` before a plain response")
+    columns = [
+        _short(found, {"system": "one turn", "system and several": "several"}),
+        _short(found, {"one": "one", "several": "several"}),
+        _short(found, {kind: kind for kind in ("documents", "calls", "results")}),
+        _short(found, {"thought": "in the text", "field": "in a field"}),
+        f"`{family.tokenizer.decode([template.end])}`",
+        "; ".join(notes),
+    ]
+    return " | ".join(column.replace("|", "\\|") for column in columns)
+
+
+def table() -> str:
+    """The table of docs/templates.md. Templates with the same outcomes, in a row of the same name, share a line."""
+    lines: dict[str, list[str]] = {}
+    for name in FILES:
+        lines.setdefault(f"{name.removesuffix('_training')}\n{_row(name)}", []).append(name)
+    rows = [f"| {', '.join(f'`{n}`' for n in names)} | {key.partition(chr(10))[2]} |" for key, names in lines.items()]
+    return "\n".join([HEAD, *rows]) + "\n"
+
+
+HEAD = """| template | system turn | turns | tools | reasoning | ends with | notes |
+|---|---|---|---|---|---|---|"""
+
+
+def written() -> str:
+    """docs/templates.md with the table as it is now."""
+    return PAGE.read_text().partition(HEAD)[0] + table()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written())
