@@ -148,7 +148,9 @@ class Template:
             for i, shorter in zip(cut, self._tokenize([self.render(kept[i]) for i in cut]), strict=True):
                 ids[i] = shorter
         return [
-            Prompt(prompt, dropped_turns=len(turns) - len(rest)) if len(prompt) <= max_length else Prompt(None, TOO_LONG)
+            Prompt(prompt, dropped_turns=len(turns) - len(rest))
+            if len(prompt) <= max_length
+            else Prompt(None, TOO_LONG)
             for turns, rest, prompt in zip(conversations, kept, ids, strict=True)
         ]
 
