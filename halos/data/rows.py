@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from halos.data.feedback import Feedback, Turn
+from halos.data.normal import normalised
 from halos.data.readers import json_rows, parquet_rows
 from halos.errors import HalosError
 from halos.hub import remedy
@@ -33,13 +34,25 @@ class Drop:
     reason: str
 
 
+def split_key(record_prompt: list[Turn], group: str | None = None) -> str:
+    """sha256 in hex that decides which split a record belongs to: the same for all depths of a conversation.
+
+    Args:
+        record_prompt: the record's prompt. Its first user turn decides, normalised (halos.data.normal); its first turn
+            where it has none from a user.
+        group: what decides instead, such as the id of a user; None for the conversation.
+    """
+    if group is None:
+        turns = [turn for turn in record_prompt if turn["role"] == "user"] or record_prompt[:1]
+        group = normalised(turns[0]["content"]) if turns else ""
+    return hashlib.sha256(group.encode()).hexdigest()
+
+
 def in_split(key: str, split: str, test_fraction: float) -> bool:
     """Whether the row with a key belongs to a split; it depends on the key alone.
 
-    The end of the key decides, because the beginning of a prompt's id is its place in the order of `prompt_ids`.
-
     Args:
-        key: a sha256 in hex, such as a record's prompt_id.
+        key: a sha256 in hex, such as a record's `split_key`.
         split: "train" or "test".
         test_fraction: fraction of all keys that belong to the test split.
     """
@@ -50,10 +63,10 @@ def check_fraction(source: str, test_fraction: float) -> None:
     """Check a source's test_fraction.
 
     Raises:
-        HalosError: the fraction leaves a split empty.
+        HalosError: the fraction leaves no train split.
     """
-    if not 0 < test_fraction < 1:
-        raise HalosError(f"source {source}: test_fraction is {test_fraction}; choose one between 0 and 1")
+    if not 0 <= test_fraction < 1:
+        raise HalosError(f"source {source}: test_fraction is {test_fraction}; choose one from 0 (no test split) to 1")
 
 
 def locate(source: str, path: Paths, split: str, test_fraction: float | None) -> Path:
@@ -66,7 +79,7 @@ def locate(source: str, path: Paths, split: str, test_fraction: float | None) ->
         test_fraction: fraction of a single file that is the test split; None where the file is not split.
 
     Raises:
-        HalosError: the paths name no such split, the file is missing, or the fraction leaves a split empty.
+        HalosError: the paths name no such split, the file is missing, or the fraction leaves no train split.
     """
     if isinstance(path, dict):
         if set(path) != set(SPLITS):
@@ -173,7 +186,7 @@ class Table(Generic[Row]):
                 yield row
 
     def records(self, parse: Callable[[Row], Feedback | Drop]) -> Iterator[Feedback | Drop]:
-        """The split's rows as records and drops; all records on a prompt are in the same split.
+        """The split's rows as records and drops; all records of a conversation are in the same split (`split_key`).
 
         Args:
             parse: row -> its record, or why it is dropped.
@@ -184,7 +197,7 @@ class Table(Generic[Row]):
         for content, row in self._all_rows():
             record = row if isinstance(row, Drop) else parse(row)
             # a dropped row belongs to one split as well, so that rows add up over the splits
-            if self._in_split(digest(content) if isinstance(record, Drop) else record.prompt_id):
+            if self._in_split(digest(content) if isinstance(record, Drop) else split_key(record.prompt)):
                 yield record
 
     def _in_split(self, key: str) -> bool:
@@ -267,7 +280,7 @@ def table(
             has only one split.
 
     Raises:
-        HalosError: there is no such file, the hub cannot be reached, or the fraction leaves a split empty.
+        HalosError: there is no such file, the hub cannot be reached, or the fraction leaves no train split.
     """
     if path is not None:
         file = locate(source, path, split, test_fraction)
