@@ -83,6 +83,7 @@ class Own:
         key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group])
         if key in _sound:
             return
+        refusals = []
         for file in self.files:
             count, wrong = 0, 0
             problems: list[str] = []
@@ -93,8 +94,10 @@ class Own:
                     if len(problems) < SHOWN_PROBLEMS:
                         problems.append(f"row {number}, {parsed}")
             if problems and self.invalid == "refuse":
-                raise HalosError(self._refusal(file, count, wrong, problems))
-        self.layout.check_found(self.source)
+                refusals.append(self._refusal(file, count, wrong, problems))
+        self.layout.check_found(self.source)  # first: a wrong name may be why rows are refused
+        if refusals:
+            raise HalosError(refusals[0])
         _sound.add(key)
 
     def _refusal(self, file: Path, count: int, wrong: int, problems: list[str]) -> str:
@@ -181,7 +184,8 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
     """The record of rows that belong together, and a Drop for each that adds nothing to it."""
     shape, first = run[0]
     if not shape.joins:
-        yield first
+        reason = first.problem()
+        yield first if reason is None else Drop(reason)
         return
     # what a response is, and its row number or 0 -> index: equal responses are one, unless the shape repeats
     index_of: dict[tuple[Any, ...], int] = {}
