@@ -74,7 +74,8 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     datasets = {
         "me/carded": {COMMIT: {"README.md": CARD.encode(), **parquet, "fr.jsonl": lines(chat("oui"))}},
         "me/trl": {COMMIT: {"data/train-00000-of-00002.jsonl": lines(*pairs("a")), "loader.py": b"raise SystemExit",
-                            "data/train-00001-of-00002.jsonl": lines(*pairs("b")), "data/test.jsonl": lines(*pairs("t"))}},
+                            "data/train-00001-of-00002.jsonl": lines(*pairs("b")),
+                            "data/test.jsonl": lines(*pairs("t"))}},
         "me/alpaca": {COMMIT: {"alpaca.json": json.dumps([{"instruction": "q", "input": "", "output": "a"}]).encode(),
                                "README.md": b"---\n: : :\n---\n", "dev.json": b"[]"}},
         "me/renamed": {COMMIT: {"train.csv": b"ask,good,bad\nq,yes,no\nr,yes,\n"}},
