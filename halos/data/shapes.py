@@ -72,7 +72,7 @@ class Row(BaseModel, ABC):
 
     split: Literal["train", "test"] | None = None
     system: str | None = None
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = Field(default_factory=list)
 
     @abstractmethod
     def record(self) -> Feedback:
@@ -101,7 +101,10 @@ class Row(BaseModel, ABC):
 
     def framed(self, record: Feedback) -> Feedback:
         """The record with the row's system message and tools."""
-        prompt = with_system(self.system, record.prompt) if self.system and self.system.strip() else record.prompt
+        has_system = bool(self.system and self.system.strip())
+        if not has_system and not self.tools:
+            return record
+        prompt = with_system(self.system or "", record.prompt) if has_system else record.prompt
         return replace(record, prompt=prompt, tools=self.tools or record.tools)
 
 
@@ -158,7 +161,7 @@ class Scalar(Sample):
 class Binary(Row):
     turns = {"prompt": "user", "output": "assistant", "completion": "assistant"}
 
-    prompt: Turns = []
+    prompt: Turns = Field(default_factory=list)
     output: Completion = Field(validation_alias=AliasChoices("output", "completion"))
     label: Label
     reward: Number | None = None
@@ -186,8 +189,8 @@ class Pairwise(Row):
 class Preference(Row):
     turns = {"prompt": "user", "messages": "user", "chosen": "assistant", "rejected": "assistant"}
 
-    prompt: Turns = []
-    messages: Turns = []
+    prompt: Turns = Field(default_factory=list)
+    messages: Turns = Field(default_factory=list)
     chosen: Completion
     rejected: Completion
     score_chosen: Number | None = None
@@ -241,7 +244,7 @@ class Messages(Row):
     turns = {"messages": "user", "prompt": "user"}
 
     messages: Turns = Field(min_length=2)
-    prompt: Turns = []
+    prompt: Turns = Field(default_factory=list)
 
     def record(self) -> Feedback:
         self._check_prompt()
@@ -275,7 +278,7 @@ def _spoken(text: str) -> list[Turn]:
 
 
 def _bare(turn: Turn) -> Turn:
-    return {name: value for name, value in turn.items() if name != "weight"}
+    return {name: value for name, value in turn.items() if name != "weight"} if "weight" in turn else turn
 
 
 def _same(one: Feedback, other: Feedback) -> bool:
@@ -339,7 +342,7 @@ def single(prompt: list[Turn], completion: list[Turn], score: float | None = Non
     *before, last = _whole(prompt, completion)
     if last.get("weight") == 0:
         raise LeftOut
-    fields = {name: value for name, value in last.items() if name not in ("role", "content")}
+    fields = {name: value for name, value in last.items() if name not in ("role", "content")} if len(last) > 2 else {}
     return Feedback(
         list(map(_bare, before)),
         [last["content"]],
@@ -362,11 +365,13 @@ def pair(winner: Feedback, loser: Feedback) -> Feedback:
     if len(scores) == 1:
         raise Invalid("only one of the two responses has a reward")
     fields = [(record.response_fields or [{}])[0] for record in (winner, loser)]
-    return replace(
-        winner,
-        responses=winner.responses + loser.responses,
-        scores=scores,
-        pairs=[(0, 1)],
+    return Feedback(
+        winner.prompt,
+        winner.responses + loser.responses,
+        winner.source,
+        scores,
+        [(0, 1)],
+        target=0,
         response_fields=fields if any(fields) else [],
     )
 

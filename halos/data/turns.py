@@ -19,6 +19,7 @@ ROLE_NAMES = {
 """Roles as they are written, in lower case -> roles of a record."""
 FIELDS = frozenset({"name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"})
 """Fields of a turn that chat templates know; others are notes."""
+PLAIN = {"role", "content"}
 WEIGHT_ZERO = "weight 0"
 
 
@@ -72,6 +73,8 @@ class TurnReader:
         return [self._turn(turn, f"{name}.{i}", name, every_field) for i, turn in enumerate(value)]
 
     def _turn(self, turn: dict[str, Any], place: str, name: str, every_field: bool) -> Turn:
+        if turn.keys() == PLAIN and turn["role"] in ROLES and isinstance(turn["content"], str) and not self.roles:
+            return turn  # as almost all are
         turn = {key: value for key, value in turn.items() if value is not None}
         if (call := turn.pop("function_call", None)) is not None and "tool_calls" not in turn:  # as OpenAI once had it
             turn["tool_calls"] = [{"type": "function", "function": call}]
