@@ -120,7 +120,7 @@ FOUND: list[Any] = [
     [["a yes", "b yes"], COMMIT],
     [],
     [["a"], COMMIT],
-    [["yes", "empty response"], COMMIT],
+    [["empty response", "yes"], COMMIT],
     [["de yes"], COMMIT],
     "source hub: me/carded has the splits train_sft, test_sft; name one by `split:`",
     "source hub: me/carded has the subsets default, fr; name one by `subset:`",

@@ -385,6 +385,6 @@ def test_a_prompt_of_one_file_is_in_one_split_whole(tmp_path: Path) -> None:
 
 
 def test_pinned_revisions_are_commits() -> None:
-    for name in SOURCES:
+    for name in set(SOURCES) - {"hub"}:  # of whose datasets none is known
         revision = inspect.signature(SOURCES[name]).parameters.get("revision")
         assert revision is None or re.fullmatch("[0-9a-f]{40}", revision.default), name
