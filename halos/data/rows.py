@@ -20,7 +20,7 @@ from halos.hub import remedy
 
 SPLITS = ("train", "test")
 Paths = str | dict[str, str]
-"""One file for both splits, or {"train": file, "test": file}."""
+"""One file for both splits, or {"train": file, "test": file}, or either of the two."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def locate(source: str, path: Paths, split: str, test_fraction: float | None) ->
         HalosError: the paths name no such split, the file is missing, or the fraction leaves no train split.
     """
     if isinstance(path, dict):
-        if set(path) != set(SPLITS):
+        if split not in path or set(path) - set(SPLITS):
             raise HalosError(f"source {source}: `path` takes one file, or one for train and one for test")
         path = path[split]
     elif test_fraction is not None:

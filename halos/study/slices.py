@@ -56,9 +56,15 @@ def entry(config: Config, kind: str, name: str) -> Any:
 
 
 def _data(config: Config, dataset: str) -> Content:
-    sources = entry(config, "datasets", dataset).sources
-    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in sources))
-    return {"dataset": dataset, "sources": [identity(source) for source in sources], "plugins": plugins}
+    settings = entry(config, "datasets", dataset)
+    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.sources))
+    return {
+        "dataset": dataset,
+        "sources": [identity(source) for source in settings.sources],
+        "drop_duplicates": settings.drop_duplicates,
+        "seed": settings.seed,
+        "plugins": plugins,
+    }
 
 
 def _tokens(config: Config, dataset: str, model: str) -> Content:

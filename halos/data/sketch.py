@@ -1,0 +1,118 @@
+"""MinHash sketches of texts: a few bytes by which texts of nearly the same words are found among a million.
+
+A text is the set of its shingles, three words in a row. The share of bytes in which two sketches agree estimates the
+Jaccard similarity of their sets (Broder 1997; the permutations are datasketch's). Bands of a few bytes find the pairs
+to compare (Leskovec et al., Mining of Massive Datasets, chapter 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from datasketch import MinHash  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from halos.data.normal import PUNCTUATION
+
+SHINGLE = 3
+"""Words of a shingle."""
+SIMILAR = 0.8
+"""Jaccard similarity from which two texts are nearly equal."""
+PERMUTATIONS = 64
+"""Bytes of a sketch. The standard error of a similarity of 0.8 is 0.05."""
+BAND = 5
+"""Bytes of a band of one sketch: 12 bands find 99 % of the pairs of similarity 0.8, and 32 % of those of 0.5."""
+Bytes = NDArray[np.uint8]
+
+_SLOPES, _OFFSETS = MinHash(num_perm=PERMUTATIONS, seed=1, scheme="affine32").permutations
+_WEIGHTS = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uint32)
+
+
+class _Words(dict[str, int]):
+    """Word -> 32 bits, without case and punctuation around it. It forgets all when it holds too many."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) == 2**17:
+            self.clear()
+        plain = word.casefold().strip(PUNCTUATION) or word
+        self[word] = number = int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=4).digest(), "little")
+        return number
+
+
+_WORDS = _Words()
+
+
+def shingles(text: str) -> NDArray[np.uint32]:
+    """(n,) hashes of a text's shingles; one of all words where these are fewer than a shingle's."""
+    words = text.split()
+    found = np.fromiter(map(_WORDS.__getitem__, words), np.uint32, len(words))
+    if len(found) <= SHINGLE:
+        return np.array([(found * _WEIGHTS[: len(found)]).sum(dtype=np.uint32)], np.uint32)
+    hashes: NDArray[np.uint32] = found[:-2] * _WEIGHTS[0] + found[1:-1] * _WEIGHTS[1] + found[2:] * _WEIGHTS[2]
+    return hashes
+
+
+def sketch(texts: Iterable[str]) -> Bytes:
+    """(PERMUTATIONS,) the sketch of some texts' shingles together; all zero without texts."""
+    found = [shingles(text) for text in texts]
+    if not found:
+        return np.zeros(PERMUTATIONS, np.uint8)
+    hashes = found[0] if len(found) == 1 else np.concatenate(found)
+    smallest: NDArray[np.uint32] = (hashes[:, None] * _SLOPES + _OFFSETS).min(axis=0)
+    return (smallest >> np.uint32(8)).astype(np.uint8)  # the lowest bits of a product are the least random
+
+
+def agreement(first: Bytes, second: Bytes) -> NDArray[np.float64]:
+    """(n,) share of equal bytes in the rows of two arrays: the estimate of the similarity."""
+    share: NDArray[np.float64] = (first == second).mean(axis=-1)
+    return share
+
+
+def similar(first: Bytes, second: Bytes) -> NDArray[np.bool_]:
+    """(n,) whether the rows of two arrays are sketches of nearly equal texts."""
+    return agreement(first, second) >= SIMILAR
+
+
+def bands(*sketches: Bytes) -> Iterator[NDArray[np.uint64]]:
+    """(n,) numbers for each band. Rows with an equal number in some band may be nearly equal; few others are.
+
+    Args:
+        sketches: one array of (n, PERMUTATIONS), or several, of texts that have to be alike in each.
+    """
+    width = BAND if len(sketches) == 1 else 6 // len(sketches)
+    for start in range(0, PERMUTATIONS - width + 1, width):
+        key = np.zeros((len(sketches[0]), 8), np.uint8)
+        for at, part in enumerate(sketches):
+            key[:, at * width : (at + 1) * width] = part[:, start : start + width]
+        yield key.view(np.uint64).ravel()
+
+
+class Rows:
+    """Rows of bytes, appended one by one to an array that grows in place.
+
+    Args:
+        width: bytes of a row.
+    """
+
+    STEP = 2**16
+
+    def __init__(self, width: int) -> None:
+        self._rows = np.empty((0, width), np.uint8)
+        self._count = 0
+
+    def append(self, *parts: Bytes) -> None:
+        """Add a row, given in parts."""
+        if self._count == len(self._rows):
+            self._rows.resize((self._count + self.STEP, self._rows.shape[1]), refcheck=False)
+        at = 0
+        for part in parts:
+            self._rows[self._count, at : at + len(part)] = part
+            at += len(part)
+        self._count += 1
+
+    @property
+    def all(self) -> Bytes:
+        """(n, width) all rows. They must be read before another is added, since the array may move then."""
+        return self._rows[: self._count]
