@@ -28,8 +28,7 @@ class Fingerprint:
         digest, found = hashlib.blake2b(digest_size=16), []
         for turn in self._conversation:
             fields = {name: value for name, value in turn.items() if name not in ("role", "content")}
-            parts = (turn["role"], normalised(turn["content"]), json.dumps(fields, sort_keys=True) if fields else "")
-            digest.update("\0".join((*parts, "\0")).encode())
+            digest.update("\0".join((turn["role"], normalised(turn["content"]), _json(fields), "\0")).encode())
             if turn["role"] in ("user", "tool"):
                 found.append(digest.copy().digest())
         return tuple(found)
@@ -43,16 +42,13 @@ class Fingerprint:
     def content(self) -> int:
         """64 bits that are equal for records of an equal prompt, system turns and tools included, and the same
         responses in whichever order."""
-        record = self.record
+        record, digest = self.record, hashlib.blake2b(self.prompt, digest_size=8)
+        texts = list(map(normalised, record.responses))
+        if record.response_fields:
+            texts = [text + _json(other) for text, other in zip(texts, record.response_fields, strict=True)]
         instructions = [normalised(turn["content"]) for turn in record.prompt if turn["role"] in INSTRUCTING]
-        fields = record.response_fields or [{}] * len(record.responses)
-        responses = sorted(
-            normalised(text) + (json.dumps(other, sort_keys=True) if other else "")
-            for text, other in zip(record.responses, fields, strict=True)
-        )
-        rest = json.dumps([instructions, responses, record.tools], sort_keys=True)
-        digest = hashlib.blake2b(self.prompt + rest.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
+        digest.update("\0".join((*sorted(texts), "\0", *instructions, _json(record.tools))).encode())
+        return int.from_bytes(digest.digest(), "little")
 
     @property
     def draw(self) -> int:
@@ -72,3 +68,8 @@ class Fingerprint:
     @property
     def _conversation(self) -> list[Turn]:
         return [turn for turn in self.record.prompt if turn["role"] not in INSTRUCTING]
+
+
+def _json(content: object) -> str:
+    """JSON of something, whatever the order of its keys; no text for nothing."""
+    return json.dumps(content, sort_keys=True) if content else ""

@@ -128,15 +128,15 @@ class Comparison:
         found = [np.flatnonzero(kinds == kind) for kind in (Kind.EQUAL, Kind.BEGINS, Kind.CONTINUES, Kind.NEAR)]
         first = np.concatenate([rows[:EXAMPLES] for rows in found])
         at = {int(row): self._index.rows[numbers[row]] for row in first}
-        theirs = feedback.records_at(prompts, at.values())
+        ours, theirs = feedback.records_at(train, at), feedback.records_at(prompts, at.values())
         examples = [
             Example(
                 kind=Kind(kinds[row]).name.lower(),
-                first=shown(record),
+                first=shown(ours[row]),
                 second=shown(theirs[at[row]]),
                 similarity=round(float(agreement(sketches[row], self._index.sketch(numbers[row]))), 2),
             )
-            for row, record in feedback.records_at(train, at).items()
+            for row in at
         ]
         return Overlap(
             records=int(kept.sum()),

@@ -7,14 +7,15 @@ to compare (Leskovec et al., Mining of Massive Datasets, chapter 3).
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from datasketch import MinHash  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from halos.data.normal import PUNCTUATION
+from halos.data.normal import normalised
 
 SHINGLE = 3
 """Words of a shingle."""
@@ -28,26 +29,41 @@ Bytes = NDArray[np.uint8]
 
 _SLOPES, _OFFSETS = MinHash(num_perm=PERMUTATIONS, seed=1, scheme="affine32").permutations
 _WEIGHTS = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uint32)
+_BASE = 0x9E3779B97F4A7C15
+_MIX = np.uint64(0xFF51AFD7ED558CCD)
+_LOWER = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
+_SEPARATED = _LOWER.translate(bytes(32 if i in b"\t\n\r\f\v.,;:!?\"'`()[]{}" else i for i in range(256)))
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+"""Characters of scripts without spaces: each is taken as a word."""
 
 
-class _Words(dict[str, int]):
-    """Word -> 32 bits, without case and punctuation around it. It forgets all when it holds too many."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) == 2**17:
-            self.clear()
-        plain = word.casefold().strip(PUNCTUATION) or word
-        self[word] = number = int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=4).digest(), "little")
-        return number
+@lru_cache(maxsize=1)
+def _powers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """(size,) powers of _BASE, and of its inverse, modulo 2**64."""
+    bases = (_BASE, pow(_BASE, -1, 2**64))
+    first, second = (np.array([1, *[base] * (size - 1)], np.uint64).cumprod(dtype=np.uint64) for base in bases)
+    return first, second
 
 
-_WORDS = _Words()
+def words(text: str) -> NDArray[np.uint32]:
+    """(n,) hashes of a text's words, in order, without case and the punctuation between them.
+
+    A word's hash is a polynomial in its bytes, from the differences of one running sum over the text.
+    """
+    if not text.isascii():
+        text = _UNSPACED.sub(r" \g<0> ", normalised(text))
+    data = np.frombuffer(b" %b " % text.encode().translate(_SEPARATED), np.uint8)
+    before, last = np.flatnonzero(np.diff(data != 32)).reshape(-1, 2).T
+    powers, inverses = _powers(1 << max(len(data) - 1, 2**14).bit_length())
+    sums = np.cumsum(data * powers[: len(data)])
+    hashes = (sums[last] - sums[before]) * inverses[before]
+    hashes = (hashes ^ hashes >> np.uint64(32)) * _MIX
+    return (hashes >> np.uint64(32)).astype(np.uint32)
 
 
 def shingles(text: str) -> NDArray[np.uint32]:
     """(n,) hashes of a text's shingles; one of all words where these are fewer than a shingle's."""
-    words = text.split()
-    found = np.fromiter(map(_WORDS.__getitem__, words), np.uint32, len(words))
+    found = words(text)
     if len(found) <= SHINGLE:
         return np.array([(found * _WEIGHTS[: len(found)]).sum(dtype=np.uint32)], np.uint32)
     hashes: NDArray[np.uint32] = found[:-2] * _WEIGHTS[0] + found[1:-1] * _WEIGHTS[1] + found[2:] * _WEIGHTS[2]
