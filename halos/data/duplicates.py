@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from halos.data import feedback
 from halos.data.fingerprint import Fingerprint
 from halos.data.report import EXAMPLES, Duplicates, Example, shown
-from halos.data.sketch import PERMUTATIONS, Bytes, Rows, agreement, bands, similar
+from halos.data.sketch import Bytes, Sketches, agreement, bands, similar
 
 Numbers = NDArray[np.int64]
 
@@ -36,7 +36,7 @@ class Contents:
 
     def __init__(self) -> None:
         self._contents = array("Q")
-        self._sketches = Rows(2 * PERMUTATIONS)
+        self._sketches = Sketches(2)
 
     def add(self, of: Fingerprint) -> None:
         """Add the next record."""
@@ -46,12 +46,12 @@ class Contents:
     @property
     def prompt_sketches(self) -> Bytes:
         """(n, PERMUTATIONS) of the records' prompts."""
-        return self._sketches.all[:, :PERMUTATIONS]
+        return self._sketches.of(0)
 
     @property
-    def responses_sketches(self) -> Bytes:
-        """(n, PERMUTATIONS) of the records' responses."""
-        return self._sketches.all[:, PERMUTATIONS:]
+    def _parts(self) -> tuple[Bytes, Bytes]:
+        """(n, PERMUTATIONS) of the records' prompts, and of their responses."""
+        return self._sketches.of(0), self._sketches.of(1)
 
     def repeats(self) -> Repeats:
         """The duplicates.
@@ -64,17 +64,16 @@ class Contents:
         first = _first_equal(contents)
         exact = np.where(first < rows, first, -1)
         near = np.full(len(contents), -1)
-        alike = (self.prompt_sketches, self.responses_sketches)
         others = np.flatnonzero(exact < 0)
-        for band in bands(*alike):
+        for band in bands(*self._parts):
             maybe = others[_first_equal(band[others])]
             asked = (maybe < others) & (near[others] < 0)
             later, earlier = others[asked], maybe[asked]
-            same = np.logical_and(*(similar(part[later], part[earlier]) for part in alike))
+            same = np.logical_and(*(similar(part[later], part[earlier]) for part in self._parts))
             near[later[same]] = earlier[same]
         chained = np.flatnonzero((near >= 0) & (near[near] >= 0))
         heads = near[near[chained]]
-        same = np.logical_and(*(similar(part[chained], part[heads]) for part in alike))
+        same = np.logical_and(*(similar(part[chained], part[heads]) for part in self._parts))
         near[chained[same]] = heads[same]
         for row in np.flatnonzero(near >= 0):  # in order: what an earlier record repeats is settled
             if near[near[row]] >= 0:
@@ -96,7 +95,7 @@ class Contents:
             records = feedback.records_at(file, [row for pair in pairs for row in pair])
             for pair in pairs:
                 later, first = (shown(records[row], responses=True) for row in pair)
-                similarity = float(agreement(*self._sketches.all[list(pair)]))
+                similarity = min(float(agreement(part[pair[0]], part[pair[1]])) for part in self._parts)
                 examples.append(Example(kind=kind, first=first, second=later, similarity=round(similarity, 2)))
         return Duplicates(
             equal=int((found.exact >= 0).sum()),

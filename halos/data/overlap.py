@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from halos.data import feedback
 from halos.data.fingerprint import Fingerprint
 from halos.data.report import EXAMPLES, Example, Overlap, shown
-from halos.data.sketch import PERMUTATIONS, Bytes, Rows, agreement, bands, similar
+from halos.data.sketch import Bytes, Sketches, agreement, bands, similar
 
 
 class Kind(IntEnum):
@@ -42,7 +42,7 @@ class PromptIndex:
         self._read = 0
         self._whole: dict[bytes, int] = {}
         self._openings: dict[bytes, int] = {}
-        self._sketches = Rows(PERMUTATIONS)
+        self._sketches = Sketches()
 
     def add(self, of: Fingerprint) -> None:
         """Add the next record of the file."""
@@ -71,13 +71,13 @@ class PromptIndex:
 
     def sketch(self, number: int) -> Bytes:
         """(PERMUTATIONS,) the sketch of a prompt."""
-        sketch: Bytes = self._sketches.all[number]
+        sketch: Bytes = self._sketches.of()[number]
         return sketch
 
     def find_near(self, sketches: Bytes) -> NDArray[np.int64]:
         """(n,) number of a prompt of nearly the same words as each of (n, PERMUTATIONS) sketches; -1 without one."""
         found = np.full(len(sketches), -1)
-        mine = self._sketches.all
+        mine = self._sketches.of()
         for theirs, own in zip(bands(sketches), bands(mine), strict=True):
             order = np.argsort(own, kind="stable")
             at = np.minimum(np.searchsorted(own[order], theirs), len(order) - 1)
@@ -161,12 +161,12 @@ def overlap(train: Path, prompts: Path, output: Path) -> None:
     index = PromptIndex()
     for record in feedback.read(prompts):
         index.add(Fingerprint(record))
-    comparison, sketches = Comparison(index), Rows(PERMUTATIONS)
+    comparison, sketches = Comparison(index), Sketches()
     for record in feedback.read(train):
         of = Fingerprint(record)
         comparison.add(of)
         sketches.append(of.prompt_sketch)
-    everything = np.ones(len(sketches.all), np.bool_)
-    found = comparison.overlap(sketches.all, everything, train, prompts)
+    everything = np.ones(len(sketches.of()), np.bool_)
+    found = comparison.overlap(sketches.of(), everything, train, prompts)
     print(found.sentence(f"{train} and the prompts of {prompts}"), file=sys.stderr)
     found.write(output)

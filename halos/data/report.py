@@ -77,7 +77,8 @@ class Example(Record):
 
     Attributes:
         kind: equal, begins, continues or near: what the first does to the second.
-        similarity: estimated Jaccard similarity of their shingles of three words.
+        similarity: estimated Jaccard similarity of their shingles of three words; of duplicates, of their prompts or of
+            their responses, whichever is less.
     """
 
     kind: str

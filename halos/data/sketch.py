@@ -105,30 +105,26 @@ def bands(*sketches: Bytes) -> Iterator[NDArray[np.uint64]]:
         yield key.view(np.uint64).ravel()
 
 
-class Rows:
-    """Rows of bytes, appended one by one to an array that grows in place.
+class Sketches:
+    """Sketches of many things, appended one by one to an array that grows in place.
 
     Args:
-        width: bytes of a row.
+        parts: sketches of each thing.
     """
 
     STEP = 2**16
 
-    def __init__(self, width: int) -> None:
-        self._rows = np.empty((0, width), np.uint8)
+    def __init__(self, parts: int = 1) -> None:
+        self._rows = np.empty((0, parts, PERMUTATIONS), np.uint8)
         self._count = 0
 
     def append(self, *parts: Bytes) -> None:
-        """Add a row, given in parts."""
+        """Add the sketches of the next thing."""
         if self._count == len(self._rows):
-            self._rows.resize((self._count + self.STEP, self._rows.shape[1]), refcheck=False)
-        at = 0
-        for part in parts:
-            self._rows[self._count, at : at + len(part)] = part
-            at += len(part)
+            self._rows.resize((self._count + self.STEP, *self._rows.shape[1:]), refcheck=False)
+        self._rows[self._count] = parts
         self._count += 1
 
-    @property
-    def all(self) -> Bytes:
-        """(n, width) all rows. They must be read before another is added, since the array may move then."""
-        return self._rows[: self._count]
+    def of(self, part: int = 0) -> Bytes:
+        """(n, PERMUTATIONS) one sketch of all things. It is to be used before another is added: the array may move."""
+        return self._rows[: self._count, part]
