@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 import halos.data.sources  # noqa: F401  # registers them
 from halos.data.feedback import Feedback
-from halos.data.rows import SPLITS, Drop
+from halos.data.paths import SPLITS, all_files
+from halos.data.rows import Drop
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
 from halos.settings import Label, Positive, Share, Slice, Strict
@@ -30,7 +31,7 @@ class Source(Strict):
     def known(self) -> Source:
         """Refuse an unknown source, or an option that its function does not take."""
         try:
-            accepted = [name for name in inspect.signature(self.function).parameters if name != "split"]
+            accepted = list(inspect.signature(self.function).parameters)[1:]  # the first is the split
         except HalosError as error:
             raise ValueError(str(error)) from None
         for option in self.options:
@@ -50,14 +51,20 @@ class Source(Strict):
 
     @property
     def files(self) -> list[str]:
-        """The local files that it reads: its `path` option, one file or one for each split."""
+        """The local files that it reads: those of its `path` option."""
         path = self.options.get("path")
-        return [] if path is None else list(path.values()) if isinstance(path, dict) else [path]
+        return [] if path is None or self._is_hub_name else all_files(path)
 
     @property
     def on_hub(self) -> bool:
         """Whether it reads the hub: its function takes a `revision`, and `path` names no file to read instead."""
-        return "revision" in inspect.signature(self.function).parameters and self.options.get("path") is None
+        takes_commit = "revision" in inspect.signature(self.function).parameters
+        return takes_commit and (self.options.get("path") is None or self._is_hub_name)
+
+    @property
+    def _is_hub_name(self) -> bool:
+        """Whether its `path` is a name on the hub."""
+        return getattr(self.function, "path_is_hub_name", False)
 
     @property
     def splits(self) -> tuple[str, ...]:

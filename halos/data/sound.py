@@ -65,9 +65,7 @@ def sound(row: Any, source: str, number: int) -> Feedback | Drop:
         return row
     place = f"source {source}, row {number}"
     if not isinstance(row, Feedback | dict):
-        raise HalosError(
-            f"{place} is a {type(row).__name__}; a source yields Feedback, a dict of its fields, or a Drop with a reason"
-        )
+        raise HalosError(f"{place} is a {type(row).__name__}; a source yields Feedback, a dict of its fields or a Drop")
     try:
         if isinstance(row, Feedback):
             try:
