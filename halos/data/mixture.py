@@ -52,8 +52,8 @@ def fates(
     rows = [begin + np.flatnonzero(fate[begin:end] == KEPT) for begin, end in pairwise(bounds)]
     wanted = sizes(sources, [len(of_source) for of_source in rows])
     for number, (of_source, count) in enumerate(zip(rows, wanted, strict=True)):
-        seed = np.uint64(derive(settings.seed, "mix", number)) << np.uint64(16)
-        fate[of_source[~drawn(keys[of_source] ^ seed, count)]] = NOT_DRAWN
+        seed = derive(settings.seed, "mix", number)
+        fate[of_source[~drawn(keys[of_source], count, seed)]] = NOT_DRAWN
     return fate
 
 
@@ -98,9 +98,16 @@ def _rounded(total: int, parts: Sequence[Fraction]) -> list[int]:
     return counts
 
 
-def drawn(keys: NDArray[np.uint64], count: int) -> NDArray[np.bool_]:
-    """(n,) the `count` records with the smallest keys. Keys are hashes, so that this is a draw; it does not depend on
-    the order of the records."""
+def drawn(keys: NDArray[np.uint64], count: int, seed: int) -> NDArray[np.bool_]:
+    """(n,) a draw of `count` records, which does not depend on their order.
+
+    Args:
+        keys: (n,) a hash of each record.
+        count: records to draw.
+        seed: of the draw.
+    """
+    mixed = (keys ^ np.uint64(seed)) * np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3's finaliser
+    mixed = (mixed ^ mixed >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
     chosen = np.zeros(len(keys), np.bool_)
-    chosen[np.argsort(keys, kind="stable")[:count]] = True
+    chosen[np.argsort(mixed ^ mixed >> np.uint64(33), kind="stable")[:count]] = True
     return chosen

@@ -41,7 +41,9 @@ class Source(Strict):
             raise ValueError(f"source {self.name} has a limit and a weight; give it one of them")
         path = self.options.get("path")
         if isinstance(path, dict) and not set(path) <= set(SPLITS):
-            raise ValueError(f"source {self.name}: `path` takes one file, or one for train and one for test")
+            raise ValueError(
+                f"source {self.name}: `path` takes files of both splits, or some for train and some for test"
+            )
         return self
 
     @property
