@@ -170,8 +170,12 @@ def shown(record: Feedback, responses: bool = False) -> str:
     """A record's conversation on one line, without its middle where it is long; with its responses if wanted."""
     parts = [f"{turn['role']}: {turn['content']}" for turn in record.prompt]
     parts += [f"response: {text}" for text in record.responses] if responses else []
-    text = " ".join(" ".join(parts).split())
-    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
+    return shortened(" ".join(" ".join(parts).split()), SHOWN)
+
+
+def shortened(text: str, length: int) -> str:
+    """A text, without its middle where it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"
 
 
 @dataclass

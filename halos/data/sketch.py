@@ -15,12 +15,10 @@ import numpy as np
 from datasketch import MinHash  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from halos.data.normal import normalised
+from halos.data.normal import SIMILAR, normalised
 
 SHINGLE = 3
 """Words of a shingle."""
-SIMILAR = 0.8
-"""Jaccard similarity from which two texts are nearly equal."""
 PERMUTATIONS = 64
 """Bytes of a sketch. The standard error of a similarity of 0.8 is 0.05."""
 BAND = 5

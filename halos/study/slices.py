@@ -129,7 +129,8 @@ def _grid(config: Config, name: str) -> Content:
         kind: {name: e.label for name, e in getattr(config, kind).items() if getattr(e, "label", None)}
         for kind in KINDS
     }
-    return {**grid.model_dump(mode="json"), "grid": name, "labels": labels}
+    prompt_data = [list(pair) for pair in config.prompt_data(name)]
+    return {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
 
 
 SLICES: dict[str, Callable[..., Content]] = {
