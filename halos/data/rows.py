@@ -80,7 +80,7 @@ def locate(source: str, path: Paths, split: str, test_fraction: float | None) ->
         HalosError: the paths name no such split, a file is missing, or the fraction leaves no train split.
     """
     if isinstance(path, dict):
-        if set(path) != set(SPLITS):
+        if split not in path or set(path) - set(SPLITS):
             raise HalosError(f"source {source}: `path` takes files of both splits, or one for train and one for test")
         path = path[split]
     elif test_fraction is not None:

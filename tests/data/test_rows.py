@@ -19,7 +19,7 @@ from halos.data.feedback import Feedback
 from halos.data.pairs import joined, labelled
 from halos.data.rows import LAYOUT_ROWS, Drop, Hub, Records, asked, only, split_key, table
 from halos.errors import HalosError
-from tests.data.files import comparisons, write_lines
+from tests.data.files import comparisons, dialogue, write_lines
 from tests.data.hub import serve
 from tests.data.published import alpacaeval_row, armorm_row, write_parquet
 
@@ -284,35 +284,28 @@ def test_a_commit_without_the_files_is_refused(load: Load) -> None:
     )
 
 
-def _asked_after(*turns: str, system: str | None = None) -> list[dict[str, str]]:
-    """The prompt of turns by the user and the assistant in turn."""
-    roles = ("user", "assistant")
-    head = [{"role": "system", "content": system}] if system else []
-    return head + [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]
-
-
 @pytest.mark.parametrize(
     "prompt",
     [
-        _asked_after("Who was Ada?", "A mathematician.", "Of what?"),
-        _asked_after("Who was Ada?", system="Be brief."),
-        _asked_after("  who was\nAda?! "),
-        _asked_after("ＷＨＯ was Ada？"),
-        _asked_after("“Who was Ada?”"),
+        dialogue("Who was Ada?", "A mathematician.", "Of what?"),
+        dialogue("Who was Ada?", system="Be brief."),
+        dialogue("  who was\nAda?! "),
+        dialogue("ＷＨＯ was Ada？"),
+        dialogue("“Who was Ada?”"),
     ],
 )
 def test_all_depths_and_spellings_of_a_conversation_have_one_split_key(prompt: list[dict[str, str]]) -> None:
-    assert split_key(prompt) == split_key(_asked_after("Who was Ada?"))
+    assert split_key(prompt) == split_key(dialogue("Who was Ada?"))
 
 
 def test_conversations_of_other_first_words_have_other_split_keys() -> None:
     texts = ["What is C", "What is C++?", "What is C#?", "5 %", "5 $", "???", "!!!", "3"]
-    assert len({split_key(_asked_after(text)) for text in texts}) == len(texts)
+    assert len({split_key(dialogue(text)) for text in texts}) == len(texts)
     assert split_key([{"role": "assistant", "content": "Hi."}]) != split_key([{"role": "assistant", "content": "Ho."}])
 
 
 def test_a_named_group_decides_the_split_in_place_of_the_conversation() -> None:
-    first, second = _asked_after("a"), _asked_after("b")
+    first, second = dialogue("a"), dialogue("b")
     assert split_key(first, "user 7") == split_key(second, "user 7") != split_key(first, "user 8")
 
 
