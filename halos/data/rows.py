@@ -81,7 +81,7 @@ def locate(source: str, path: Paths, split: str, test_fraction: float | None) ->
     """
     if isinstance(path, dict):
         if split not in path or set(path) - set(SPLITS):
-            raise HalosError(f"source {source}: `path` takes files of both splits, or one for train and one for test")
+            raise HalosError(f"source {source}: `path` takes files of both splits, or some for train and some for test")
         path = path[split]
     elif test_fraction is not None:
         check_fraction(source, test_fraction)
