@@ -55,6 +55,8 @@ wildcard_constraints:
     judge=patterns.ids("judges"),
     task=patterns.ids("tasks"),
     grid=study.grid,
+    other=patterns.ids("datasets"),
+    split="train|test",
     part="responses|mismatched|scores",
     view="[a-z]+",
 

@@ -4,7 +4,8 @@ Input:   config.yaml; local files of the sources, if any
 Output:  results/{folder}/config.yaml                        the part of the catalogue that makes a folder
          results/data/{dataset}/fetched.json                 the commits of sources on the hub, downloaded to its cache
          results/data/{dataset}/{train,test}.parquet         feedback records
-         results/data/{dataset}/report.json                  rows in and out, and drops by reason
+         results/data/{dataset}/report.json                  rows in and out, drops by reason, duplicates, leaks
+         results/data/{dataset}/overlap/{other}/{split}.json train prompts that recur among another dataset's
 """
 
 
@@ -68,4 +69,27 @@ rule prepare:
             --train {output.train:q} \
             --test {output.test:q} \
             --report {output.report:q}
+        """
+
+
+rule overlap:
+    """The prompts of a dataset's train split that recur among those of another, which a grid is judged on."""
+    input:
+        train="<data>/train.parquet",
+        prompts="results/data/{other}/{split}.parquet",
+    output:
+        "<data>/overlap/{other}/{split}.json",
+    log:
+        "<logs>/overlap/{dataset}/{other}/{split}.log",
+    benchmark:
+        "<runtime>/overlap/{dataset}/{other}/{split}.tsv"
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos overlap \
+            --train {input.train:q} \
+            --prompts {input.prompts:q} \
+            --output {output:q}
         """

@@ -19,6 +19,7 @@ rule make_tables:
         targets.logged,
         targets.trained,
         targets.counted,
+        targets.compared,
         config="results/grids/{grid}/config.yaml",
     output:
         *[

@@ -258,6 +258,23 @@ def records_of(path: Path, ids: pa.StringArray) -> Iterator[Feedback]:
             yield from _records(batch.filter(pc.is_in(batch["prompt_id"], ids)))
 
 
+def records_at(path: Path, rows: Iterable[int]) -> dict[int, Feedback]:
+    """{row: record} of some rows of a file, counted from 0, in the file's order."""
+    wanted = sorted(set(rows))
+    if _is_lines(path) and wanted:
+        numbered = enumerate(islice(read(path), wanted[-1] + 1))
+        return {row: record for row, record in numbered if row in set(wanted)}
+    found: dict[int, Feedback] = {}
+    start = 0
+    for batch in _parquet(path).iter_batches(10_000) if wanted else ():
+        here = [row for row in wanted if start <= row < start + len(batch)]
+        found |= zip(here, _records(batch.take(pa.array([row - start for row in here], pa.int64()))), strict=True)
+        start += len(batch)
+        if len(found) == len(wanted):
+            break
+    return found
+
+
 def select_prompts(path: Path, limit: int | None, skip: int = 0, seed: int | None = None) -> list[Feedback]:
     """The first record on each prompt that `prompt_ids` returns, in its order.
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from halos.data.feedback import Feedback, Turn
-from halos.data.readers import json_rows, parquet_rows
+from halos.data.normal import normalised
+from halos.data.paths import SPLITS, Paths, by_split, files_of
+from halos.data.readers import FORMATS, Malformed, read_rows
 from halos.errors import HalosError
 from halos.hub import remedy
-
-SPLITS = ("train", "test")
-Paths = str | dict[str, str]
-"""One file for both splits, or {"train": file, "test": file}."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,25 @@ class Drop:
     reason: str
 
 
+def split_key(record_prompt: list[Turn], group: str | None = None) -> str:
+    """sha256 in hex that decides which split a record belongs to: the same for all depths of a conversation.
+
+    Args:
+        record_prompt: the record's prompt. Its first user turn decides, normalised (halos.data.normal); its first turn
+            where it has none from a user.
+        group: what decides instead, such as the id of a user; None for the conversation.
+    """
+    if group is None:
+        turns = [turn for turn in record_prompt if turn["role"] == "user"] or record_prompt[:1]
+        group = normalised(turns[0]["content"]) if turns else ""
+    return hashlib.sha256(group.encode()).hexdigest()
+
+
 def in_split(key: str, split: str, test_fraction: float) -> bool:
     """Whether the row with a key belongs to a split; it depends on the key alone.
 
-    The end of the key decides, because the beginning of a prompt's id is its place in the order of `prompt_ids`.
-
     Args:
-        key: a sha256 in hex, such as a record's prompt_id.
+        key: a sha256 in hex, such as a record's `split_key`.
         split: "train" or "test".
         test_fraction: fraction of all keys that belong to the test split.
     """
@@ -50,33 +61,38 @@ def check_fraction(source: str, test_fraction: float) -> None:
     """Check a source's test_fraction.
 
     Raises:
-        HalosError: the fraction leaves a split empty.
+        HalosError: the fraction leaves no train split.
     """
-    if not 0 < test_fraction < 1:
-        raise HalosError(f"source {source}: test_fraction is {test_fraction}; choose one between 0 and 1")
+    if not 0 <= test_fraction < 1:
+        raise HalosError(f"source {source}: test_fraction is {test_fraction}; choose one from 0 (no test split) to 1")
 
 
-def locate(source: str, path: Paths, split: str, test_fraction: float | None) -> Path:
-    """The file that a split is read from.
+def locate(source: str, path: Paths, split: str, test_fraction: float | None) -> list[Path]:
+    """The files that a split is read from.
 
     Args:
         source: name of the source, for messages.
-        path: one file for both splits, or one for each.
+        path: files of both splits, or of each (halos.data.paths).
         split: "train" or "test".
-        test_fraction: fraction of a single file that is the test split; None where the file is not split.
+        test_fraction: fraction of the files of both that is the test split; None where they are not split.
 
     Raises:
-        HalosError: the paths name no such split, the file is missing, or the fraction leaves a split empty.
+        HalosError: the paths name no such split, a file is missing, or the fraction leaves no train split.
     """
     if isinstance(path, dict):
-        if set(path) != set(SPLITS):
-            raise HalosError(f"source {source}: `path` takes one file, or one for train and one for test")
+        if split not in path or set(path) - set(SPLITS):
+            raise HalosError(f"source {source}: `path` takes files of both splits, or some for train and some for test")
         path = path[split]
     elif test_fraction is not None:
         check_fraction(source, test_fraction)
-    if not Path(path).is_file():
-        raise HalosError(f"source {source}: there is no file {path}; correct its `path`")
-    return Path(path)
+    files = list(map(Path, files_of(path)))
+    for file in files:
+        if not file.is_file():
+            what = f"no file in {file} that is read ({FORMATS})" if file.is_dir() else f"no file {file}"
+            raise HalosError(f"source {source}: there is {what}; correct its `path`")
+    if not files:
+        raise HalosError(f"source {source}: `path` names no file; correct it")
+    return files
 
 
 def limited(records: Iterable[Feedback | Drop], limit: int | None) -> Iterator[Feedback | Drop]:
@@ -102,7 +118,7 @@ class Hub:
 
     name: str
     revision: str
-    files: Paths
+    files: str | dict[str, str]
 
     def snapshot(self, source: str, split: str) -> tuple[str, list[Path]]:
         """(commit, files of the split), downloaded once for each commit.
@@ -113,12 +129,25 @@ class Hub:
         Raises:
             HalosError: the files are neither on the hub nor in the cache.
         """
+        pattern = self.files if isinstance(self.files, str) else self.files[split]
+        commit, files = self.download(source, [pattern])
+        if not files:
+            raise HalosError(
+                f"source {source}: {self.name} has no file {pattern} at commit {commit}; choose another revision"
+            )
+        return commit, files
+
+    def download(self, source: str, patterns: list[str]) -> tuple[str, list[Path]]:
+        """(commit, the files of these patterns, of which there may be none).
+
+        Raises:
+            HalosError: the files are neither on the hub nor in the cache.
+        """
         from huggingface_hub import snapshot_download  # slow to import, and not needed for local files
 
-        pattern = self.files if isinstance(self.files, str) else self.files[split]
         try:
             folder = Path(
-                snapshot_download(self.name, repo_type="dataset", revision=self.revision, allow_patterns=pattern)
+                snapshot_download(self.name, repo_type="dataset", revision=self.revision, allow_patterns=patterns)
             )
         except Exception as error:  # the hub's, either HTTP library's or the disk's: all mean the same here
             reason = " ".join(str(error).split())
@@ -126,12 +155,7 @@ class Hub:
                 f"source {source}: {self.name} cannot be loaded from the hub ({reason}); {remedy()}, or"
                 " download its files elsewhere and name them by `path:`"
             ) from None
-        files = sorted(file for file in folder.glob(pattern) if file.is_file())
-        if not files:
-            raise HalosError(
-                f"source {source}: {self.name} has no file {pattern} at commit {folder.name}; choose another revision"
-            )
-        return folder.name, files
+        return folder.name, sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
 
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -147,7 +171,7 @@ class Table(Generic[Row]):
         source: its name, for messages.
         layout: model of a row: the columns that the source reads, with their types.
         split: "train" or "test".
-        files: JSON, JSON Lines (either as .gz, too) or parquet.
+        files: of any format that is read (halos.data.readers).
         test_fraction: fraction of the rows that is the test split; None where the files hold this split alone.
         origin: {"hub": name, "commit": sha}, empty for local files.
     """
@@ -173,7 +197,7 @@ class Table(Generic[Row]):
                 yield row
 
     def records(self, parse: Callable[[Row], Feedback | Drop]) -> Iterator[Feedback | Drop]:
-        """The split's rows as records and drops; all records on a prompt are in the same split.
+        """The split's rows as records and drops; all records of a conversation are in the same split (`split_key`).
 
         Args:
             parse: row -> its record, or why it is dropped.
@@ -184,7 +208,7 @@ class Table(Generic[Row]):
         for content, row in self._all_rows():
             record = row if isinstance(row, Drop) else parse(row)
             # a dropped row belongs to one split as well, so that rows add up over the splits
-            if self._in_split(digest(content) if isinstance(record, Drop) else record.prompt_id):
+            if self._in_split(digest(content) if isinstance(record, Drop) else split_key(record.prompt)):
                 yield record
 
     def _in_split(self, key: str) -> bool:
@@ -197,21 +221,23 @@ class Table(Generic[Row]):
                 yield content, self._validated(content)
 
     def _validated(self, content: Any) -> Row | Drop:
-        if isinstance(content, Drop):
-            return content
         try:
-            return self.layout.model_validate(content)
+            row = self.layout.model_validate(content)
+            row.model_dump_json()  # fails where a text is none
+        except PydanticSerializationError:
+            return Drop("half of a surrogate pair")
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             if not first["loc"]:
                 return Drop("the row is no object")
+
             absent = len(first["loc"]) == 1 and (first["type"] == "missing" or first["input"] is None)
             return Drop(f"no {first['loc'][0]}" if absent else f"{first['loc'][0]} is malformed")
+        return row
 
     def _contents(self, file: Path) -> Iterator[Any]:
         """The contents of a file's rows. None is given before the first rows have shown that no column is missing."""
-        parquet = file.suffix == ".parquet"
-        contents = parquet_rows(file, self.layout.model_fields) if parquet else _json_contents(file)
+        contents = _sound_contents(file, self.layout.model_fields)
         missing = [name for name, field in self.layout.model_fields.items() if field.is_required()]
         head: list[Any] = []
         for content in contents:
@@ -228,23 +254,16 @@ class Table(Generic[Row]):
         yield from contents
 
 
-def _json_contents(file: Path) -> Iterator[Any]:
-    """The content of each row of a JSON or JSON Lines file, a Drop where it cannot be written as UTF-8."""
-    for number, text in json_rows(file):
-        try:
-            content = json.loads(text)
-        except ValueError:
-            raise HalosError(f"row {number} of {file} is no JSON; correct it") from None
-        yield content if "\\u" not in text or _encodable(content) else Drop("half of a surrogate pair")
+def _sound_contents(file: Path, columns: Collection[str]) -> Iterator[Any]:
+    """The content of each row of a file.
 
-
-def _encodable(content: Any) -> bool:
-    """Whether it can be written as UTF-8; JSON can escape half of a surrogate pair, which is no character."""
-    try:
-        json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    Raises:
+        HalosError: the file cannot be read.
+    """
+    for number, content in read_rows(file, columns):
+        if isinstance(content, Malformed):
+            raise HalosError(f"row {number} of {file} is {content.detail}; correct it")
+        yield content
 
 
 def digest(content: Any) -> str:
@@ -267,11 +286,12 @@ def table(
             has only one split.
 
     Raises:
-        HalosError: there is no such file, the hub cannot be reached, or the fraction leaves a split empty.
+        HalosError: there is no such file, the hub cannot be reached, or the fraction leaves no train split.
     """
     if path is not None:
-        file = locate(source, path, split, test_fraction)
-        return Table(source, layout, split, [file], test_fraction if isinstance(path, str) else None, {})
+        path = by_split(path)
+        files = locate(source, path, split, test_fraction)
+        return Table(source, layout, split, files, None if isinstance(path, dict) else test_fraction, {})
     fraction = test_fraction if isinstance(hub.files, str) else None
     if fraction is not None:
         check_fraction(source, fraction)
@@ -284,12 +304,18 @@ class Records(Iterator[Feedback | Drop]):
 
     Attributes:
         origin: {"hub": name, "commit": sha} of the dataset on the hub, empty for local files.
+        unread_fields: field -> rows that have it, of the fields that nobody reads; complete after the last record.
     """
 
     def __init__(
-        self, records: Iterable[Feedback | Drop], origin: dict[str, str] | None = None, limit: int | None = None
+        self,
+        records: Iterable[Feedback | Drop],
+        origin: dict[str, str] | None = None,
+        limit: int | None = None,
+        unread_fields: dict[str, int] | None = None,
     ) -> None:
         self.origin = origin or {}
+        self.unread_fields = {} if unread_fields is None else unread_fields
         self._records = limited(records, limit)
 
     def __next__(self) -> Feedback | Drop:

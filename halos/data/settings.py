@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import halos.data.sources  # noqa: F401  # registers them
 from halos.data.feedback import Feedback
-from halos.data.rows import SPLITS, Drop
+from halos.data.paths import SPLITS, all_files
+from halos.data.rows import Drop
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
 from halos.settings import Label, Positive, Share, Slice, Strict
@@ -21,17 +22,28 @@ class Source(Strict):
 
     name: str
     options: dict[str, Any] = Field({}, description="arguments of the source: `python -m halos list sources`")
+    limit: Positive | None = Field(None, description="number of its train records, drawn at random; by default all")
+    weight: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="its share of the train records beside the other sources' weights"
+    )
 
     @model_validator(mode="after")
     def known(self) -> Source:
         """Refuse an unknown source, or an option that its function does not take."""
         try:
-            accepted = [name for name in inspect.signature(self.function).parameters if name != "split"]
+            accepted = list(inspect.signature(self.function).parameters)[1:]  # the first is the split
         except HalosError as error:
             raise ValueError(str(error)) from None
         for option in self.options:
             if option not in accepted:
                 raise ValueError(f"source {self.name} has no option {option!r}{suggest(option, accepted)}")
+        if self.limit is not None and self.weight is not None:
+            raise ValueError(f"source {self.name} has a limit and a weight; give it one of them")
+        path = self.options.get("path")
+        if isinstance(path, dict) and not set(path) <= set(SPLITS):
+            raise ValueError(
+                f"source {self.name}: `path` takes files of both splits, or some for train and some for test"
+            )
         return self
 
     @property
@@ -41,21 +53,32 @@ class Source(Strict):
 
     @property
     def files(self) -> list[str]:
-        """The local files that it reads: its `path` option, one file or one for each split."""
+        """The local files that it reads: those of its `path` option."""
         path = self.options.get("path")
-        return [] if path is None else list(path.values()) if isinstance(path, dict) else [path]
+        return [] if path is None or self._is_hub_name else all_files(path)
 
     @property
     def on_hub(self) -> bool:
         """Whether it reads the hub: its function takes a `revision`, and `path` names no file to read instead."""
-        return "revision" in inspect.signature(self.function).parameters and self.options.get("path") is None
+        takes_commit = "revision" in inspect.signature(self.function).parameters
+        return takes_commit and (self.options.get("path") is None or self._is_hub_name)
+
+    @property
+    def _is_hub_name(self) -> bool:
+        """Whether its `path` is a name on the hub."""
+        return getattr(self.function, "path_is_hub_name", False)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that it may have records for; a `test_fraction` of 0 leaves the test split empty, too."""
+        """The splits that it has records for; of those that its function has, the ones that `path` or `split` names."""
         splits: tuple[str, ...] = getattr(self.function, "splits", SPLITS)
-        path = self.options.get("path")
-        return tuple(split for split in splits if split in path) if isinstance(path, dict) else splits
+        named = [one for one in map(self.options.get, ("path", "split")) if isinstance(one, dict)]
+        return tuple(split for split in splits if all(split in one for one in named))
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether it is to have a test split."""
+        return "test" in self.splits and self.options.get("test_fraction") != 0
 
     def open(self, split: str, commit: str | None = None) -> Iterable[Feedback | Drop]:
         """The records and drops of a split.
@@ -74,10 +97,26 @@ def origin(records: Iterable[Feedback | Drop]) -> dict[str, str]:
     return commit
 
 
+def _alike(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Refuse weights for some sources alone."""
+    if 0 < sum(source.weight is not None for source in sources) < len(sources):
+        raise ValueError("give each source a weight, or none; for a number of records of one, give it a limit")
+    return sources
+
+
+Sources = Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(_alike)]
+Duplication = Literal["none", "exact", "near"]
+
+
 class Dataset(Strict):
     """One or more sources mixed, and how their text is cut to tokens."""
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: Sources
+    drop_duplicates: Duplication = Field(
+        "none",
+        description="records of train to leave out: exact (prompt and responses of an earlier one), or near ones, too",
+    )
+    seed: int = Field(0, ge=0, description="of the draws of records by `limit` or `weight`")
     max_length: Positive = Field(1250, description="tokens of prompt and response together")
     max_prompt_length: Positive = Field(625, description="tokens of the prompt; oldest turns are dropped first")
     eval_examples: Positive = Field(256, description="test prompts in the fixed evaluation subset of training")
@@ -100,4 +139,11 @@ class DataSlice(Slice):
     """The part of the catalogue that makes one dataset's feedback records."""
 
     dataset: str
-    sources: tuple[Source, ...]
+    sources: Sources
+    drop_duplicates: Duplication = "none"
+    seed: int = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether some sources give a part of their records alone."""
+        return any(source.limit is not None or source.weight is not None for source in self.sources)

@@ -1,230 +1,392 @@
-"""Shapes of the rows that the source `local` reads: one model for each, and how it becomes a record."""
+"""Shapes of rows of one's own: one model for each, and how it becomes records.
+
+Turns are read before, by halos.data.turns.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
-from typing_extensions import TypedDict
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from halos.data.feedback import Feedback, Turn, from_row
+from halos.data.rows import Drop
+from halos.data.turns import WEIGHT_ZERO, Invalid
 
-
-class _Turn(TypedDict):
-    """A turn with these two fields and no other."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
-    role: str
-    content: str
-
-
-def _spoken_by(role: str) -> BeforeValidator:
-    """Validator that reads a text in place of turns as one turn of this role."""
-    return BeforeValidator(lambda value: [{"role": role, "content": value}] if isinstance(value, str) else value)
-
-
-Prompt = Annotated[list[_Turn], _spoken_by("user")]
-Completion = Annotated[list[_Turn], _spoken_by("assistant"), Field(min_length=1)]
-Label = Annotated[bool, BeforeValidator(lambda value: bool(value) if value in (0, 1) else value)]
 EMPTY = "empty response"
-"""Empty responses occur in real data and are dropped; any other problem means the file is wrong and is an error."""
+
+
+def _label(value: Any) -> Any:
+    """A label as a number, or as a cell of CSV, as a bool."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}.get(
+            value.lower(), value
+        )
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
+
+
+def _number(value: Any) -> Any:
+    """A number that is a text, as a cell of CSV is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _list(value: Any) -> Any:
+    """A list that is a text, as a cell of CSV is."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+    except (ValueError, RecursionError):
+        return value
+
+
+Label = Annotated[bool, BeforeValidator(_label)]
+Number = Annotated[FiniteFloat, BeforeValidator(_number)]
+Listed = BeforeValidator(_list)
+Turns = list[Turn]
+Completion = Annotated[list[Turn], Field(min_length=1)]
 
 
 class Row(BaseModel, ABC):
-    """One row of a file. Fields of other names are notes of the user's, and ignored."""
+    """One row of a file. Fields of other names are notes of the user's, and not read.
+
+    Attributes:
+        split: the split that it belongs to; None where its prompt decides.
+        system: the system message of its conversation.
+        tools: the functions that the model may call.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
     joins: ClassVar[bool] = True
     """Whether neighboring rows on one prompt become one record."""
     repeats: ClassVar[bool] = False
     """Whether a row equal to its neighbor counts again, as in a group of samples, instead of being dropped."""
+    turns: ClassVar[dict[str, str]] = {}
+    """field that holds turns -> the role of a text in their place."""
 
     split: Literal["train", "test"] | None = None
+    system: str | None = None
+    tools: list[dict[str, Any]] = Field(default_factory=list)
 
     @abstractmethod
     def record(self) -> Feedback:
-        """The record of this row alone.
+        """The record of this row alone, without its system message and tools.
 
         Raises:
-            ValueError: the fields contradict each other.
+            Invalid: the fields contradict each other.
+            LeftOut: the response is of weight 0.
         """
 
+    def records(self, every_turn: bool) -> Iterator[Feedback | Drop]:
+        """The record, or a Drop where it is left out.
 
-class _Record(Row):
+        Args:
+            every_turn: a record for every assistant turn, where the row is a whole conversation.
+
+        Raises:
+            Invalid: the fields contradict each other.
+        """
+        try:
+            record = self.record()
+        except LeftOut:
+            yield Drop(WEIGHT_ZERO)
+        else:
+            yield self.framed(record)
+
+    def framed(self, record: Feedback) -> Feedback:
+        """The record with the row's system message and tools."""
+        has_system = bool(self.system and self.system.strip())
+        if not has_system and not self.tools:
+            return record
+        prompt = with_system(self.system or "", record.prompt) if has_system else record.prompt
+        return replace(record, prompt=prompt, tools=self.tools or record.tools)
+
+
+class LeftOut(Exception):
+    """The response of a row has weight 0."""
+
+
+class RecordRow(Row):
+    """A row that `Feedback.row` gives, or a part of one."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
     joins = False
+    turns = {"prompt": "user"}
 
-    prompt: list[_Turn]
-    responses: list[str]
+    prompt: Turns
+    responses: Annotated[list[str], Listed]
     prompt_id: str | None = None
     source: str | None = None
-    scores: list[FiniteFloat] | None = None
-    pairs: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
-    desirable: list[bool | None] | None = None
+    scores: Annotated[list[FiniteFloat] | None, Listed] = None
+    pairs: Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None, Listed] = None
+    desirable: Annotated[list[bool | None] | None, Listed] = None
     target: int | None = None
-    cut: list[bool] | None = None
+    cut: Annotated[list[bool] | None, Listed] = None
+    response_fields: list[dict[str, Any]] | None = None
+    response_ids: Annotated[list[list[int] | None] | None, Listed] = None
+    template: str | None = None
 
     def record(self) -> Feedback:
-        return from_row({name: value for name, value in self if name != "split"})
+        return from_row({name: value for name, value in self if name not in ("split", "system")})
 
 
-class _Sample(Row):
+class Sample(Row):
     repeats = True
+    turns = {"prompt": "user", "output": "assistant", "response": "assistant"}
 
-    prompt: Prompt
+    prompt: Turns
     output: Completion = Field(validation_alias=AliasChoices("output", "response"))
-    reward: FiniteFloat | None = None
+    reward: Number | None = None
     finish_reason: str | None = None
+    response_ids: Annotated[list[int] | None, Listed] = None
+    template: str | None = None
 
     def record(self) -> Feedback:
+        record = single(self.prompt, self.output, self.reward)
         cut = [True] if self.finish_reason == "length" else []
-        return replace(_single(self.prompt, self.output, self.reward), cut=cut)
+        ids = self.response_ids if self.template is not None else None  # without their template they are only numbers
+        return replace(record, cut=cut, response_ids=[ids] if ids else [], template=self.template if ids else None)
 
 
-class _Scalar(_Sample):
-    reward: FiniteFloat
+class Scalar(Sample):
+    reward: Number
 
 
-class _Binary(Row):
-    prompt: Prompt
+class Binary(Row):
+    turns = {"prompt": "user", "output": "assistant", "completion": "assistant"}
+
+    prompt: Turns = Field(default_factory=list)
     output: Completion = Field(validation_alias=AliasChoices("output", "completion"))
     label: Label
-    reward: FiniteFloat | None = None
+    reward: Number | None = None
 
     def record(self) -> Feedback:
-        return replace(_single(self.prompt, self.output, self.reward), desirable=[self.label])
+        return replace(single(self.prompt, self.output, self.reward), desirable=[self.label])
 
 
-class _Pairwise(Row):
-    prompt: Prompt
+class Pairwise(Row):
+    turns = {"prompt": "user", "output_A": "assistant", "output_B": "assistant"}
+
+    prompt: Turns
     output_A: Completion
     output_B: Completion
     label: Label
-    reward_A: FiniteFloat | None = None
-    reward_B: FiniteFloat | None = None
+    reward_A: Number | None = None
+    reward_B: Number | None = None
 
     def record(self) -> Feedback:
-        first = _single(self.prompt, self.output_A, self.reward_A)
-        second = _single(self.prompt, self.output_B, self.reward_B)
-        return _pair(first, second) if self.label else _pair(second, first)
+        first = single(self.prompt, self.output_A, self.reward_A)
+        second = single(self.prompt, self.output_B, self.reward_B)
+        return pair(first, second) if self.label else pair(second, first)
 
 
-class _Preference(Row):
-    prompt: Prompt = []
+class Preference(Row):
+    turns = {"prompt": "user", "messages": "user", "chosen": "assistant", "rejected": "assistant"}
+
+    prompt: Turns = Field(default_factory=list)
+    messages: Turns = Field(default_factory=list)
     chosen: Completion
     rejected: Completion
+    score_chosen: Number | None = None
+    score_rejected: Number | None = None
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a prompt is given, and not only what both texts begin with."""
+        return bool(self.prompt or self.messages) or self.chosen[0]["role"] != "assistant"
 
     def record(self) -> Feedback:
-        chosen, rejected = self.chosen, self.rejected
-        if self.prompt or any(completion[0]["role"] != "assistant" for completion in (chosen, rejected)):
-            return _pair(_single(self.prompt, chosen), _single(self.prompt, rejected))
-        texts = [completion[0]["content"] for completion in (chosen, rejected)]
-        prompt = _shared_text(*texts)
-        turns = [{"role": "user", "content": prompt}]
-        return _pair(*(_single(turns, _assistant(text[len(prompt) :])) for text in texts))
+        chosen, rejected, prompt = self.chosen, self.rejected, self.prompt
+        if not self.has_prompt:
+            texts = [completion[0]["content"] for completion in (chosen, rejected)]
+            shared = shared_text(*texts)
+            prompt = [{"role": "user", "content": shared}]
+            chosen, rejected = (_spoken(text[len(shared) :]) for text in texts)
+        if self.messages and self.messages[-1]["role"] != "assistant" and not prompt:
+            prompt = self.messages
+        pair_of = single(prompt, chosen, self.score_chosen), single(prompt, rejected, self.score_rejected)
+        if self.messages and prompt is not self.messages and not _same(single([], self.messages), pair_of[0]):
+            raise Invalid("messages and chosen are different conversations")
+        return pair(*pair_of)
 
 
-class _PromptCompletion(Row):
+class PromptCompletion(Row):
     joins = False  # each completion is a target of its own
+    turns = {"prompt": "user", "completion": "assistant"}
 
-    prompt: Prompt
+    prompt: Turns
     completion: Completion
 
     def record(self) -> Feedback:
-        return _single(self.prompt, self.completion)
+        return single(self.prompt, self.completion)
 
 
-class _Messages(Row):
+class Alpaca(Row):
     joins = False
 
-    messages: list[_Turn] = Field(min_length=2)
+    instruction: str
+    input: str = Field("", validation_alias=AliasChoices("input", "context"))
+    output: str = Field(validation_alias=AliasChoices("output", "response"))
 
     def record(self) -> Feedback:
-        return _single([], self.messages)
+        text = f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
+        return single([{"role": "user", "content": text}], _spoken(self.output))
 
 
-SHAPES: dict[str, tuple[type[Row], frozenset[str]]] = {
-    name: (shape, frozenset(fields.split()))
-    for name, shape, fields in (
-        ("record", _Record, "prompt responses"),
-        ("pairwise_feedback", _Pairwise, "prompt output_A output_B label"),
-        ("binary_feedback", _Binary, "prompt output label"),
-        ("scalar_feedback", _Scalar, "prompt output reward"),
-        ("sample", _Sample, "prompt response"),
-        ("preference", _Preference, "chosen rejected"),
-        ("unpaired", _Binary, "prompt completion label"),
-        ("prompt-completion", _PromptCompletion, "prompt completion"),
-        ("messages", _Messages, "messages"),
-    )
-}
-"""name -> (model, the fields that tell it). A row has the shape that its `type` names, else the first that fits."""
-NO_SHAPE = "of no known shape"
+class Messages(Row):
+    joins = False
+    turns = {"messages": "user", "prompt": "user"}
+
+    messages: Turns = Field(min_length=2)
+    prompt: Turns = Field(default_factory=list)
+
+    def record(self) -> Feedback:
+        self._check_prompt()
+        return single([], self.messages)
+
+    def records(self, every_turn: bool) -> Iterator[Feedback | Drop]:
+        if not every_turn:
+            yield from super().records(every_turn)
+            return
+        self._check_prompt()
+        if self.messages[-1]["role"] != "assistant":
+            raise Invalid("the conversation does not end in an assistant turn")
+        for i, turn in enumerate(self.messages):
+            if turn["role"] == "assistant":
+                try:
+                    record = self.framed(single([], self.messages[: i + 1]))
+                except LeftOut:
+                    yield Drop("a turn of weight 0")
+                    continue
+                problem = record.problem()
+                yield record if problem is None else Drop(f"a turn of a conversation: {problem}")
+
+    def _check_prompt(self) -> None:
+        """Refuse a prompt that the conversation does not hold."""
+        if self.prompt and not _holds(self.messages, self.prompt):
+            raise Invalid("prompt and messages are different conversations")
 
 
-def _assistant(text: str) -> list[Turn]:
+def _spoken(text: str) -> list[Turn]:
     return [{"role": "assistant", "content": text}]
 
 
-def _single(prompt: list[Any], completion: list[Any], score: float | None = None) -> Feedback:
-    """The record of one response. A completion that does not begin with the assistant's turn holds the prompt, too."""
-    turns = [*prompt, *completion] if completion[0]["role"] == "assistant" else completion
-    if turns[-1]["role"] != "assistant":
-        raise ValueError("the conversation does not end in an assistant turn")
-    return Feedback(turns[:-1], [turns[-1]["content"]], "local", [] if score is None else [score], target=0)
+def _bare(turn: Turn) -> Turn:
+    return {name: value for name, value in turn.items() if name != "weight"} if "weight" in turn else turn
 
 
-def _pair(winner: Feedback, loser: Feedback) -> Feedback:
-    """The record of two responses to one prompt, the first preferred."""
+def _same(one: Feedback, other: Feedback) -> bool:
+    return (one.prompt, one.responses) == (other.prompt, other.responses)
+
+
+def _is_system(turn: Turn) -> bool:
+    return turn["role"] in ("system", "developer")
+
+
+def with_system(text: str, prompt: list[Turn]) -> list[Turn]:
+    """The prompt with a system message, which it may have already.
+
+    Raises:
+        Invalid: it has another one.
+    """
+    if not any(map(_is_system, prompt)):
+        return [{"role": "system", "content": text}, *prompt]
+    if prompt[0]["content"].strip() != text.strip():
+        raise Invalid("the field system and the system turn differ")
+    return prompt
+
+
+def _holds(conversation: Sequence[Turn], prompt: Sequence[Turn]) -> bool:
+    """Whether a conversation begins with a prompt, or one of its turns is the prompt's text."""
+
+    def words(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+        return [(turn["role"], turn["content"].strip()) for turn in turns]
+
+    wanted, found = words(prompt), words(conversation)
+    return found[: len(wanted)] == wanted or (len(wanted) == 1 and wanted[0] in found)
+
+
+def _whole(prompt: list[Turn], completion: list[Turn]) -> list[Turn]:
+    """The conversation of a prompt and a completion that may hold all of it again.
+
+    Raises:
+        Invalid: the completion holds another prompt.
+    """
+    if not prompt or completion[0]["role"] == "assistant":
+        return [*prompt, *completion]
+    systems = [turn for turn in prompt if _is_system(turn)]
+    if not any(map(_is_system, completion)) and _holds(completion, [turn for turn in prompt if not _is_system(turn)]):
+        return [*systems, *completion]
+    if not systems and _is_system(completion[0]) and _holds(completion[1:], prompt):
+        return completion
+    if not _holds(completion, prompt):
+        raise Invalid("the prompt and the conversation beside it differ")
+    return completion
+
+
+def single(prompt: list[Turn], completion: list[Turn], score: float | None = None) -> Feedback:
+    """The record of one response. A completion that does not begin with the assistant's turn holds the prompt, too.
+
+    Raises:
+        Invalid: there is no response at the end, or the completion holds another prompt.
+        LeftOut: the response has weight 0.
+    """
+    if completion[-1]["role"] != "assistant":
+        raise Invalid("the conversation does not end in an assistant turn")
+    *before, last = _whole(prompt, completion)
+    if last.get("weight") == 0:
+        raise LeftOut
+    fields = {name: value for name, value in last.items() if name not in ("role", "content")} if len(last) > 2 else {}
+    return Feedback(
+        list(map(_bare, before)),
+        [last["content"]],
+        "local",
+        [] if score is None else [score],
+        target=0,
+        response_fields=[fields] if fields else [],
+    )
+
+
+def pair(winner: Feedback, loser: Feedback) -> Feedback:
+    """The record of two responses to one prompt, the first preferred.
+
+    Raises:
+        Invalid: their prompts differ, or one of them has no score.
+    """
     if winner.prompt != loser.prompt:
-        raise ValueError("the two responses follow different prompts")
+        raise Invalid("the two responses follow different prompts")
     scores = winner.scores + loser.scores
     if len(scores) == 1:
-        raise ValueError("only one of the two responses has a reward")
-    return replace(winner, responses=winner.responses + loser.responses, scores=scores, pairs=[(0, 1)])
+        raise Invalid("only one of the two responses has a reward")
+    fields = [(record.response_fields or [{}])[0] for record in (winner, loser)]
+    return Feedback(
+        winner.prompt,
+        winner.responses + loser.responses,
+        winner.source,
+        scores,
+        [(0, 1)],
+        target=0,
+        response_fields=fields if any(fields) else [],
+    )
 
 
-def _shared_text(chosen: str, rejected: str) -> str:
-    """The words that both texts begin with: the prompt of a preference without one."""
+def shared_text(chosen: str, rejected: str) -> str:
+    """The words that both texts begin with: the prompt of a preference without one.
+
+    Raises:
+        Invalid: there are none.
+    """
     if chosen.lstrip().startswith("Human:"):
-        raise ValueError("this is the layout of Anthropic's HH, which the source hh reads")
+        raise Invalid("this is the layout of Anthropic's HH, which the source hh reads")
     pairs = enumerate(zip(chosen, rejected, strict=False))
     equal = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     shared = re.match(r".*\S(?=\s)", chosen[:equal], re.DOTALL)  # up to the last word that is whole
     if shared is None:
-        raise ValueError("there is no prompt, and chosen and rejected do not begin with the same words")
+        raise Invalid("there is no prompt, and chosen and rejected do not begin with the same words")
     return shared[0]
-
-
-def parse(content: Any) -> tuple[Row, Feedback] | str:
-    """A row of a file and its record, or what is wrong with it.
-
-    A record may have an empty response (EMPTY), which the caller drops; one written as a record may not.
-    """
-    if not isinstance(content, dict):
-        return f"not an object with fields but {json.dumps(content)[:40]}"
-    content = {name: value for name, value in content.items() if value is not None}
-    shape = _shape(content)
-    if shape is None:
-        return f"{NO_SHAPE} (fields: {', '.join(content)})"
-    try:
-        row = shape.model_validate(content)
-        record = row.record()
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except ValueError as error:
-        return str(error)
-    problem = record.problem()
-    droppable = problem == EMPTY and not isinstance(row, _Record)
-    return (row, record) if problem is None or droppable else problem
-
-
-def _shape(content: dict[str, Any]) -> type[Row] | None:
-    """The shape that a row's `type` names, else the first whose fields it has."""
-    if isinstance(content.get("type"), str) and content["type"] in SHAPES:
-        return SHAPES[content["type"]][0]
-    return next((shape for shape, fields in SHAPES.values() if fields <= content.keys()), None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from halos.data.report import DataReport
+from halos.data.report import DataReport, Overlap
 from halos.errors import HalosError
 from halos.evaluate.judging.judgement import Judgement, Ties
 from halos.evaluate.tasks.result import TaskResult
@@ -54,6 +54,7 @@ class Results:
         self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
         self.judges, self.tasks = list(grid.judges), list(grid.tasks)
         self.published = grid.published
+        self.overlaps = grid.overlaps
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
 
@@ -249,6 +250,10 @@ class Results:
         """The report of `prepare`; None where the grid's data is not described."""
         path = self.paths.data(dataset).report
         return DataReport.read(path) if path.is_file() else None
+
+    def overlap(self, dataset: str, other: str, split: str) -> Overlap:
+        """What recurs of a dataset's train split among the prompts of another dataset's split."""
+        return Overlap.read(self.paths.data(dataset).overlap(other, split))
 
     def tokens_report(self, dataset: str, model: str) -> TokensReport | None:
         """The report of `tokenize`; None where the grid's data is not described."""

@@ -113,6 +113,12 @@ class Config(BaseModel):
                                  f"itself; name one that does not")  # fmt: skip
         return self
 
+    def prompt_data(self, grid: str) -> list[tuple[str, str]]:
+        """(dataset, split) of each prompt set of a grid that names a dataset, other than that of the cells."""
+        entry = self.grids[grid]
+        names = {*entry.prompts, *(self.judges[judge].prompts for judge in entry.judges)}
+        return sorted({(p.dataset, p.split) for p in map(self.prompts.__getitem__, names) if p.dataset is not None})
+
     def teacher(self, stage: Stage) -> str | None:
         """The method whose reward model a stage learns from: the one that it names, or that of its labeller."""
         return stage.reward_model if stage.online is None else self.labellers[stage.online.label].method

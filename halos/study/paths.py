@@ -51,6 +51,10 @@ class DataPaths(FetchedFolder):
     def split(self, name: str) -> Path:
         return self.folder / f"{name}.parquet"
 
+    def overlap(self, other: str, split: str) -> Path:
+        """What recurs of its train split among the prompts of another dataset's split."""
+        return self.folder / "overlap" / other / f"{split}.json"
+
 
 @dataclass(frozen=True)
 class StorePaths(Folder):

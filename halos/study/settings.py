@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +51,19 @@ class GridSlice(Grid, Slice):
     Attributes:
         grid: its id.
         labels: kind -> id -> name in tables and figures, of the entries that have a label.
+        prompt_data: (dataset, split) of its prompt sets that are of a dataset of their own.
     """
 
     grid: str
     labels: dict[str, dict[str, str]]
+    prompt_data: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def overlaps(self) -> list[tuple[str, str, str]]:
+        """(dataset, other, split): each dataset that is trained on with all others that have prompts of the grid."""
+        return overlaps(self.datasets, self.prompt_data)
+
+
+def overlaps(datasets: Iterable[str], prompt_data: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """(dataset, other, split): each dataset that is trained on with all others whose prompts are answered."""
+    return [(dataset, *prompts) for dataset, prompts in product(datasets, prompt_data) if prompts[0] != dataset]

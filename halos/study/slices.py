@@ -56,9 +56,15 @@ def entry(config: Config, kind: str, name: str) -> Any:
 
 
 def _data(config: Config, dataset: str) -> Content:
-    sources = entry(config, "datasets", dataset).sources
-    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in sources))
-    return {"dataset": dataset, "sources": [identity(source) for source in sources], "plugins": plugins}
+    settings = entry(config, "datasets", dataset)
+    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.sources))
+    return {
+        "dataset": dataset,
+        "sources": [identity(source) for source in settings.sources],
+        "drop_duplicates": settings.drop_duplicates,
+        "seed": settings.seed,
+        "plugins": plugins,
+    }
 
 
 def _tokens(config: Config, dataset: str, model: str) -> Content:
@@ -125,7 +131,8 @@ def _grid(config: Config, name: str) -> Content:
         kind: {name: e.label for name, e in getattr(config, kind).items() if getattr(e, "label", None)}
         for kind in KINDS
     }
-    return {**grid.model_dump(mode="json"), "grid": name, "labels": labels}
+    prompt_data = [list(pair) for pair in config.prompt_data(name)]
+    return {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
 
 
 SLICES: dict[str, Callable[..., Content]] = {

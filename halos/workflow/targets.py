@@ -11,6 +11,7 @@ from typing import Any
 from halos.report import subject, subjects  # noqa: F401  # the subjects register themselves
 from halos.report.subject import Outline
 from halos.study.paths import Paths, RunPaths
+from halos.study.settings import overlaps
 from halos.study.study import Study
 
 
@@ -49,6 +50,12 @@ class Targets:
         g = self.study.settings
         stores = [self.paths.store(dataset, model).report for dataset, model in product(g.datasets, g.models)]
         return [self.paths.data(dataset).report for dataset in g.datasets] + stores
+
+    def compared(self, *_: Any) -> list[Path]:
+        """What recurs of each dataset's train split among the prompts of other datasets that the grid answers."""
+        settings = self.study.settings
+        pairs = overlaps(settings.datasets, self.study.config.prompt_data(self.study.grid))
+        return [self.paths.data(dataset).overlap(*prompts) for dataset, *prompts in pairs]
 
     def described(self, *_: Any) -> list[Path]:
         """The report on each dataset as each model sees it."""

@@ -42,10 +42,24 @@ def record(i: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-def run_prepare(folder: Path, *sources: dict[str, Any]) -> dict[str, Any]:
+def dialogue(*turns: str, system: str | None = None) -> list[dict[str, str]]:
+    """The prompt of turns by the user and the assistant in turn."""
+    head = [{"role": "system", "content": system}] if system else []
+    return head + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+
+
+def local(folder: Path, train: list[Any], test: list[Any]) -> dict[str, Any]:
+    """A source of these rows for the two splits."""
+    paths = {
+        name: write_lines(folder / f"{name}_rows.jsonl", rows) for name, rows in (("train", train), ("test", test))
+    }
+    return {"name": "local", "options": {"path": {name: str(path) for name, path in paths.items()}}}
+
+
+def run_prepare(folder: Path, *sources: dict[str, Any], **settings: Any) -> dict[str, Any]:
     config = folder / "config.yaml"
     entries = [{"options": {}, **source} for source in sources]
-    config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {}}))
+    config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {}, **settings}))
     prepare(config, folder / "out/train.parquet", folder / "out/test.parquet", folder / "out/report.json")
     report: dict[str, Any] = json.loads((folder / "out/report.json").read_text())
     return report

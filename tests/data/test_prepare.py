@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -184,3 +185,103 @@ def test_a_source_of_ones_own_comes_from_a_plugin(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {str(plugin): "sha"}}))
     prepare(config, tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json")
     assert next(feedback.read(tmp_path / "test.parquet")).prompt[0]["content"] == "hello test"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda path: {"path": path, "test_fraction": 0},
+        lambda path: {"path": path, "test_fraction": 0.0},
+        lambda path: {"path": {"train": path}},
+    ],
+)
+@pytest.mark.parametrize("name", ["local", "hh"])
+def test_a_dataset_may_have_no_test_split(tmp_path: Path, name: str, options: Any) -> None:
+    path = str(
+        write_lines(tmp_path / "rows.jsonl", comparisons(12) if name == "hh" else [record(i) for i in range(12)])
+    )
+    report = run_prepare(tmp_path, {"name": name, "options": options(path)})
+    assert (report["train"]["rows_out"], report["test"]["rows_out"], report["test"]["rows_in"]) == (12, 0, 0)
+    assert list(feedback.read(tmp_path / "out/test.parquet")) == []
+    assert report["overlap"]["prompts"] == 0
+
+
+def test_a_source_for_training_alone_leaves_no_test_split(tmp_path: Path) -> None:
+    text = (
+        "@SOURCES.register('only_train')\n"
+        "def only_train(split):\n"
+        "    assert split == 'train'\n"
+        "    yield Feedback([{'role': 'user', 'content': 'Why?'}], ['a'], 'own', target=0)\n"
+        "only_train.splits = ('train',)\n"
+    )
+    files = tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json"
+    prepare(plugin_dataset(tmp_path, text, "only_train"), *files)
+    assert [len(list(feedback.read(file))) for file in files[:2]] == [1, 0]
+
+
+def test_a_test_split_that_is_empty_by_accident_is_refused(tmp_path: Path) -> None:
+    path = str(write_lines(tmp_path / "rows.jsonl", [record(i) for i in range(3)]))
+    with pytest.raises(HalosError, match=r"nothing is left of its test split .*0 for no test split"):
+        run_prepare(tmp_path, {"name": "local", "options": {"path": path, "test_fraction": 1e-9}})
+
+
+def test_one_source_may_hold_out_rows_for_another(tmp_path: Path) -> None:
+    first = str(write_lines(tmp_path / "a.jsonl", [record(i) for i in range(10)]))
+    second = str(write_lines(tmp_path / "b.jsonl", comparisons(100)))
+    report = run_prepare(
+        tmp_path,
+        {"name": "local", "options": {"path": first, "test_fraction": 0}},
+        {"name": "hh", "options": {"path": second, "test_fraction": 0.3}},
+    )
+    rows = [source["rows_out"] for source in report["test"]["sources"]]
+    assert rows[0] == 0
+    assert rows[1] > 0
+
+
+def test_a_path_of_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HalosError, match="some for train and some for test"):
+        run_prepare(tmp_path, {"name": "local", "options": {"path": {"trian": "a.jsonl"}}})
+
+
+def test_fields_that_a_source_does_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "class Rows(list):\n"
+        "    unread_fields = {'mood': 2, 'id': 1}\n"
+        "@SOURCES.register('leaves_some')\n"
+        "def leaves_some(split):\n"
+        "    return Rows([Feedback([{'role': 'user', 'content': split}], ['a'], 'own', target=0)])\n"
+    )
+    prepare(
+        plugin_dataset(tmp_path, text, "leaves_some"), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r"
+    )
+    report = json.loads((tmp_path / "r").read_text())
+    assert report["train"]["sources"][0]["unread_fields"] == {"mood": 2, "id": 1}
+    assert "d train: source leaves_some does not read the fields id (1 rows), mood (2 rows)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("number", "5"),
+        ("without_responses", "{'prompt': 'q'}"),
+        ("words_for_scores", "Feedback([{'role': 'user', 'content': 'q'}], ['a'], 'own', scores=['high'])"),
+    ],
+)
+def test_what_a_source_must_not_yield_is_refused_by_its_place(tmp_path: Path, name: str, row: str) -> None:
+    text = f"@SOURCES.register('{name}')\ndef {name}(split):\n    yield {row}\n"
+    with pytest.raises(HalosError, match=f"source {name}, row 1"):
+        prepare(plugin_dataset(tmp_path, text, name), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r")
+    assert not list(tmp_path.glob("*.parquet*"))
+
+
+def test_a_dict_of_a_records_fields_with_numbers_of_numpy_is_a_record(tmp_path: Path) -> None:
+    text = (
+        "import numpy as np\n"
+        "@SOURCES.register('by_dict')\n"
+        "def by_dict(split):\n"
+        "    prompt = [{'role': 'user', 'content': split}]\n"
+        "    yield {'prompt': prompt, 'responses': ('a', 'b'), 'scores': np.array([1, 2]), 'desirable': [1, 0]}\n"
+    )
+    prepare(plugin_dataset(tmp_path, text, "by_dict"), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r")
+    [found] = feedback.read(tmp_path / "a.parquet")
+    assert (found.scores, found.desirable, found.source) == ([1.0, 2.0], [True, False], "by_dict")

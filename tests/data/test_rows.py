@@ -17,9 +17,9 @@ from pydantic import BaseModel
 
 from halos.data.feedback import Feedback
 from halos.data.pairs import joined, labelled
-from halos.data.rows import LAYOUT_ROWS, Drop, Hub, Records, asked, only, table
+from halos.data.rows import LAYOUT_ROWS, Drop, Hub, Records, asked, only, split_key, table
 from halos.errors import HalosError
-from tests.data.files import comparisons, write_lines
+from tests.data.files import comparisons, dialogue, write_lines
 from tests.data.hub import serve
 from tests.data.published import alpacaeval_row, armorm_row, write_parquet
 
@@ -282,3 +282,34 @@ def test_a_commit_without_the_files_is_refused(load: Load) -> None:
     assert error == (
         f"source hh: Anthropic/hh-rlhf has no file */train.jsonl.gz at commit {BARE}; choose another revision"
     )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        dialogue("Who was Ada?", "A mathematician.", "Of what?"),
+        dialogue("Who was Ada?", system="Be brief."),
+        dialogue("  who was\nAda?! "),
+        dialogue("ＷＨＯ was Ada？"),
+        dialogue("“Who was Ada?”"),
+    ],
+)
+def test_all_depths_and_spellings_of_a_conversation_have_one_split_key(prompt: list[dict[str, str]]) -> None:
+    assert split_key(prompt) == split_key(dialogue("Who was Ada?"))
+
+
+def test_conversations_of_other_first_words_have_other_split_keys() -> None:
+    texts = ["What is C", "What is C++?", "What is C#?", "5 %", "5 $", "???", "!!!", "3"]
+    assert len({split_key(dialogue(text)) for text in texts}) == len(texts)
+    assert split_key([{"role": "assistant", "content": "Hi."}]) != split_key([{"role": "assistant", "content": "Ho."}])
+
+
+def test_a_named_group_decides_the_split_in_place_of_the_conversation() -> None:
+    first, second = dialogue("a"), dialogue("b")
+    assert split_key(first, "user 7") == split_key(second, "user 7") != split_key(first, "user 8")
+
+
+def test_a_test_fraction_of_0_puts_every_row_into_train(tmp_path: Path) -> None:
+    path = str(write_lines(tmp_path / "a.jsonl", rows(50)))
+    assert len(read(path, "train", 0)) == 50
+    assert read(path, "test", 0) == []

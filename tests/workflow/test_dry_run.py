@@ -193,6 +193,20 @@ def test_all_losses_with_one_parent_share_its_reference(fresh: Project) -> None:
     ]
 
 
+# ---- prompts of another dataset -----------------------------------------------------------------------------------
+
+
+def test_training_data_is_compared_with_the_prompts_of_another_dataset(small: Project, tmp_path: Path) -> None:
+    other = {"sources": [{"name": "toy", "options": {"prompts": 30, "test_prompts": 20, "seed": 1}}]}
+    changes = {"datasets.other": other, "prompts.p.dataset": "other", "grids.both.methods": ["sft-dpo"]}
+    run = small.copy(tmp_path / "project").edit(changes).dry("tables")
+    [job] = [job for job in run.jobs if job.rule == "overlap"]
+    assert job.fields["output"] == "results/data/d/overlap/other/test.json"
+    assert sorted(job.input) == ["results/data/d/train.parquet", "results/data/other/test.parquet"]
+    [tables] = [job for job in run.jobs if job.rule == "make_tables"]
+    assert job.fields["output"] in tables.input
+
+
 # ---- reward models and live references ----------------------------------------------------------------------------
 
 LEARNED: dict[str, Any] = {

@@ -1,0 +1,225 @@
+"""Which shape a row of one's own has: told by its fields, and refused where they tell several, or say what no shape
+reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from halos.data import shapes as S
+from halos.data.feedback import ROLES, Feedback
+from halos.data.kinds import SHAPES, reads, shape_of, twice
+from halos.data.readers import Malformed
+from halos.data.rows import Drop
+from halos.data.shapes import Row
+from halos.data.sound import SURROGATE, unwritable_text
+from halos.data.turns import WEIGHT_ZERO, Invalid, TurnReader, documents, weighed
+from halos.data.words import CONTEXT_WORDS, NOT_TEXT, PROMPT_WORDS
+from halos.errors import HalosError
+from halos.registry import suggest
+
+SYNONYMS = {"conversations": "messages", "conversation": "messages", "system_prompt": "system", "functions": "tools"}
+OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What became of a row.
+
+    Attributes:
+        row: the row; None where it is left out before it is read.
+        records: its record, or records; a Drop for what is left out.
+        unread: the fields of the row and of its turns that were not read.
+    """
+
+    row: Row | None
+    records: list[Feedback | Drop]
+    unread: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a source are read.
+
+    Attributes:
+        columns: field that is read -> the column that it is in; None where it is not to be read.
+        roles: role as it is written -> role of a record.
+        every_turn: whether every assistant turn of a conversation is a target.
+        mapped: the columns named in `columns` that a row had.
+    """
+
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    every_turn: bool = False
+    mapped: set[str] = field(default_factory=set)
+
+    def check(self, source: str) -> None:
+        """Check the names.
+
+        Raises:
+            HalosError: a field is none that is read, or a role none of a record.
+        """
+        known = frozenset().union(*(reads(shape) for shape, _ in SHAPES.values()))
+        for name, column in self.columns.items():
+            if column is not None and name not in known:
+                raise HalosError(
+                    f"source {source}: columns: {name!r} is no field that is read{suggest(name, known)} (write it as "
+                    "field that is read: column of the file)"
+                )
+        for role, ours in self.roles.items():
+            if ours not in ROLES:
+                raise HalosError(f"source {source}: roles: {role} is {ours!r}; a role is one of {', '.join(ROLES)}")
+
+    def check_found(self, source: str) -> None:
+        """Check, after the last row, that the columns were there.
+
+        Raises:
+            HalosError: no row had one of them.
+        """
+        wanted = {column for column in self.columns.values() if column is not None}
+        if missing := sorted(wanted - self.mapped):
+            raise HalosError(f"source {source}: columns: no row has a column {missing[0]!r}; correct its name")
+
+    def parse(self, content: Any) -> Parsed:
+        """The records of a row of a file.
+
+        Raises:
+            Invalid: the row cannot be used.
+        """
+        if isinstance(content, Malformed):
+            raise Invalid(content.reason, content.detail)
+        if not isinstance(content, dict):
+            raise Invalid("not an object with fields", f"not an object with fields but {json.dumps(content)[:40]}")
+        fields = _canonical(self._mapped({name: _value(name, value) for name, value in content.items()}))
+        given = {name: value for name, value in fields.items() if value is not None}
+        if "weight" in given and not weighed(given["weight"], "weight"):
+            return Parsed(None, [Drop(WEIGHT_ZERO)])
+        kind = given.get("type")
+        shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
+        if isinstance(shape, Drop):
+            return Parsed(None, [shape])
+        return self._read(shape, given)
+
+    def _mapped(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a row under the names that are read."""
+        if not self.columns:
+            return content
+        taken = {column for column in self.columns.values() if column is not None}
+        self.mapped.update(taken & content.keys())
+        rest = {name: value for name, value in content.items() if name not in taken and name not in self.columns}
+        return rest | {name: content[c] for name, c in self.columns.items() if c is not None and c in content}
+
+    def _read(self, shape: type[Row], given: dict[str, Any]) -> Parsed:
+        reader = TurnReader(self.roles, set(given.keys() - reads(shape)))
+        written = shape is S.RecordRow
+        values = dict(given)
+        try:
+            for name in shape.turns.keys() & given.keys():
+                value = _turns_of_parquet(given[name]) if written else given[name]
+                values[name] = reader.turns(value, shape.turns[name], name, every_field=written)
+            for name in ("tools", "response_fields"):
+                if name in given:
+                    values[name] = documents(given[name], name)
+            row = shape.model_validate(values)
+            records = list(row.records(self.every_turn))
+            for record in records:
+                if isinstance(record, Feedback):
+                    _check(record, written)
+                    if not isinstance(row, S.RecordRow | S.Messages):
+                        _check_nothing_lost(row, record, given)
+        except ValidationError as error:
+            raise _invalid(error) from None
+        except TypeError as error:  # parquet has types that JSON has not
+            raise Invalid("a value that JSON cannot hold", str(error)) from None
+        except HalosError as error:
+            raise Invalid(str(error)) from None
+        return Parsed(row, records, reader.unread)
+
+
+def _value(name: str, value: Any) -> Any:
+    """A cell's value; None for what stands for none."""
+    if isinstance(value, float) and value != value:
+        return None  # NaN, as pandas writes a missing number
+    if isinstance(value, str) and name in NOT_TEXT and value.strip().lower() in ("", "nan", "none", "null"):
+        return None
+    return value
+
+
+def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with one name for each.
+
+    Raises:
+        Invalid: two names of one field have values.
+    """
+    if fields.keys() >= OPENAI_PREFERENCE and isinstance(fields["input"], dict):
+        names = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
+        inner = {"prompt" if name == "messages" else name: value for name, value in fields["input"].items()}
+        fields = inner | {names.get(name, name): value for name, value in fields.items() if name != "input"}
+    for name, ours in SYNONYMS.items():
+        if fields.get(name) is None:
+            continue
+        if fields.get(ours) not in (None, [], ""):
+            raise twice(ours, name)
+        value = fields.pop(name)
+        if name == "functions" and isinstance(value, list):  # as OpenAI once had them
+            value = [{"type": "function", "function": one} if isinstance(one, dict) else one for one in value]
+        fields[ours] = value
+    return fields
+
+
+def _turns_of_parquet(prompt: Any) -> Any:
+    """Turns of a parquet file of records, in which all other fields of a turn are one text of JSON."""
+    if not isinstance(prompt, list):
+        return prompt
+    return [
+        {**turn, **json.loads(turn["fields"]), "fields": None}
+        if isinstance(turn, dict) and isinstance(turn.get("fields"), str)
+        else turn
+        for turn in prompt
+    ]
+
+
+def _check(record: Feedback, written: bool) -> None:
+    """Refuse a record that is not sound. An empty response is left to be dropped, but for rows written as records."""
+    if (problem := unwritable_text(record)) is not None:
+        raise Invalid(problem)
+    if (problem := record.problem()) is not None and (written or problem != S.EMPTY):
+        raise Invalid(problem)
+
+
+def _check_nothing_lost(row: Row, record: Feedback, given: dict[str, Any]) -> None:
+    """Refuse a row with a part of its prompt in a column that is not read.
+
+    Raises:
+        Invalid: there is such a column, and its text is not in the record.
+    """
+    derived = isinstance(row, S.Preference) and not row.has_prompt
+    suspects = (PROMPT_WORDS if derived else CONTEXT_WORDS) & given.keys() - reads(type(row))
+    if not suspects:
+        return
+    text = "\n".join(turn["content"] for turn in record.prompt)
+    for name in sorted(suspects):
+        value = given[name].strip() if isinstance(given[name], str) else given[name]
+        if value and not (isinstance(value, str) and value in text):
+            said = f"say so by `columns: {{prompt: {name}}}`" if derived else "put all of the prompt into one column"
+            raise Invalid(
+                "a prompt that is not read",
+                f"field {name} may be of the prompt, and is not read; {said}, or leave it out by `columns: {{{name}: "
+                "null}`",
+            )
+
+
+def _invalid(error: ValidationError) -> Invalid:
+    """A model's first complaint about a row."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "string_unicode":
+        return Invalid(SURROGATE)
+    detail = f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if first["type"] == "extra_forbidden":
+        return Invalid("a field that records do not have", detail)
+    name = ".".join(part for part in map(str, first["loc"]) if not part.isdigit())
+    return Invalid(f"field {name} is malformed", detail)

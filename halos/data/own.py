@@ -1,0 +1,242 @@
+"""Rows of one's own, of files in any shape that is read: checked, cut into splits, and joined to records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from halos.data.feedback import Feedback, labels_of_pairs
+from halos.data.kinds import NO_SHAPE, SHAPES
+from halos.data.layouts import Layout, Parsed
+from halos.data.paths import SPLITS
+from halos.data.readers import read_rows
+from halos.data.rows import Drop, Records, digest, in_split, split_key
+from halos.data.shapes import Row
+from halos.data.turns import Invalid
+from halos.errors import HalosError
+
+ParsedRow = tuple[Row, Feedback]
+OnInvalid = Literal["refuse", "drop"]
+SHOWN_PROBLEMS = 3
+CHUNK = 1_000
+MOST_UNREAD = 200
+"""So many names of unread fields are counted one by one."""
+_sound: set[str] = set()
+"""Digests of the files that were found sound, and of how they are read: both splits of one file need the check once."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """The files of one split, or of both, and how their rows are read.
+
+    Attributes:
+        source: name of the source, for messages.
+        files: the files.
+        test_fraction: fraction of the conversations that is the test split; None where the files hold one split alone.
+        layout: how a row is read.
+        invalid: whether a row that cannot be used is an error, or is dropped and counted.
+        group: the column whose value decides the split; None for the conversation's first turn.
+    """
+
+    source: str
+    files: list[Path]
+    test_fraction: float | None
+    layout: Layout
+    invalid: OnInvalid
+    group: str | None
+
+    def records(self, split: str, limit: int | None, origin: dict[str, str] | None = None) -> Records:
+        """The records of a split and a Drop for each row that is left out; all files are checked before.
+
+        Raises:
+            HalosError: an option is wrong, a file cannot be read, or has rows that cannot be used.
+        """
+        if self.invalid not in ("refuse", "drop"):
+            raise HalosError(f"source {self.source}: invalid is {self.invalid!r}; it is `refuse` or `drop`")
+        self.layout.check(self.source)
+        self._check()
+        unread: Counter[str] = Counter()
+        return Records(_joined(self._of_split(split, unread)), origin, limit, unread)
+
+    def _rows(self, file: Path) -> Iterator[tuple[int, Any, Parsed | Invalid]]:
+        """(row number from 1, content, what became of it) of each row of a file."""
+        for number, content in read_rows(file, chunk=CHUNK):
+            try:
+                parsed = self.layout.parse(content)
+                if self.group is not None and content.get(self.group) is None:
+                    raise Invalid(f"no value of the group {self.group}", f"no field {self.group!r}, which is its group")
+            except Invalid as error:
+                yield number, content, error
+            else:
+                yield number, content, parsed
+
+    def _check(self) -> None:
+        """Read every row once.
+
+        Raises:
+            HalosError: a row cannot be used, where that is an error, or a column that was named is in no row.
+        """
+        stats = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in self.files]
+        key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group])
+        if key in _sound:
+            return
+        refusals = []
+        for file in self.files:
+            count, wrong = 0, 0
+            problems: list[str] = []
+            for number, _, parsed in self._rows(file):
+                count += 1
+                if isinstance(parsed, Invalid):
+                    wrong += 1
+                    if len(problems) < SHOWN_PROBLEMS:
+                        problems.append(f"row {number}, {parsed}")
+            if problems and self.invalid == "refuse":
+                refusals.append(self._refusal(file, count, wrong, problems))
+        self.layout.check_found(self.source)  # first: a wrong name may be why rows are refused
+        if refusals:
+            raise HalosError(refusals[0])
+        _sound.add(key)
+
+    def _refusal(self, file: Path, count: int, wrong: int, problems: list[str]) -> str:
+        message = (
+            f"source {self.source}: correct {file}, of whose {count} rows {wrong} cannot be used: {'; '.join(problems)}"
+            " (`invalid: drop` leaves such rows out and counts them)"
+        )
+        if NO_SHAPE in message:
+            known = (f"{name} ({', '.join(sorted(told[0]))})" for name, (_, told) in SHAPES.items())
+            message += f"; the shapes and the fields that tell them are {' · '.join(known)}"
+        return message
+
+    def _of_split(self, split: str, unread: Counter[str]) -> Iterator[ParsedRow | Drop]:
+        """The rows of a split; where the files hold one split alone, all but those that are marked as the other's."""
+        for file in self.files:
+            for _, content, parsed in self._rows(file):
+                marked = content.get("split") if isinstance(content, dict) else None
+                if marked in SPLITS:
+                    belongs = marked == split
+                else:
+                    key = self._key(content, parsed)
+                    belongs = self.test_fraction is None or in_split(key, split, self.test_fraction)
+                if not belongs:
+                    if self.test_fraction is None:  # the other split is in other files: only this call counts the row
+                        yield Drop("marked as of the other split")
+                    continue
+                if isinstance(parsed, Invalid):
+                    yield Drop(parsed.reason)
+                    continue
+                for name in sorted(parsed.unread):
+                    unread[_countable(name, unread)] += 1
+                for record in parsed.records:
+                    if isinstance(record, Feedback):
+                        assert parsed.row is not None
+                        yield parsed.row, record
+                    else:
+                        yield record
+
+    def _key(self, content: Any, parsed: Parsed | Invalid) -> str:
+        """What decides the split of a row; one that is left out belongs to a split, too, so that rows add up."""
+        if isinstance(parsed, Invalid):
+            return digest(content)
+        if self.group is not None:
+            return split_key([], json.dumps(content[self.group], default=str))
+        prompts = [record.prompt for record in parsed.records if isinstance(record, Feedback)]
+        return split_key(prompts[-1]) if prompts else digest(content)
+
+
+def _countable(name: str, counted: Counter[str]) -> str:
+    """The name of a field as it is counted: one that can be written, and not one of ever more."""
+    name = name.encode(errors="backslashreplace").decode()
+    return name if name in counted or len(counted) < MOST_UNREAD else "others"
+
+
+def _joined(rows: Iterable[ParsedRow | Drop]) -> Iterator[Feedback | Drop]:
+    """One record for each run of neighboring rows that belong together; memory holds one run at a time."""
+    run: list[ParsedRow] = []
+    for row in rows:
+        if isinstance(row, Drop):
+            yield row
+            continue
+        if run and not _belong_together(run[-1], row):
+            yield from _join(run)
+            run = []
+        run.append(row)
+    if run:
+        yield from _join(run)
+
+
+def _belong_together(previous: ParsedRow, following: ParsedRow) -> bool:
+    """Whether two neighboring rows go into one record: of one shape, prompt and tokenizer, and both or neither with
+    scores."""
+    (row, record), (next_row, next_record) = previous, following
+    alike = type(row) is type(next_row) and bool(record.scores) == bool(next_record.scores)
+    same = (record.prompt, record.tools, record.template) == (
+        next_record.prompt,
+        next_record.tools,
+        next_record.template,
+    )
+    return row.joins and alike and same
+
+
+def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
+    """The record of rows that belong together, and a Drop for each that adds nothing to it."""
+    shape, first = run[0]
+    if not shape.joins:
+        reason = first.problem()
+        yield first if reason is None else Drop(reason)
+        return
+    # what a response is, and its row number or 0 -> index: equal responses are one, unless the shape repeats
+    index_of: dict[tuple[Any, ...], int] = {}
+    found: list[tuple[Any, ...]] = []
+    pairs: dict[tuple[int, int], None] = {}  # an ordered set
+    for number, (_, record) in enumerate(run):
+        if reason := _nothing_to_learn(record):
+            yield Drop(reason)
+            continue
+        lists: tuple[list[Any], ...] = (
+            record.responses, record.scores, record.desirable, record.cut, record.response_fields, record.response_ids,
+        )  # fmt: skip
+        before = len(found), len(pairs)
+        indices = []
+        for response in zip(*(values or [None] * len(record.responses) for values in lists), strict=True):
+            more = json.dumps(response[4:]) if any(response[4:]) else ""
+            key = (*response[:4], more, number * shape.repeats)
+            indices.append(index_of.setdefault(key, len(found)))
+            if indices[-1] == len(found):
+                found.append(response)
+        pairs.update(((indices[winner], indices[loser]), None) for winner, loser in record.pairs)
+        if (len(found), len(pairs)) == before:
+            yield Drop("repeats another row of the same prompt")
+    if found:
+        texts, scores, labels, cut, fields, ids = map(list, zip(*found, strict=True))
+        scores = scores if first.scores else []
+        labels = labels_of_pairs(len(texts), pairs) if pairs else labels if first.desirable else []
+        yield replace(
+            first,
+            responses=texts,
+            scores=scores,
+            pairs=list(pairs),
+            desirable=labels,
+            target=_target(len(texts), scores, labels, pairs),
+            cut=list(map(bool, cut)) if any(cut) else [],
+            response_fields=[one or {} for one in fields] if any(fields) else [],
+            response_ids=ids if any(ids) else [],
+        )
+
+
+def _nothing_to_learn(record: Feedback) -> str | None:
+    """Why a row that passed the check is dropped all the same; None when it is kept."""
+    if record.pairs and len(set(record.responses)) == 1 and len(set(map(json.dumps, record.response_fields))) <= 1:
+        return "chosen and rejected are equal"
+    return record.problem()
+
+
+def _target(n: int, scores: list[float], labels: list[bool | None], pairs: Iterable[tuple[int, int]]) -> int | None:
+    """The best-scored, or the first, of the desirable of n responses; None when all are undesirable."""
+    good = [i for i, label in enumerate(labels) if label] if labels else list(range(n))
+    if labels and not good:  # with pairs: every winner also loses one
+        good = [winner for winner, _ in pairs]
+    return max(good, key=lambda i: scores[i] if scores else 0, default=None)
