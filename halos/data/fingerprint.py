@@ -9,7 +9,6 @@ from functools import cached_property
 
 from halos.data.feedback import Feedback, Turn
 from halos.data.normal import normalised
-from halos.data.sketch import Bytes, sketch
 
 INSTRUCTING = ("system", "developer")
 """Roles of turns that are not part of the conversation itself: many conversations share them."""
@@ -55,15 +54,10 @@ class Fingerprint:
         """64 bits that change with anything in the record, to draw records by."""
         return int.from_bytes(self.record.digest[:8], "little")
 
-    @cached_property
-    def prompt_sketch(self) -> Bytes:
-        """MinHash sketch of the words of the conversation."""
-        return sketch([" ".join(turn["content"] for turn in self._conversation)])
-
-    @cached_property
-    def responses_sketch(self) -> Bytes:
-        """MinHash sketch of the words of all responses."""
-        return sketch(self.record.responses)
+    @property
+    def conversation(self) -> list[str]:
+        """The texts of the prompt, without system turns."""
+        return [turn["content"] for turn in self._conversation]
 
     @property
     def _conversation(self) -> list[Turn]:

@@ -52,7 +52,7 @@ class PromptIndex:
             for opening in openings:
                 self._openings.setdefault(opening, number)
             self.rows.append(self._read)
-            self._sketches.append(of.prompt_sketch)
+            self._sketches.append(of.conversation)
         self._read += 1
 
     def __contains__(self, of: Fingerprint) -> bool:
@@ -165,7 +165,7 @@ def overlap(train: Path, prompts: Path, output: Path) -> None:
     for record in feedback.read(train):
         of = Fingerprint(record)
         comparison.add(of)
-        sketches.append(of.prompt_sketch)
+        sketches.append(of.conversation)
     everything = np.ones(len(sketches.of()), np.bool_)
     found = comparison.overlap(sketches.of(), everything, train, prompts)
     print(found.sentence(f"{train} and the prompts of {prompts}"), file=sys.stderr)

@@ -8,8 +8,9 @@ to compare (Leskovec et al., Mining of Massive Datasets, chapter 3).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, pairwise
 
 import numpy as np
 from datasketch import MinHash  # type: ignore[import-untyped]
@@ -35,7 +36,7 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 """Characters of scripts without spaces: each is taken as a word."""
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _powers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """(size,) powers of _BASE, and of its inverse, modulo 2**64."""
     bases = (_BASE, pow(_BASE, -1, 2**64))
@@ -43,39 +44,50 @@ def _powers(size: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return first, second
 
 
-def words(text: str) -> NDArray[np.uint32]:
-    """(n,) hashes of a text's words, in order, without case and the punctuation between them.
-
-    A word's hash is a polynomial in its bytes, from the differences of one running sum over the text.
-    """
+def _spaced(text: str) -> bytes:
+    """A text's words with spaces between, without case and the punctuation between them."""
     if not text.isascii():
         text = _UNSPACED.sub(r" \g<0> ", normalised(text))
-    data = np.frombuffer(b" %b " % text.encode().translate(_SEPARATED), np.uint8)
+    return text.encode().translate(_SEPARATED)
+
+
+def _words(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
+    """(n,) hashes of the words of some texts, in order, and (n,) the number of the text that each is of.
+
+    A word's hash is a polynomial in its bytes, from the differences of one running sum over all texts.
+    """
+    spaced = [_spaced(text) for text in texts]
+    data = np.frombuffer(b" %b " % b" ".join(spaced), np.uint8)
     before, last = np.flatnonzero(np.diff(data != 32)).reshape(-1, 2).T
-    powers, inverses = _powers(1 << max(len(data) - 1, 2**14).bit_length())
+    powers, inverses = _powers(1 << max(len(data) - 1, 2**18 - 1).bit_length())
     sums = np.cumsum(data * powers[: len(data)])
     hashes = (sums[last] - sums[before]) * inverses[before]
     hashes = (hashes ^ hashes >> np.uint64(32)) * _MIX
-    return (hashes >> np.uint64(32)).astype(np.uint32)
+    ends = np.cumsum([len(text) + 1 for text in spaced])
+    return (hashes >> np.uint64(32)).astype(np.uint32), np.searchsorted(ends, before, side="right")
 
 
-def shingles(text: str) -> NDArray[np.uint32]:
-    """(n,) hashes of a text's shingles; one of all words where these are fewer than a shingle's."""
-    found = words(text)
-    if len(found) <= SHINGLE:
-        return np.array([(found * _WEIGHTS[: len(found)]).sum(dtype=np.uint32)], np.uint32)
-    hashes: NDArray[np.uint32] = found[:-2] * _WEIGHTS[0] + found[1:-1] * _WEIGHTS[1] + found[2:] * _WEIGHTS[2]
-    return hashes
+def _shingles(texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
+    """(n,) hashes of the shingles of some texts, in order, and (n,) the number of the text that each is of.
+
+    A text of fewer words than a shingle has one of all its words.
+    """
+    words, text_of = _words(texts)
+    hashes = words * _WEIGHTS[0]
+    for ahead in range(1, SHINGLE):
+        hashes[:-ahead] += words[ahead:] * _WEIGHTS[ahead] * (text_of[ahead:] == text_of[:-ahead])
+    kept = np.ones(len(words), np.bool_)  # the first word of a text, and each with a whole shingle from it on
+    kept[1:] = text_of[1:] != text_of[:-1]
+    kept[: 1 - SHINGLE] |= text_of[SHINGLE - 1 :] == text_of[: 1 - SHINGLE]
+    return hashes[kept], text_of[kept]
 
 
-def sketch(texts: Iterable[str]) -> Bytes:
-    """(PERMUTATIONS,) the sketch of some texts' shingles together; all zero without texts."""
-    found = [shingles(text) for text in texts]
-    if not found:
-        return np.zeros(PERMUTATIONS, np.uint8)
-    hashes = found[0] if len(found) == 1 else np.concatenate(found)
-    smallest: NDArray[np.uint32] = (hashes[:, None] * _SLOPES + _OFFSETS).min(axis=0)
-    return (smallest >> np.uint32(8)).astype(np.uint8)  # the lowest bits of a product are the least random
+def sketch(texts: Sequence[str]) -> Bytes:
+    """(PERMUTATIONS,) the sketch of some texts together."""
+    kept = Sketches()
+    kept.append(texts)
+    only: Bytes = kept.of()[0]
+    return only
 
 
 def agreement(first: Bytes, second: Bytes) -> NDArray[np.float64]:
@@ -107,22 +119,43 @@ class Sketches:
     """Sketches of many things, appended one by one to an array that grows in place.
 
     Args:
-        parts: sketches of each thing.
+        parts: sketches of each thing, each of some texts together.
     """
 
     STEP = 2**16
+    BLOCK = 2**17
+    """Characters of texts that are sketched together."""
 
     def __init__(self, parts: int = 1) -> None:
         self._rows = np.empty((0, parts, PERMUTATIONS), np.uint8)
-        self._count = 0
+        self._count = self._size = 0
+        self._waiting: list[Sequence[str]] = []
 
-    def append(self, *parts: Bytes) -> None:
-        """Add the sketches of the next thing."""
-        if self._count == len(self._rows):
-            self._rows.resize((self._count + self.STEP, *self._rows.shape[1:]), refcheck=False)
-        self._rows[self._count] = parts
-        self._count += 1
+    def append(self, *parts: Sequence[str]) -> None:
+        """Add the texts of the next thing, one list for each of its parts."""
+        self._waiting += parts
+        self._size += sum(map(len, chain.from_iterable(parts)))
+        if self._size > self.BLOCK:
+            self._sketch()
 
     def of(self, part: int = 0) -> Bytes:
         """(n, PERMUTATIONS) one sketch of all things. It is to be used before another is added: the array may move."""
+        self._sketch()
         return self._rows[: self._count, part]
+
+    def _sketch(self) -> None:
+        """Sketch the texts that wait. A list without words has a sketch of zeros."""
+        found = np.zeros((len(self._waiting), PERMUTATIONS), np.uint8)
+        if self._waiting:
+            hashes, text_of = _shingles(list(chain.from_iterable(self._waiting)))
+            ends = np.searchsorted(text_of, np.cumsum([len(texts) for texts in self._waiting])).tolist()
+            for number, (begin, end) in enumerate(pairwise([0, *ends])):
+                if end > begin:
+                    smallest = (hashes[begin:end, None] * _SLOPES + _OFFSETS).min(axis=0)
+                    found[number] = smallest >> np.uint32(8)  # the lowest bits of a product are the least random
+        rows = found.reshape(-1, *self._rows.shape[1:])
+        while self._count + len(rows) > len(self._rows):
+            self._rows.resize((len(self._rows) + self.STEP, *self._rows.shape[1:]), refcheck=False)
+        self._rows[self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
+        self._waiting, self._size = [], 0

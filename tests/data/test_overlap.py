@@ -133,10 +133,20 @@ def test_sketches_do_not_depend_on_the_order_of_texts_case_or_punctuation() -> N
     assert sketch(["2 + 3"]).tolist() != sketch(["2 * 3"]).tolist() != sketch([""]).tolist()
 
 
-def test_sketches_are_kept_as_they_were_added() -> None:
+def test_a_sketch_is_the_same_alone_as_in_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [([f"a {i} b", "c d e f " * (i % 5)], ["word " * i, "", "é 中文"][: i % 4]) for i in range(300)]
+    alone = [[sketch(part) for part in pair] for pair in texts]
+    monkeypatch.setattr(Sketches, "BLOCK", 1_000)
+    monkeypatch.setattr(Sketches, "STEP", 7)
     kept = Sketches(2)
-    texts = [([f"a {i} b"], [f"c {i} d", "e"]) for i in range(300)]
     for pair in texts:
-        kept.append(*map(sketch, pair))
+        kept.append(*pair)
     for side in (0, 1):
-        assert (kept.of(side) == np.array([sketch(pair[side]) for pair in texts])).all()
+        assert (kept.of(side) == np.array([both[side] for both in alone])).all()
+
+
+def test_a_text_without_words_has_the_sketch_of_none() -> None:
+    assert not sketch([]).any()
+    assert not sketch(["", " \n", "?!"]).any()
+    assert (sketch(["", "Yes."]) == sketch(["yes"])).all()
+    assert (sketch(["a b"]) != sketch(["a", "b"])).any()
