@@ -12,6 +12,8 @@ from halos.errors import HalosError
 
 log = logging.getLogger(__name__)
 
+CUT_OFF = "cut off (raise max_tokens)"
+"""The problem of an answer that is longer than it may be."""
 Conversation = list[dict[str, str]]
 """Turns, each {role, content}."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from halos.data import feedback as F
 from halos.online.label import label
-from halos.scoring.asking import read_score
+from halos.scoring.reading import read_score
 from halos.scoring.settings import OpenAI
 from halos.settings import dump
 from tests.online.test_label import question, samples

@@ -16,8 +16,9 @@ import yaml
 
 from halos.data import feedback as F
 from halos.errors import HalosError
-from halos.evaluate.judging.annotators import read_annotator, read_verdict
+from halos.evaluate.judging.annotators import read_annotator
 from halos.evaluate.judging.judgement import Judgement
+from halos.evaluate.judging.verdicts import read_verdict
 from tests.evaluate.judging.test_judge import Case
 from tests.scoring import api_server as S
 from tests.scoring.api_server import ApiServer, Messages, Outcome
@@ -43,8 +44,8 @@ def case(tmp_path: Path) -> Case:
 
 def asking(server: ApiServer, **changes: Any) -> dict[str, Any]:
     """The entries of a slice for a judge that asks this server."""
-    model = {"model": "m", "prompt": PROMPT, "annotator": None, "temperature": None, "max_tokens": None, "prices": None,
-             "base_url": server.base_url, "key_variable": "OPENAI_API_KEY", "seed": 0, "timeout": 10.0,
+    model = {"model": "m", "prompt": PROMPT, "annotator": None, "temperature": "default", "max_tokens": None,
+             "prices": None, "base_url": server.base_url, "key_variable": "OPENAI_API_KEY", "seed": 0, "timeout": 10.0,
              "attempts": 4}  # fmt: skip
     return {"kind": "openai", "openai": model | changes, "max_failures": 0.05}
 
