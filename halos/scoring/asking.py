@@ -8,6 +8,7 @@ from halos.data.feedback import Turn
 from halos.scoring.answers import Answer, Conversation
 from halos.scoring.api import Api, Calls
 from halos.scoring.client import Client
+from halos.scoring.conversations import turn_text
 from halos.scoring.reading import read_score
 from halos.scoring.scores import Score
 from halos.scoring.settings import OpenAI
@@ -43,8 +44,7 @@ class Rater:
         return [self._read(answer) for answer in self.client.ask(questions, lambda a: self._read(a).value is not None)]
 
     def _question(self, prompt: list[Turn], response: str) -> Conversation:
-        turns = [f"[{turn['role']}]\n{turn['content']}" for turn in prompt]
-        text = "\n\n".join(["# Conversation", *turns, "# Response to rate", response])
+        text = "\n\n".join(["# Conversation", *map(turn_text, prompt), "# Response to rate", response])
         return [{"role": "system", "content": self.instructions}, {"role": "user", "content": text}]
 
     def _read(self, answer: Answer) -> Score:

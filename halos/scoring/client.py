@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from halos.errors import HalosError
-from halos.scoring.answers import CUT_OFF, Answer, AnswerCache, Conversation
+from halos.scoring.answers import CUT_OFF, NOT_UNDERSTOOD, Answer, AnswerCache, Conversation
 from halos.scoring.api import Api, Calls, read_key
 from halos.scoring.parameters import Parameters
 
@@ -44,6 +44,7 @@ class Client:
             raise HalosError(f"base_url {api.address!r} is no address; write it as in http://localhost:8000/v1")
         self.api, self.calls = api, calls
         self._parameters = Parameters(api, entry)
+        self._misunderstood = ""
         self._key = read_key(api.server.base_url, api.server.key_variable)
         self._cache = AnswerCache(calls.cache)
 
@@ -128,7 +129,8 @@ class Client:
             for count in (tokens, spent):
                 count.update(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
             if answer.text is not None and not accept(answer):
-                answer, unusable = Answer(None, "not understood"), True
+                self._misunderstood = self._misunderstood or answer.text
+                answer, unusable = Answer(None, CUT_OFF if reply.cut else NOT_UNDERSTOOD), True
             if not unusable:
                 break
         return replace(answer, prompt_tokens=tokens["prompt_tokens"], completion_tokens=tokens["completion_tokens"])
@@ -142,6 +144,10 @@ class Client:
             f"{spent['prompt_tokens']} tokens in, {spent['completion_tokens']} out",
             file=sys.stderr,
         )
+        if lost := problems[NOT_UNDERSTOOD]:
+            example = " ".join(self._misunderstood.split())[-80:]
+            print(f"{lost} answers were not understood, such as one that ends in {example!r}: see what "
+                  f"{self._parameters.entry} ask for and can read", file=sys.stderr)  # fmt: skip
         if cut := problems[CUT_OFF]:
             print(f"{cut} answers were cut off at {self.api.max_tokens} tokens: raise max_tokens in "
                   f"{self._parameters.entry}", file=sys.stderr)  # fmt: skip

@@ -34,17 +34,19 @@ class Reply:
 
     Attributes:
         answer: its text is None when the request failed.
+        cut: the answer's text reached `max_tokens`, which it may.
         unusable: the server replied, but with nothing of use: asking again may help.
         fatal: set when every other request would fail alike: what the user has to put right.
     """
 
     answer: Answer
+    cut: bool = False
     unusable: bool = False
     fatal: str | None = None
 
 
 def _failed(problem: str, tokens: tuple[int, int] = (0, 0), unusable: bool = False, fatal: str | None = None) -> Reply:
-    return Reply(Answer(None, problem, *tokens), unusable, fatal)
+    return Reply(Answer(None, problem, *tokens), unusable=unusable, fatal=fatal)
 
 
 class _Http(openai.DefaultAsyncHttpxClient):
@@ -224,7 +226,7 @@ def read(completion: Any, api: Api) -> Reply:
     if empty:
         return _failed("empty answer", tokens, unusable=True)
     if api.top_logprobs is None:
-        return Reply(Answer(text, None, *tokens))
+        return Reply(Answer(text, None, *tokens), cut=reason == "length")
     logprobs = _read_logprobs(choice)
     if not logprobs:  # a server that has none will have none when it is asked again
         return _failed("no log-probabilities", tokens)

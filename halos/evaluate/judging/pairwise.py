@@ -195,7 +195,7 @@ def _annotator(settings: dict[str, Any], prompt: str | None) -> Any:
 
     class Annotator(SinglePairwiseAnnotator):
         def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings, is_shuffle=False, is_randomize_output_order=False)
+            super().__init__(**settings | {"is_shuffle": False, "is_randomize_output_order": False})
             parser: Callable[[Any], list[float]] = vars(self)["fn_completion_parser"]
             self.fn_completion_parser = lambda text: [math.nan] if text is None else parser(text)
             text = self.prompt_template
