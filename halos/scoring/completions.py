@@ -22,6 +22,7 @@ from halos.scoring.refusals import error_text
 MALFORMED = "malformed answer"
 _LONGEST = 300
 """Characters of a server's text that are shown."""
+_LONGEST_READ = 20_000
 _SECRET = re.compile(r"(?<=Bearer )[\w.~+/=-]+|\b(?:sk|pk|hf|gsk|xai|rk)[-_][\w-]{8,}")
 _REFUSED = (400, 422)
 _PASSING = {408: "timed out", 409: "conflict", 429: "rate limited"}
@@ -120,7 +121,7 @@ class Endpoint:
             except openai.APIConnectionError as error:
                 return self._unconnected(error)
             except openai.APIStatusError as error:
-                says = self._scrub(error_text(error.body))
+                says = self._scrub(error_text(error.body)[:_LONGEST_READ])
                 refused = error.status_code in _REFUSED
                 if not (refused and self._parameters.learn(sent, says, _short(says))):
                     fatal = self._parameters.fatal(sent, says, _short(says)) if refused else None

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from halos.errors import HalosError
 from halos.scoring import api
 from halos.scoring.api import Api, Calls
 from halos.scoring.client import Client
+from halos.scoring.refusals import error_text, refused_parameter
 from halos.scoring.settings import OpenAI, Server
 from tests.scoring import api_server as S
 from tests.scoring.api_server import ApiServer, Outcome
@@ -88,6 +91,33 @@ def test_a_long_text_is_shortened_and_no_secret_in_it_is_shown(cache: Path, capl
     assert "header: Key [key] and upstream [key] and Bearer [key]" in message
     assert message.endswith("x ...)")
     assert len(message) < 400
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["message", "msg", "loc", "param", "error", "detail", "raw", "x"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_any_body_at_all_has_a_text(body: Any) -> None:
+    text = error_text(body)
+    assert isinstance(text, str)
+    assert isinstance(error_text(json.dumps(body)), str)
+    refused_parameter(text, ["seed", "x"])
+
+
+def test_errors_within_errors_are_read_to_a_depth_only() -> None:
+    body: Any = "end"
+    for _ in range(900):
+        body = {"error": body}
+    assert error_text(body).startswith('{"error":')
 
 
 # ---- parameters that a server will not take -----------------------------------------------------------------------

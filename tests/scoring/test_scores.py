@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from halos.data import feedback as F
 from halos.errors import HalosError
@@ -116,6 +118,16 @@ def test_a_pattern_of_ones_own_alone_says_where_the_score_is(answer: str, patter
 def test_an_answer_without_an_end_is_read_in_no_time(part: str) -> None:
     """Where time grew with the square of the length, this would take hours."""
     assert read_score(part * 100_000, 1, 10) is None
+
+
+PIECES = ["Score", "**", ":", " ", "\n", "7", "10", "12", ".", ",", "/", "-", "or", "[[", "]]", "(", ")", "<think>",
+          "</think>", "\\boxed{", "}", "out of", "%", '"', "{", "rate", "max ", "\u0663", "\ud83d"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14))
+def test_whatever_a_model_says_its_score_is_none_or_on_the_scale(pieces: list[str]) -> None:
+    score = read_score("".join(pieces), 1, 10)
+    assert score is None or 1 <= score <= 10
 
 
 def grade(messages: S.Messages) -> str:

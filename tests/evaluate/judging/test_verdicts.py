@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from halos.errors import HalosError
+from halos.evaluate.judging.pairwise import PairwiseAnnotator
 from halos.evaluate.judging.settings import Annotator
 from halos.evaluate.judging.verdicts import read_verdict
+from halos.scoring.api import Calls
 from tests.evaluate.judging.test_judge import Case
 from tests.evaluate.judging.test_pairwise import PROMPT, add_pairs, asking, longer
 from tests.scoring import api_server as S
@@ -172,3 +174,16 @@ def test_a_judges_temperature_is_a_number_or_null_or_the_annotators_own(temperat
         case.run(**asking(server, temperature=temperature, **own))
     sent = {"1e-1": 0.1, "default": 0.2}.get(str(temperature), temperature)
     assert server.requests[0].body.get("temperature") == sent
+
+
+def test_every_annotator_of_alpaca_eval_that_is_accepted_can_be_asked(tmp_path: Path) -> None:
+    import alpaca_eval
+
+    opened = []
+    for folder in sorted(Path(alpaca_eval.__file__).with_name("evaluators_configs").iterdir()):
+        try:
+            settings = Annotator(annotator=folder.name, base_url="http://localhost:1/v1")
+        except ValueError:
+            continue
+        opened.append(PairwiseAnnotator("judge j", settings, 0.0, Calls(tmp_path / "cache.jsonl")).question.model)
+    assert {"gpt-4", "gpt-4-1106-preview", "gpt-3.5-turbo-1106"} <= set(opened)
