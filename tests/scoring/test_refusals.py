@@ -97,9 +97,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["message", "msg", "loc", "param", "error", "detail", "raw", "x"]), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(["message", "msg", "loc", "param", "detail", "raw", "x"]), inner, max_size=4)
     ),
     max_leaves=12,
 )
