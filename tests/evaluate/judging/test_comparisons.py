@@ -168,7 +168,8 @@ def test_outputs_that_are_no_texts_are_refused_in_a_sentence(tmp_path: Path, con
 def test_a_judge_sees_the_tools_that_a_prompt_has_called() -> None:
     call = {"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}
     turns = [*question("1 + 1?"), {"role": "assistant", "content": "", "tool_calls": [call]},
-             {"role": "assistant", "content": "I see.", "tool_calls": [call]}, {"role": "tool", "content": ""}]  # fmt: skip
+             {"role": "assistant", "content": "I see.", "tool_calls": [call]},
+             {"role": "tool", "content": ""}]  # fmt: skip
     shown = Comparison("id", 0, turns, "a", "b", (1, 1), None).instruction
     calls = json.dumps(call)
     assert shown == f"[user]\n1 + 1?\n\n[assistant]\n{calls}\n\n[assistant]\nI see.\n{calls}\n\n[tool]\n"
