@@ -12,6 +12,10 @@ from halos.errors import HalosError
 
 log = logging.getLogger(__name__)
 
+CUT_OFF = "cut off (raise max_tokens)"
+"""The problem of an answer that is longer than it may be."""
+NOT_UNDERSTOOD = "not understood"
+"""The problem of an answer that was not accepted."""
 Conversation = list[dict[str, str]]
 """Turns, each {role, content}."""
 

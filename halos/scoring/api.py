@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -24,8 +25,8 @@ class Api:
     Attributes:
         model: its name on the server.
         server: its address, key and patience. Its seed is sent when not None; asking again after an unusable answer
-            adds one each time.
-        temperature: of sampling.
+            adds one each time. Its `extra_body` holds further fields of each request.
+        temperature: of sampling; None sends none.
         max_tokens: length limit of an answer; one that reaches it counts as cut off, unless `may_be_cut`.
         top_logprobs: how many of the likeliest tokens to return with log-probabilities at each place; None for none.
         may_be_cut: an answer that reaches `max_tokens` is valid.
@@ -33,10 +34,14 @@ class Api:
 
     model: str
     server: Server = field(default_factory=Server)
-    temperature: float = 0.0
+    temperature: float | None = 0.0
     max_tokens: int = 64
     top_logprobs: int | None = None
     may_be_cut: bool = False
+
+    @property
+    def extra_body(self) -> dict[str, Any]:
+        return self.server.extra_body
 
     @property
     def address(self) -> str:
@@ -44,10 +49,18 @@ class Api:
 
     def key(self, conversation: Conversation) -> str:
         """Hash of the whole request, by which its answer is kept."""
-        request = {"base_url": self.address, "model": self.model, "messages": conversation, "seed": self.server.seed,
-                   "temperature": self.temperature, "max_tokens": self.max_tokens}  # fmt: skip
+        request: dict[str, Any] = {
+            "base_url": self.address,
+            "model": self.model,
+            "messages": conversation,
+            "seed": self.server.seed,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
         if self.top_logprobs is not None:
             request["top_logprobs"] = self.top_logprobs
+        if self.extra_body:  # left out when empty: answers that were paid for earlier keep their keys
+            request["extra_body"] = self.extra_body
         return hash_content(request)
 
 

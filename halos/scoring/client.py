@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from halos.errors import HalosError
-from halos.scoring.answers import Answer, AnswerCache, Conversation
+from halos.scoring.answers import CUT_OFF, NOT_UNDERSTOOD, Answer, AnswerCache, Conversation
 from halos.scoring.api import Api, Calls, read_key
+from halos.scoring.parameters import Parameters
 
 if TYPE_CHECKING:
     from halos.scoring.completions import Endpoint
@@ -32,15 +33,18 @@ class Client:
         api: the model.
         calls: how it is called. The cache holds a line for each answer, found by the hash of the whole request, so
             that studies can share a file.
+        entry: where the model's settings stand in config.yaml, for messages.
 
     Raises:
         HalosError: there is no usable key, `base_url` is no address, or the cache cannot be written.
     """
 
-    def __init__(self, api: Api, calls: Calls) -> None:
+    def __init__(self, api: Api, calls: Calls, entry: str = "its `openai:` settings") -> None:
         if not api.address.startswith(("http://", "https://")):
             raise HalosError(f"base_url {api.address!r} is no address; write it as in http://localhost:8000/v1")
         self.api, self.calls = api, calls
+        self._parameters = Parameters(api, entry)
+        self._misunderstood = ""
         self._key = read_key(api.server.base_url, api.server.key_variable)
         self._cache = AnswerCache(calls.cache)
 
@@ -89,7 +93,7 @@ class Client:
         """Put the answers to `pending` into `answers` as they come, and count calls and tokens in `spent`."""
         from halos.scoring.completions import Endpoint  # openai takes a second, which no other scorer needs
 
-        endpoint = Endpoint(self.api, self._key, self.calls.requests_per_minute)
+        endpoint = Endpoint(self._parameters, self._key, self.calls.requests_per_minute)
         todo = iter(pending.items())
         bar = tqdm(total=len(pending), desc="ask", unit=" answers", mininterval=1)
 
@@ -125,7 +129,8 @@ class Client:
             for count in (tokens, spent):
                 count.update(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
             if answer.text is not None and not accept(answer):
-                answer, unusable = Answer(None, "not understood"), True
+                self._misunderstood = self._misunderstood or answer.text
+                answer, unusable = Answer(None, CUT_OFF if reply.cut else NOT_UNDERSTOOD), True
             if not unusable:
                 break
         return replace(answer, prompt_tokens=tokens["prompt_tokens"], completion_tokens=tokens["completion_tokens"])
@@ -139,3 +144,10 @@ class Client:
             f"{spent['prompt_tokens']} tokens in, {spent['completion_tokens']} out",
             file=sys.stderr,
         )
+        if lost := problems[NOT_UNDERSTOOD]:
+            example = " ".join(self._misunderstood.split())[-80:]
+            print(f"{lost} answers were not understood, such as one that ends in {example!r}: see what "
+                  f"{self._parameters.entry} ask for and can read", file=sys.stderr)  # fmt: skip
+        if cut := problems[CUT_OFF]:
+            print(f"{cut} answers were cut off at {self.api.max_tokens} tokens: raise max_tokens in "
+                  f"{self._parameters.entry}", file=sys.stderr)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,17 @@ import openai
 from aiolimiter import AsyncLimiter
 from pydantic import SecretStr
 
-from halos.scoring.answers import Answer, Conversation
+from halos.scoring.answers import CUT_OFF, Answer, Conversation
 from halos.scoring.api import Api
+from halos.scoring.parameters import Parameters
+from halos.scoring.refusals import error_text
 
+MALFORMED = "malformed answer"
+_LONGEST = 300
+"""Characters of a server's text that are shown."""
+_LONGEST_READ = 20_000
+_SECRET = re.compile(r"(?<=Bearer )[\w.~+/=-]+|\b(?:sk|pk|hf|gsk|xai|rk)[-_][\w-]{8,}")
+_REFUSED = (400, 422)
 _PASSING = {408: "timed out", 409: "conflict", 429: "rate limited"}
 log = logging.getLogger(__name__)
 
@@ -26,17 +35,19 @@ class Reply:
 
     Attributes:
         answer: its text is None when the request failed.
+        cut: the answer's text reached `max_tokens`, which it may.
         unusable: the server replied, but with nothing of use: asking again may help.
         fatal: set when every other request would fail alike: what the user has to put right.
     """
 
     answer: Answer
+    cut: bool = False
     unusable: bool = False
     fatal: str | None = None
 
 
 def _failed(problem: str, tokens: tuple[int, int] = (0, 0), unusable: bool = False, fatal: str | None = None) -> Reply:
-    return Reply(Answer(None, problem, *tokens), unusable, fatal)
+    return Reply(Answer(None, problem, *tokens), unusable=unusable, fatal=fatal)
 
 
 class _Http(openai.DefaultAsyncHttpxClient):
@@ -68,15 +79,16 @@ class Endpoint:
     after the pause that a Retry-After header asks for, or pauses that grow.
 
     Args:
-        api: the model.
+        parameters: of each call of the model.
         key: of the server; empty for none.
         requests_per_minute: limit on the starts of attempts; None for no limit.
     """
 
-    def __init__(self, api: Api, key: SecretStr, requests_per_minute: int | None) -> None:
+    def __init__(self, parameters: Parameters, key: SecretStr, requests_per_minute: int | None) -> None:
         for name in ("openai", "httpx", "httpx2", "httpcore2"):  # at INFO they log a line for each request
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.api, self._key = api, key
+        api = parameters.api
+        self.api, self._parameters, self._key = api, parameters, key
         self._explained: set[str] = set()
         self._http = _Http(api.server.timeout, requests_per_minute)
         self._openai = openai.AsyncOpenAI(
@@ -100,25 +112,35 @@ class Endpoint:
 
     async def complete(self, conversation: Conversation, seed: int | None) -> Reply:
         """The reply to one conversation. No exception of the openai package leaves here: it holds the headers."""
-        api = self.api
-        # OpenAI's newer models know only the first name of the limit, many other servers only the second
-        limit = "max_completion_tokens" if api.server.base_url is None else "max_tokens"
-        request: dict[str, Any] = {"model": api.model, "messages": conversation, "temperature": api.temperature,
-                                   limit: api.max_tokens}  # fmt: skip
-        if seed is not None:
-            request["seed"] = seed
-        if api.top_logprobs is not None:
-            request |= {"logprobs": True, "top_logprobs": api.top_logprobs}
-        try:
-            return read(await self._openai.chat.completions.create(**request), api)
-        except openai.APITimeoutError:
-            return _failed("timed out")
-        except openai.APIConnectionError as error:
-            return self._unconnected(error)
-        except openai.APIStatusError as error:
-            return self._refused(error)
-        except (ValueError, openai.APIError):  # a body that is no JSON
-            return _failed("malformed answer", unusable=True)
+        while True:
+            sent = self._parameters.of_call(seed)
+            try:
+                return self._read(await self._create(conversation, sent))
+            except openai.APITimeoutError:
+                return _failed("timed out")
+            except openai.APIConnectionError as error:
+                return self._unconnected(error)
+            except openai.APIStatusError as error:
+                says = self._scrub(error_text(error.body)[:_LONGEST_READ])
+                refused = error.status_code in _REFUSED
+                if not (refused and self._parameters.learn(sent, says, _short(says))):
+                    fatal = self._parameters.fatal(sent, says, _short(says)) if refused else None
+                    return self._refused(error, _short(says), fatal)
+            except (ValueError, openai.APIError):  # a body that is no JSON
+                return _failed(MALFORMED, unusable=True)
+
+    async def _create(self, conversation: Conversation, parameters: dict[str, Any]) -> Any:
+        """A completion. Names of parameters that the openai package does not know are sent as they are."""
+        messages: Any = conversation
+        create = self._openai.chat.completions.create
+        return await create(model=self.api.model, messages=messages, extra_body=parameters)
+
+    def _read(self, completion: Any) -> Reply:
+        reply = read(completion, self.api)
+        if reply.answer.problem == MALFORMED:
+            body = getattr(completion, "model_extra", None) or completion
+            self._explain(MALFORMED, _short(self._scrub(error_text(body) if isinstance(body, str | dict) else "")))
+        return reply
 
     def _unconnected(self, error: openai.APIConnectionError) -> Reply:
         fatal = None
@@ -129,23 +151,34 @@ class Endpoint:
             )
         return _failed("connection failed", fatal=fatal)
 
-    def _refused(self, error: openai.APIStatusError) -> Reply:
-        """The meaning of an HTTP status that no retry has changed."""
+    def _refused(self, error: openai.APIStatusError, says: str, fatal: str | None) -> Reply:
+        """The meaning of an HTTP status that no retry has changed.
+
+        Args:
+            error: the response.
+            says: its text.
+            fatal: the sentence for the user where the text tells why every call gets it.
+        """
         status = error.status_code
-        if fatal := self._fatal(error):
+        if fatal := fatal or self._fatal(error, says):
             return _failed(f"refused: {status}", fatal=fatal)
         if status >= 500:
-            return _failed(f"server error {status}")
-        if status in _PASSING:
-            return _failed(_PASSING[status])
-        code = error.code if error.code and not error.code.isdigit() else str(status)
-        problem = f"refused: {self._scrub(code)}"
-        if problem not in self._explained:
-            self._explained.add(problem)
-            log.warning("%s (%s)", problem, self._scrub(error.message))
+            problem = f"server error {status}"
+        elif status in _PASSING:
+            problem = _PASSING[status]
+        else:
+            code = error.code if re.fullmatch(r"(?!\d+$)[\w.-]{1,80}", error.code or "") else None
+            problem = f"refused: {self._scrub(code or str(status))}"
+        self._explain(problem, says)
         return _failed(problem)
 
-    def _fatal(self, error: openai.APIStatusError) -> str | None:
+    def _explain(self, problem: str, says: str) -> None:
+        """Say once for each problem what the server says of it."""
+        if says and problem not in self._explained:
+            self._explained.add(problem)
+            log.warning("%s (the server says: %s)", problem, says)
+
+    def _fatal(self, error: openai.APIStatusError, says: str) -> str | None:
         """The sentence for the user when every call would get this status."""
         address, model, variable, status = (
             self.api.address, self.api.model, self.api.server.key_variable, error.status_code
@@ -156,7 +189,7 @@ class Endpoint:
             return f"{address} refuses the key in {variable}: put a valid one there"
         if status == 402 or (status == 429 and error.code == "insufficient_quota"):
             return f"the account of the key in {variable} has no credit left at {address}: top it up"
-        message = f" (it says: {self._scrub(error.message)})"
+        message = f" (it says: {says})" if says else ""
         if status == 403:
             return f"{address} does not let the key in {variable} use {model}: change one of them{message}"
         if status == 404:
@@ -164,11 +197,15 @@ class Endpoint:
         return None
 
     def _scrub(self, text: str) -> str:
-        """A server's message on one line, without words that hold a part of the key, whole or masked."""
+        """A text on one line, without words that hold a part of the key, whole or masked, or what may be another."""
         key = self._key.get_secret_value()
-        parts = {key[i : i + 6] for i in range(max(len(key) - 5, 1))} | {key[-4:], "***"} if key else set()
+        parts = {key[i : i + 6] for i in range(max(len(key) - 5, 1))} | {key[-4:], "***"} if key else {"***"}
         words = ("[key]" if any(part in word for part in parts) else word for word in text.split())
-        return " ".join(words)[:300]
+        return _SECRET.sub("[key]", " ".join(words))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
 
 
 def read(completion: Any, api: Api) -> Reply:
@@ -178,18 +215,19 @@ def read(completion: Any, api: Api) -> Reply:
         text, reason = choice.message.content, choice.finish_reason
         refusal = getattr(choice.message, "refusal", None)
     except (AttributeError, TypeError, LookupError):
-        return _failed("malformed answer", unusable=True)
+        return _failed(MALFORMED, unusable=True)
     tokens = _count(completion.usage, "prompt_tokens"), _count(completion.usage, "completion_tokens")
     if reason == "content_filter":
         return _failed("refused: content filter", tokens)
     if refusal:
         return _failed("refused: by the model", tokens)
-    if reason == "length" and not api.may_be_cut:
-        return _failed("cut off", tokens, unusable=True)
-    if not isinstance(text, str) or not text.strip():
+    empty = not isinstance(text, str) or not text.strip()
+    if reason == "length" and (empty or not api.may_be_cut):  # a model that thinks can spend all of it on thoughts
+        return _failed(CUT_OFF, tokens, unusable=True)
+    if empty:
         return _failed("empty answer", tokens, unusable=True)
     if api.top_logprobs is None:
-        return Reply(Answer(text, None, *tokens))
+        return Reply(Answer(text, None, *tokens), cut=reason == "length")
     logprobs = _read_logprobs(choice)
     if not logprobs:  # a server that has none will have none when it is asked again
         return _failed("no log-probabilities", tokens)

@@ -34,5 +34,5 @@ def open_scorer(
     if settings.verifier is not None:
         return Verifier(settings.verifier)
     if isinstance(settings.openai, OpenAI):
-        return Rater(settings.openai, calls)
+        return Rater(name, settings.openai, calls)
     return open_reward_model(reward_model, tokens_per_microbatch)

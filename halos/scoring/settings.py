@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 import halos.data.sources  # noqa: F401  # registers the verifiers
 from halos.registry import VERIFIERS, suggest
-from halos.settings import Label, Positive, Strict
+from halos.settings import Label, Positive, Settings, Strict
+
+_OWN = {"model", "messages", "seed", "temperature", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
+"""Fields of a request that are settings, or follow from them."""
+_UNREAD = {"stream", "stream_options", "n"}
+"""Fields with which the reply is no single answer."""
+
+
+def _extra_body(fields: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what is no further field of a request.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if own := sorted(_OWN & set(fields)):
+        raise ValueError(f"{' and '.join(own)} cannot be in extra_body: use the settings beside it")
+    if unread := sorted(_UNREAD & set(fields)):
+        raise ValueError(f"{' and '.join(unread)} cannot be in extra_body: each request gets one answer, in one piece")
+    try:
+        return dict(json.loads(json.dumps(fields, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body holds what JSON cannot ({error}): put quotes around dates, for one") from None
+
+
+def check_pattern(pattern: str | None) -> str | None:
+    """Refuses a regular expression that does not say which part of an answer counts.
+
+    Raises:
+        ValueError: it is no regular expression, or has not exactly one group.
+    """
+    try:
+        groups = 1 if pattern is None else re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error}): correct it") from None
+    if groups != 1:
+        raise ValueError(f"{pattern!r} has {groups} groups: put exactly one pair of ( ) around the part that counts, "
+                         "and write others as (?: )")  # fmt: skip
+    return pattern
+
+
+Pattern = Annotated[str | None, AfterValidator(check_pattern)]
+"""A regular expression with one group."""
 
 
 class Server(Strict):
@@ -18,6 +61,9 @@ class Server(Strict):
     base_url: str | None = Field(None, description="address of the server, up to /v1; by default OpenAI's own")
     key_variable: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
     seed: int | None = Field(0, description="sent with each request; null sends none")
+    extra_body: Annotated[Settings, AfterValidator(_extra_body)] = Field(
+        {}, description="further fields of each request, as the server knows them: { reasoning_effort: low }"
+    )
     timeout: float = Field(60.0, gt=0, description="seconds for one attempt of a call")
     attempts: Positive = Field(6, description="attempts of one call, the first included")
 
@@ -85,5 +131,16 @@ class OpenAI(Server):
     model: str = Field(description="its name on the server")
     instructions: str = Field(INSTRUCTIONS, description="system message; {low} and {high} are the ends of the scale")
     scale: tuple[float, float] = Field((1.0, 10.0), description="lowest and highest score")
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: Positive = Field(64, description="longest answer, in tokens")
+    pattern: Pattern = Field(
+        None,
+        description="a regular expression whose one group holds the score, in its last match; by default `Score: N` "
+        "and its like are understood. Thoughts, as in <think>, are left out first",
+    )
+    temperature: float | None = Field(0.0, ge=0, description="of sampling; null sends none")
+    max_tokens: Positive = Field(64, description="longest answer, in tokens, thoughts included")
+
+    @model_validator(mode="after")
+    def rising(self) -> OpenAI:
+        if self.scale[0] >= self.scale[1]:
+            raise ValueError(f"scale: {self.scale[0]:g} is not below {self.scale[1]:g}: give the lowest score first")
+        return self

@@ -113,6 +113,7 @@ class ApiServer:
             Or a function of the content and the number of requests with it so far, which is called in the request's
             own thread and may block.
         answer: the right answer to a conversation.
+        refuse: the outcome of every request with such a body; None where the server takes it.
 
     Attributes:
         requests: in the order of their arrival.
@@ -123,8 +124,9 @@ class ApiServer:
         self,
         faults: Mapping[str, Sequence[Outcome]] | Callable[[str, int], Outcome] | None = None,
         answer: Callable[[Messages], str] = total,
+        refuse: Callable[[dict[str, Any]], Outcome | None] = lambda body: None,
     ) -> None:
-        self.faults, self.answer = faults or {}, answer
+        self.faults, self.answer, self.refuse = faults or {}, answer, refuse
         self.requests: list[Request] = []
         self.highest = self._now = 0
         self._seen: Counter[str] = Counter()
@@ -181,7 +183,7 @@ class ApiServer:
             self.highest = max(self.highest, self._now)
             self._change.notify_all()
         try:
-            outcome = self._outcome(handler.path, content, number)
+            outcome = self.refuse(body) or self._outcome(handler.path, content, number)
             time.sleep(outcome.delay)
         finally:
             with self._change:  # before the response: the client's next request may be here before this line's end

@@ -102,14 +102,15 @@ def test_failures_are_counted_by_reason_and_never_have_a_text(
         "malformed answer": S.HTML,
         "empty answer": S.EMPTY,
         "not understood": S.NONSENSE,
-        "cut off": S.CUT_OFF,
+        "cut off (raise max_tokens)": S.CUT_OFF,
         "refused: content filter": S.FILTERED,
         "refused: context_length_exceeded": S.refusal(400, "Too long by 7", "context_length_exceeded"),
         "refused: 422": S.refusal(422, "Odd"),
         "connection failed": S.DROPPED_MIDWAY,
     }
     asked = {"connection failed": 3, "rate limited": 3, "server error 500": 3, "server error 503": 3,
-             "malformed answer": 3, "empty answer": 3, "not understood": 3, "cut off": 3}  # fmt: skip
+             "malformed answer": 3, "empty answer": 3, "not understood": 3,
+             "cut off (raise max_tokens)": 3}  # fmt: skip
     contents = sums(len(reasons) + 1)
     faults = dict(zip(contents, map(always, reasons.values()), strict=False))
     with ApiServer(faults) as server:

@@ -1,9 +1,7 @@
-"""alpaca_eval's annotators, and the verdict in an answer to a prompt of the config."""
+"""alpaca_eval's annotators."""
 
 from __future__ import annotations
 
-import math
-import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,21 +9,8 @@ from typing import Any
 import yaml
 
 from halos.errors import HalosError
-from halos.evaluate.judging.judgement import TIE
 
-VERDICT = re.compile(r"\bverdict\W*?[:=]\W*(a|b|tie)\b", re.IGNORECASE)
-FIRST, SECOND = 1.0, 2.0
-"""alpaca_eval's preferences for the response that is shown first, and second."""
-_VERDICTS = {"a": FIRST, "b": SECOND, "tie": TIE}
 _UNDERSTOOD = {"model_name", "max_tokens", "temperature", "logprobs", "top_logprobs", "requires_chatml"}
-
-
-def read_verdict(answer: str) -> list[float]:
-    """The verdict in an answer, as alpaca_eval's parsers give it: its last `Verdict: A`, B or tie, or the whole answer
-    if it is such a word alone; NaN without one."""
-    text = answer.strip().strip("*`'\". ").lower()
-    verdicts = [text] if text in _VERDICTS else [match.lower() for match in VERDICT.findall(answer)]
-    return [_VERDICTS[verdicts[-1]] if verdicts else math.nan]
 
 
 def read_annotator(name: str) -> dict[str, Any] | None:

@@ -89,9 +89,13 @@ def read_outputs(path: Path) -> list[tuple[str, str]]:
     """
     if not path.is_file():
         raise HalosError(f"there is no {path}; put the baseline's outputs there")
-    text = path.read_text()
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        return [(str(row["instruction"]).strip(), str(row["output"])) for row in rows]
-    except (ValueError, TypeError, KeyError):
+        text = path.read_text(encoding="utf-8-sig").strip()
+        lines = (line for line in text.split("\n") if line.strip())  # str.splitlines also splits at signs within texts
+        rows = json.loads(text) if text.startswith("[") else list(map(json.loads, lines))
+        outputs = [(row["instruction"].strip(), row["output"]) for row in rows]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise HalosError(f"{path} is not a list of outputs: give each an instruction and an output, in JSON") from None
+    if odd := [i for i, (_, output) in enumerate(outputs, 1) if not isinstance(output, str)]:
+        raise HalosError(f"{path}: output {odd[0]} of {len(outputs)} is no text: write one, or leave the entry out")
+    return outputs

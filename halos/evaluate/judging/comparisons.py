@@ -13,6 +13,7 @@ from halos.data.feedback import Turn, records_of
 from halos.errors import HalosError
 from halos.evaluate.judging.baseline import Baseline
 from halos.sample.samples import Sample
+from halos.scoring.conversations import turn_text
 
 SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u2026][\"'\u201d\u2019)\]*_]*(?=\s|$)|[\u3002\uff01\uff1f]")
 ENUMERATOR = re.compile(r"\s*(\d+|[A-Za-z])\.")
@@ -49,7 +50,7 @@ class Comparison:
         """The prompt as text: a single turn as it is, a longer conversation with the roles of its turns."""
         if len(self.prompt) == 1:
             return str(self.prompt[0]["content"])
-        return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in self.prompt)
+        return "\n\n".join(map(turn_text, self.prompt))
 
 
 def compare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from halos.data.feedback import Turn
 from halos.files import JsonFile, Record
@@ -89,9 +89,10 @@ class Question(Record):
 
     model: str
     server: str
-    temperature: float
+    temperature: float | None
     max_tokens: int
     seed: int | None
+    extra_body: dict[str, Any] = {}
     top_logprobs: int | None
     prompt: list[Turn]
 

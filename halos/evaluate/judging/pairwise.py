@@ -7,17 +7,20 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from halos.errors import HalosError
 from halos.evaluate.judging.alpaca import import_alpaca_eval
-from halos.evaluate.judging.annotators import FIRST, SECOND, read_annotator, read_verdict
+from halos.evaluate.judging.annotators import read_annotator
 from halos.evaluate.judging.comparisons import Comparison
 from halos.evaluate.judging.judgement import TIE, Decision, Question, Usage
 from halos.evaluate.judging.settings import Annotator
+from halos.evaluate.judging.verdicts import FIRST, SECOND, read_verdict
 from halos.scoring.answers import Answer, Conversation
 from halos.scoring.api import Api, Calls
 from halos.scoring.client import Client
+from halos.scoring.reading import without_thoughts
 
 _CHARACTERS_PER_TOKEN = 4
 """In English text, says OpenAI's documentation: no tokenizer of its models comes without a download."""
@@ -47,19 +50,21 @@ class PairwiseAnnotator:
         prompt = settings.prompt
         annotator: dict[str, Any]
         if settings.annotator is None:
-            annotator = {"prompt_template": prompt, "fn_completion_parser": read_verdict, "completions_kwargs": {}}
+            pattern = None if settings.pattern is None else re.compile(settings.pattern)
+            read = partial(read_verdict, pattern=pattern)
+            annotator = {"prompt_template": prompt, "fn_completion_parser": read, "completions_kwargs": {}}
         else:
             annotator = read_annotator(settings.annotator) or {}
         request = annotator["completions_kwargs"]
         self.api = Api(
             model=settings.model or request["model_name"],
             server=settings,
-            temperature=request.get("temperature", 0.0) if settings.temperature is None else settings.temperature,
+            temperature=request.get("temperature", 0.0) if settings.temperature == "default" else settings.temperature,
             max_tokens=settings.max_tokens or request.get("max_tokens", _MAX_TOKENS),
             top_logprobs=request.get("top_logprobs"),
             may_be_cut=prompt is None,  # some annotators ask for a single token
         )
-        self.client = Client(self.api, calls)
+        self.client = Client(self.api, calls, f"the `openai:` settings of {name}")
         self._annotator = _annotator({**annotator, "fn_completions": self._complete}, prompt)
         self._answers: list[Answer] = []
 
@@ -67,7 +72,7 @@ class PairwiseAnnotator:
     def question(self) -> Question:
         api = self.api
         return Question(model=api.model, server=api.address, temperature=api.temperature, max_tokens=api.max_tokens,
-                        seed=api.server.seed, top_logprobs=api.top_logprobs,
+                        seed=api.server.seed, extra_body=api.extra_body, top_logprobs=api.top_logprobs,
                         prompt=self._annotator.template)  # fmt: skip
 
     @property
@@ -126,8 +131,10 @@ class PairwiseAnnotator:
 
     def _completion(self, answer: Answer) -> Any:
         """An answer in the form that the annotator's parser reads."""
-        if answer.text is None or self._annotator.completion_key == "completions":
-            return answer.text
+        if answer.text is None:
+            return None
+        if self._annotator.completion_key == "completions":
+            return without_thoughts(answer.text)
         return {"text": answer.text, "logprobs": {"content": answer.logprobs}}
 
     def _understood(self, answer: Answer) -> bool:
@@ -188,7 +195,7 @@ def _annotator(settings: dict[str, Any], prompt: str | None) -> Any:
 
     class Annotator(SinglePairwiseAnnotator):
         def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings, is_shuffle=False, is_randomize_output_order=False)
+            super().__init__(**settings | {"is_shuffle": False, "is_randomize_output_order": False})
             parser: Callable[[Any], list[float]] = vars(self)["fn_completion_parser"]
             self.fn_completion_parser = lambda text: [math.nan] if text is None else parser(text)
             text = self.prompt_template

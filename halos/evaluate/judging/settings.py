@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from halos.errors import HalosError
 from halos.evaluate.judging.annotators import read_annotator
 from halos.evaluate.judging.judgement import Ties
-from halos.scoring.settings import Scorer, Server
-from halos.settings import INCIDENTAL, Fraction, Positive, Slice, Strict
+from halos.scoring.settings import Pattern, Scorer, Server
+from halos.settings import INCIDENTAL, Fraction, Positive, Slice, Strict, numbers
 
 
 class Prices(Strict):
@@ -22,6 +22,14 @@ class Prices(Strict):
 
 PLACES = ("{instruction}", "{output_1}", "{output_2}")
 """Placeholders in a judge's prompt: the conversation, and the two responses in the order in which they are shown."""
+
+
+def _temperature(value: Any) -> Any:
+    """Refuses a mistake in one sentence, where pydantic would give one for each member of the union."""
+    value = numbers(value)
+    if value not in ("default", None) and (isinstance(value, bool | str) or not value >= 0):
+        raise ValueError(f"{value!r} is none of default, null and a number from 0 on")
+    return value
 
 
 class Annotator(Server):
@@ -37,9 +45,17 @@ class Annotator(Server):
         description="an annotator of alpaca_eval, for its prompt, model and reading of answers: "
         "weighted_alpaca_eval_gpt4_turbo",
     )
-    temperature: float | None = Field(None, ge=0, description="by default the annotator's own, or 0")
+    pattern: Pattern = Field(
+        None,
+        description="with a prompt: a regular expression whose one group holds A, B or tie, in its last match; by "
+        "default `Verdict: A` and its like are understood. Thoughts, as in <think>, are left out first",
+    )
+    temperature: Annotated[Literal["default"] | Annotated[float, Field(ge=0)] | None, BeforeValidator(_temperature)] = (
+        Field("default", description="of sampling; by default the annotator's own, or 0; null sends none")
+    )
     max_tokens: Positive | None = Field(
-        None, description="longest answer, in tokens; by default the annotator's own, or 512"
+        None,
+        description="longest answer, in tokens, thoughts included; by default the annotator's own, or 512",
     )
     prices: Prices | None = Field(None, description="to print what judging costs, before and after")
 
@@ -49,6 +65,8 @@ class Annotator(Server):
             raise ValueError("give exactly one of prompt and annotator")
         if self.prompt is not None and self.model is None:
             raise ValueError("a prompt is asked of a model: give `model:`")
+        if self.annotator is not None and self.pattern is not None:
+            raise ValueError("an annotator reads answers itself: take out pattern, or give a prompt")
         if self.annotator is not None:
             try:
                 read_annotator(self.annotator)

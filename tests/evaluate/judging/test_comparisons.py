@@ -124,3 +124,52 @@ def test_a_longer_conversation_is_shown_with_its_roles() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, *question("Why?")]
     assert comparison("x", 0).instruction == "q"
     assert comparison("x", 0, prompt=turns).instruction == "[user]\nHi\n\n[assistant]\nYes?\n\n[user]\nWhy?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\ufeff[{"instruction": "q1", "output": "one"}]',
+        '\ufeff{"instruction": "q1", "output": "one"}\r\n\r\n',
+        '\n {"instruction": "q1 ", "output": "one"}\n',
+    ],
+)
+def test_a_mark_at_a_files_beginning_and_empty_lines_are_no_outputs(tmp_path: Path, feedback: Path, text: str) -> None:
+    (tmp_path / "outputs.json").write_text(text, encoding="utf-8", newline="")
+    baseline = open_baseline(FromFile(file="outputs.json"), [tmp_path / "outputs.json"])
+    assert [c.baseline for c in compare(ROWS, feedback, tmp_path, baseline)] == ["one"]
+
+
+def test_an_output_may_hold_signs_at_which_python_breaks_lines(tmp_path: Path, feedback: Path) -> None:
+    text = '{"instruction": "q1", "output": "one\u2028 two\x85"}\n'
+    (tmp_path / "outputs.json").write_text(text, encoding="utf-8")
+    baseline = open_baseline(FromFile(file="outputs.json"), [tmp_path / "outputs.json"])
+    assert [c.baseline for c in compare(ROWS, feedback, tmp_path, baseline)] == ["one\u2028 two\x85"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'[{"instruction": "q1", "output": "a"}, {"instruction": "q2", "output": null}]', "output 2 of 2 is no text"),
+        (b'[{"instruction": "q1", "output": ["a"]}]', "output 1 of 1 is no text"),
+        (b'[{"instruction": null, "output": "a"}]', "give each an instruction and an output"),
+        (b'{"instruction": "q1", "output": "\xff"}', "give each an instruction and an output"),
+        (b"7", "give each an instruction and an output"),
+        (b"[" * 100_000, "give each an instruction and an output"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_outputs_that_are_no_texts_are_refused_in_a_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "outputs.json").write_bytes(content)
+    with pytest.raises(HalosError, match=says):
+        open_baseline(FromFile(file="outputs.json"), [tmp_path / "outputs.json"])
+
+
+def test_a_judge_sees_the_tools_that_a_prompt_has_called() -> None:
+    call = {"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}
+    turns = [*question("1 + 1?"), {"role": "assistant", "content": "", "tool_calls": [call]},
+             {"role": "assistant", "content": "I see.", "tool_calls": [call]},
+             {"role": "tool", "content": ""}]  # fmt: skip
+    shown = Comparison("id", 0, turns, "a", "b", (1, 1), None).instruction
+    calls = json.dumps(call)
+    assert shown == f"[user]\n1 + 1?\n\n[assistant]\n{calls}\n\n[assistant]\nI see.\n{calls}\n\n[tool]\n"
