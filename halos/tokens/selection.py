@@ -6,6 +6,8 @@ differently share the data, the store and the reference log-probabilities.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -125,12 +127,37 @@ def _label_by_scores(store: Store, split: str, view: View, label_by: str | float
         labels = pa.array(scores > (_threshold(store, view, label_by) if isinstance(label_by, str) else label_by))
     name = view.labels["desirable"]
     table = table.set_column(table.schema.get_field_index(name), name, labels).filter(labels.is_valid())
+    if label_by == "best_worst":
+        equal = _equal_to_the_opposite(store, table[view.columns["response"]].to_numpy(), table[name].to_numpy())
+        if equal.any() and os.environ.get("RANK", "0") == "0":
+            why = "the best and the worst of a prompt are the same tokens"
+            print(f"{split}: {equal.sum()} responses are left out: {why}", file=sys.stderr)
+        table = table.filter(pa.array(~equal))
     if not table.num_rows:
         raise HalosError(
             f"label_by {label_by} leaves nothing of the {split} split of dataset {store.meta.dataset}, where no "
             f"prompt has responses with different scores; give it some that do, or choose another label_by"
         )
     return table
+
+
+def _equal_to_the_opposite(store: Store, rows: np.ndarray, desirable: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a response has the same tokens as one to the same prompt with the opposite label, as they are
+    or as max_length cuts them.
+
+    Args:
+        rows: (N,) sequences of the responses.
+        desirable: (N,) bool, their labels.
+    """
+    alike = np.stack([store.prompt_of(rows), store.lengths[rows, 1]], axis=1)
+    _, group, sizes = np.unique(alike, axis=0, return_inverse=True, return_counts=True)
+    labels: dict[tuple[int, bytes], set[bool]] = {}
+    keys = {i: (int(group[i]), store.sequence(rows[i])[1].tobytes()) for i in np.flatnonzero(sizes[group] > 1)}
+    for i, key in keys.items():
+        labels.setdefault(key, set()).add(bool(desirable[i]))
+    result = np.zeros(len(rows), dtype=bool)
+    result[[i for i, key in keys.items() if len(labels[key]) > 1]] = True
+    return result
 
 
 def _scored(store: Store, split: str, view: View) -> pa.Table:

@@ -370,3 +370,21 @@ def test_a_selection_can_be_declared_without_importing_what_trains() -> None:
     code = "import sys, halos.tokens.selection; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_best_and_the_worst_of_a_prompt_are_left_out_where_they_are_the_same_tokens(
+    tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two that only differ behind the cut, and two that are equal in full, beside others of the same length."""
+    long = "word " * 80
+    records = [
+        Feedback(ask("Which?"), [long + "yes", long + "no"], "x", scores=[1.0, 0.0]),
+        Feedback(ask("Why?"), ["So.", "So."], "x", scores=[1.0, 0.0]),
+        Feedback(ask("How?"), ["So.", "No."], "x", scores=[1.0, 0.0]),
+        Feedback(ask("Who?"), ["No.", "So."], "x", scores=[1.0, 0.0]),
+    ]
+    made = build(tmp_path, world, records, records)
+    for split, first in (("train", 0), ("test", 8)):
+        found = labels(select(made, split, "unpaired", Selection(label_by="best_worst"), 1))
+        assert found == {first + 4: True, first + 5: False, first + 6: True, first + 7: False}
+        assert f"{split}: 4 responses are left out: the best and the worst of a prompt" in capsys.readouterr().err
