@@ -123,7 +123,7 @@ class Layout:
                 values[name] = reader.turns(value, shape.turns[name], name, every_field=written)
             for name in ("tools", "response_fields"):
                 if name in given:
-                    values[name] = documents(given[name], name)
+                    values[name] = documents(given[name], name, every_field=written)
             row = shape.model_validate(values)
             records = list(row.records(self.every_turn))
             for record in records:
@@ -133,7 +133,7 @@ class Layout:
                         _check_nothing_lost(row, record, given)
         except ValidationError as error:
             raise _invalid(error) from None
-        except TypeError as error:  # parquet has types that JSON has not
+        except (TypeError, RecursionError) as error:  # parquet has types that JSON has not
             raise Invalid("a value that JSON cannot hold", str(error)) from None
         except HalosError as error:
             raise Invalid(str(error)) from None
@@ -176,7 +176,7 @@ def _turns_of_parquet(prompt: Any) -> Any:
     if not isinstance(prompt, list):
         return prompt
     return [
-        {**turn, **json.loads(turn["fields"]), "fields": None}
+        {**turn, **documents([turn["fields"]], "prompt.fields", every_field=True)[0], "fields": None}
         if isinstance(turn, dict) and isinstance(turn.get("fields"), str)
         else turn
         for turn in prompt

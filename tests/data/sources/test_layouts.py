@@ -411,7 +411,7 @@ def test_a_samples_token_ids_are_kept_and_join_with_those_of_its_prompt(tmp_path
 def test_every_field_of_a_record_is_read_again(tmp_path: Path) -> None:
     whole = record(
         0, tools=[DOCUMENT], response_fields=[{"tool_calls": [CALL]}, {}], response_ids=[[1, 2], None], template="t",
-        prompt=[BRIEF, {**WHY, "note": "kept"}], cut=[True, False],
+        prompt=[BRIEF, {**WHY, "note": {"kept": None}}], cut=[True, False],
     )  # fmt: skip
     found = only(tmp_path, whole)
     assert {name: value for name, value in found.row().items() if name in whole} == {**whole, "pairs": [(0, 1)]}
