@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from halos.data import feedback
 from halos.data.feedback import Feedback
 from halos.data.rows import Drop, Records
 from halos.data.sources.local import local
@@ -415,3 +416,6 @@ def test_every_field_of_a_record_is_read_again(tmp_path: Path) -> None:
     )  # fmt: skip
     found = only(tmp_path, whole)
     assert {name: value for name, value in found.row().items() if name in whole} == {**whole, "pairs": [(0, 1)]}
+    path = tmp_path / "f.parquet"
+    feedback.write([found], path)
+    assert list(local("train", path={"train": str(path), "test": str(path)})) == [found]
