@@ -71,7 +71,7 @@ class _Rows:
     @staticmethod
     def sources(*_: Any) -> Iterator[Row]:
         for name in SOURCES:
-            options = [p for p in inspect.signature(SOURCES[name]).parameters if p != "split"]
+            _, *options = inspect.signature(SOURCES[name]).parameters  # the first is the split
             yield {"source": name, "options": ", ".join(options), "description": _summary(SOURCES[name])}
 
     @staticmethod
