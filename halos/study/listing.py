@@ -71,7 +71,7 @@ class _Rows:
     @staticmethod
     def sources(*_: Any) -> Iterator[Row]:
         for name in SOURCES:
-            _, *options = inspect.signature(SOURCES[name]).parameters  # the first is the split
+            options = list(inspect.signature(SOURCES[name]).parameters)[1:]  # the first is the split
             yield {"source": name, "options": ", ".join(options), "description": _summary(SOURCES[name])}
 
     @staticmethod
