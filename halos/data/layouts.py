@@ -94,6 +94,10 @@ class Layout:
             raise Invalid(content.reason, content.detail)
         if not isinstance(content, dict):
             raise Invalid("not an object with fields", f"not an object with fields but {json.dumps(content)[:40]}")
+        if content and all(isinstance(value, dict) and "0" in value for value in content.values()):
+            raise Invalid(
+                "columns, not rows", 'columns, not rows; write rows (in pandas: orient="records", lines=True)'
+            )
         fields = _canonical(self._mapped({name: _value(name, value) for name, value in content.items()}))
         given = {name: value for name, value in fields.items() if value is not None}
         if "weight" in given and not weighed(given["weight"], "weight"):
