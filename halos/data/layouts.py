@@ -94,6 +94,10 @@ class Layout:
             raise Invalid(content.reason, content.detail)
         if not isinstance(content, dict):
             raise Invalid("not an object with fields", f"not an object with fields but {json.dumps(content)[:40]}")
+        if content and all(isinstance(value, dict) and "0" in value for value in content.values()):
+            raise Invalid(
+                "columns, not rows", 'columns, not rows; write rows (in pandas: orient="records", lines=True)'
+            )
         fields = _canonical(self._mapped({name: _value(name, value) for name, value in content.items()}))
         given = {name: value for name, value in fields.items() if value is not None}
         if "weight" in given and not weighed(given["weight"], "weight"):
@@ -123,7 +127,7 @@ class Layout:
                 values[name] = reader.turns(value, shape.turns[name], name, every_field=written)
             for name in ("tools", "response_fields"):
                 if name in given:
-                    values[name] = documents(given[name], name)
+                    values[name] = documents(given[name], name, every_field=written)
             row = shape.model_validate(values)
             records = list(row.records(self.every_turn))
             for record in records:
@@ -133,7 +137,7 @@ class Layout:
                         _check_nothing_lost(row, record, given)
         except ValidationError as error:
             raise _invalid(error) from None
-        except TypeError as error:  # parquet has types that JSON has not
+        except (TypeError, RecursionError) as error:  # parquet has types that JSON has not
             raise Invalid("a value that JSON cannot hold", str(error)) from None
         except HalosError as error:
             raise Invalid(str(error)) from None
@@ -176,7 +180,7 @@ def _turns_of_parquet(prompt: Any) -> Any:
     if not isinstance(prompt, list):
         return prompt
     return [
-        {**turn, **json.loads(turn["fields"]), "fields": None}
+        {**turn, **documents([turn["fields"]], "prompt.fields", every_field=True)[0], "fields": None}
         if isinstance(turn, dict) and isinstance(turn.get("fields"), str)
         else turn
         for turn in prompt

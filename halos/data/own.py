@@ -149,7 +149,7 @@ class Own:
 
 def _countable(name: str, counted: Counter[str]) -> str:
     """The name of a field as it is counted: one that can be written, and not one of ever more."""
-    name = name.encode(errors="backslashreplace").decode()
+    name = name.encode(errors="backslashreplace").decode() or "(no name)"
     return name if name in counted or len(counted) < MOST_UNREAD else "others"
 
 

@@ -80,7 +80,8 @@ class TurnReader:
             turn["tool_calls"] = [{"type": "function", "function": call}]
         role = self._role(turn.pop("role", turn.pop("from", None)), place, name)
         keep = (FIELDS & turn.keys()) if not every_field else turn.keys() - {"content", "value", "weight"}
-        fields = {key: without_nulls(turn[key]) for key in sorted(keep) if turn[key] not in ([], "")}
+        filled = (key for key in sorted(keep) if turn[key] not in ([], ""))
+        fields = {key: turn[key] if every_field else without_nulls(turn[key]) for key in filled}
         content = turn.get("content", turn.get("value", "" if "tool_calls" in fields else None))
         found = {"role": role, "content": _text(content, place, name), **fields}
         if "tool_calls" in found:
@@ -127,8 +128,13 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def documents(value: Any, name: str) -> list[dict[str, Any]]:
+def documents(value: Any, name: str, every_field: bool = False) -> list[dict[str, Any]]:
     """JSON documents, given as such or as their text.
+
+    Args:
+        value: the documents, or a text of them.
+        name: the field's name, for messages.
+        every_field: keep fields that have no value.
 
     Raises:
         Invalid: it is something else.
@@ -138,7 +144,7 @@ def documents(value: Any, name: str) -> list[dict[str, Any]]:
     if isinstance(value, list):
         value = [_json(one) if isinstance(one, str) else one for one in value]
         if all(isinstance(one, dict) for one in value):
-            return [without_nulls(one) for one in value]
+            return value if every_field else [without_nulls(one) for one in value]
     raise Invalid(f"field {name} is malformed", f"field {name}: not a list of JSON documents")
 
 

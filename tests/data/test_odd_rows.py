@@ -49,6 +49,7 @@ TURNS = st.fixed_dictionaries(
         "value": SCALARS,
         "weight": SCALARS,
         "name": SCALARS,
+        "fields": TEXTS,
         "tool_calls": st.one_of(SCALARS, st.lists(st.one_of(st.none(), st.just({"function": {"arguments": "{"}})))),
     },
 )

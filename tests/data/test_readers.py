@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.ipc
@@ -133,6 +134,7 @@ def test_lists_and_turns_are_cells_of_csv(tmp_path: Path) -> None:
         ("a.arrow", b"ARROW1", "a.arrow cannot be read .*it must be an Arrow file"),
         ("a.csv", b"a,a\n1,2\n", "a.csv cannot be read .its header has the column 'a' twice"),
         ("a.csv", b"prompt,completion\nq,a,b\n", "row 1, 3 cells under 2 names"),
+        ("a.json", b'{"prompt": {"0": "q"}, "completion": {"0": "a"}}', "row 1, columns, not rows; write rows"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl cannot be read"),
         ("a.jsonl", b'{"a":' * 100_000, "row 1, no JSON"),
         ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "row 1, no JSON"),
@@ -145,6 +147,20 @@ def test_a_file_that_cannot_be_read_is_named_with_what_is_wrong(
     with pytest.raises(HalosError, match=message) as caught:
         local("train", path=str(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+def test_what_pandas_writes_is_read_and_its_missing_labels_are_none(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"prompt": list("abc"), "completion": list("xyz"), "label": [1.0, float("nan"), 0.0]})
+    frame.to_parquet(tmp_path / "f.parquet")
+    frame.to_json(tmp_path / "f.jsonl", orient="records", lines=True)
+    frame.to_json(tmp_path / "f.json", orient="records")
+    frame.to_csv(tmp_path / "f.csv")
+    frame.to_feather(tmp_path / "f.feather")
+    for file in sorted(tmp_path.glob("f.*")):
+        records = local("train", path={"train": str(file), "test": str(file)})
+        found = [row.desirable if isinstance(row, Feedback) else row.reason for row in records]
+        assert sorted(found, key=str) == [[False], [True], "no label"]
+        assert records.unread_fields == ({"(no name)": 2} if file.suffix == ".csv" else {})
 
 
 def test_json_is_numbered_by_lines_and_streamed(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from halos.data.hub import Hub
 from halos.data.layouts import Layout
 from halos.data.own import OnInvalid, Own
 from halos.data.paths import SPLIT_WORDS
 from halos.data.readers import FORMATS, READ_SUFFIXES, is_readable
-from halos.data.rows import SPLITS, Hub, Records, check_fraction
+from halos.data.rows import SPLITS, Records, check_fraction
 from halos.errors import HalosError
 from halos.registry import SOURCES
 

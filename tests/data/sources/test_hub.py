@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from halos.cli import main
 from halos.data.settings import Source
 from tests.data.hub import serve
 from tests.data.published import write_parquet
@@ -49,6 +51,7 @@ CLIENT = """
 import json, sys
 import halos.data.sources
 from halos.data.rows import Drop
+from halos.cli import main
 from halos.data.settings import Source
 from halos.errors import HalosError
 for part, options in json.loads(sys.argv[1]):
@@ -129,6 +132,11 @@ FOUND: list[Any] = [
 
 def test_files_are_found_by_the_card_or_by_their_names_and_again_offline(load: Load) -> None:
     assert load(*ONLINE[:-1]) == FOUND
+
+
+def test_its_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", "sources"])
+    assert re.search("^hub +path, split, subset, revision, ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_options_are_checked_with_those_of_the_function() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from halos.data import feedback
 from halos.data.feedback import Feedback
 from halos.data.rows import Drop, Records
 from halos.data.sources.local import local
@@ -411,7 +412,10 @@ def test_a_samples_token_ids_are_kept_and_join_with_those_of_its_prompt(tmp_path
 def test_every_field_of_a_record_is_read_again(tmp_path: Path) -> None:
     whole = record(
         0, tools=[DOCUMENT], response_fields=[{"tool_calls": [CALL]}, {}], response_ids=[[1, 2], None], template="t",
-        prompt=[BRIEF, {**WHY, "note": "kept"}], cut=[True, False],
+        prompt=[BRIEF, {**WHY, "note": {"kept": None}}], cut=[True, False],
     )  # fmt: skip
     found = only(tmp_path, whole)
     assert {name: value for name, value in found.row().items() if name in whole} == {**whole, "pairs": [(0, 1)]}
+    path = tmp_path / "f.parquet"
+    feedback.write([found], path)
+    assert list(local("train", path={"train": str(path), "test": str(path)})) == [found]
