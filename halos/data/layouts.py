@@ -4,54 +4,26 @@ reads."""
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-from pydantic import AliasChoices, ValidationError
+from pydantic import ValidationError
 
 from halos.data import shapes as S
 from halos.data.feedback import ROLES, Feedback
+from halos.data.kinds import SHAPES, reads, shape_of, twice
 from halos.data.readers import Malformed
 from halos.data.rows import Drop
 from halos.data.shapes import Row
 from halos.data.sound import SURROGATE, unwritable_text
 from halos.data.turns import WEIGHT_ZERO, Invalid, TurnReader, documents, weighed
-from halos.data.words import CONTEXT_WORDS, LABEL_WORDS, NOT_TEXT, PROMPT_WORDS, RESPONSE_WORDS, RESPONSES
+from halos.data.words import CONTEXT_WORDS, NOT_TEXT, PROMPT_WORDS
 from halos.errors import HalosError
 from halos.registry import suggest
 
-Kind = tuple[type[Row], tuple[frozenset[str], ...]]
-SHAPES: dict[str, Kind] = {
-    name: (shape, tuple(frozenset(fields.split()) for fields in told_by))
-    for name, shape, *told_by in (
-        ("record", S.RecordRow, "prompt responses"),
-        ("pairwise_feedback", S.Pairwise, "prompt output_A output_B label"),
-        ("binary_feedback", S.Binary, "prompt output label"),
-        ("scalar_feedback", S.Scalar, "prompt output reward"),
-        ("preference", S.Preference, "chosen rejected"),
-        ("unpaired", S.Binary, "prompt completion label", "completion label"),
-        ("sample", S.Sample, "prompt response", "prompt output"),
-        ("prompt-completion", S.PromptCompletion, "prompt completion"),
-        ("alpaca", S.Alpaca, "instruction output", "instruction response"),
-        ("messages", S.Messages, "messages"),
-    )
-}
-"""name -> (model, the fields that tell it: any of these sets). A row has the shape that its `type` names, else the one
-that fits."""
 SYNONYMS = {"conversations": "messages", "conversation": "messages", "system_prompt": "system", "functions": "tools"}
 OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
-AS_LABEL: dict[type[Row], str] = {
-    S.Messages: "completion: messages, ",
-    S.Sample: "completion: response, ",
-    S.Alpaca: "prompt: instruction, completion: output, ",
-    S.PromptCompletion: "",
-}
-"""Shape without a label -> the columns that make it one with a label."""
-NO_SHAPE = "of no known shape"
-NO_LABEL = "no label"
 
 
 @dataclass(frozen=True)
@@ -126,7 +98,8 @@ class Layout:
         given = {name: value for name, value in fields.items() if value is not None}
         if "weight" in given and not weighed(given["weight"], "weight"):
             return Parsed(None, [Drop(WEIGHT_ZERO)])
-        shape = _shape(fields, given)
+        kind = given.get("type")
+        shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
         if isinstance(shape, Drop):
             return Parsed(None, [shape])
         return self._read(shape, given)
@@ -150,7 +123,7 @@ class Layout:
                 values[name] = reader.turns(value, shape.turns[name], name, every_field=written)
             for name in ("tools", "response_fields"):
                 if name in given:
-                    values[name] = documents(given[name], name)
+                    values[name] = documents(given[name], name, every_field=written)
             row = shape.model_validate(values)
             records = list(row.records(self.every_turn))
             for record in records:
@@ -160,7 +133,7 @@ class Layout:
                         _check_nothing_lost(row, record, given)
         except ValidationError as error:
             raise _invalid(error) from None
-        except TypeError as error:  # parquet has types that JSON has not
+        except (TypeError, RecursionError) as error:  # parquet has types that JSON has not
             raise Invalid("a value that JSON cannot hold", str(error)) from None
         except HalosError as error:
             raise Invalid(str(error)) from None
@@ -190,7 +163,7 @@ def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
         if fields.get(name) is None:
             continue
         if fields.get(ours) not in (None, [], ""):
-            raise _twice(ours, name)
+            raise twice(ours, name)
         value = fields.pop(name)
         if name == "functions" and isinstance(value, list):  # as OpenAI once had them
             value = [{"type": "function", "function": one} if isinstance(one, dict) else one for one in value]
@@ -203,107 +176,11 @@ def _turns_of_parquet(prompt: Any) -> Any:
     if not isinstance(prompt, list):
         return prompt
     return [
-        {**turn, **json.loads(turn["fields"]), "fields": None}
+        {**turn, **documents([turn["fields"]], "prompt.fields", every_field=True)[0], "fields": None}
         if isinstance(turn, dict) and isinstance(turn.get("fields"), str)
         else turn
         for turn in prompt
     ]
-
-
-def _shape(fields: dict[str, Any], given: dict[str, Any]) -> type[Row] | Drop:
-    """The shape of a row, or why it is left out.
-
-    Args:
-        fields: all fields of the row.
-        given: those that have a value.
-
-    Raises:
-        Invalid: it is of no known shape or of several, or a field says something that the shape does not read.
-    """
-    kind_of = given.get("type")
-    typed = SHAPES.get(kind_of) if isinstance(kind_of, str) else None
-    fitting = {name: kind for name, kind in SHAPES.items() if typed in (None, kind) and _told(kind, given)}
-    if not fitting:
-        if half := next((k for k in SHAPES.values() if typed in (None, k) and _told(k, fields)), None):
-            return _left_out(half, fields, given)
-        if typed:
-            return typed[0]  # its model says which field is missing
-        raise Invalid(NO_SHAPE, f"{NO_SHAPE} (fields: {', '.join(given)}){_proposal(given)}")
-    shape = next(iter(fitting.values()))[0]
-    if shape is not S.RecordRow:
-        _check_aliases(shape, given)
-        if not typed:
-            _check_only_one(fitting, given)
-            return _unlabelled(shape, fields, given) or shape
-    return shape
-
-
-def _told(kind: Kind, fields: Mapping[str, Any]) -> bool:
-    return any(told_by <= fields.keys() for told_by in kind[1])
-
-
-def _left_out(kind: Kind, fields: dict[str, Any], given: dict[str, Any]) -> Drop:
-    """Why a row is left out whose shape is told by fields of which some have no value.
-
-    Raises:
-        Invalid: it has no prompt.
-    """
-    empty = next(told_by for told_by in kind[1] if told_by <= fields.keys()) - given.keys()
-    if empty <= LABEL_WORDS - RESPONSES:
-        return Drop(NO_LABEL)
-    if empty <= RESPONSES | LABEL_WORDS:
-        return Drop(S.EMPTY)
-    raise Invalid(f"field {min(empty - RESPONSES)} has no value")
-
-
-def _check_aliases(shape: type[Row], given: dict[str, Any]) -> None:
-    for names in _aliases(shape):
-        if len(both := [name for name in names if name in given]) > 1:
-            raise _twice(both[0], both[1])
-
-
-def _twice(name: str, other: str) -> Invalid:
-    """The complaint about two names of one field."""
-    return Invalid(
-        f"both {name} and {other}", f"both {name} and {other}; leave one out by `columns: {{{other}: null}}`"
-    )
-
-
-def _check_only_one(fitting: dict[str, Kind], given: dict[str, Any]) -> None:
-    """Refuse a row of several shapes, unless the first reads all that tells the others."""
-    (first, (shape, _)), *others = fitting.items()
-    read = reads(shape)
-    for name, (_, told) in others:
-        if any(told_by <= given.keys() and not told_by <= read for told_by in told):
-            extra = min(frozenset().union(*told) & given.keys() - read)
-            raise Invalid(
-                "of several shapes",
-                f"of several shapes, {first} and {name}; say which is meant by a field `type`, or leave a column out, "
-                f"as in `columns: {{{extra}: null}}`",
-            )
-
-
-def _unlabelled(shape: type[Row], fields: dict[str, Any], given: dict[str, Any]) -> Drop | None:
-    """A Drop for a row whose labels have no value; None where it has one, or has no column of labels.
-
-    Raises:
-        Invalid: a label is in a column that the shape does not read.
-    """
-    labels = [name for name in fields if _is_label(name, shape)]
-    if told := [name for name in labels if name in given and given[name] != "" and name not in reads(shape)]:
-        name = told[0]
-        said = f"say so by `columns: {{{AS_LABEL[shape]}label: {name}}}`, or " if shape in AS_LABEL else ""
-        raise Invalid(
-            "a label that is not read",
-            f"field {name} may be a label, and is not read; {said}leave it out by `columns: {{{name}: null}}`",
-        )
-    return Drop(NO_LABEL) if labels and not any(given.get(name) not in (None, "") for name in labels) else None
-
-
-def _is_label(name: str, shape: type[Row]) -> bool:
-    """Whether a column's name is a word for a label; beside a shape without labels, its last word is enough."""
-    name = name.lower()
-    return name in LABEL_WORDS or (shape in AS_LABEL and re.split(r"[-_ .]", name)[-1] in LABEL_WORDS)
 
 
 def _check(record: Feedback, written: bool) -> None:
@@ -336,17 +213,6 @@ def _check_nothing_lost(row: Row, record: Feedback, given: dict[str, Any]) -> No
             )
 
 
-def _proposal(given: dict[str, Any]) -> str:
-    """How a row of no known shape may be read, if two of its columns are called like a prompt and a response."""
-    prompts = [name for name in given if name.lower() in PROMPT_WORDS | {"prompt"}]
-    responses = [name for name in given if name.lower() in RESPONSE_WORDS]
-    if not prompts or not responses:
-        return ""
-    columns = {"prompt": prompts[0], "completion": responses[0]}
-    named = ", ".join(f"{name}: {column}" for name, column in columns.items() if column != name)
-    return f"; is it `columns: {{{named}}}`?" if named else ""
-
-
 def _invalid(error: ValidationError) -> Invalid:
     """A model's first complaint about a row."""
     first = error.errors(include_url=False)[0]
@@ -357,17 +223,3 @@ def _invalid(error: ValidationError) -> Invalid:
         return Invalid("a field that records do not have", detail)
     name = ".".join(part for part in map(str, first["loc"]) if not part.isdigit())
     return Invalid(f"field {name} is malformed", detail)
-
-
-def _aliases(shape: type[Row]) -> Iterable[list[str]]:
-    """The names of each field of a shape that has several."""
-    for info in shape.model_fields.values():
-        if isinstance(info.validation_alias, AliasChoices):
-            yield [str(choice) for choice in info.validation_alias.choices]
-
-
-@cache
-def reads(shape: type[Row]) -> frozenset[str]:
-    """The names of the fields that a shape reads."""
-    aliases = (name for names in _aliases(shape) for name in names)
-    return frozenset(shape.model_fields) | frozenset(aliases) | {"type", "weight"}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halos.data.feedback import Feedback, labels_of_pairs
-from halos.data.layouts import NO_SHAPE, SHAPES, Layout, Parsed
+from halos.data.kinds import NO_SHAPE, SHAPES
+from halos.data.layouts import Layout, Parsed
 from halos.data.paths import SPLITS
 from halos.data.readers import read_rows
 from halos.data.rows import Drop, Records, digest, in_split, split_key
@@ -83,6 +84,7 @@ class Own:
         key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group])
         if key in _sound:
             return
+        refusals = []
         for file in self.files:
             count, wrong = 0, 0
             problems: list[str] = []
@@ -93,8 +95,10 @@ class Own:
                     if len(problems) < SHOWN_PROBLEMS:
                         problems.append(f"row {number}, {parsed}")
             if problems and self.invalid == "refuse":
-                raise HalosError(self._refusal(file, count, wrong, problems))
-        self.layout.check_found(self.source)
+                refusals.append(self._refusal(file, count, wrong, problems))
+        self.layout.check_found(self.source)  # first: a wrong name may be why rows are refused
+        if refusals:
+            raise HalosError(refusals[0])
         _sound.add(key)
 
     def _refusal(self, file: Path, count: int, wrong: int, problems: list[str]) -> str:
@@ -181,7 +185,8 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
     """The record of rows that belong together, and a Drop for each that adds nothing to it."""
     shape, first = run[0]
     if not shape.joins:
-        yield first
+        reason = first.problem()
+        yield first if reason is None else Drop(reason)
         return
     # what a response is, and its row number or 0 -> index: equal responses are one, unless the shape repeats
     index_of: dict[tuple[Any, ...], int] = {}
@@ -197,7 +202,8 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
         before = len(found), len(pairs)
         indices = []
         for response in zip(*(values or [None] * len(record.responses) for values in lists), strict=True):
-            key = (*response[:4], json.dumps(response[4:]), number * shape.repeats)
+            more = json.dumps(response[4:]) if any(response[4:]) else ""
+            key = (*response[:4], more, number * shape.repeats)
             indices.append(index_of.setdefault(key, len(found)))
             if indices[-1] == len(found):
                 found.append(response)
@@ -206,17 +212,19 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
             yield Drop("repeats another row of the same prompt")
     if found:
         texts, scores, labels, cut, fields, ids = map(list, zip(*found, strict=True))
-        joined = replace(
+        scores = scores if first.scores else []
+        labels = labels_of_pairs(len(texts), pairs) if pairs else labels if first.desirable else []
+        yield replace(
             first,
             responses=texts,
-            scores=scores if first.scores else [],
+            scores=scores,
             pairs=list(pairs),
-            desirable=labels_of_pairs(len(texts), pairs) if pairs else labels if first.desirable else [],
+            desirable=labels,
+            target=_target(len(texts), scores, labels, pairs),
             cut=list(map(bool, cut)) if any(cut) else [],
             response_fields=[one or {} for one in fields] if any(fields) else [],
             response_ids=ids if any(ids) else [],
         )
-        yield replace(joined, target=_target(joined))
 
 
 def _nothing_to_learn(record: Feedback) -> str | None:
@@ -226,11 +234,9 @@ def _nothing_to_learn(record: Feedback) -> str | None:
     return record.problem()
 
 
-def _target(record: Feedback) -> int | None:
-    """The best-scored, or the first, of the desirable responses; None when all are undesirable."""
-    good = [i for i, label in enumerate(record.desirable) if label]
-    if not record.desirable:
-        good = list(range(len(record.responses)))
-    elif not good:  # with pairs: every winner also loses one
-        good = [winner for winner, _ in record.pairs]
-    return max(good, key=lambda i: record.scores[i] if record.scores else 0, default=None)
+def _target(n: int, scores: list[float], labels: list[bool | None], pairs: Iterable[tuple[int, int]]) -> int | None:
+    """The best-scored, or the first, of the desirable of n responses; None when all are undesirable."""
+    good = [i for i, label in enumerate(labels) if label] if labels else list(range(n))
+    if labels and not good:  # with pairs: every winner also loses one
+        good = [winner for winner, _ in pairs]
+    return max(good, key=lambda i: scores[i] if scores else 0, default=None)

@@ -152,7 +152,10 @@ def _parsed(text: str) -> Any:
 
 
 def _csv_rows(text: IO[str]) -> Iterator[tuple[int, Any]]:
-    """The rows of a CSV file with a header, which tells its separator: a comma, a semicolon or a tab."""
+    """The rows of a CSV file with a header, which tells its separator: a comma, a semicolon or a tab.
+
+    An empty cell has no value.
+    """
     csv.field_size_limit(CSV_FIELD)
     header = text.readline()
     separator = max(",;\t", key=header.count)
@@ -162,6 +165,6 @@ def _csv_rows(text: IO[str]) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"its header has the column {twice[0]!r} twice")
     for number, cells in enumerate((cells for cells in rows if cells), 1):
         if len(cells) == len(names):
-            yield number, dict(zip(names, cells, strict=True))
+            yield number, {name: cell or None for name, cell in zip(names, cells, strict=True)}
         else:
             yield number, Malformed("not as many cells as the header", f"{len(cells)} cells under {len(names)} names")

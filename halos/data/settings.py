@@ -70,10 +70,10 @@ class Source(Strict):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that it has records for; of those that its function has, the ones that `path` names a file of."""
+        """The splits that it has records for; of those that its function has, the ones that `path` or `split` names."""
         splits: tuple[str, ...] = getattr(self.function, "splits", SPLITS)
-        path = self.options.get("path")
-        return tuple(split for split in splits if split in path) if isinstance(path, dict) else splits
+        named = [one for one in map(self.options.get, ("path", "split")) if isinstance(one, dict)]
+        return tuple(split for split in splits if all(split in one for one in named))
 
     @property
     def holds_out(self) -> bool:

@@ -6,14 +6,14 @@ Turns are read before, by halos.data.turns.
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
+from halos.data.completions import LeftOut, holds, pair, same, shared_text, single, spoken, with_system
 from halos.data.feedback import Feedback, Turn, from_row
 from halos.data.rows import Drop
 from halos.data.turns import WEIGHT_ZERO, Invalid
@@ -72,7 +72,7 @@ class Row(BaseModel, ABC):
 
     split: Literal["train", "test"] | None = None
     system: str | None = None
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = Field(default_factory=list)
 
     @abstractmethod
     def record(self) -> Feedback:
@@ -101,12 +101,11 @@ class Row(BaseModel, ABC):
 
     def framed(self, record: Feedback) -> Feedback:
         """The record with the row's system message and tools."""
-        prompt = with_system(self.system, record.prompt) if self.system and self.system.strip() else record.prompt
+        has_system = bool(self.system and self.system.strip())
+        if not has_system and not self.tools:
+            return record
+        prompt = with_system(self.system or "", record.prompt) if has_system else record.prompt
         return replace(record, prompt=prompt, tools=self.tools or record.tools)
-
-
-class LeftOut(Exception):
-    """The response of a row has weight 0."""
 
 
 class RecordRow(Row):
@@ -158,7 +157,7 @@ class Scalar(Sample):
 class Binary(Row):
     turns = {"prompt": "user", "output": "assistant", "completion": "assistant"}
 
-    prompt: Turns = []
+    prompt: Turns = Field(default_factory=list)
     output: Completion = Field(validation_alias=AliasChoices("output", "completion"))
     label: Label
     reward: Number | None = None
@@ -186,8 +185,8 @@ class Pairwise(Row):
 class Preference(Row):
     turns = {"prompt": "user", "messages": "user", "chosen": "assistant", "rejected": "assistant"}
 
-    prompt: Turns = []
-    messages: Turns = []
+    prompt: Turns = Field(default_factory=list)
+    messages: Turns = Field(default_factory=list)
     chosen: Completion
     rejected: Completion
     score_chosen: Number | None = None
@@ -204,11 +203,11 @@ class Preference(Row):
             texts = [completion[0]["content"] for completion in (chosen, rejected)]
             shared = shared_text(*texts)
             prompt = [{"role": "user", "content": shared}]
-            chosen, rejected = (_spoken(text[len(shared) :]) for text in texts)
+            chosen, rejected = (spoken(text[len(shared) :]) for text in texts)
         if self.messages and self.messages[-1]["role"] != "assistant" and not prompt:
             prompt = self.messages
         pair_of = single(prompt, chosen, self.score_chosen), single(prompt, rejected, self.score_rejected)
-        if self.messages and prompt is not self.messages and not _same(single([], self.messages), pair_of[0]):
+        if self.messages and prompt is not self.messages and not same(single([], self.messages), pair_of[0]):
             raise Invalid("messages and chosen are different conversations")
         return pair(*pair_of)
 
@@ -233,7 +232,7 @@ class Alpaca(Row):
 
     def record(self) -> Feedback:
         text = f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
-        return single([{"role": "user", "content": text}], _spoken(self.output))
+        return single([{"role": "user", "content": text}], spoken(self.output))
 
 
 class Messages(Row):
@@ -241,7 +240,7 @@ class Messages(Row):
     turns = {"messages": "user", "prompt": "user"}
 
     messages: Turns = Field(min_length=2)
-    prompt: Turns = []
+    prompt: Turns = Field(default_factory=list)
 
     def record(self) -> Feedback:
         self._check_prompt()
@@ -266,122 +265,5 @@ class Messages(Row):
 
     def _check_prompt(self) -> None:
         """Refuse a prompt that the conversation does not hold."""
-        if self.prompt and not _holds(self.messages, self.prompt):
+        if self.prompt and not holds(self.messages, self.prompt):
             raise Invalid("prompt and messages are different conversations")
-
-
-def _spoken(text: str) -> list[Turn]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _bare(turn: Turn) -> Turn:
-    return {name: value for name, value in turn.items() if name != "weight"}
-
-
-def _same(one: Feedback, other: Feedback) -> bool:
-    return (one.prompt, one.responses) == (other.prompt, other.responses)
-
-
-def _is_system(turn: Turn) -> bool:
-    return turn["role"] in ("system", "developer")
-
-
-def with_system(text: str, prompt: list[Turn]) -> list[Turn]:
-    """The prompt with a system message, which it may have already.
-
-    Raises:
-        Invalid: it has another one.
-    """
-    if not any(map(_is_system, prompt)):
-        return [{"role": "system", "content": text}, *prompt]
-    if prompt[0]["content"].strip() != text.strip():
-        raise Invalid("the field system and the system turn differ")
-    return prompt
-
-
-def _holds(conversation: Sequence[Turn], prompt: Sequence[Turn]) -> bool:
-    """Whether a conversation begins with a prompt, or one of its turns is the prompt's text."""
-
-    def words(turns: Sequence[Turn]) -> list[tuple[str, str]]:
-        return [(turn["role"], turn["content"].strip()) for turn in turns]
-
-    wanted, found = words(prompt), words(conversation)
-    return found[: len(wanted)] == wanted or (len(wanted) == 1 and wanted[0] in found)
-
-
-def _whole(prompt: list[Turn], completion: list[Turn]) -> list[Turn]:
-    """The conversation of a prompt and a completion that may hold all of it again.
-
-    Raises:
-        Invalid: the completion holds another prompt.
-    """
-    if not prompt or completion[0]["role"] == "assistant":
-        return [*prompt, *completion]
-    systems = [turn for turn in prompt if _is_system(turn)]
-    if not any(map(_is_system, completion)) and _holds(completion, [turn for turn in prompt if not _is_system(turn)]):
-        return [*systems, *completion]
-    if not systems and _is_system(completion[0]) and _holds(completion[1:], prompt):
-        return completion
-    if not _holds(completion, prompt):
-        raise Invalid("the prompt and the conversation beside it differ")
-    return completion
-
-
-def single(prompt: list[Turn], completion: list[Turn], score: float | None = None) -> Feedback:
-    """The record of one response. A completion that does not begin with the assistant's turn holds the prompt, too.
-
-    Raises:
-        Invalid: there is no response at the end, or the completion holds another prompt.
-        LeftOut: the response has weight 0.
-    """
-    if completion[-1]["role"] != "assistant":
-        raise Invalid("the conversation does not end in an assistant turn")
-    *before, last = _whole(prompt, completion)
-    if last.get("weight") == 0:
-        raise LeftOut
-    fields = {name: value for name, value in last.items() if name not in ("role", "content")}
-    return Feedback(
-        list(map(_bare, before)),
-        [last["content"]],
-        "local",
-        [] if score is None else [score],
-        target=0,
-        response_fields=[fields] if fields else [],
-    )
-
-
-def pair(winner: Feedback, loser: Feedback) -> Feedback:
-    """The record of two responses to one prompt, the first preferred.
-
-    Raises:
-        Invalid: their prompts differ, or one of them has no score.
-    """
-    if winner.prompt != loser.prompt:
-        raise Invalid("the two responses follow different prompts")
-    scores = winner.scores + loser.scores
-    if len(scores) == 1:
-        raise Invalid("only one of the two responses has a reward")
-    fields = [(record.response_fields or [{}])[0] for record in (winner, loser)]
-    return replace(
-        winner,
-        responses=winner.responses + loser.responses,
-        scores=scores,
-        pairs=[(0, 1)],
-        response_fields=fields if any(fields) else [],
-    )
-
-
-def shared_text(chosen: str, rejected: str) -> str:
-    """The words that both texts begin with: the prompt of a preference without one.
-
-    Raises:
-        Invalid: there are none.
-    """
-    if chosen.lstrip().startswith("Human:"):
-        raise Invalid("this is the layout of Anthropic's HH, which the source hh reads")
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    equal = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
-    shared = re.match(r".*\S(?=\s)", chosen[:equal], re.DOTALL)  # up to the last word that is whole
-    if shared is None:
-        raise Invalid("there is no prompt, and chosen and rejected do not begin with the same words")
-    return shared[0]

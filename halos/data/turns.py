@@ -19,6 +19,7 @@ ROLE_NAMES = {
 """Roles as they are written, in lower case -> roles of a record."""
 FIELDS = frozenset({"name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"})
 """Fields of a turn that chat templates know; others are notes."""
+PLAIN = {"role", "content"}
 WEIGHT_ZERO = "weight 0"
 
 
@@ -72,12 +73,15 @@ class TurnReader:
         return [self._turn(turn, f"{name}.{i}", name, every_field) for i, turn in enumerate(value)]
 
     def _turn(self, turn: dict[str, Any], place: str, name: str, every_field: bool) -> Turn:
+        if turn.keys() == PLAIN and turn["role"] in ROLES and isinstance(turn["content"], str) and not self.roles:
+            return turn  # as almost all are
         turn = {key: value for key, value in turn.items() if value is not None}
         if (call := turn.pop("function_call", None)) is not None and "tool_calls" not in turn:  # as OpenAI once had it
             turn["tool_calls"] = [{"type": "function", "function": call}]
         role = self._role(turn.pop("role", turn.pop("from", None)), place, name)
         keep = (FIELDS & turn.keys()) if not every_field else turn.keys() - {"content", "value", "weight"}
-        fields = {key: without_nulls(turn[key]) for key in sorted(keep) if turn[key] not in ([], "")}
+        filled = (key for key in sorted(keep) if turn[key] not in ([], ""))
+        fields = {key: turn[key] if every_field else without_nulls(turn[key]) for key in filled}
         content = turn.get("content", turn.get("value", "" if "tool_calls" in fields else None))
         found = {"role": role, "content": _text(content, place, name), **fields}
         if "tool_calls" in found:
@@ -124,8 +128,13 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def documents(value: Any, name: str) -> list[dict[str, Any]]:
+def documents(value: Any, name: str, every_field: bool = False) -> list[dict[str, Any]]:
     """JSON documents, given as such or as their text.
+
+    Args:
+        value: the documents, or a text of them.
+        name: the field's name, for messages.
+        every_field: keep fields that have no value.
 
     Raises:
         Invalid: it is something else.
@@ -135,7 +144,7 @@ def documents(value: Any, name: str) -> list[dict[str, Any]]:
     if isinstance(value, list):
         value = [_json(one) if isinstance(one, str) else one for one in value]
         if all(isinstance(one, dict) for one in value):
-            return [without_nulls(one) for one in value]
+            return value if every_field else [without_nulls(one) for one in value]
     raise Invalid(f"field {name} is malformed", f"field {name}: not a list of JSON documents")
 
 

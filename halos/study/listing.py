@@ -71,7 +71,7 @@ class _Rows:
     @staticmethod
     def sources(*_: Any) -> Iterator[Row]:
         for name in SOURCES:
-            options = [p for p in inspect.signature(SOURCES[name]).parameters if p != "split"]
+            options = list(inspect.signature(SOURCES[name]).parameters)[1:]  # the first is the split
             yield {"source": name, "options": ", ".join(options), "description": _summary(SOURCES[name])}
 
     @staticmethod

@@ -16,8 +16,9 @@ import pytest
 from pydantic import BaseModel
 
 from halos.data.feedback import Feedback
+from halos.data.hub import Hub
 from halos.data.pairs import joined, labelled
-from halos.data.rows import LAYOUT_ROWS, Drop, Hub, Records, asked, only, split_key, table
+from halos.data.rows import LAYOUT_ROWS, Drop, Records, asked, only, split_key, table
 from halos.errors import HalosError
 from tests.data.files import comparisons, dialogue, write_lines
 from tests.data.hub import serve

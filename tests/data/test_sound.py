@@ -56,7 +56,7 @@ def test_what_only_looks_different_becomes_plain(row: Any) -> None:
         (Feedback(asked("q"), ["a"], "mine", desirable=[2]), "row 7, field desirable.0: .*not 2"),  # type: ignore[list-item]
         (Feedback(asked("q"), ["a"], "mine", scores=["high"]), "row 7, field scores.0: .*not 'high'"),  # type: ignore[list-item]
         (Feedback([{"role": "user"}], ["a"], "mine"), "row 7, field prompt.0.content: Field required"),
-        (Feedback([{"role": "user", "content": "q", "at": object()}], ["a"], "mine"), "row 7 cannot be written as JSON"),
+        (Feedback([{"role": "user", "content": "q", "at": object()}], ["a"], "mine"), "row 7 cannot be written as JS"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_record_is_refused_by_source_row_and_field(row: Any, message: str) -> None:

@@ -5,8 +5,9 @@ it leaves out. To add one, decorate such a function with `@SOURCES.register("nam
 
 Options that every published dataset has:
 
-    path           a local file with the columns that the dataset has on the hub (JSON, JSON Lines, either as .gz, or
-                   parquet), or one for each split; without it the dataset is loaded from the hub, once
+    path           local files with the columns that the dataset has on the hub, of any format of docs/data.md: a file,
+                   a list, a pattern or a folder, or these for each split; without it the dataset is loaded from the
+                   hub, once
     test_fraction  fraction of the prompts that is the test split, where one file holds both
     revision       commit on the hub
     limit          number of records to read; by default all

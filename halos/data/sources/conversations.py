@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pydantic import BaseModel
 
 from halos.data.feedback import Feedback
-from halos.data.rows import Drop, Hub, Paths, Records, TurnColumns, asked, only, table, turns_of
+from halos.data.hub import Hub
+from halos.data.rows import Drop, Paths, Records, TurnColumns, asked, only, table, turns_of
 from halos.errors import HalosError
 from halos.registry import SOURCES
 

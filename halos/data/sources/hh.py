@@ -7,8 +7,9 @@ import re
 from pydantic import BaseModel
 
 from halos.data.feedback import Feedback, Turn
+from halos.data.hub import Hub
 from halos.data.pairs import compared
-from halos.data.rows import Drop, Hub, Paths, Records, table
+from halos.data.rows import Drop, Paths, Records, table
 from halos.registry import SOURCES
 
 HH_REVISION = "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"

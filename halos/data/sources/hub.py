@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from halos.data.hub import Hub
 from halos.data.layouts import Layout
 from halos.data.own import OnInvalid, Own
 from halos.data.paths import SPLIT_WORDS
 from halos.data.readers import FORMATS, READ_SUFFIXES, is_readable
-from halos.data.rows import SPLITS, Hub, Records, check_fraction
+from halos.data.rows import SPLITS, Records, check_fraction
 from halos.errors import HalosError
 from halos.registry import SOURCES
 
@@ -91,8 +93,8 @@ def _files(dataset: Hub, split: str, subset: str | None) -> tuple[str, list[Path
             return commit, found
     of = f" of its subset {subset}" if subset else ""
     raise HalosError(
-        f"source hub: {dataset.name} has no file of a split {split!r}{of} at commit {commit}; name another `split`, or a "
-        f"`subset`. Files that are read: {FORMATS}"
+        f"source hub: {dataset.name} has no file of a split {split!r}{of} at commit {commit}; name another `split`, or"
+        f" a `subset`. Files that are read: {FORMATS}"
     )
 
 
@@ -113,7 +115,11 @@ def _named_files(name: str, card: dict[str, Any], split: str, subset: str | None
     Raises:
         HalosError: it names subsets, but not this one, or splits, but not this one.
     """
-    subsets = {str(one.get("config_name", "default")): one for one in card.get("configs") or () if "data_files" in one}
+    configs = card.get("configs")
+    named = (
+        [one for one in configs if isinstance(one, dict) and one.get("data_files")] if isinstance(configs, list) else []
+    )
+    subsets = {str(one.get("config_name", "default")): one for one in named}
     if not subsets:
         return []
     default = next((key for key, one in subsets.items() if one.get("default") or key == "default"), None)
@@ -153,4 +159,4 @@ def _any_file(subset: str | None) -> list[str]:
 
 def _tells_another_split(file: Path) -> bool:
     """Whether a file's name, or its folder's, is that of a split."""
-    return bool({word for name in (file.stem, file.parent.name) for word in name.lower().split("-")} & set(SPLIT_WORDS))
+    return not SPLIT_WORDS.keys().isdisjoint(re.split(r"[^a-z]+", f"{file.parent.name}/{file.stem}".lower()))

@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import BaseModel
 
 from halos.data.feedback import Feedback, Turn
+from halos.data.hub import Hub
 from halos.data.pairs import labelled
-from halos.data.rows import Drop, Hub, Paths, Records, Table, table
+from halos.data.rows import Drop, Paths, Records, Table, table
 from halos.registry import SOURCES
 
 ROLE = {"prompter": "user", "assistant": "assistant"}

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import BaseModel
 
 from halos.data.feedback import Feedback
+from halos.data.hub import Hub
 from halos.data.pairs import compared, joined, with_labels
-from halos.data.rows import Drop, Hub, Paths, Records, asked, table
+from halos.data.rows import Drop, Paths, Records, asked, table
 from halos.registry import SOURCES
 
 

@@ -10,8 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, FiniteFloat
 
 from halos.data.feedback import Feedback
+from halos.data.hub import Hub
 from halos.data.pairs import joined, with_labels
-from halos.data.rows import Drop, Hub, Paths, Records, asked, table
+from halos.data.rows import Drop, Paths, Records, asked, table
 from halos.registry import SOURCES
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, FiniteFloat
 
 from halos.data.feedback import Feedback
+from halos.data.hub import Hub
 from halos.data.pairs import compared, joined, labelled, with_labels
-from halos.data.rows import Drop, Hub, Paths, Records, TurnColumns, asked, table, turns_of
+from halos.data.rows import Drop, Paths, Records, TurnColumns, asked, table, turns_of
 from halos.registry import SOURCES
 
 

@@ -128,7 +128,7 @@ def test_files_are_streamed(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"path": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
-        ({"path": {"train": "a.jsonl"}}, "one for train and one for test"),
+        ({"path": {"train": "a", "dev": "b"}}, "some for train and some for test"),
         ({"path": "nowhere.jsonl", "test_fraction": 1.5}, "test_fraction is 1.5"),
     ],
 )
@@ -385,6 +385,6 @@ def test_a_prompt_of_one_file_is_in_one_split_whole(tmp_path: Path) -> None:
 
 
 def test_pinned_revisions_are_commits() -> None:
-    for name in SOURCES:
+    for name in set(SOURCES) - {"hub"}:  # of whose datasets none is known
         revision = inspect.signature(SOURCES[name]).parameters.get("revision")
         assert revision is None or re.fullmatch("[0-9a-f]{40}", revision.default), name
