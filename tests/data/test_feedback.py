@@ -177,3 +177,12 @@ def test_absent_fields_are_empty_and_unknown_ones_refused() -> None:
         from_row({**row, "chosen": "a"})
     with pytest.raises(HalosError, match="no field 'responses'"):
         from_row({"prompt": PROMPT})
+
+
+@pytest.mark.parametrize("name", ["f.parquet", "f.jsonl"])
+def test_records_are_found_by_their_rows(tmp_path: Path, name: str) -> None:
+    records = [Feedback([{"role": "user", "content": f"{i}?"}], ["a"], "s") for i in range(2_500)]
+    feedback.write(records, tmp_path / name, chunk=1_000)
+    found = feedback.records_at(tmp_path / name, [2_400, 3, 999, 1_000, 3])
+    assert found == {row: records[row] for row in (3, 999, 1_000, 2_400)}
+    assert feedback.records_at(tmp_path / name, []) == {}
