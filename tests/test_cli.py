@@ -116,7 +116,7 @@ HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets", "lm_eval", "
          "matplotlib", "openai", "snakemake", "trl", "wandb", "vllm"}  # fmt: skip
 MODEL = {"torch", "transformers", "accelerate", "scipy"}  # transformers brings accelerate and scipy
 NEEDED: dict[str, set[str]] = {
-    "prepare": set(),
+    "prepare": {"scipy"},  # datasketch brings it
     "check": set(),
     "label": set(),
     "judge": {"alpaca_eval", "datasets", "scipy", "sklearn"},  # alpaca_eval brings the others
