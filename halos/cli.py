@@ -29,7 +29,7 @@ from halos.registry import suggest
 VERBS = {
     "fetch": "halos.fetch:fetch",
     "prepare": "halos.data.prepare:prepare",
-    "overlap": "halos.data.overlap:overlap",
+    "overlap": "halos.data.repeats.overlap:overlap",
     "model": "halos.models.base:make",
     "tokenize": "halos.tokens.tokenize:tokenize",
     "check": "halos.tokens.store:check",

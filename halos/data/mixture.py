@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from halos.data.duplicates import Repeats
+from halos.data.repeats.duplicates import Repeats
 from halos.data.settings import DataSlice, Source
 from halos.errors import HalosError
 from halos.seeds import derive

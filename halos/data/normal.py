@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 SIMILAR = 0.8
-"""Jaccard similarity of their shingles from which two texts are nearly equal (halos.data.sketch)."""
+"""Jaccard similarity of their shingles from which two texts are nearly equal (halos.data.repeats.sketch)."""
 PUNCTUATION = " .,;:!?¿¡…\"'`´“”„‘’‚«»‹›()[]{}<>*_~-–—、。·"
 """What is taken off the ends of a text. Signs with a meaning stay: C++, C#, 5 %."""
 

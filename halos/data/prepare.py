@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from halos.data import feedback
-from halos.data.duplicates import Contents
 from halos.data.feedback import Feedback
-from halos.data.fingerprint import Fingerprint
 from halos.data.mixture import KEPT, REASONS, fates
-from halos.data.overlap import Comparison, PromptIndex
+from halos.data.repeats.duplicates import Contents
+from halos.data.repeats.fingerprint import Fingerprint
+from halos.data.repeats.overlap import Comparison, PromptIndex
 from halos.data.report import DataReport, Duplicates, Overlap, SourceRows, SplitRows, Tally
 from halos.data.rows import SPLITS, Drop
 from halos.data.settings import DataSlice, Source, origin

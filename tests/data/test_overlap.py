@@ -11,8 +11,8 @@ import pytest
 
 from halos.data import feedback
 from halos.data.feedback import Feedback
-from halos.data.overlap import overlap
-from halos.data.sketch import PERMUTATIONS, Sketches, agreement, sketch
+from halos.data.repeats.overlap import overlap
+from halos.data.repeats.sketch import PERMUTATIONS, Sketches, agreement, sketch
 from tests.data.files import dialogue, local, record, run_prepare, write_lines
 
 LONG = "Write a letter to my landlord that asks for a new stove since the old one has not worked since last winter"

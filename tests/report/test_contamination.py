@@ -11,7 +11,7 @@ import yaml
 
 from halos.data import feedback
 from halos.data.feedback import Feedback
-from halos.data.overlap import overlap
+from halos.data.repeats.overlap import overlap
 from halos.report import tables
 from halos.study import catalogue as C
 from halos.study.paths import Paths

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from halos.data.hub import Hub
-from halos.data.layouts import Layout
-from halos.data.own import OnInvalid, Own
+from halos.data.layouts.own import OnInvalid, Own
+from halos.data.layouts.parse import Layout
 from halos.data.paths import SPLIT_WORDS
 from halos.data.readers import FORMATS, READ_SUFFIXES, is_readable
 from halos.data.rows import SPLITS, Records, check_fraction

@@ -1,9 +1,9 @@
-"""The source `local`: feedback from files of your own, in any of the shapes of halos.data.shapes."""
+"""The source `local`: feedback from files of your own, in any of the shapes of halos.data.layouts.shapes."""
 
 from __future__ import annotations
 
-from halos.data.layouts import Layout
-from halos.data.own import OnInvalid, Own
+from halos.data.layouts.own import OnInvalid, Own
+from halos.data.layouts.parse import Layout
 from halos.data.paths import Paths, by_split
 from halos.data.rows import Records, locate
 from halos.registry import SOURCES

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from halos.data.feedback import Feedback, Turn
-from halos.data.turns import Invalid
+from halos.data.layouts.turns import Invalid
 
 
 class LeftOut(Exception):

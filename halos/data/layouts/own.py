@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from halos.data.feedback import Feedback, labels_of_pairs
-from halos.data.kinds import NO_SHAPE, SHAPES
-from halos.data.layouts import Layout, Parsed
+from halos.data.layouts.kinds import NO_SHAPE, SHAPES
+from halos.data.layouts.parse import Layout, Parsed
+from halos.data.layouts.shapes import Row
+from halos.data.layouts.turns import Invalid
 from halos.data.paths import SPLITS
 from halos.data.readers import read_rows
 from halos.data.rows import Drop, Records, digest, in_split, split_key
-from halos.data.shapes import Row
-from halos.data.turns import Invalid
 from halos.errors import HalosError
 
 ParsedRow = tuple[Row, Feedback]

@@ -9,11 +9,11 @@ from functools import cache, lru_cache
 
 from pydantic import AliasChoices
 
-from halos.data import shapes as S
+from halos.data.layouts import shapes as S
+from halos.data.layouts.shapes import Row
+from halos.data.layouts.turns import Invalid
+from halos.data.layouts.words import LABEL_WORDS, PROMPT_WORDS, RESPONSE_WORDS, RESPONSES
 from halos.data.rows import Drop
-from halos.data.shapes import Row
-from halos.data.turns import Invalid
-from halos.data.words import LABEL_WORDS, PROMPT_WORDS, RESPONSE_WORDS, RESPONSES
 
 Names = tuple[str, ...]
 Kind = tuple[type[Row], tuple[frozenset[str], ...]]

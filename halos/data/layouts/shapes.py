@@ -1,6 +1,6 @@
 """Shapes of rows of one's own: one model for each, and how it becomes records.
 
-Turns are read before, by halos.data.turns.
+Turns are read before, by halos.data.layouts.turns.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from halos.data.completions import LeftOut, holds, pair, same, shared_text, single, spoken, with_system
 from halos.data.feedback import Feedback, Turn, from_row
+from halos.data.layouts.completions import LeftOut, holds, pair, same, shared_text, single, spoken, with_system
+from halos.data.layouts.turns import WEIGHT_ZERO, Invalid
 from halos.data.rows import Drop
-from halos.data.turns import WEIGHT_ZERO, Invalid
 
 EMPTY = "empty response"
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halos.data import feedback
-from halos.data.fingerprint import Fingerprint
+from halos.data.repeats.fingerprint import Fingerprint
+from halos.data.repeats.sketch import Bytes, Sketches, agreement, bands, similar
 from halos.data.report import EXAMPLES, Duplicates, Example, shown
-from halos.data.sketch import Bytes, Sketches, agreement, bands, similar
 
 Numbers = NDArray[np.int64]
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from halos.data import shapes as S
 from halos.data.feedback import ROLES, Feedback
-from halos.data.kinds import SHAPES, reads, shape_of, twice
+from halos.data.layouts import shapes as S
+from halos.data.layouts.kinds import SHAPES, reads, shape_of, twice
+from halos.data.layouts.shapes import Row
+from halos.data.layouts.turns import WEIGHT_ZERO, Invalid, TurnReader, documents, weighed
+from halos.data.layouts.words import CONTEXT_WORDS, NOT_TEXT, PROMPT_WORDS
 from halos.data.readers import Malformed
 from halos.data.rows import Drop
-from halos.data.shapes import Row
 from halos.data.sound import SURROGATE, unwritable_text
-from halos.data.turns import WEIGHT_ZERO, Invalid, TurnReader, documents, weighed
-from halos.data.words import CONTEXT_WORDS, NOT_TEXT, PROMPT_WORDS
 from halos.errors import HalosError
 from halos.registry import suggest
 
