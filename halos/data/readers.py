@@ -154,8 +154,8 @@ def _parsed(text: str) -> Any:
 def _csv_rows(text: IO[str]) -> Iterator[tuple[int, Any]]:
     """The rows of a CSV file with a header, which tells its separator: a comma, a semicolon or a tab.
 
-    An empty cell has no value. As spreadsheets write them, there may be a first line `sep=;`, columns without a name,
-    and rows of empty cells, which are none.
+    An empty cell has no value. As spreadsheets write them, there may be a first line `sep=;` and columns without a
+    name.
     """
     csv.field_size_limit(CSV_FIELD)
     header = text.readline()
@@ -166,7 +166,7 @@ def _csv_rows(text: IO[str]) -> Iterator[tuple[int, Any]]:
     names = [name.strip() or f"column {i}" for i, name in enumerate(next(rows, []), 1)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"its header has the column {twice[0]!r} twice")
-    for number, cells in enumerate((cells for cells in rows if any(cells)), 1):
+    for number, cells in enumerate((cells for cells in rows if cells), 1):
         if len(cells) == len(names):
             yield number, {name: cell or None for name, cell in zip(names, cells, strict=True)}
         else:
