@@ -61,8 +61,14 @@ def sizes(sources: Sequence[Source], available: Sequence[int]) -> list[int]:
     """The records to draw from each source: its limit, its share by weight, or all.
 
     Raises:
-        HalosError: a source has fewer records than its limit.
+        HalosError: a source has fewer records than its limit, or none.
     """
+    for source, count in zip(sources, available, strict=True):
+        if not count and (source.limit or source.weight):
+            raise HalosError(
+                f"source {source.name}: no record of train is left, so that it cannot have its "
+                f"{'limit' if source.limit else 'weight'}; take it out of the mix, or give it more data"
+            )
     if any(source.weight for source in sources):
         return shares(available, [source.weight or 0 for source in sources])
     for source, count in zip(sources, available, strict=True):

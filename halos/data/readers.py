@@ -154,13 +154,16 @@ def _parsed(text: str) -> Any:
 def _csv_rows(text: IO[str]) -> Iterator[tuple[int, Any]]:
     """The rows of a CSV file with a header, which tells its separator: a comma, a semicolon or a tab.
 
-    An empty cell has no value.
+    An empty cell has no value. As spreadsheets write them, there may be a first line `sep=;` and columns without a
+    name.
     """
     csv.field_size_limit(CSV_FIELD)
     header = text.readline()
+    if header.startswith("sep="):
+        header = text.readline()
     separator = max(",;\t", key=header.count)
     rows = csv.reader(itertools.chain([header], text), delimiter=separator)
-    names = next(rows, [])
+    names = [name.strip() or f"column {i}" for i, name in enumerate(next(rows, []), 1)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"its header has the column {twice[0]!r} twice")
     for number, cells in enumerate((cells for cells in rows if cells), 1):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError, model_validator
 
 import halos.data.sources  # noqa: F401  # registers them
 from halos.data.feedback import Feedback
@@ -15,6 +16,8 @@ from halos.data.rows import Drop
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
 from halos.settings import Label, Positive, Share, Slice, Strict
+
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Source(Strict):
@@ -31,20 +34,40 @@ class Source(Strict):
     def known(self) -> Source:
         """Refuse an unknown source, or an option that its function does not take."""
         try:
-            accepted = list(inspect.signature(self.function).parameters)[1:]  # the first is the split
+            _, *accepted = inspect.signature(self.function).parameters.values()  # the first is the split
         except HalosError as error:
             raise ValueError(str(error)) from None
+        names = [parameter.name for parameter in accepted]
         for option in self.options:
-            if option not in accepted:
-                raise ValueError(f"source {self.name} has no option {option!r}{suggest(option, accepted)}")
+            if option not in names:
+                raise ValueError(f"source {self.name} has no option {option!r}{suggest(option, names)}")
+        for parameter in accepted:
+            if parameter.name in self.options:
+                self._check_option(parameter.name)
+            elif parameter.default is parameter.empty and parameter.kind not in VARIABLE:
+                raise ValueError(f"source {self.name} needs the option {parameter.name!r}")
         if self.limit is not None and self.weight is not None:
             raise ValueError(f"source {self.name} has a limit and a weight; give it one of them")
-        path = self.options.get("path")
-        if isinstance(path, dict) and not set(path) <= set(SPLITS):
+        path, limit = self.options.get("path"), self.options.get("limit")
+        if isinstance(limit, int) and limit < 1:
+            raise ValueError(f"source {self.name}: limit is {limit}; give a number of records above 0, or leave it out")
+        if isinstance(path, dict) and not (path and set(path) <= set(SPLITS)):
             raise ValueError(
                 f"source {self.name}: `path` takes files of both splits, or some for train and some for test"
             )
         return self
+
+    def _check_option(self, name: str) -> None:
+        """Refuse an option's value that is not of the type that its function declares."""
+        value = self.options[name]
+        try:
+            kind = get_type_hints(self.function, include_extras=True)[name]
+            TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        except ValidationError as error:
+            said = error.errors(include_url=False)[0]["msg"]
+            raise ValueError(f"source {self.name}: {name} is {value!r}; {said[0].lower()}{said[1:]}") from None
+        except (KeyError, NameError, TypeError, PydanticSchemaGenerationError):
+            return  # a plugin may declare no type, or one that only it knows
 
     @property
     def function(self) -> Callable[..., Iterable[Feedback | Drop]]:

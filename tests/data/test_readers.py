@@ -160,7 +160,7 @@ def test_what_pandas_writes_is_read_and_its_missing_labels_are_none(tmp_path: Pa
         records = local("train", path={"train": str(file), "test": str(file)})
         found = [row.desirable if isinstance(row, Feedback) else row.reason for row in records]
         assert sorted(found, key=str) == [[False], [True], "no label"]
-        assert records.unread_fields == ({"(no name)": 2} if file.suffix == ".csv" else {})
+        assert records.unread_fields == ({"column 1": 2} if file.suffix == ".csv" else {})
 
 
 def test_json_is_numbered_by_lines_and_streamed(tmp_path: Path) -> None:

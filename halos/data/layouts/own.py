@@ -67,12 +67,22 @@ class Own:
         for number, content in read_rows(file, chunk=CHUNK):
             try:
                 parsed = self.layout.parse(content)
-                if self.group is not None and content.get(self.group) is None:
+                if self.group is not None and self._group(content, self.group) is None:
                     raise Invalid(f"no value of the group {self.group}", f"no field {self.group!r}, which is its group")
             except Invalid as error:
                 yield number, content, error
             else:
                 yield number, content, parsed
+
+    def _group(self, content: dict[str, Any], column: str) -> str | None:
+        """The group of a row; None where it has none. An id is the same as a number and as a text."""
+        value = content.get(column)
+        if value is None or value != value:  # NaN, as pandas writes a missing number
+            return None
+        if isinstance(value, float) and value.is_integer():  # as pandas holds ids of which some are missing
+            value = int(value)
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        return text.strip().encode(errors="backslashreplace").decode() or None
 
     def _check(self) -> None:
         """Read every row once.
@@ -142,7 +152,7 @@ class Own:
         if isinstance(parsed, Invalid):
             return digest(content)
         if self.group is not None:
-            return split_key([], json.dumps(content[self.group], default=str))
+            return split_key([], self._group(content, self.group))
         prompts = [record.prompt for record in parsed.records if isinstance(record, Feedback)]
         return split_key(prompts[-1]) if prompts else digest(content)
 

@@ -15,7 +15,7 @@ from halos.data.layouts import shapes as S
 from halos.data.layouts.kinds import SHAPES, reads, shape_of, twice
 from halos.data.layouts.shapes import Row
 from halos.data.layouts.turns import WEIGHT_ZERO, Invalid, TurnReader, documents, weighed
-from halos.data.layouts.words import CONTEXT_WORDS, NOT_TEXT, PROMPT_WORDS
+from halos.data.layouts.words import CONTEXT_WORDS, MEDIA_WORDS, NOT_TEXT, PROMPT_WORDS
 from halos.data.readers import Malformed
 from halos.data.rows import Drop
 from halos.data.sound import SURROGATE, unwritable_text
@@ -94,7 +94,7 @@ class Layout:
             raise Invalid(content.reason, content.detail)
         if not isinstance(content, dict):
             raise Invalid("not an object with fields", f"not an object with fields but {json.dumps(content)[:40]}")
-        if content and all(isinstance(value, dict) and "0" in value for value in content.values()):
+        if _in_columns(content):
             raise Invalid(
                 "columns, not rows", 'columns, not rows; write rows (in pandas: orient="records", lines=True)'
             )
@@ -106,7 +106,10 @@ class Layout:
         shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
         if isinstance(shape, Drop):
             return Parsed(None, [shape])
-        return self._read(shape, given)
+        parsed = self._read(shape, given)
+        if isinstance(parsed.row, S.Preference) and not parsed.row.has_prompt:
+            _check_no_prompt(fields)
+        return parsed
 
     def _mapped(self, content: dict[str, Any]) -> dict[str, Any]:
         """The fields of a row under the names that are read."""
@@ -118,7 +121,8 @@ class Layout:
         return rest | {name: content[c] for name, c in self.columns.items() if c is not None and c in content}
 
     def _read(self, shape: type[Row], given: dict[str, Any]) -> Parsed:
-        reader = TurnReader(self.roles, set(given.keys() - reads(shape)))
+        left_out = frozenset(name for name, column in self.columns.items() if column is None)
+        reader = TurnReader(self.roles, left_out, set(given.keys() - reads(shape)))
         written = shape is S.RecordRow
         values = dict(given)
         try:
@@ -133,7 +137,7 @@ class Layout:
             for record in records:
                 if isinstance(record, Feedback):
                     _check(record, written)
-                    if not isinstance(row, S.RecordRow | S.Messages):
+                    if not written:
                         _check_nothing_lost(row, record, given)
         except ValidationError as error:
             raise _invalid(error) from None
@@ -142,6 +146,12 @@ class Layout:
         except HalosError as error:
             raise Invalid(str(error)) from None
         return Parsed(row, records, reader.unread)
+
+
+def _in_columns(content: dict[str, Any]) -> bool:
+    """Whether it is all of a table, as pandas writes one unless it is told to write rows."""
+    by_index = bool(content) and all(isinstance(value, dict) and "0" in value for value in content.values())
+    return by_index or content.keys() in ({"columns", "index", "data"}, {"columns", "data"}, {"schema", "data"})
 
 
 def _value(name: str, value: Any) -> Any:
@@ -195,6 +205,20 @@ def _check(record: Feedback, written: bool) -> None:
         raise Invalid(problem)
 
 
+def _check_no_prompt(fields: dict[str, Any]) -> None:
+    """Refuse a preference that has a column for its prompt, and no value there.
+
+    Raises:
+        Invalid: it has.
+    """
+    if name := next((name for name in ("prompt", "messages") if name in fields), None):
+        raise Invalid(
+            f"field {name} has no value",
+            f"field {name} has no value; where the prompt is what chosen and rejected begin with, say so by `columns: "
+            f"{{{name}: null}}`",
+        )
+
+
 def _check_nothing_lost(row: Row, record: Feedback, given: dict[str, Any]) -> None:
     """Refuse a row with a part of its prompt in a column that is not read.
 
@@ -202,13 +226,20 @@ def _check_nothing_lost(row: Row, record: Feedback, given: dict[str, Any]) -> No
         Invalid: there is such a column, and its text is not in the record.
     """
     derived = isinstance(row, S.Preference) and not row.has_prompt
-    suspects = (PROMPT_WORDS if derived else CONTEXT_WORDS) & given.keys() - reads(type(row))
+    words = PROMPT_WORDS if derived else CONTEXT_WORDS
+    suspects = (MEDIA_WORDS if isinstance(row, S.Messages) else words | MEDIA_WORDS) & given.keys() - reads(type(row))
     if not suspects:
         return
     text = "\n".join(turn["content"] for turn in record.prompt)
     for name in sorted(suspects):
         value = given[name].strip() if isinstance(given[name], str) else given[name]
         if value and not (isinstance(value, str) and value in text):
+            if name in MEDIA_WORDS:
+                raise Invalid(
+                    "a prompt that is not text",
+                    f"field {name} may be of the prompt, and only text is read; leave such rows out, or the column by "
+                    f"`columns: {{{name}: null}}`",
+                )
             said = f"say so by `columns: {{prompt: {name}}}`" if derived else "put all of the prompt into one column"
             raise Invalid(
                 "a prompt that is not read",
@@ -223,6 +254,10 @@ def _invalid(error: ValidationError) -> Invalid:
     if first["type"] == "string_unicode":
         return Invalid(SURROGATE)
     detail = f"field {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if first["type"] == "bool_type":
+        detail = f"{detail.split(':')[0]}: {ascii(first['input'])[:40]} is no label; write true or false, or 1 or 0"
+    elif first["type"] not in ("missing", "extra_forbidden", "too_short", "too_long"):
+        detail += f", not {ascii(first['input'])[:40]}"
     if first["type"] == "extra_forbidden":
         return Invalid("a field that records do not have", detail)
     name = ".".join(part for part in map(str, first["loc"]) if not part.isdigit())

@@ -25,7 +25,7 @@ def _label(value: Any) -> Any:
     """A label as a number, or as a cell of CSV, as a bool."""
     if isinstance(value, str):
         value = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}.get(
-            value.lower(), value
+            value.strip().lower(), value
         )
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
 
@@ -38,6 +38,11 @@ def _number(value: Any) -> Any:
         return value
 
 
+def _whole(value: Any) -> Any:
+    """A whole number that pandas holds as a float, because other rows of its column have none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _list(value: Any) -> Any:
     """A list that is a text, as a cell of CSV is."""
     try:
@@ -47,6 +52,7 @@ def _list(value: Any) -> Any:
 
 
 Label = Annotated[bool, BeforeValidator(_label)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[FiniteFloat, BeforeValidator(_number)]
 Listed = BeforeValidator(_list)
 Turns = list[Turn]
@@ -121,8 +127,8 @@ class RecordRow(Row):
     source: str | None = None
     scores: Annotated[list[FiniteFloat] | None, Listed] = None
     pairs: Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None, Listed] = None
-    desirable: Annotated[list[bool | None] | None, Listed] = None
-    target: int | None = None
+    desirable: Annotated[list[Label | None] | None, Listed] = None
+    target: Whole | None = None
     cut: Annotated[list[bool] | None, Listed] = None
     response_fields: list[dict[str, Any]] | None = None
     response_ids: Annotated[list[list[int] | None] | None, Listed] = None

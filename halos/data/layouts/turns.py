@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halos.data.feedback import ROLES, Turn
+from halos.data.layouts.words import LABEL_WORDS, TRAINED_WORDS
 
 ROLE_NAMES = {
     **{role: role for role in ROLES},
@@ -20,6 +21,7 @@ ROLE_NAMES = {
 FIELDS = frozenset({"name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"})
 """Fields of a turn that chat templates know; others are notes."""
 PLAIN = {"role", "content"}
+NEEDED = PLAIN | {"from", "value"}
 WEIGHT_ZERO = "weight 0"
 
 
@@ -41,10 +43,12 @@ class TurnReader:
 
     Attributes:
         roles: role as it is written -> role of a record, before those of ROLE_NAMES.
+        left_out: fields of turns that are not to be read.
         unread: the fields of turns that were not read; it grows.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
     unread: set[str] = field(default_factory=set)
 
     def turns(self, value: Any, speaker: str, name: str, every_field: bool = False) -> list[Turn]:
@@ -75,7 +79,8 @@ class TurnReader:
     def _turn(self, turn: dict[str, Any], place: str, name: str, every_field: bool) -> Turn:
         if turn.keys() == PLAIN and turn["role"] in ROLES and isinstance(turn["content"], str) and not self.roles:
             return turn  # as almost all are
-        turn = {key: value for key, value in turn.items() if value is not None}
+        noted = self.left_out - NEEDED
+        turn = {key: value for key, value in turn.items() if value is not None and key not in noted}
         if (call := turn.pop("function_call", None)) is not None and "tool_calls" not in turn:  # as OpenAI once had it
             turn["tool_calls"] = [{"type": "function", "function": call}]
         role = self._role(turn.pop("role", turn.pop("from", None)), place, name)
@@ -88,7 +93,14 @@ class TurnReader:
             found["tool_calls"] = _calls(found["tool_calls"], place, name)
         if "weight" in turn and not weighed(turn["weight"], f"{place}.weight"):
             found["weight"] = 0
-        self.unread.update(f"{key} of a turn" for key in turn.keys() - keep - {"content", "value", "weight"})
+        unread = turn.keys() - keep - {"content", "value", "weight"}
+        if told := sorted(unread & (LABEL_WORDS | TRAINED_WORDS)):
+            raise Invalid(
+                "a label of a turn that is not read",
+                f"field {place}.{told[0]} may be a label, and is not read; a turn that is not learned has `weight: 0`; "
+                f"if it is none, leave it out by `columns: {{{told[0]}: null}}`",
+            )
+        self.unread.update(f"{key} of a turn" for key in unread)
         return found
 
     def _role(self, role: Any, place: str, name: str) -> str:

@@ -10,10 +10,14 @@ RESPONSES = _words("output response completion chosen rejected output_A output_B
 LABEL_WORDS = _words(
     "label labels reward rewards score scores rating ratings grade rank ranks ranking preference preferences preferred "
     "winner loser chosen rejected desirable accepted feedback vote votes upvotes better worse kto_tag thumbs_up "
-    "preferred_output non_preferred_output"
+    "preferred_output non_preferred_output good bad correct incorrect quality verdict liked"
 )
+TRAINED_WORDS = _words("train loss loss_mask trainable")
+"""What a field of a turn that says whether it is learned is called by others; here it is `weight`."""
 CONTEXT_WORDS = _words("instruction instructions question query input inputs context history passage document")
 """What columns of a prompt, or of a part of it, are called."""
+MEDIA_WORDS = _words("image images audio audios video videos")
+"""Columns of what belongs to a prompt and is no text."""
 PROMPT_WORDS = CONTEXT_WORDS | _words("user human problem request task user_prompt user_message post title")
 RESPONSE_WORDS = _words("answer answers output response completion target reply solution generation")
 NOT_TEXT = (LABEL_WORDS - RESPONSES - _words("feedback preferred_output non_preferred_output")) | _words(
