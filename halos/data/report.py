@@ -114,10 +114,14 @@ class Overlap(JsonFile):
 
     def sentence(self, what: str) -> str:
         """What was found, in one line."""
-        return (
-            f"{what}: {self.equal} of {self.records} train prompts are equal to one of {self.prompts} prompts, "
-            f"{self.begins} are the beginning of one, {self.continues} go on from one, {self.near} are nearly equal"
-        )
+        found = {
+            "are equal to one": self.equal,
+            "are the beginning of one": self.begins,
+            "go on from one": self.continues,
+            "are nearly equal to one": self.near,
+        }
+        recurring = ", ".join(f"{count} {how}" for how, count in found.items() if count) or "none recurs"
+        return f"{what}: of {self.records} train prompts beside {self.prompts} others, {recurring}"
 
 
 class Duplicates(Record):

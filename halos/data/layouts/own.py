@@ -21,7 +21,7 @@ from halos.errors import HalosError
 
 ParsedRow = tuple[Row, Feedback]
 OnInvalid = Literal["refuse", "drop"]
-SHOWN_PROBLEMS = 3
+SHOWN_PROBLEMS = SHOWN_ROWS = 3
 CHUNK = 1_000
 MOST_UNREAD = 200
 """So many names of unread fields are counted one by one."""
@@ -97,21 +97,25 @@ class Own:
         refusals = []
         for file in self.files:
             count, wrong = 0, 0
-            problems: list[str] = []
+            rows_of: dict[str, list[int]] = {}  # the first problems, each with the rows that have it
             for number, _, parsed in self._rows(file):
                 count += 1
                 if isinstance(parsed, Invalid):
                     wrong += 1
-                    if len(problems) < SHOWN_PROBLEMS:
-                        problems.append(f"row {number}, {parsed}")
-            if problems and self.invalid == "refuse":
-                refusals.append(self._refusal(file, count, wrong, problems))
+                    if (problem := str(parsed)) in rows_of or len(rows_of) < SHOWN_PROBLEMS:
+                        rows_of[problem] = [*rows_of.get(problem, ()), number][: SHOWN_ROWS + 1]
+            if wrong and self.invalid == "refuse":
+                refusals.append(self._refusal(file, count, wrong, rows_of))
         self.layout.check_found(self.source)  # first: a wrong name may be why rows are refused
         if refusals:
             raise HalosError(refusals[0])
         _sound.add(key)
 
-    def _refusal(self, file: Path, count: int, wrong: int, problems: list[str]) -> str:
+    def _refusal(self, file: Path, count: int, wrong: int, rows_of: dict[str, list[int]]) -> str:
+        problems = [
+            f"row {', '.join(map(str, rows[:SHOWN_ROWS]))}{' ...' * (len(rows) > SHOWN_ROWS)}, {problem}"
+            for problem, rows in rows_of.items()
+        ]
         message = (
             f"source {self.source}: correct {file}, of whose {count} rows {wrong} cannot be used: {'; '.join(problems)}"
             " (`invalid: drop` leaves such rows out and counts them)"

@@ -348,10 +348,15 @@ def test_a_bad_row_is_named_by_file_row_and_field(tmp_path: Path, change: dict[s
     assert "\n" not in str(caught.value)
 
 
-def test_all_bad_rows_are_counted_and_the_first_are_shown(tmp_path: Path) -> None:
-    rows = [record(i) if i % 2 else record(i, responses=[]) for i in range(20)]
-    with pytest.raises(HalosError, match=r"of whose 20 rows 10 cannot be used: row 1, .*; row 3, .*; row 5, [^;]*$"):
+def test_all_bad_rows_are_counted_and_the_first_problems_are_shown(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{"responses": []}, {"scores": [1.0]}, {"target": 9}, {"pairs": [[0, 9]]}]
+    rows = [record(i) if i % 2 else record(i, **changes[i // 2 % 4]) for i in range(20)]
+    shown = r"of whose 20 rows 10 cannot be used: row 1, 9, 17, [^;]*; row 3, 11, 19, [^;]*; row 5, 13, [^;]*$"
+    with pytest.raises(HalosError, match=shown):
         local("train", path=str(write_lines(tmp_path / "f.jsonl", rows)))
+    alike = [record(i, responses=[]) for i in range(5)]
+    with pytest.raises(HalosError, match=r"cannot be used: row 1, 2, 3 \.\.\., [^;]*$"):
+        local("train", path=str(write_lines(tmp_path / "f.jsonl", alike)))
 
 
 def test_a_bad_row_leaves_nothing_written(tmp_path: Path) -> None:
