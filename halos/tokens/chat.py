@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -205,14 +206,25 @@ class Chat:
             conversations = [_parsed(turns) for turns in conversations]
         if self.parts:
             conversations = [[{**t, "content": _parts(t["content"])} for t in turns] for turns in conversations]
-        texts: list[str] = self.tokenizer.apply_chat_template(
-            conversations,
-            chat_template=self.text,
-            tools=list(tools) or None,
-            tokenize=False,
-            add_generation_prompt=generation,
-        )
-        return texts
+        if tools or any(len(turn) > 2 for turns in conversations for turn in turns):
+            texts: list[str] = self.tokenizer.apply_chat_template(
+                conversations,
+                chat_template=self.text,
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=generation,
+            )
+            return texts
+        return [self._render_plain(messages=turns, add_generation_prompt=generation) for turns in conversations]
+
+    @cached_property
+    def _render_plain(self) -> Callable[..., str]:
+        """Renders turns of a role and a content alone, with what apply_chat_template gives a template besides. That
+        copies all turns before, to clean their other fields and the tools."""
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        given = {**self.tokenizer.special_tokens_map, "tools": None, "documents": None}
+        return partial(_compile_jinja_template(self.text).render, **given)
 
 
 def _parsed(turns: list[Turn]) -> list[Turn]:

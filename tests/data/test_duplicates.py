@@ -66,6 +66,21 @@ def test_duplicates_are_counted_and_those_that_are_asked_for_dropped(
     assert train["shared_prompts"] == len({p for p in prompts if prompts.count(p) > 1})
 
 
+def test_responses_without_text_that_call_tools_otherwise_are_no_duplicates(tmp_path: Path) -> None:
+    def calling(name: str, **arguments: str) -> dict[str, Any]:
+        calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+        return row(ASK, "", response_fields=[{"tool_calls": calls}])
+
+    rows = [
+        calling("send_letter", to="landlord", text="The stove has not worked since last winter"),
+        calling("call_number", person="plumber"),
+        calling("search_shops", query="new gas stoves near me", order="price"),
+    ]
+    report = run_prepare(tmp_path, local(tmp_path, rows, TEST), drop_duplicates="near")
+    assert (report["duplicates"]["equal"], report["duplicates"]["near"]) == (0, 0)
+    assert report["train"]["rows_out"] == 3
+
+
 def test_duplicates_are_found_over_all_sources_and_the_first_stays(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -41,7 +41,7 @@ class Contents:
     def add(self, of: Fingerprint) -> None:
         """Add the next record."""
         self._contents.append(of.content)
-        self._sketches.append(of.conversation, of.record.responses)
+        self._sketches.append(of.conversation, of.responses)
 
     @property
     def prompt_sketches(self) -> Bytes:

@@ -26,8 +26,9 @@ class Fingerprint:
         the last is the whole prompt. System turns are left out."""
         digest, found = hashlib.blake2b(digest_size=16), []
         for turn in self._conversation:
-            fields = {name: value for name, value in turn.items() if name not in ("role", "content")}
-            digest.update("\0".join((turn["role"], normalised(turn["content"]), _json(fields), "\0")).encode())
+            digest.update(
+                "\0".join((turn["role"], normalised(turn["content"]), _json(_other_fields(turn)), "\0")).encode()
+            )
             if turn["role"] in ("user", "tool"):
                 found.append(digest.copy().digest())
         return tuple(found)
@@ -56,12 +57,21 @@ class Fingerprint:
 
     @property
     def conversation(self) -> list[str]:
-        """The texts of the prompt, without system turns."""
-        return [turn["content"] for turn in self._conversation]
+        """The texts of the prompt, and the other fields of its turns, such as calls of tools, without system turns."""
+        return [text for turn in self._conversation for text in (turn["content"], _json(_other_fields(turn)))]
+
+    @property
+    def responses(self) -> list[str]:
+        """The texts of the responses, and the other fields of their turns."""
+        return [*self.record.responses, *map(_json, self.record.response_fields)]
 
     @property
     def _conversation(self) -> list[Turn]:
         return [turn for turn in self.record.prompt if turn["role"] not in INSTRUCTING]
+
+
+def _other_fields(turn: Turn) -> Turn:
+    return {name: value for name, value in turn.items() if name not in ("role", "content")}
 
 
 def _json(content: object) -> str:
