@@ -259,7 +259,8 @@ def _print_counts(dataset: str, split: str, total: Tally, needed: bool) -> None:
     if needed and not total.rows_out:
         raise HalosError(
             f"dataset {dataset}: nothing is left of its {split} split ({total.rows_in} rows read; dropped: {drops});"
-            " give it more data or another test_fraction (0 for no test split)"
+            " give it more data or another test_fraction (0 for no test split); conversations that all begin with the"
+            " same turn are divided by a `group`"
         )
     print(f"{dataset} {split}: {total.rows_in} rows read, {total.rows_out} kept; dropped: {drops}", file=sys.stderr)
 
