@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
@@ -17,6 +18,10 @@ from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
+
+# The same examples on every machine and in every run; a search for others is a matter of `max_examples` and patience.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
 
 CATALOGUE: dict[str, Any] = {
     "grid": "g",

@@ -33,7 +33,7 @@ def variants(turns: list[Turn]) -> Iterator[list[Turn]]:
     if joined != turns:
         yield joined
     merged = _alternating(joined)
-    if merged != joined:
+    if merged and merged != joined:  # without a user turn, nothing would be left
         yield merged
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tokens.families import CALL, TOOL, family_of
@@ -42,6 +42,10 @@ TOOLS = st.sampled_from([[], [], [TOOL], [{}], [{"name": "x"}], [{"type": "funct
 @given(
     prompts=st.lists(st.tuples(PROMPTS, TOOLS), min_size=1, max_size=4),
     responses=st.lists(st.tuples(TEXTS, st.booleans(), FIELDS), min_size=1, max_size=4),
+)
+@example(  # no turn of a user: nothing would be left of the turns that alternate
+    prompts=[([{"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "q"}], [])],
+    responses=[("", False, {})],
 )
 def test_any_turns_have_ids_or_a_reason_and_the_same_ones_alone(name: str, prompts: Any, responses: Any) -> None:
     template = family_of(name).template
