@@ -27,6 +27,8 @@ from halos.views import MISMATCHED, VIEWS, View
 
 IDS = pa.schema({"ids": pa.list_(pa.int32())})
 RECORDS = pa.schema({"prompt_id": pa.string(), "digest": pa.binary(16)})
+RECORD = 32 + 16
+"""Bytes of a prompt id and of a record's digest."""
 BATCH_ROWS = 1_000
 """Rows of token ids in one record batch of an Arrow file."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -85,7 +87,7 @@ class StoreBuilder:
         self.full_lengths = array("i")  # of each response, before max_length cuts it
         self.keys = array("Q")  # of each sequence: a hash of prompt and response, which draws the mismatched ones
         self.tables = {split: {v.file: IndexTable(v) for v in VIEWS.values() if not v.table} for split in SPLITS}
-        self.records: dict[str, list[tuple[str, bytes]]] = {split: [] for split in SPLITS}
+        self.records = {split: bytearray() for split in SPLITS}  # prompt id and digest of each record, RECORD bytes
 
     def add(self, split: str, records: Iterator[Feedback], chunk: int = 1_000) -> SplitTokens:
         """Add the records of a split, `chunk` at a time; returns their counts.
@@ -98,10 +100,10 @@ class StoreBuilder:
         while block := list(islice(records, chunk)):
             for record, prompt, responses in self._tokenized(block, tally):
                 self._add_record(split, record, prompt, responses, tally)
-            self.records[split] += [(record.prompt_id, record.digest) for record in block]
+            self.records[split] += b"".join(bytes.fromhex(record.prompt_id) + record.digest for record in block)
             bar.update(len(block))
         bar.close()
-        tally.numbers["records"] = len(self.records[split])
+        tally.numbers["records"] = len(self.records[split]) // RECORD
         tally.check(split, self.settings, self.template, self.prompt_limit)
         rows = np.arange(first, len(self.prompt))
         lengths = self._lengths(self._prompt_of(rows), rows)
@@ -211,8 +213,7 @@ class StoreBuilder:
         sequences = [np.stack([np.asarray(self.prompt), np.arange(n_responses)], axis=1)]  # (N, 2) prompt, response
         views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         for split in SPLITS:
-            columns = [list(column) for column in zip(*self.records[split], strict=True)] or [[], []]
-            pq.write_table(pa.table(columns, RECORDS), self.folder / f"records_{split}.parquet")
+            pq.write_table(_records_table(self.records[split]), self.folder / f"records_{split}.parquet")
             for name, index in self.tables[split].items():
                 table = index.arrow()
                 if split == "train" and index.view.labelled:
@@ -241,6 +242,17 @@ class StoreBuilder:
         column = pa.array(np.arange(first, first + len(rows)), ARROW["int32"])
         table = table.append_column(view.columns[MISMATCHED], column)
         return table.select(list(view.schema)), np.stack([self._prompt_of(rows), rows[other]], axis=1)
+
+
+def _records_table(records: bytearray) -> pa.Table:
+    """The table of RECORDS, made a batch at a time: a million ids as texts would take more memory than all else."""
+
+    def batch(start: int) -> pa.RecordBatch:
+        starts = range(start, min(start + BATCH_ROWS * RECORD, len(records)), RECORD)
+        rows = [bytes(records[i : i + RECORD]) for i in starts]
+        return pa.record_batch([[row[:32].hex() for row in rows], [row[32:] for row in rows]], RECORDS)
+
+    return pa.Table.from_batches(map(batch, range(0, len(records), BATCH_ROWS * RECORD)), RECORDS)
 
 
 def _key(prompt_id: str, response: bytes) -> int:
