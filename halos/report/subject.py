@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import insort
 from dataclasses import dataclass
 from itertools import product
@@ -48,7 +49,7 @@ class Outline:
         )
 
 
-class Subject:
+class Subject(ABC):
     """One file of subjects/, registered by `@subject`: tables, figures and the workflow's targets are loops over them.
 
     Attributes:
@@ -70,9 +71,9 @@ class Subject:
         """Whether a grid has the table. Most grids have all of them; a table without rows says why it has none."""
         return True
 
+    @abstractmethod
     def frame(self, results: Results) -> pd.DataFrame:
         """The numbers: those that are drawn, and by default those of the table."""
-        raise NotImplementedError
 
     def tabulate(self, results: Results, frame: pd.DataFrame) -> pd.DataFrame:
         """The table's CSV."""
@@ -80,11 +81,11 @@ class Subject:
 
     def page(self, results: Results, frame: pd.DataFrame) -> Page:
         """The table as a reader sees it."""
-        raise NotImplementedError
+        raise NotImplementedError  # nobody asks for it where there is no title
 
     def draw(self, results: Results, frame: pd.DataFrame) -> mpl.figure.Figure:
         """The figure; of an empty frame, a sentence that says why there is nothing to show."""
-        raise NotImplementedError
+        raise NotImplementedError  # nobody asks for it where `figure` is None
 
 
 SUBJECTS: list[Subject] = []

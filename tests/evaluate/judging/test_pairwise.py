@@ -18,7 +18,7 @@ from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.annotators import read_annotator
 from halos.evaluate.judging.judgement import Judgement
-from tests.evaluate.judging.test_judge import Case
+from tests.evaluate.judging.cases import Case
 from tests.scoring import api_server as S
 from tests.scoring.api_server import ApiServer, Messages, Outcome
 from tests.scoring.test_client import ALL_FAULTS
@@ -28,17 +28,7 @@ PROMPT = "Q: {instruction}\n[1]{output_1}[/1]\n[2]{output_2}[/2]"
 WEIGHTED = "weighted_alpaca_eval_gpt4_turbo"
 FAULTS = [fault for fault in ALL_FAULTS if fault is not S.NONSENSE] + [Outcome(text="Both are fine, I could not say.")]
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    S.skip_pauses(monkeypatch)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    return Case(tmp_path)
+pytestmark = pytest.mark.usefixtures("local_server")
 
 
 def asking(server: ApiServer, **changes: Any) -> dict[str, Any]:

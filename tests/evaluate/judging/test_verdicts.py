@@ -14,24 +14,14 @@ from halos.evaluate.judging.pairwise import PairwiseAnnotator
 from halos.evaluate.judging.settings import Annotator
 from halos.evaluate.judging.verdicts import read_verdict
 from halos.scoring.api import Calls
-from tests.evaluate.judging.test_judge import Case
+from tests.evaluate.judging.cases import Case
 from tests.evaluate.judging.test_pairwise import PROMPT, add_pairs, asking, longer
 from tests.scoring import api_server as S
 from tests.scoring.api_server import ApiServer, Messages, Outcome
 
 A, B, TIE, NONE = 1.0, 2.0, 1.5, math.nan
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    S.skip_pauses(monkeypatch)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def case(tmp_path: Path) -> Case:
-    return Case(tmp_path)
+pytestmark = pytest.mark.usefixtures("local_server")
 
 
 @pytest.mark.parametrize(
