@@ -210,11 +210,12 @@ class StoreBuilder:
         self.prompts.close()
         self.responses.close()
         n_responses = len(self.prompt)
-        sequences = [np.stack([np.asarray(self.prompt), np.arange(n_responses)], axis=1)]  # (N, 2) prompt, response
+        rows = np.arange(n_responses, dtype=np.int32)
+        sequences = [np.stack([np.asarray(self.prompt), rows], axis=1)]  # (N, 2) prompt, response
         views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         for split in SPLITS:
-            pq.write_table(_records_table(self.records[split]), self.folder / f"records_{split}.parquet")
-            for name, index in self.tables[split].items():
+            _write_records(self.records.pop(split), self.folder / f"records_{split}.parquet")
+            for name, index in self.tables.pop(split).items():
                 table = index.arrow()
                 if split == "train" and index.view.labelled:
                     settings, fixed = self.settings, np.random.default_rng(0)  # the same labels for every seed
@@ -244,15 +245,13 @@ class StoreBuilder:
         return table.select(list(view.schema)), np.stack([self._prompt_of(rows), rows[other]], axis=1)
 
 
-def _records_table(records: bytearray) -> pa.Table:
-    """The table of RECORDS, made a batch at a time: a million ids as texts would take more memory than all else."""
-
-    def batch(start: int) -> pa.RecordBatch:
-        starts = range(start, min(start + BATCH_ROWS * RECORD, len(records)), RECORD)
-        rows = [bytes(records[i : i + RECORD]) for i in starts]
-        return pa.record_batch([[row[:32].hex() for row in rows], [row[32:] for row in rows]], RECORDS)
-
-    return pa.Table.from_batches(map(batch, range(0, len(records), BATCH_ROWS * RECORD)), RECORDS)
+def _write_records(records: bytearray, path: Path) -> None:
+    """Write the table of RECORDS a part at a time: a million ids as texts would take more memory than all else."""
+    with pq.ParquetWriter(path, RECORDS) as writer:
+        for part in range(0, len(records), 100 * BATCH_ROWS * RECORD):
+            starts = range(part, min(part + 100 * BATCH_ROWS * RECORD, len(records)), RECORD)
+            rows = [bytes(records[i : i + RECORD]) for i in starts]
+            writer.write_batch(pa.record_batch([[row[:32].hex() for row in rows], [row[32:] for row in rows]], RECORDS))
 
 
 def _key(prompt_id: str, response: bytes) -> int:
