@@ -64,6 +64,7 @@ def labelled(record: Feedback, both_labels: bool = False) -> Feedback:
         record,
         responses=record.responses + [record.responses[i] for i in twice],
         scores=record.scores + [record.scores[i] for i in twice if record.scores],
+        weights=record.weights + [record.weights[i] for i in twice if record.weights],
         desirable=[True if i in twice else label for i, label in enumerate(labels)] + [False] * len(twice),
     )
 

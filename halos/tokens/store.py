@@ -5,9 +5,10 @@ responses.arrow          ids of each response, end-of-turn token last
 sequences.parquet        (prompt, response, prompt_length, length): the first `length` ids of a response after a prompt.
                          Everything downstream names a sequence by its row here. Real responses come first, then
                          mismatched ones (x_i with y_j, j != i), which add no ids.
-{split}_{view}.parquet   sft (sequence) · paired (chosen, rejected) · grouped (sequences, scores)
+{split}_{view}.parquet   sft (sequence) · paired (chosen, rejected, margin) · grouped (sequences, scores)
                          · unpaired (sequence, desirable, score, mismatched): responses with a label or a score, read
-                         as the view unpaired (those with a label) or scored (those with a score)
+                         as the view unpaired (those with a label) or scored (those with a score); weights and margins
+                         where the data has any
 records_{split}.parquet  (prompt_id, digest) of each feedback record that the store was made from
 meta.json                settings, counts, and hashes of the files and of the template (StoreMeta)
 """

@@ -81,6 +81,7 @@ class Inputs:
             hashes=hashes,
         )  # fmt: skip
         inputs._check_lengths()
+        inputs._check_margins()
         return inputs
 
     @property
@@ -105,6 +106,13 @@ class Inputs:
             raise HalosError(
                 f"a sequence of {self.longest} tokens does not fit the model's {positions.limit} positions: lower the "
                 f"dataset's max_length"
+            )
+
+    def _check_margins(self) -> None:
+        if self.loss.needs_margins and "margin" not in self.store.view("train", self.stage.reads).column_names:
+            raise HalosError(
+                f"the loss {self.stage.loss} reads the pairs' margins (margin_weight), and dataset "
+                f"{self.store.meta.dataset} has none: give its rows a `margin`, or take out margin_weight"
             )
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,7 +206,8 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
     # what a response is, and its row number or 0 -> index: equal responses are one, unless the shape repeats
     index_of: dict[tuple[Any, ...], int] = {}
     found: list[tuple[Any, ...]] = []
-    pairs: dict[tuple[int, int], None] = {}  # an ordered set
+    weights: list[float] = []  # of a response of several rows, and of a pair, the first row's
+    pairs: dict[tuple[int, int], tuple[float, float | None]] = {}  # (winner, loser) -> weight, margin
     for number, (_, record) in enumerate(run):
         if reason := _nothing_to_learn(record):
             yield Drop(reason)
@@ -215,13 +217,17 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
         )  # fmt: skip
         before = len(found), len(pairs)
         indices = []
-        for response in zip(*(values or [None] * len(record.responses) for values in lists), strict=True):
+        given = zip(*(values or [None] * len(record.responses) for values in lists), strict=True)
+        for response, weight in zip(given, record.weights or repeat(1.0), strict=False):
             more = json.dumps(response[4:]) if any(response[4:]) else ""
             key = (*response[:4], more, number * shape.repeats)
             indices.append(index_of.setdefault(key, len(found)))
             if indices[-1] == len(found):
                 found.append(response)
-        pairs.update(((indices[winner], indices[loser]), None) for winner, loser in record.pairs)
+                weights.append(weight)
+        of_pairs = zip(record.pairs, record.pair_weights or repeat(1.0), record.margins or repeat(None), strict=False)
+        for (winner, loser), weight, margin in of_pairs:
+            pairs.setdefault((indices[winner], indices[loser]), (weight, margin))
         if (len(found), len(pairs)) == before:
             yield Drop("repeats another row of the same prompt")
     if found:
@@ -238,7 +244,17 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
             cut=list(map(bool, cut)) if any(cut) else [],
             response_fields=[one or {} for one in fields] if any(fields) else [],
             response_ids=ids if any(ids) else [],
+            weights=weights if any(weight != 1 for weight in weights) else [],
+            **_of_pairs(list(pairs.values())),
         )
+
+
+def _of_pairs(pairs: list[tuple[float, float | None]]) -> dict[str, Any]:
+    """The record's fields of the weights and margins of its pairs; both empty where they say nothing."""
+    return {
+        "pair_weights": [w for w, _ in pairs] if any(w != 1 for w, _ in pairs) else [],
+        "margins": [m for _, m in pairs] if any(m is not None for _, m in pairs) else [],
+    }
 
 
 def _nothing_to_learn(record: Feedback) -> str | None:
