@@ -238,19 +238,19 @@ class GlobalBatches:
     Args:
         n: number of examples.
         batch_size: examples of a global batch; the last one of an epoch may be smaller.
-        epochs: passes over the examples; unused when `examples` is set.
+        epochs: passes over the examples, the last one in part; unused when `examples` is set.
         examples: stop at the first step by which so many were seen; None to stop after `epochs`.
         seed: the cell's seed; each epoch is shuffled anew.
         inner_epochs: steps on each global batch, one after the other.
     """
 
     def __init__(
-        self, n: int, batch_size: int, epochs: int, examples: int | None, seed: int, inner_epochs: int = 1
+        self, n: int, batch_size: int, epochs: float, examples: int | None, seed: int, inner_epochs: int = 1
     ) -> None:
         self.n, self.batch_size, self.seed, self.inner_epochs = n, batch_size, seed, inner_epochs
         self.per_epoch = -(-n // batch_size)
-        epochs, rest = (epochs, 0) if examples is None else divmod(examples, n)
-        self.steps = (self.per_epoch * epochs + -(-rest // batch_size)) * inner_epochs
+        passes, rest = divmod(max(1, round(epochs * n)) if examples is None else examples, n)
+        self.steps = (self.per_epoch * passes + -(-rest // batch_size)) * inner_epochs
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:

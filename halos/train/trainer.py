@@ -134,7 +134,8 @@ class Trainer:
         """
         begun = time.monotonic()
         torch.manual_seed(derive(self.seed, "dropout", step, self.accelerator.process_index))
-        lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler)
+        lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler,
+                                           self.stage.min_lr_ratio, self.stage.decay)  # fmt: skip
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.policy.train()
@@ -169,9 +170,9 @@ class Trainer:
         head: list[Tensor] = []
         for name, parameter in self.policy.named_parameters():
             (head if "value_head." in name else model).append(parameter)
-        norm = self.accelerator.clip_grad_norm_(model, self.stage.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(model, self.stage.max_grad_norm or math.inf)
         if head:
-            self.accelerator.clip_grad_norm_(head, self.stage.value_max_grad_norm)
+            self.accelerator.clip_grad_norm_(head, self.stage.value_max_grad_norm or math.inf)
         return float(norm)
 
     def _evaluate(self, step: int, examples: int) -> None:
