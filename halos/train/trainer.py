@@ -20,6 +20,7 @@ from halos.errors import HalosError
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
+from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
 from halos.train.log import Log
 from halos.train.objective import Objective, live_reference
@@ -80,6 +81,8 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
+        for line in without_effect(self.stage, inputs.store, self.examples, len(self.batches), self.seed):
+            self._say(line)
         self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.content, inputs.hashes))
