@@ -14,7 +14,7 @@ from halos.losses import Loss
 from halos.reference.cache import Reference, expected_hashes, parts_for, read_scores
 from halos.tokens.positions import Positions
 from halos.tokens.selection import select
-from halos.tokens.store import Store
+from halos.tokens.store import Store, no_margins
 from halos.train.batches import Examples
 from halos.train.settings import RunSlice, Stage
 
@@ -109,11 +109,8 @@ class Inputs:
             )
 
     def _check_margins(self) -> None:
-        if self.loss.needs_margins and "margin" not in self.store.view("train", self.stage.reads).column_names:
-            raise HalosError(
-                f"the loss {self.stage.loss} reads the pairs' margins (margin_weight), and dataset "
-                f"{self.store.meta.dataset} has none: give its rows a `margin`, or take out margin_weight"
-            )
+        if self.loss.needs_margins and not self.store.has_margins:
+            raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss}"]))
 
 
 def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Sequence[Path]) -> None:

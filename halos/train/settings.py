@@ -153,6 +153,8 @@ class Stage(BaseModel):
         if self.online is not None:
             if loss.head == "score" or loss.control:
                 raise ValueError(f"the loss {self.loss!r} cannot be trained online: take out `online`")
+            if loss.needs_margins:
+                raise ValueError("a labeller gives no margins: take out margin_weight")
             if self.reward_model is not None:
                 raise ValueError("with `online` the labeller gives the scores: take out reward_model")
             if self.sync_every and self.online.reference == "fixed":

@@ -42,7 +42,6 @@ MEANINGS = {
     "num_train_epochs": "write `epochs`",
     "num_epochs": "write `epochs`",
     "num_iterations": "write `inner_epochs`, the optimiser steps on each global batch",
-    "num_ppo_epochs": "write `inner_epochs`, the optimiser steps on each global batch",
     "train_batch_size": _BATCH,
     "per_device_train_batch_size": _BATCH,
     "gradient_accumulation_steps": _BATCH,
@@ -80,16 +79,16 @@ MEANINGS = {
     "lora_alpha": "write `lora: {alpha: 256}`",
     "lora_dropout": "write `lora: {dropout: 0.05}`",
     "lora_target_modules": "write `lora: {target_modules: all-linear}`",
-    "ref_model": "the reference is the method before this stage: of sft-dpo it is sft",
+    "ref_model": "the reference is the method before this stage: of `a-b` it is `a`",
     "precompute_ref_log_probs": "a fixed reference is always computed once, before training",
     "sync_ref_model": "write `sync_reference`, the steps between two syncs",
     "ref_model_sync_steps": "write `sync_reference`, the steps between two syncs",
     "num_generations": "write `online: {samples_per_prompt: 4}`",
     "loss_type": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
     "loss_weights": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
-    "label_smoothing": "write `epsilon`, with `loss: cdpo` or another loss that has one",
-    "center_rewards_coefficient": "write `centre_weight`, with `loss: bradley_terry`",
-    "beta": "this loss has none",
+    "label_smoothing": "write `epsilon`, with a loss that has one (`python -m halos list losses`)",
+    "center_rewards_coefficient": "write `centre_weight`, with the loss of a reward model",
+    "beta": "this loss has none, nor anything like it: take it out",
 }  # fmt: skip
 """Word -> what to do, where no setting and no hyperparameter of the loss has that name."""
 SYNONYMS = {
@@ -102,10 +101,7 @@ SYNONYMS = {
     "vf_coef": ("value_weight",),
     "lam": ("gae_lambda",),
     "gamma": ("gamma_beta_ratio",),
-    "simpo_gamma": ("gamma_beta_ratio",),
-    "cpo_alpha": ("sft_weight",),
     "rpo_alpha": ("sft_weight",),
-    "discopop_tau": ("tau",),
     "lambda": ("odds_ratio_weight",),
 }
 """Word -> hyperparameters by which losses call what others call so."""

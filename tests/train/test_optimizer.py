@@ -13,6 +13,7 @@ from torch import nn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_schedule
 
 from halos.errors import HalosError
+from halos.publish.cards import schedule
 from halos.train.optimizer import learning_rate, make_optimizer
 from halos.train.settings import ADAMW, Stage, stage_slice
 from tests.conftest import World
@@ -256,8 +257,8 @@ def test_a_decay_ends_at_its_minimum_as_transformers_own(minimum: float, decay: 
             decay_type="linear", min_lr_ratio=minimum,
         ),
     }  # fmt: skip
-    for scheduler, schedule in theirs.items():
-        [rate] = schedule.lr_lambdas
+    for scheduler, their in theirs.items():
+        [rate] = their.lr_lambdas
         for step in range(ramp, steps + 1):
             ours = learning_rate(step, steps, ramp, scheduler, minimum, decay)
             assert ours == pytest.approx(rate(step), abs=1e-12), (scheduler, step)
@@ -285,6 +286,13 @@ def test_wsd_is_constant_and_then_falls_in_a_straight_line() -> None:
 def test_a_schedule_that_nothing_reads_is_refused(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         Stage(loss="sft", **changes)
+
+
+def test_a_model_card_says_where_a_schedule_ends() -> None:
+    settings = {"scheduler": "wsd", "warmup": 20, "decay": 0.2, "min_lr_ratio": 0.05}
+    expected = "wsd, warm-up 20, decay 0.2, down to 0.05 of it"
+    assert schedule(stage_slice(Stage(loss="sft", **settings))) == expected
+    assert schedule(stage_slice(Stage(loss="sft"))) == "constant, warm-up 0.1"
 
 
 @pytest.mark.parametrize("name", ["dpo", "ppo"])

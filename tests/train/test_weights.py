@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +15,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from halos.data import feedback
 from halos.errors import HalosError
 from halos.tokens.selection import select
-from halos.tokens.store import Store
+from halos.tokens.store import Store, check
 from halos.train.batches import Examples
+from halos.train.run import train
+from halos.train.settings import Stage
 from halos.train.trainer import Trainer
 from halos.views import VIEWS
 from tests.conftest import World
 from tests.tokens.test_store import OTHER, PAIR, ask, make
 from tests.train.runs import setup
+from tests.train.test_invariance import ROOT, SHORT, assert_close, assert_same_log
 
 BATCH = np.array([3, 17, 5, 40, 8, 21])
 WEIGHTS = [0.5, 2.0, 0.1, 1.0, 30.0, 1e-3]
@@ -125,8 +133,26 @@ def test_where_policy_and_reference_are_equal_only_the_margins_are_left_of_dpo(
 
 @pytest.mark.parametrize("name", ["dpo", "bradley_terry"])
 def test_margins_that_the_data_does_not_have_are_refused(name: str, world: World, tmp_path: Path) -> None:
-    with pytest.raises(HalosError, match=r"dataset d has none: give its rows a `margin`, or take out margin_weight"):
+    with pytest.raises(HalosError, match=rf"dataset d has no margins, and the loss {name} reads them"):
         setup(world, tmp_path, name, margin_weight=1.0)
+
+
+def test_margins_that_the_data_does_not_have_are_refused_before_a_grid_runs(world: World, tmp_path: Path) -> None:
+    sentence = (
+        r"^dataset d has no margins, and dpo, rm read them \(margin_weight\): give its pairs a `margin`, or take out"
+    )
+    with pytest.raises(HalosError, match=sentence):
+        check(world.store, ["paired"], tmp_path / "no.json", margins_for=["dpo", "rm"])
+    assert not (tmp_path / "no.json").exists()
+    store, _ = make(tmp_path, world, [replace(PAIR, margins=[2.0])])
+    check(store.folder, ["paired"], tmp_path / "yes.json", margins_for=["dpo"])
+    assert (tmp_path / "yes.json").exists()
+
+
+def test_margins_that_no_labeller_gives_are_refused_with_the_config() -> None:
+    online = {"rounds": 2, "prompts_per_round": 8, "label": "l"}
+    with pytest.raises(ValidationError, match="a labeller gives no margins: take out margin_weight"):
+        Stage(loss="dpo", online=online, margin_weight=1.0)
 
 
 # ---- from records to examples
@@ -161,3 +187,25 @@ def test_a_store_of_records_without_any_has_no_such_columns(world: World) -> Non
     for view in VIEWS.values():
         found = Store(world.store).view("train", view.name).column_names
         assert found == [name for name in view.schema if name not in view.optional]
+
+
+@pytest.mark.slow
+def test_two_processes_weigh_examples_as_one(world: World, tmp_path: Path) -> None:
+    """From weighted records to trained weights, in batches of seven, which two processes cannot share equally."""
+    records = list(islice(feedback.read(world.results / "data/d/train.parquet"), 60))
+    weighted = [
+        replace(record, weights=[0.1 + (3 * i + k) % 5 for k in range(len(record.responses))])
+        for i, record in enumerate(records)
+    ]
+    store, _ = make(tmp_path, world, weighted, max_length=100, max_prompt_length=60)
+    config = world.slice("runs/d/m/sft/seed1", **SHORT)
+    train(config, world.base, store.folder, tmp_path / "one", tokens_per_microbatch=10**6)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "halos",
+         "train", "--config", config, "--parent", world.base, "--store", store.folder, "--output", tmp_path / "two",
+         "--tokens-per-microbatch", "400"],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_close(tmp_path / "one", tmp_path / "two", world.base, rtol=3e-4)
+    assert_same_log(tmp_path / "one", tmp_path / "two")
