@@ -72,7 +72,7 @@ def sound(row: Any, source: str, number: int) -> Feedback | Drop:
     try:
         if isinstance(row, Feedback):
             try:
-                _Fields.model_validate(row.row())
+                _Fields.model_validate({name: getattr(row, name) for name in WEIGHTED.names})
             except (ValueError, TypeError, KeyError, AttributeError):  # a type is wrong, or there is no prompt_id
                 row = {name: getattr(row, name) for name in WEIGHTED.names if name != "prompt_id"}
         if isinstance(row, dict):

@@ -97,6 +97,7 @@ class Examples:
         self.rows = {role: column.to_numpy() for role, column in columns.items()}
         self.weights = np.ones(sizes.sum()) if weights is None else weights.fill_null(1.0).to_numpy()
         self.weight = (self.weights / np.repeat(sizes, sizes)).astype(np.float32)
+        self._of_examples = np.add.reduceat(self.weights, self.offsets[:-1]) / sizes
         self.labels: dict[str, np.ndarray] = {}
         if "scores" in labels:
             of_data = labels["scores"].to_numpy()
@@ -124,9 +125,8 @@ class Examples:
         return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
 
     def total_weight(self, indices: np.ndarray) -> float:
-        """Sum of the weights of some examples, of which a group has the mean of its responses'."""
-        sizes = np.diff(self.offsets)
-        return float((np.add.reduceat(self.weights, self.offsets[:-1]) / sizes)[indices].sum())
+        """Sum of the weights of some examples."""
+        return float(self._of_examples[indices].sum())
 
     def response_tokens(self, indices: np.ndarray, roles: Sequence[str]) -> float:
         """Number of response tokens of some examples, over all these roles, each counted by its response's weight."""

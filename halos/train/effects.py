@@ -129,7 +129,7 @@ def _of_labels(loss: Loss, examples: Examples) -> Iterator[str]:
             if number == n:
                 yield f"labels: all {n} examples are {name}, and there is nothing to tell apart"
             elif getattr(loss, f"{name}_weight", 1) == 0:
-                yield f"{name}_weight: 0 learns nothing from the {number} {name} examples, nor to tell them apart"
+                yield f"{name}_weight: 0 takes the {number} {name} examples out of the loss"
 
 
 def _of_columns(stage: Stage, loss: Loss, examples: Examples) -> Iterator[str]:

@@ -161,6 +161,9 @@ FIELDS = (
     "tools",
     "response_fields",
     "template",
+    "weights",
+    "pair_weights",
+    "margins",
 )
 
 

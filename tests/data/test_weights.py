@@ -7,12 +7,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from halos.data import feedback
 from halos.data.feedback import SCHEMA, WEIGHTED, Feedback
+from halos.data.pairs import joined, labelled
 from halos.data.rows import Drop
+from halos.data.sound import sound
 from halos.tokens.learned import distinct, without
 from tests.data.sources.test_layouts import TALK, read, refused
 
@@ -50,6 +53,21 @@ def test_rows_that_say_nothing_of_weights_make_records_without_any(tmp_path: Pat
 def test_each_target_of_a_conversation_has_its_weight(tmp_path: Path) -> None:
     records = read(tmp_path, {"messages": TALK, "weight": 0.5}, every_turn=True)
     assert [record.weights for record in records if isinstance(record, Feedback)] == [[0.5], [0.5]]
+
+
+def test_a_plugins_records_keep_them_where_they_are_joined_or_listed_twice() -> None:
+    first = Feedback(PROMPT, ["a", "b"], "x", pairs=[(0, 1)], weights=[2.0, 3.0], margins=[0.5])
+    second = Feedback(PROMPT, ["b", "c"], "x", pairs=[(0, 1)], pair_weights=[4.0])
+    [record] = joined([first, second])
+    assert isinstance(record, Feedback)
+    assert (record.responses, record.pairs) == (["a", "b", "c"], [(0, 1), (1, 2)])
+    assert (record.weights, record.pair_weights, record.margins) == ([2, 3, 1], [1, 4], [0.5, None])
+    twice = labelled(record, both_labels=True)
+    assert (twice.responses, twice.desirable) == (["a", "b", "c", "b"], [True, True, False, False])
+    assert (twice.weights, twice.problem()) == ([2, 3, 1, 3], None)
+    mapped = sound({"prompt": PROMPT, "responses": ["a"], "weights": np.array([0.5], np.float32)}, "mine", 1)
+    assert isinstance(mapped, Feedback)
+    assert mapped.weights == [0.5]
 
 
 def test_samples_of_a_group_have_a_weight_each(tmp_path: Path) -> None:

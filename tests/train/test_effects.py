@@ -82,7 +82,7 @@ DATA = {  # name -> loss, settings, columns, what is said
     "equal scores in all groups": ("grpo", {}, {}, "the responses of each group have equal scores"),
     "desirable alone": ("kto", {}, {"desirable": True}, "examples are desirable, and there is nothing to tell apart"),
     "undesirable alone": ("ppo", {}, {"desirable": False}, "examples are undesirable, and there is nothing to tell"),
-    "a weight that leaves out a label": ("kto", {"desirable_weight": 0}, {}, "desirable_weight: 0 learns nothing"),
+    "a weight that leaves out a label": ("kto", {"desirable_weight": 0}, {}, "desirable_weight: 0 takes the"),
     "equal scores": ("ppo", {"reward": "score"}, {"score": 0.5}, "are 0.5, so that no response is better"),
     "a share of almost all": ("kto", {"keep_undesirable": 0.9999}, {}, "keep_undesirable: 0.9999 leaves out none of"),
     "margins that the loss could read": ("dpo", {}, {"margin": 0.5}, "does not read them as it is set; margin_weight"),

@@ -15,6 +15,7 @@ from halos.data.layouts.kinds import NO_SHAPE, SHAPES
 from halos.data.layouts.parse import Layout, Parsed
 from halos.data.layouts.shapes import Row
 from halos.data.layouts.turns import Invalid
+from halos.data.pairs import each_pair, weighted
 from halos.data.paths import SPLITS
 from halos.data.readers import read_rows
 from halos.data.rows import Drop, Records, digest, in_split, split_key
@@ -225,8 +226,7 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
             if indices[-1] == len(found):
                 found.append(response)
                 weights.append(weight)
-        of_pairs = zip(record.pairs, record.pair_weights or repeat(1.0), record.margins or repeat(None), strict=False)
-        for (winner, loser), weight, margin in of_pairs:
+        for (winner, loser), weight, margin in each_pair(record):
             pairs.setdefault((indices[winner], indices[loser]), (weight, margin))
         if (len(found), len(pairs)) == before:
             yield Drop("repeats another row of the same prompt")
@@ -244,17 +244,8 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
             cut=list(map(bool, cut)) if any(cut) else [],
             response_fields=[one or {} for one in fields] if any(fields) else [],
             response_ids=ids if any(ids) else [],
-            weights=weights if any(weight != 1 for weight in weights) else [],
-            **_of_pairs(list(pairs.values())),
+            **weighted(weights, pairs.values()),
         )
-
-
-def _of_pairs(pairs: list[tuple[float, float | None]]) -> dict[str, Any]:
-    """The record's fields of the weights and margins of its pairs; both empty where they say nothing."""
-    return {
-        "pair_weights": [w for w, _ in pairs] if any(w != 1 for w, _ in pairs) else [],
-        "margins": [m for _, m in pairs] if any(m is not None for _, m in pairs) else [],
-    }
 
 
 def _nothing_to_learn(record: Feedback) -> str | None:
