@@ -243,7 +243,8 @@ class StoreBuilder:
             table, rows, other = table.slice(0, 0), rows[:0], np.array([], dtype=np.int64)
         column = pa.array(np.arange(first, first + len(rows)), ARROW["int32"])
         table = table.append_column(view.columns[MISMATCHED], column)
-        return table.select(list(view.schema)), np.stack([self._prompt_of(rows), rows[other]], axis=1)
+        table = table.select([name for name in view.schema if name in table.column_names])
+        return table, np.stack([self._prompt_of(rows), rows[other]], axis=1)
 
 
 def _write_records(records: bytearray, path: Path) -> None:

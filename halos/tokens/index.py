@@ -32,6 +32,12 @@ class _Column:
             self.sizes.append(len(values))
         self.values.extend(NULLS[self.type] if v is None else v + offset for v in values)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no row has a value."""
+        values = np.asarray(self.values)
+        return bool((np.isnan(values) if self.type == "float64" else values < 0).all())
+
     def arrow(self) -> pa.Array:
         values = np.asarray(self.values)
         null = np.isnan(values) if self.type == "float64" else values < 0
@@ -58,8 +64,9 @@ class IndexTable:
                 column.add(value, offset)
 
     def arrow(self) -> pa.Table:
-        """The table, without its mismatched column."""
-        return pa.table({name: column.arrow() for name, column in self.columns.items()})
+        """The table, without its mismatched column, and without optional columns that have no value."""
+        left_out = {name for name, column in self.columns.items() if name in self.view.optional and column.empty}
+        return pa.table({name: column.arrow() for name, column in self.columns.items() if name not in left_out})
 
 
 def counts_of(table: pa.Table, views: list[View]) -> dict[str, int]:
