@@ -171,5 +171,5 @@ def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: to
 
 
 def fingerprint(config: dict[str, Any], inputs: dict[str, str]) -> str:
-    """Hash of a run's slice of the config and of the hashes of its inputs."""
+    """Hash of the identity of a run's slice of the config and of the hashes of its inputs."""
     return hash_content([config, inputs])

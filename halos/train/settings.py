@@ -12,7 +12,19 @@ from halos.errors import HalosError
 from halos.losses import Loss
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
-from halos.settings import Fraction, Label, Positive, Settings, Share, Slice, Strict, identity, numbers
+from halos.settings import (
+    INCIDENTAL,
+    Fraction,
+    Label,
+    Positive,
+    Settings,
+    Share,
+    Slice,
+    Strict,
+    identity,
+    incidental,
+    numbers,
+)
 from halos.tokens.selection import Selection
 
 
@@ -74,10 +86,16 @@ class Stage(BaseModel):
     inner_epochs: Positive = Field(1, description="optimiser steps on each global batch, one after the other")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping: largest norm, without a value head's")
     value_max_grad_norm: float = Field(0.1, gt=0, description="gradient clipping of a value head: largest norm")
-    eval_every: Positive = Field(32, description="steps between two evaluations on held-out examples")
-    checkpoint_every: Positive = Field(100, description="steps between two checkpoints, to resume from")
-    keep_every: Positive | None = Field(
-        None, description="steps between two models that are kept in kept/step{N}; none are by default"
+    eval_every: Annotated[Positive, INCIDENTAL] = Field(
+        32, description="steps between two evaluations on held-out examples; reruns nothing"
+    )
+    checkpoint_every: Annotated[Positive, INCIDENTAL] = Field(
+        100, description="steps between two checkpoints, to resume from; reruns nothing"
+    )
+    keep_every: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
+        "finished run keeps what it kept until it is deleted",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
     humanline: bool = Field(
@@ -212,6 +230,14 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The content without the settings of its stage that make no other result."""
+        content = self.content
+        if self.stage is not None:
+            content["stage"] = {k: v for k, v in content["stage"].items() if k not in incidental(Stage)}
+        return content
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:

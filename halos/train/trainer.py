@@ -82,7 +82,7 @@ class Trainer:
         )  # fmt: skip
         self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
 
-        self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.content, inputs.hashes))
+        self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
         self.publisher = Publisher(inputs, self.policy, self.tokenizer, self.accelerator)
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
