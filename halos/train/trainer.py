@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
-from halos.distributed.sharding import keep_float32
+from halos.distributed.sharding import keep_float32, local
 from halos.errors import HalosError
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
@@ -140,7 +140,7 @@ class Trainer:
         self.policy.train()
         metrics, sizes = self.objective(self.ahead(step), backward=True)
         norm = self._clip()
-        self._check_finite(metrics["loss"], step + 1, norm)
+        self._check_finite(metrics["loss"], step + 1, updates=step, norm=norm)
         if self.stage.sync_every and (step + 1) % self.stage.sync_every == 0:
             self.objective.sync_reference()
         self.optimizer.step()
@@ -186,15 +186,31 @@ class Trainer:
         self.policy.eval()
         batch = self._prepare(self.held_out, np.arange(len(self.held_out)))
         metrics, _ = self.objective(batch, backward=False)
-        self._check_finite(metrics["loss"], step)
+        self._check_finite(metrics["loss"], step, updates=step)
         return metrics
 
-    def _check_finite(self, loss: float, step: int, norm: float = 0.0) -> None:
-        """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child."""
+    def _check_finite(self, loss: float, step: int, updates: int, norm: float = 0.0) -> None:
+        """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child.
+
+        Before the first of the `updates`, the learning rate cannot be the reason.
+        """
         for name, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
-                lr = self.stage.lr
-                raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
+                advice = f"lower the learning rate (now {self.stage.lr:g})" if updates else self._not_finite_because()
+                raise HalosError(f"the {name} is {value} at step {step}; {advice}")
+
+    def _not_finite_because(self) -> str:
+        """What to do about a loss that is not finite before any weight was changed."""
+        for name, parameter in self.accelerator.unwrap_model(self.policy).named_parameters():
+            if not local(parameter).isfinite().all():
+                return (
+                    f"the weights that it begins with are not finite ({name}, from {self.inputs.parent}): take others"
+                )
+        precision = self.inputs.settings.precision
+        return (
+            "no weight has changed yet, so the learning rate is not the reason: look at the scores in the data and at "
+            "the reference's log-probabilities" + (", or set `precision: fp32`" if precision != "fp32" else "")
+        )
 
     def _prepare(self, examples: Examples, indices: np.ndarray) -> LocalBatch:
         """This process's share of a global batch, on its device."""
