@@ -1,4 +1,4 @@
-"""Disks that take no more: one sentence, nothing half-written that counts, and a run that goes on when there is room."""
+"""Disks that take no more: one sentence, nothing half-written that counts, a run that goes on when there is room."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def no_file_beyond(size: int) -> Iterator[None]:
 def test_a_file_that_was_there_stays_where_another_does_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with no_file_beyond(1000), pytest.raises(HalosError, match="a file would be larger than is allowed"):
-        with whole(path) as temporary:
-            temporary.write_text("new" * 1000)
+    refused = pytest.raises(HalosError, match="a file would be larger than is allowed")
+    with no_file_beyond(1000), refused, whole(path) as temporary:
+        temporary.write_text("new" * 1000)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
 
