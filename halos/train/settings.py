@@ -97,6 +97,13 @@ class Stage(BaseModel):
         description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
         "finished run keeps what it kept until it is deleted",
     )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="probability of all dropout of the model itself (adapters have lora.dropout); by default none "
+        "for a loss with a reference, which is computed without, else the model's own",
+    )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
@@ -189,6 +196,11 @@ class Stage(BaseModel):
     def sync_every(self) -> int | None:
         """Steps between two syncs of a live reference; None for a fixed, and so cached, reference."""
         return self.sync_reference or (1 if self.humanline else None)
+
+    @property
+    def dropout_in_force(self) -> float | None:
+        """Probability of dropout; None for the model's own."""
+        return 0.0 if self.dropout is None and self.make_loss().needs_reference else self.dropout
 
     @property
     def reads(self) -> str:

@@ -20,6 +20,7 @@ from halos.errors import HalosError
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
+from halos.train.dropout import Dropout
 from halos.train.inputs import Inputs
 from halos.train.log import Log
 from halos.train.objective import Objective, live_reference
@@ -64,6 +65,9 @@ class Trainer:
         packed = begun.unpacked_because is None
         if not packed:
             self._say(f"packing is off: {begun.unpacked_because}")
+        self.dropout = Dropout(begun.network, self.stage.dropout_in_force)
+        if self.dropout.text is not None:
+            self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
@@ -110,7 +114,8 @@ class Trainer:
             if last or step % self.stage.eval_every == 0:
                 self._evaluate(step, metrics["examples"])
             if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
-                self.publisher.model(self._kept / f"step{step}", merge=False)
+                with self.dropout.as_configured():
+                    self.publisher.model(self._kept / f"step{step}", merge=False)
             reason = self.stopping.reason(self.accelerator)
             if not last and (reason or step % self.stage.checkpoint_every == 0):
                 self._save_checkpoint(step)
@@ -120,9 +125,10 @@ class Trainer:
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
         data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
-        self.publisher.run(
-            self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters
-        )  # fmt: skip
+        with self.dropout.as_configured():
+            self.publisher.run(
+                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters
+            )  # fmt: skip
         if self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder)
 
@@ -137,7 +143,7 @@ class Trainer:
         lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.policy.train()
+        self.dropout.train(self.policy)
         metrics, sizes = self.objective(self.ahead(step), backward=True)
         norm = self._clip()
         self._check_finite(metrics["loss"], step + 1, updates=step, norm=norm)
