@@ -104,6 +104,12 @@ class Stage(BaseModel):
         description="probability of all dropout of the model itself (adapters have lora.dropout); by default none "
         "for a loss with a reference, which is computed without, else the model's own",
     )
+    router_weight: float | None = Field(
+        None,
+        ge=0,
+        description="mixtures of experts: weight of the loss that balances the experts' load (Switch Transformers); by "
+        "default the config's router_aux_loss_coef where it has output_router_logits: true, else 0",
+    )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"

@@ -27,6 +27,7 @@ from halos.train.objective import Objective, live_reference
 from halos.train.optimizer import learning_rate, make_optimizer
 from halos.train.policy import Policy
 from halos.train.publish import Publisher
+from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
 
 
@@ -69,12 +70,18 @@ class Trainer:
         if self.dropout.text is not None:
             self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
+        routers = Routers(begun.network)
+        router_weight = check_weight(self.stage.router_weight, routers)
+        if routers.lacking is None:
+            self._say(f"the loss that balances the experts' load has the weight {router_weight:g}")
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
             keep_float32(begun.value_head, self.accelerator)
         optimizer = make_optimizer(begun.network, self.stage)
         self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
-        self.objective = Objective(self.stage, self.loss, self.policy, self.live, self.accelerator)
+        self.objective = Objective(
+            self.stage, self.loss, self.policy, self.live, self.accelerator, routers, router_weight
+        )
 
         self.examples = inputs.examples("train", begun.control, packed)
         self.held_out = inputs.examples("test", begun.control, packed) if "test" in inputs.store.splits else None

@@ -204,7 +204,7 @@ def test_humanline_syncs_its_reference_every_step_unless_told_otherwise(
 OTHERWISE: dict[str, Any] = {
     "lr": 3e-4, "optimizer": "RAdam", "optimizer_args": {"betas": [0.8, 0.9]}, "decay_norms_and_biases": False,
     "scheduler": "cosine", "warmup": 7, "batch_size": 9, "epochs": 3, "examples": 50, "inner_epochs": 2,
-    "max_grad_norm": 2.0, "dropout": 0.2,
+    "max_grad_norm": 2.0, "dropout": 0.2, "router_weight": 0.01,
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"},
 }  # fmt: skip
 INTERVALS = {"eval_every": 5, "checkpoint_every": 6, "keep_every": 7}
