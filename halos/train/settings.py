@@ -12,7 +12,19 @@ from halos.errors import HalosError
 from halos.losses import Loss
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
-from halos.settings import Fraction, Label, Positive, Settings, Share, Slice, Strict, identity, numbers
+from halos.settings import (
+    INCIDENTAL,
+    Fraction,
+    Label,
+    Positive,
+    Settings,
+    Share,
+    Slice,
+    Strict,
+    identity,
+    incidental,
+    numbers,
+)
 from halos.tokens.selection import Selection
 from halos.train.words import meaning
 
@@ -85,10 +97,29 @@ class Stage(BaseModel):
     value_max_grad_norm: float = Field(
         0.1, ge=0, description="gradient clipping of a value head: largest norm; 0 for no clipping"
     )
-    eval_every: Positive = Field(32, description="steps between two evaluations on held-out examples")
-    checkpoint_every: Positive = Field(100, description="steps between two checkpoints, to resume from")
-    keep_every: Positive | None = Field(
-        None, description="steps between two models that are kept in kept/step{N}; none are by default"
+    eval_every: Annotated[Positive, INCIDENTAL] = Field(
+        32, description="steps between two evaluations on held-out examples; reruns nothing"
+    )
+    checkpoint_every: Annotated[Positive, INCIDENTAL] = Field(
+        100, description="steps between two checkpoints, to resume from; reruns nothing"
+    )
+    keep_every: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
+        "finished run keeps what it kept until it is deleted",
+    )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="probability of all dropout of the model itself (adapters have lora.dropout); by default none "
+        "for a loss with a reference, which is computed without, else the model's own",
+    )
+    router_weight: float | None = Field(
+        None,
+        ge=0,
+        description="mixtures of experts: weight of the loss that balances the experts' load (Switch Transformers); by "
+        "default the config's router_aux_loss_coef where it has output_router_logits: true, else 0",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
     humanline: bool = Field(
@@ -194,6 +225,11 @@ class Stage(BaseModel):
         return self.sync_reference or (1 if self.humanline else None)
 
     @property
+    def dropout_in_force(self) -> float | None:
+        """Probability of dropout; None for the model's own."""
+        return 0.0 if self.dropout is None and self.make_loss().needs_reference else self.dropout
+
+    @property
     def reads(self) -> str:
         """The view of the store that the stage reads: its loss's, or `scored` where labels are made from scores."""
         loss = self.make_loss()
@@ -233,6 +269,14 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The content without the settings of its stage that make no other result."""
+        content = self.content
+        if self.stage is not None:
+            content["stage"] = {k: v for k, v in content["stage"].items() if k not in incidental(Stage)}
+        return content
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:
