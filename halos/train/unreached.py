@@ -38,13 +38,13 @@ def settle_unreached(network: nn.Module, accelerator: Accelerator, drops_layers:
     if text is model.config and not waits:
         return None
     inside = {id(p) for m in model.modules() if _is_language_model(m, text) for p in m.parameters()}
-    left = unreached(network, model)
+    left = None if drops_layers else unreached(network, model)
     names = left or []
     beside = [name for name in names if inside and id(network.get_parameter(name)) not in inside]
     total = _size(network, _trained(network))
     for name in beside:
         network.get_parameter(name).requires_grad_(False)
-    if waits and (left is None or len(beside) < len(names) or drops_layers):
+    if waits and (left is None or len(beside) < len(names)):
         accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     if not names:
         return None
