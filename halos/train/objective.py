@@ -49,6 +49,10 @@ class Sizes(NamedTuple):
 class Objective:
     """The mean loss of a global batch, over its examples (or tokens), whatever its microbatches and processes.
 
+    It is weighted by the examples' weights in the data: sum(weight * loss) / sum(weight) over the global batch, as
+    torch's cross-entropy is by the weights of classes. So weights that are all scaled by a number change nothing, and
+    the learning rate means the same with them.
+
     Attributes:
         stage: settings of the stage: `humanline` and its bounds.
         loss: the stage's loss.

@@ -21,6 +21,7 @@ from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
 from halos.train.dropout import Dropout
+from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
 from halos.train.log import Log
 from halos.train.objective import Objective, live_reference
@@ -96,6 +97,8 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
+        for line in without_effect(self.stage, inputs.store, self.examples, len(self.batches), self.seed):
+            self._say(line)
         self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
@@ -152,7 +155,8 @@ class Trainer:
         """
         begun = time.monotonic()
         torch.manual_seed(derive(self.seed, "dropout", step, self.accelerator.process_index))
-        lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler)
+        lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler,
+                                           self.stage.min_lr_ratio, self.stage.decay)  # fmt: skip
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.dropout.train(self.policy)
@@ -187,9 +191,9 @@ class Trainer:
         head: list[Tensor] = []
         for name, parameter in self.policy.named_parameters():
             (head if "value_head." in name else model).append(parameter)
-        norm = self.accelerator.clip_grad_norm_(model, self.stage.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(model, self.stage.max_grad_norm or math.inf)
         if head:
-            self.accelerator.clip_grad_norm_(head, self.stage.value_max_grad_norm)
+            self.accelerator.clip_grad_norm_(head, self.stage.value_max_grad_norm or math.inf)
         return float(norm)
 
     def _evaluate(self, step: int, examples: int) -> None:

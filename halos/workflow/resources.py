@@ -146,6 +146,12 @@ class StudyResources(JobResources):
         views = {stage.reads for stage in stages if stage.online is None} | {wildcards.view}
         return " ".join(sorted(views - {PROMPTS}))
 
+    def margins_for(self, wildcards: Any) -> str:
+        """The stages of the grid whose losses read the margins of a store's pairs, separated by spaces."""
+        place = (wildcards.dataset, wildcards.model)
+        cells = [c for c in self._study.trained if (c.dataset, c.model) == place]
+        return " ".join(sorted({str(c.stage) for c in cells if self._study.stage(c).make_loss().needs_margins}))
+
     def fresh_prompts(self, wildcards: Any) -> int:
         """The most prompts that the rounds of one online stage of the grid take from a dataset."""
         stages = [self._study.stage(c) for c in self._study.trained if c.dataset == wildcards.dataset]
