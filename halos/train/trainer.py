@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
-from halos.distributed.sharding import keep_float32, local
+from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
@@ -30,6 +30,7 @@ from halos.train.policy import Policy
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
+from halos.train.unreached import settle_unreached
 
 
 class Trainer:
@@ -75,6 +76,10 @@ class Trainer:
         router_weight = check_weight(self.stage.router_weight, routers)
         if routers.lacking is None:
             self._say(f"the loss that balances the experts' load has the weight {router_weight:g}")
+        left = settle_unreached(begun.network, self.accelerator, self.dropout.drops_layers)
+        if left is not None:
+            self._say(left)
+        name_layers(begun.network)
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
             keep_float32(begun.value_head, self.accelerator)
