@@ -80,7 +80,9 @@ def references(world: World, base: Path, config: Path) -> list[Path]:
     stage = RunSlice.read(config).stage
     assert stage is not None
     wanted = parts_for(stage.make_loss(), live=stage.sync_every is not None)
-    world.slice("runs/d/m/sft/seed1")  # by which references are made
+    by = "runs/d/m/sft/seed1"  # whose precision and attention references are made with
+    if not (world.results / by / "config.yaml").exists():
+        world.slice(by)
     return [file for file in world.reference_of(base) if file.stem in wanted] if wanted else []
 
 
