@@ -24,9 +24,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "opt-projected": {"model_type": "opt", "word_embed_proj_dim": 16},
     "phi3-longrope": {
         "model_type": "phi3",
-        "original_max_position_embeddings": 32,
+        "original_max_position_embeddings": 45,
         "rope_parameters": {
-            "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32,
+            "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 45,
             "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 4.0, 8.0],
         },
     },
@@ -34,6 +34,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Name -> a type and fields that make it compute otherwise: embeddings narrower than the layers, as OPT 350M has, and
 rotary positions whose scale depends on the length, as those of Phi-3 128k."""
 
+WINDOWS = (
+    "sliding_window", "attention_chunk_size", "local_attention", "attention_window_size", "sliding_window_size",
+    "window_size",
+)  # fmt: skip
 SIZES: dict[str, Any] = {
     # width
     **dict.fromkeys(
@@ -57,7 +61,7 @@ SIZES: dict[str, Any] = {
     # attention
     **dict.fromkeys(
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads",
-         "num_decoder_attention_heads", "num_encoder_attention_heads", "attention_heads", "index_n_heads",
+         "num_decoder_attention_heads", "num_encoder_attention_heads", "attention_heads",
          "swa_num_attention_heads"),
         4,
     ),
@@ -71,6 +75,7 @@ SIZES: dict[str, Any] = {
     ),
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
+    "index_n_heads": 16,  # of fewer, all may give a position nothing: which ones are attended to is then arbitrary
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank", "index_topk"), 16),
     # experts
     **dict.fromkeys(
@@ -90,8 +95,7 @@ SIZES: dict[str, Any] = {
     # lengths
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions",
                      "max_source_positions", "context_length", "model_max_length"), 256),
-    **dict.fromkeys(("sliding_window", "attention_chunk_size", "local_attention", "attention_window_size",
-                     "sliding_window_size", "window_size"), 24),
+    **dict.fromkeys(WINDOWS, 24),
     # pictures and sound
     "image_size": 16,
     **dict.fromkeys(("vision_hidden_size", "adapter_in_dim", "out_hidden_size", "projector_hidden_size", "mlp_dim",
@@ -127,6 +131,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": {"global_head_dim": 16},
     "glm4v_text": MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
@@ -170,6 +175,7 @@ def _small(config: PreTrainedConfig, vocab_size: int) -> dict[str, Any]:
     content, stored = config.to_dict(), config.attribute_map
     values = {field.name: content.get(stored.get(field.name, field.name)) for field in dataclasses.fields(config)}
     fields = {name: SIZES[name] for name in values if name in SIZES}
+    fields = {name: size for name, size in fields.items() if values[name] is not None or name not in WINDOWS}
     fields |= {name: vocab_size for name in VOCABULARIES if name in values}
     if "vocab_size" in values:
         special = {name: values.get(name) for name in SPECIAL}
