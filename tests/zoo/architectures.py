@@ -152,8 +152,8 @@ IMPOSSIBLE = {
     "gemma3n": "its vision tower needs the package timm",
     "gemma4_assistant": "drafts tokens from the keys and values of another model",
     "gemma4_unified_assistant": "drafts tokens from the keys and values of another model",
-    "musicgen": "its language model reads codes of sound, and `AutoModelForCausalLM` cannot make it from its config",
-    "musicgen_melody": "as musicgen",
+    "musicgen": "its language model, which reads codes of sound, is not made from its config",
+    "musicgen_melody": "its language model, which reads codes of sound, is not made from its config",
 }
 """The types that no config can make here, and why."""
 

@@ -186,13 +186,12 @@ class Trial:
     def _moved(self, run: Path) -> float:
         """The share of a model's matrices, embeddings and output layer apart, that training has changed."""
         before, after = (_weights(folder / "model") for folder in (self.world.base, run))
+        model = plain(self.world.base / "model")
+        outer = [m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
         changed = {name: not torch.equal(value, before[name]) for name, value in after.items() if name in before}
-        apart = _embeddings(plain(self.world.base / "model"))
-        matrices = {
-            name: v.numel() for name, v in after.items() if v.ndim > 1 and name in changed and name not in apart
-        }
-        total = sum(matrices.values())
-        return sum(size for name, size in matrices.items() if changed[name]) / total if total else any(changed.values())
+        inner = {name: before[name] for name in changed if not any(torch.equal(before[name], w) for w in outer)}
+        sizes = {name: value.numel() for name, value in inner.items() if value.ndim > 1}
+        return sum(size * changed[name] for name, size in sizes.items()) / sum(sizes.values())
 
     @torch.no_grad()
     def _reload(self, run: Path, stage: str, last: dict[str, Any]) -> None:
@@ -276,12 +275,6 @@ def _scores(model: Any, store: Store, rows: np.ndarray) -> Tensor:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
-def _embeddings(model: Any) -> set[str]:
-    """The names of the weights of a model's input embeddings and output layer."""
-    kept = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if hasattr(m, "weight")}
-    return {name for name, value in model.named_parameters(remove_duplicate=False) if id(value) in kept}
 
 
 def run_config(world: World, stage: str) -> Path:
