@@ -23,6 +23,12 @@ class Record(Protocol):
     def desirable(self) -> list[bool | None]: ...
     @property
     def target(self) -> int | None: ...
+    @property
+    def weights(self) -> list[float]: ...
+    @property
+    def pair_weights(self) -> list[float]: ...
+    @property
+    def margins(self) -> list[float | None]: ...
 
 
 Rows = Iterable[tuple[Any, ...]]
@@ -40,7 +46,9 @@ class View:
         rows: the rows that a feedback record adds to the index table, in the order of the schema. A sequence is given
             as the index of its response in the record. The mismatched column is left out.
         wants: what to do about a dataset that has no rows for the view, for an error message.
-        labels: "desirable" or "scores" -> the column of that label.
+        labels: "desirable", "scores" or "margins" -> the column of that label.
+        weight: the column of its examples' weights; of a grouped view, of its responses'.
+        optional: columns that a table lacks where no row has a value: nothing is changed for data without them.
         having: the column that has a value in the rows of this view; None where all rows of the table are its own.
         table: name of the index table, where it is another view's.
         by_scores: name of the view to read when labels are made from scores.
@@ -57,6 +65,8 @@ class View:
     table: str = ""
     by_scores: str | None = None
     feedback: tuple[str, ...] = ()
+    weight: str = "weight"
+    optional: tuple[str, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -91,35 +101,44 @@ class View:
 
 def _targets(record: Record) -> Rows:
     if record.target is not None:
-        yield (record.target,)
+        weight = record.weights[record.target] if record.weights else None
+        if weight != 0:
+            yield record.target, weight
 
 
 def _pairs(record: Record) -> Rows:
-    yield from record.pairs
+    none: Sequence[None] = [None] * len(record.pairs)
+    for pair, weight, margin in zip(record.pairs, record.pair_weights or none, record.margins or none, strict=True):
+        if weight != 0:
+            yield *pair, weight, margin
 
 
 def _labelled_or_scored(record: Record) -> Rows:
     none: Sequence[None] = [None] * len(record.responses)
-    for index, (label, score) in enumerate(zip(record.desirable or none, record.scores or none, strict=True)):
-        if label is not None or score is not None:
-            yield index, label, score
+    columns = (record.desirable or none, record.scores or none, record.weights or none)
+    for index, (label, score, weight) in enumerate(zip(*columns, strict=True)):
+        if (label is not None or score is not None) and weight != 0:
+            yield index, label, score, weight
 
 
 def _groups(record: Record) -> Rows:
-    if record.scores:
-        yield range(len(record.scores)), record.scores
+    weights: Sequence[float | None] = record.weights or [None] * len(record.scores)
+    kept = [index for index, weight in enumerate(weights) if weight != 0]
+    if record.scores and kept:
+        yield kept, [record.scores[i] for i in kept], [weights[i] for i in kept]
 
 
 _UNPAIRED = View(
     name="unpaired",
     columns={"response": "sequence", MISMATCHED: MISMATCHED},
-    schema={"sequence": "int32", "desirable": "bool", "score": "float64", MISMATCHED: "int32"},
+    schema={"sequence": "int32", "desirable": "bool", "score": "float64", "weight": "float64", MISMATCHED: "int32"},
     rows=_labelled_or_scored,
     wants="give its responses desirable labels, label them by their scores (label_by), or use another loss",
     labels={"desirable": "desirable", "scores": "score"},
     having="desirable",
     by_scores="scored",
     feedback=("binary", "pairwise"),
+    optional=("weight",),
 )
 VIEWS = {
     view.name: view
@@ -127,18 +146,20 @@ VIEWS = {
         View(
             name="sft",
             columns={"response": "sequence"},
-            schema={"sequence": "int32"},
+            schema={"sequence": "int32", "weight": "float64"},
             rows=_targets,
+            optional=("weight",),
             wants="give its records a target, or leave out losses that imitate one",
             labels={},
         ),
         View(
             name="paired",
             columns={"chosen": "chosen", "rejected": "rejected"},
-            schema={"chosen": "int32", "rejected": "int32"},
+            schema={"chosen": "int32", "rejected": "int32", "weight": "float64", "margin": "float64"},
             rows=_pairs,
             wants="give its records pairs, or use a loss that takes unpaired feedback",
-            labels={},
+            labels={"margins": "margin"},
+            optional=("weight", "margin"),
             feedback=("pairwise",),
         ),
         _UNPAIRED,
@@ -154,10 +175,12 @@ VIEWS = {
         View(
             name="grouped",
             columns={"response": "sequences"},
-            schema={"sequences": "list<int32>", "scores": "list<float64>"},
+            schema={"sequences": "list<int32>", "scores": "list<float64>", "weights": "list<float64>"},
             rows=_groups,
             wants="give its records scores, or use another loss",
             labels={"scores": "scores"},
+            weight="weights",
+            optional=("weights",),
         ),
     )
 }

@@ -55,6 +55,7 @@ rule check:
         views=resources.views,
         prompts=resources.fresh_prompts,
         test_for=resources.test_for,
+        margins_for=resources.margins_for,
     shell:
         r"""
         exec &>{log:q}
@@ -64,5 +65,6 @@ rule check:
             --feedback {input.feedback:q} \
             --prompts {resources.prompts} \
             --test-for {resources.test_for} \
+            --margins-for {resources.margins_for} \
             --output {output:q}
         """

@@ -41,6 +41,17 @@ SCHEMA = pa.schema(
     }
 )
 """Columns of a parquet file of records. Other fields of a turn, and the tools, are JSON."""
+WEIGHTED = pa.schema(
+    [
+        *SCHEMA,
+        pa.field("weights", pa.list_(pa.float64())),
+        pa.field("pair_weights", pa.list_(pa.float64())),
+        pa.field("margins", pa.list_(pa.float64())),
+    ]
+)
+"""Columns of a parquet file of records of which some have weights or margins."""
+OPTIONAL = tuple(name for name in WEIGHTED.names if name not in SCHEMA.names)
+"""Fields that a record without them does not mention, so that its digest and its file are as if there were none."""
 
 
 def prompt_id(prompt: list[Turn], tools: list[dict[str, Any]] | None = None) -> str:
@@ -89,6 +100,10 @@ class Feedback:
         response_ids: token ids of each response that a model has sampled, its end-of-turn token included where it wrote
             one, and None for a response that was written elsewhere; or empty.
         template: hash of the tokenizer and chat template that the response_ids are of (halos.tokens.template.Template).
+        weights: weight of each response, as a target and with its label or score, at least 0; or empty for 1 each.
+            What has weight 0 is not trained on.
+        pair_weights: weight of each pair, likewise.
+        margins: for each pair the margin by which the winner is better, None where it has none; or empty.
     """
 
     prompt: list[Turn]
@@ -103,6 +118,9 @@ class Feedback:
     response_fields: list[dict[str, Any]] = field(default_factory=list)
     response_ids: list[list[int] | None] = field(default_factory=list)
     template: str | None = None
+    weights: list[float] = field(default_factory=list)
+    pair_weights: list[float] = field(default_factory=list)
+    margins: list[float | None] = field(default_factory=list)
 
     @cached_property
     def prompt_id(self) -> str:
@@ -124,9 +142,12 @@ class Feedback:
             return "the prompt does not end in a user turn with text"
         if not n:
             return "no response"
-        for name in ("scores", "desirable", "cut", "response_fields", "response_ids"):
+        for name in ("scores", "desirable", "cut", "response_fields", "response_ids", "weights"):
             if (values := getattr(self, name)) and len(values) != n:
                 return f"{name} and responses differ in number"
+        for name in ("pair_weights", "margins"):
+            if (values := getattr(self, name)) and len(values) != len(self.pairs):
+                return f"{name} and pairs differ in number"
         if any(
             not isinstance(r, str) or not (r.strip() or (self.response_fields and self.response_fields[i]))
             for i, r in enumerate(self.responses)
@@ -134,6 +155,10 @@ class Feedback:
             return "empty response"
         if not all(map(math.isfinite, self.scores)):
             return "a score is not a finite number"
+        if not all(math.isfinite(weight) and weight >= 0 for weight in (*self.weights, *self.pair_weights)):
+            return "a weight is not a finite number of at least 0"
+        if not all(margin is None or math.isfinite(margin) for margin in self.margins):
+            return "a margin is not a finite number"
         if self.response_ids and self.template is None:
             return "response_ids without the hash of their tokenizer (template)"
         if any(not (0 <= w < n and 0 <= lo < n and w != lo) for w, lo in self.pairs):
@@ -143,8 +168,10 @@ class Feedback:
         return None
 
     def row(self) -> dict[str, Any]:
-        """The record as JSON holds it: the columns of SCHEMA, with turns and tools as they are."""
-        return {name: getattr(self, name) for name in SCHEMA.names}
+        """The record as JSON holds it: the columns of SCHEMA, with turns and tools as they are, and weights and
+        margins where there are any."""
+        given = [name for name in OPTIONAL if getattr(self, name)]
+        return {name: getattr(self, name) for name in (*SCHEMA.names, *given)}
 
 
 def from_row(row: dict[str, Any]) -> Feedback:
@@ -153,9 +180,9 @@ def from_row(row: dict[str, Any]) -> Feedback:
     Raises:
         HalosError: the row has a key that records do not have, or lacks one that they need.
     """
-    known = set(SCHEMA.names)
+    known = set(WEIGHTED.names)
     if unknown := sorted(set(row) - known):
-        raise HalosError(f"unknown field {unknown[0]!r} (a feedback record has {', '.join(SCHEMA.names)})")
+        raise HalosError(f"unknown field {unknown[0]!r} (a feedback record has {', '.join(WEIGHTED.names)})")
     if missing := [k for k in ("prompt", "responses") if row.get(k) is None]:
         raise HalosError(f"no field {missing[0]!r}")
     target = row.get("target")
@@ -172,6 +199,7 @@ def from_row(row: dict[str, Any]) -> Feedback:
         response_fields=list(row.get("response_fields") or []),
         response_ids=list(row.get("response_ids") or []),
         template=row.get("template"),
+        **{name: list(row.get(name) or []) for name in OPTIONAL},
     )
 
 
@@ -183,16 +211,39 @@ def write(records: Iterable[Feedback], path: Path, chunk: int = 10_000) -> int:
     with whole(Path(path)) as temporary:
         if _is_lines(path):
             return _write_lines(records, temporary)
-        count, records = 0, iter(records)
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
-            while block := list(islice(records, chunk)):
-                columns = [
-                    pa.array([_CELLS.get(column.name, getattr)(r, column.name) for r in block], column.type)
-                    for column in SCHEMA
-                ]
-                writer.write_batch(pa.record_batch(columns, SCHEMA))
-                count += len(block)
-        return count
+        return _write_parquet(records, temporary, chunk)
+
+
+def _write_parquet(records: Iterable[Feedback], path: Path, chunk: int) -> int:
+    count, records = 0, iter(records)
+    schema, writer = SCHEMA, pq.ParquetWriter(path, SCHEMA)
+    try:
+        while block := list(islice(records, chunk)):
+            if schema is SCHEMA and any(getattr(r, name) for r in block for name in OPTIONAL):
+                writer.close()
+                schema, writer = WEIGHTED, _widened(path)
+            columns = [
+                pa.array([_CELLS.get(column.name, getattr)(r, column.name) for r in block], column.type)
+                for column in schema
+            ]
+            writer.write_batch(pa.record_batch(columns, schema))
+            count += len(block)
+    finally:
+        writer.close()
+    return count
+
+
+def _widened(path: Path) -> pq.ParquetWriter:
+    """A writer of the columns of WEIGHTED that has written the records of a file again, none of which has any."""
+    narrow = path.rename(path.with_name(f"{path.name}.narrow"))
+    writer = pq.ParquetWriter(path, WEIGHTED)
+    with pq.ParquetFile(narrow) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            empty = [pa.array([[]] * len(table), WEIGHTED.field(name).type) for name in OPTIONAL]
+            writer.write_table(pa.table([*table.columns, *empty], WEIGHTED))
+    narrow.unlink()
+    return writer
 
 
 def _prompt_cell(record: Feedback, _: str) -> list[dict[str, str | None]]:
@@ -330,7 +381,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path, pre_buffer=False)  # a buffer would hold all that was read
     except pa.ArrowInvalid as error:
         raise HalosError(f"{path} cannot be read ({error}); it must be a parquet file, or end in .jsonl") from None
-    if file.schema_arrow.remove_metadata() != SCHEMA:
+    if file.schema_arrow.remove_metadata() not in (SCHEMA, WEIGHTED):
         raise HalosError(f"{path} holds no feedback records; turn it into some with the source `local`")
     return file
 
@@ -339,7 +390,8 @@ def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
     """The records of rows of SCHEMA. Whole columns are converted and then cut, which is faster than row by row."""
     turns, numbers = batch["prompt"].flatten(), batch["pairs"].flatten().flatten().to_pylist()
     texts = zip(*(turns.field(name).to_pylist() for name in ("role", "content", "fields")), strict=True)
-    lists = ("responses", "scores", "desirable", "cut", "response_ids")
+    optional = [name for name in OPTIONAL if name in batch.schema.names]
+    lists = ("responses", "scores", "desirable", "cut", "response_ids", *optional)
     flat = {
         "prompt": [
             {"role": role, "content": content, **(json.loads(other) if other else {})} for role, content, other in texts
@@ -350,6 +402,7 @@ def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
     }
     columns: dict[str, Any] = {name: batch[name].to_pylist() for name in ("source", "target", "template")}
     columns["tools"] = [json.loads(tools) if tools else [] for tools in batch["tools"].to_pylist()]
+    columns |= {name: [[] for _ in range(len(batch))] for name in OPTIONAL if name not in optional}
     for name, values in flat.items():
         bounds = [0, *accumulate(pc.list_value_length(batch[name]).to_pylist())]
         columns[name] = [values[begin:end] for begin, end in pairwise(bounds)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
+from typing import Any
 
 from halos.data.feedback import Feedback, Turn, labels_of_pairs
 from halos.data.rows import Drop
@@ -35,16 +37,43 @@ def joined(records: Iterable[Feedback | Drop]) -> Iterator[Feedback | Drop]:
 def _join(run: list[Feedback]) -> Iterator[Feedback | Drop]:
     index_of: dict[str, int] = {}
     scores: dict[int, float] = {}
-    pairs: list[tuple[int, int]] = []
+    weights: dict[int, float] = {}
+    pairs: dict[tuple[int, int], tuple[float, float | None]] = {}  # (winner, loser) -> weight, margin
     for record in run:
         indices = [index_of.setdefault(text, len(index_of)) for text in record.responses]
         for index, score in zip(indices, record.scores, strict=False):  # a record may have no scores
             scores.setdefault(index, score)
-        new = [pair for w, lo in record.pairs if (pair := (indices[w], indices[lo])) not in pairs]
-        if not new:
+        for index, weight in zip(indices, record.weights or repeat(1.0), strict=False):
+            weights.setdefault(index, weight)
+        known = len(pairs)
+        for (w, lo), weight, margin in each_pair(record):
+            pairs.setdefault((indices[w], indices[lo]), (weight, margin))
+        if len(pairs) == known:
             yield Drop("pair repeats one of the same prompt")
-        pairs += new
-    yield replace(run[0], responses=list(index_of), scores=list(scores.values()), pairs=pairs)
+    yield replace(
+        run[0],
+        responses=list(index_of),
+        scores=list(scores.values()),
+        pairs=list(pairs),
+        **weighted(weights.values(), pairs.values()),
+    )
+
+
+def each_pair(record: Feedback) -> Iterator[tuple[tuple[int, int], float, float | None]]:
+    """(pair, weight, margin) of each pair of a record."""
+    weights, margins = record.pair_weights or repeat(1.0), record.margins or repeat(None)
+    return zip(record.pairs, weights, margins, strict=False)
+
+
+def weighted(weights: Iterable[float], pairs: Iterable[tuple[float, float | None]]) -> dict[str, Any]:
+    """A record's fields of its responses' weights and its pairs' (weight, margin), empty where they say nothing."""
+    of_pairs, margins = ([pair[side] for pair in pairs] for side in (0, 1))
+    of_responses = list(weights)
+    return {
+        "weights": of_responses if any(weight != 1 for weight in of_responses) else [],
+        "pair_weights": of_pairs if any(weight != 1 for weight in of_pairs) else [],
+        "margins": margins if any(margin is not None for margin in margins) else [],
+    }
 
 
 def labelled(record: Feedback, both_labels: bool = False) -> Feedback:
@@ -64,6 +93,7 @@ def labelled(record: Feedback, both_labels: bool = False) -> Feedback:
         record,
         responses=record.responses + [record.responses[i] for i in twice],
         scores=record.scores + [record.scores[i] for i in twice if record.scores],
+        weights=record.weights + [record.weights[i] for i in twice if record.weights],
         desirable=[True if i in twice else label for i, label in enumerate(labels)] + [False] * len(twice),
     )
 

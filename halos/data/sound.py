@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
-from halos.data.feedback import SCHEMA, Feedback
+from halos.data.feedback import WEIGHTED, Feedback
 from halos.data.rows import Drop
 from halos.errors import HalosError
 
@@ -45,6 +45,9 @@ class _Fields(BaseModel):
     response_fields: list[dict[str, Any]] = []
     response_ids: list[list[int] | None] = []
     template: str | None = None
+    weights: list[float] = []
+    pair_weights: list[float] = []
+    margins: list[float | None] = []
 
 
 def sound(row: Any, source: str, number: int) -> Feedback | Drop:
@@ -69,9 +72,9 @@ def sound(row: Any, source: str, number: int) -> Feedback | Drop:
     try:
         if isinstance(row, Feedback):
             try:
-                _Fields.model_validate(row.row())
+                _Fields.model_validate({name: getattr(row, name) for name in WEIGHTED.names})
             except (ValueError, TypeError, KeyError, AttributeError):  # a type is wrong, or there is no prompt_id
-                row = {name: getattr(row, name) for name in SCHEMA.names if name != "prompt_id"}
+                row = {name: getattr(row, name) for name in WEIGHTED.names if name != "prompt_id"}
         if isinstance(row, dict):
             fields = {name: value for name, value in plain({"source": source, **row}).items() if value is not None}
             fields["desirable"] = [_label(value) for value in fields.get("desirable", ())]

@@ -33,10 +33,10 @@ class Microbatch:
         layout: the sequences in rows of tokens.
         mask: (S, T) bool, True for each response token.
         reference: (S, T) float32 log-probabilities under the reference, 0 beyond each response; None without one.
-        weight: (B,) float32, weight of each response in the loss: 1, or 1 / the size of its group.
+        weight: (B,) float32, weight of each response in the loss: the data's, or 1, over the size of its group.
         tokens: total tokens of the sequences, each counted with its whole prompt; 0 for a filler, a copy of another
             process's example that has no weight and only keeps the processes in step.
-        labels: name -> (B,) labels of the responses: desirable, scores, advantages.
+        labels: name -> (B,) labels of the responses: desirable, scores, margins, advantages.
         packing: what the attention needs to know about a packed row; None for padded rows, or before `to`.
         following: a second microbatch with the same prompts (KTO's mismatched responses), run after this one to reuse
             its keys and values.

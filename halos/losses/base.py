@@ -32,6 +32,8 @@ class Batch:
         desirable: (B,) bool, for the unpaired view.
         scores: (B,) float32 for the unpaired and grouped views, from the data or a reward model; NaN where there is
             none.
+        margins: (B,) float32 for the paired view, by how much the chosen response is better in the data, 0 where a pair
+            has none; None where no pair has one.
         advantages: (B,) float32 for the grouped view: the score less its group's mean, over its group's deviation.
         values: role -> (B, T) float32 of the value head: the value of the state before each response token.
         rewards: role -> (B,) float32 of the score head.
@@ -41,6 +43,7 @@ class Batch:
     mask: Mapping[str, Tensor]
     desirable: Tensor | None = None
     scores: Tensor | None = None
+    margins: Tensor | None = None
     advantages: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
@@ -56,8 +59,8 @@ class Output:
     """Result of a loss for a microbatch.
 
     Attributes:
-        losses: (B,) with gradient; the objective is their sum over the global batch, divided by its number of examples
-            (or of tokens, see `Loss.per_token`).
+        losses: (B,) with gradient; the objective is their mean over the examples of the global batch (or over tokens,
+            see `Loss.per_token`), each counted by its weight in the data.
         chosen_rewards: implicit rewards of the chosen (or desirable) responses, any number, without gradient.
         rejected_rewards: implicit rewards of the rejected (or undesirable) responses, likewise.
         metrics: name -> (B,) values, without gradient, averaged over the global batch for the log.
@@ -82,6 +85,11 @@ class Loss(ABC):
     @property
     def needs_scores(self) -> bool:
         """Whether it reads `batch.scores`."""
+        return False
+
+    @property
+    def needs_margins(self) -> bool:
+        """Whether it reads `batch.margins`."""
         return False
 
     @property
@@ -121,6 +129,11 @@ def humanline(policy: Logps, reference: Logps, low: float, high: float) -> Logps
     (arXiv 2509.24207).
     """
     return {role: reference[role] + (policy[role] - reference[role]).clamp(low, high) for role in policy}
+
+
+def less_margin(difference: Tensor, weight: float, batch: Batch) -> Tensor:
+    """(B,) differences of rewards, less `weight` times their pairs' margins in the data, if the batch has any."""
+    return difference if not weight or batch.margins is None else difference - weight * batch.margins
 
 
 def preference(losses: Tensor, chosen: Tensor, rejected: Tensor) -> Output:

@@ -20,6 +20,7 @@ from halos.losses.base import (
     Output,
     Positive,
     Weight,
+    less_margin,
     log_ratio,
     log_sigmoid,
     preference,
@@ -54,13 +55,20 @@ class Implicit(Loss):
 @LOSSES.register("dpo")
 @dataclass(frozen=True)
 class DPO(Implicit):
-    """-log sigmoid(beta (r_w - r_l)).
+    """-log sigmoid(beta (r_w - r_l) - margin_weight m), with m the pair's margin in the data.
 
-    Rafailov et al. 2023, Direct Preference Optimization, equation 7 (arXiv 2305.18290).
+    Rafailov et al. 2023, Direct Preference Optimization, equation 7 (arXiv 2305.18290). With a margin: Amini et al.
+    2024, Direct Preference Optimization with an Offset (arXiv 2402.10571), whose alpha is the margin_weight.
     """
 
+    margin_weight: Weight = 0.0
+
+    @property
+    def needs_margins(self) -> bool:
+        return self.margin_weight > 0
+
     def of(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
-        return -log_sigmoid(chosen - rejected)
+        return -log_sigmoid(less_margin(chosen - rejected, self.margin_weight, batch))
 
 
 @dataclass(frozen=True)
@@ -347,15 +355,27 @@ def _log_odds(x: Tensor) -> Tensor:
 @LOSSES.register("bradley_terry")
 @dataclass(frozen=True)
 class BradleyTerry(Loss):
-    """A reward model: -log sigmoid(score_w - score_l), with one score for each sequence.
+    """A reward model: -log sigmoid(score_w - score_l - margin_weight m) + centre_weight (score_w + score_l)^2.
 
-    Bradley and Terry 1952; Ouyang et al. 2022, InstructGPT, equation 1 (arXiv 2203.02155).
+    One score for each sequence; m is the pair's margin in the data. Bradley and Terry 1952; Ouyang et al. 2022,
+    InstructGPT, equation 1 (arXiv 2203.02155); the margin: Touvron et al. 2023, Llama 2, equation 2 (arXiv 2307.09288);
+    the term that brings scores to a mean of 0: Eisenstein et al. 2023, Helping or Herding? (arXiv 2312.09244).
     """
+
+    margin_weight: Weight = 0.0
+    centre_weight: Weight = 0.0
 
     view = VIEWS["paired"]
     needs_reference = False
     head = "score"
 
+    @property
+    def needs_margins(self) -> bool:
+        return self.margin_weight > 0
+
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         chosen, rejected = batch.rewards["chosen"], batch.rewards["rejected"]
-        return preference(-log_sigmoid(chosen - rejected), chosen, rejected)
+        losses = -log_sigmoid(less_margin(chosen - rejected, self.margin_weight, batch))
+        if self.centre_weight:
+            losses = losses + self.centre_weight * (chosen + rejected).square()
+        return preference(losses, chosen, rejected)

@@ -153,7 +153,7 @@ def _stages(grid: Results, cell: Cell) -> str:
         row = [
             grid.method_label(str(made.stage)),
             stage["loss"],
-            f"{stage['lr']:g}, {stage['scheduler']}, warm-up {stage['warmup']:g}",
+            f"{stage['lr']:g}, {schedule(stage)}",
             optimizer(stage),
             str(stage["batch_size"]),
             str(manifest.steps),
@@ -168,6 +168,14 @@ def optimizer(stage: dict[str, Any]) -> str:
     """A stage's optimiser with its arguments."""
     arguments = ", ".join(f"{key} {value}" for key, value in stage["optimizer_args"].items())
     return f"{stage['optimizer']} ({arguments})" if arguments else str(stage["optimizer"])
+
+
+def schedule(stage: dict[str, Any]) -> str:
+    """A stage's learning rate over its steps."""
+    text = f"{stage['scheduler']}, warm-up {stage['warmup']:g}"
+    if stage["scheduler"] == "wsd":
+        text += f", decay {stage['decay']:g}"
+    return text + (f", down to {stage['min_lr_ratio']:g} of it" if stage.get("min_lr_ratio") else "")
 
 
 def _results(scores: list[Score]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from halos.data.report import DataReport
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.settings import TaskSlice
-from halos.publish.cards import optimizer
+from halos.publish.cards import optimizer, schedule
 from halos.report.render import markdown_table
 from halos.report.results import Results
 from halos.sample.settings import PromptsSlice
@@ -22,7 +22,8 @@ from halos.tokens.report import TokensReport
 from halos.train.settings import Stage
 
 NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_every", "loss", "lr", "scheduler",
-             "warmup", "batch_size", "epochs", "examples", "optimizer", "max_grad_norm"}  # fmt: skip
+             "min_lr_ratio", "decay", "warmup", "batch_size", "epochs", "examples", "optimizer",
+             "max_grad_norm"}  # fmt: skip
 """Settings of a stage that do not shape its result, or that the table has columns for."""
 
 
@@ -95,7 +96,7 @@ def _stages(grid: Results) -> str:
         stage = grid.settings(cell)
         row = (
             grid.method_label(str(cell.stage)), stage["loss"], optimizer(stage), f"{stage['lr']:g}",
-            f"{stage['scheduler']}, warm-up {stage['warmup']:g}", str(stage["batch_size"]),
+            schedule(stage), str(stage["batch_size"]),
             str(grid.manifest(cell).steps), settings(stage),
         )  # fmt: skip
         models.setdefault(row, []).append(grid.label("models", cell.model))

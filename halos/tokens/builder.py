@@ -105,7 +105,7 @@ class StoreBuilder:
         bar.close()
         tally.numbers["records"] = len(self.records[split]) // RECORD
         tally.check(split, self.settings, self.template, self.prompt_limit)
-        rows = np.arange(first, len(self.prompt))
+        rows = np.arange(first, len(self.prompt), dtype=np.int32)
         lengths = self._lengths(self._prompt_of(rows), rows)
         full = np.asarray(self.full_lengths)[rows]
         return tally.counts(
@@ -209,6 +209,7 @@ class StoreBuilder:
         """Draw the mismatched sequences and write all files but meta.json; returns its counts."""
         self.prompts.close()
         self.responses.close()
+        self.prompt_rows.clear()  # of a million prompts it takes more memory than all that follows
         n_responses = len(self.prompt)
         rows = np.arange(n_responses, dtype=np.int32)
         sequences = [np.stack([np.asarray(self.prompt), rows], axis=1)]  # (N, 2) prompt, response
@@ -242,7 +243,8 @@ class StoreBuilder:
             table, rows, other = table.slice(0, 0), rows[:0], np.array([], dtype=np.int64)
         column = pa.array(np.arange(first, first + len(rows)), ARROW["int32"])
         table = table.append_column(view.columns[MISMATCHED], column)
-        return table.select(list(view.schema)), np.stack([self._prompt_of(rows), rows[other]], axis=1)
+        table = table.select([name for name in view.schema if name in table.column_names])
+        return table, np.stack([self._prompt_of(rows), rows[other]], axis=1)
 
 
 def _write_records(records: bytearray, path: Path) -> None:
@@ -261,4 +263,6 @@ def _key(prompt_id: str, response: bytes) -> int:
 
 def _quantiles(values: np.ndarray) -> dict[str, int]:
     """Quantile -> value; empty when there are no values."""
-    return {str(q): int(np.quantile(values, q)) for q in QUANTILES} if len(values) else {}
+    if not len(values):
+        return {}
+    return {str(q): int(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}

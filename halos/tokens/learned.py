@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 from halos.data.feedback import Feedback
@@ -20,14 +21,22 @@ def without(record: Feedback, left_out: Collection[int]) -> Feedback | None:
     if not kept:
         return None
     new = {old: number for number, old in enumerate(kept)}
-    lists = ("responses", "scores", "desirable", "cut", "response_fields", "response_ids")
+    lists = ("responses", "scores", "desirable", "cut", "response_fields", "response_ids", "weights")
     shorter: dict[str, Any] = {name: [values[i] for i in kept] for name in lists if (values := getattr(record, name))}
+    record = _with_pairs(record, [winner in new and loser in new for winner, loser in record.pairs])
     return replace(
         record,
         **shorter,
-        pairs=[(new[winner], new[loser]) for winner, loser in record.pairs if winner in new and loser in new],
+        pairs=[(new[winner], new[loser]) for winner, loser in record.pairs],
         target=None if record.target is None else new.get(record.target),
     )
+
+
+def _with_pairs(record: Feedback, kept: Sequence[bool]) -> Feedback:
+    """The record with some of its pairs alone, and with these pairs' weights and margins."""
+    lists = ("pairs", "pair_weights", "margins")
+    shorter: dict[str, Any] = {name: list(compress(getattr(record, name), kept)) for name in lists}
+    return replace(record, **shorter)
 
 
 def first_equal(responses: Sequence[Sequence[int]]) -> list[int]:
@@ -45,7 +54,6 @@ def distinct(record: Feedback, same: Sequence[int]) -> Feedback:
     """
     good, bad = ({same[i] for i, label in enumerate(record.desirable) if label is wanted} for wanted in (True, False))
     return replace(
-        record,
-        pairs=[(winner, loser) for winner, loser in record.pairs if same[winner] != same[loser]],
+        _with_pairs(record, [same[winner] != same[loser] for winner, loser in record.pairs]),
         desirable=[None if same[i] in good & bad else label for i, label in enumerate(record.desirable)],
     )

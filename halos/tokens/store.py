@@ -5,9 +5,10 @@ responses.arrow          ids of each response, end-of-turn token last
 sequences.parquet        (prompt, response, prompt_length, length): the first `length` ids of a response after a prompt.
                          Everything downstream names a sequence by its row here. Real responses come first, then
                          mismatched ones (x_i with y_j, j != i), which add no ids.
-{split}_{view}.parquet   sft (sequence) · paired (chosen, rejected) · grouped (sequences, scores)
+{split}_{view}.parquet   sft (sequence) · paired (chosen, rejected, margin) · grouped (sequences, scores)
                          · unpaired (sequence, desirable, score, mismatched): responses with a label or a score, read
-                         as the view unpaired (those with a label) or scored (those with a score)
+                         as the view unpaired (those with a label) or scored (those with a score); weights and margins
+                         where the data has any
 records_{split}.parquet  (prompt_id, digest) of each feedback record that the store was made from
 meta.json                settings, counts, and hashes of the files and of the template (StoreMeta)
 """
@@ -90,6 +91,11 @@ class Store:
         prompts: np.ndarray = self._rows[rows, 0]
         return prompts
 
+    @property
+    def has_margins(self) -> bool:
+        """Whether some pair of the train split has a margin."""
+        return "margin" in pq.read_schema(self.folder / "train_paired.parquet").names
+
     def view(self, split: str, name: str) -> pa.Table:
         """The index table of a view. Of the unpaired table, `unpaired` has the rows with a label (`score` may be null)
         and `scored` those with a score (`desirable` may be null).
@@ -124,6 +130,7 @@ def check(
     feedback: Path | None = None,
     prompts: int = 0,
     test_for: Sequence[str] = (),
+    margins_for: Sequence[str] = (),
 ) -> None:
     """Check, before anything is trained, that a store has what a grid needs.
 
@@ -134,10 +141,11 @@ def check(
         feedback: feedback records of the train split, where online stages draw prompts from it.
         prompts: prompts that the rounds of online stages draw from the train split.
         test_for: entries of the config that read prompts of the test split.
+        margins_for: stages whose losses read the margins of the train split's pairs.
 
     Raises:
-        HalosError: the store has no rows for a view, the train split has too few prompts, or there is no test split for
-            what reads one.
+        HalosError: the store has no rows for a view, the train split has too few prompts, no pair has a margin for what
+            reads one, or there is no test split likewise.
     """
     opened = Store(store)
     needed = sorted(set(views))
@@ -146,6 +154,8 @@ def check(
             opened.view(split, name)
     if test_for and "test" not in opened.splits:
         raise HalosError(no_test_split(opened.meta.dataset, test_for))
+    if margins_for and not opened.has_margins:
+        raise HalosError(no_margins(opened.meta.dataset, margins_for))
     if prompts and feedback is not None:
         available = len(prompt_ids(feedback))
         if available < prompts:
@@ -161,6 +171,14 @@ def no_test_split(dataset: str, wanted_by: Sequence[str]) -> str:
     return (
         f"dataset {dataset} has no test split, and {', '.join(wanted_by)} {'want' if wanted_by[1:] else 'wants'} its "
         f"prompts: give it one (test_fraction, or a test file), take prompts of another dataset, or leave that out"
+    )
+
+
+def no_margins(dataset: str, wanted_by: Sequence[str]) -> str:
+    """What to say about a dataset without margins, whose pairs' some stages read."""
+    return (
+        f"dataset {dataset} has no margins, and {', '.join(wanted_by)} {'read' if wanted_by[1:] else 'reads'} them "
+        "(margin_weight): give its pairs a `margin`, or take out margin_weight"
     )
 
 

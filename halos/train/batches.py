@@ -34,12 +34,13 @@ class LocalBatch:
         parts: the microbatches that the loss is computed from.
         before: the microbatches of an earlier pass for the loss's statistics. Empty where the one microbatch of `parts`
             holds everything: then the statistics are known before the loss is computed.
-        count: examples of the whole global batch; for a loss that is a mean over tokens, its response tokens.
+        count: what the sum of the weighted losses of the whole global batch is divided by: its examples' weights, 1
+            each without weights in the data; for a loss that is a mean over tokens, its response tokens, weighted.
     """
 
     parts: list[Microbatch]
     before: list[Microbatch]
-    count: int
+    count: float
 
     def to(self, device: torch.device) -> LocalBatch:
         return LocalBatch([b.to(device) for b in self.parts], [b.to(device) for b in self.before], self.count)
@@ -63,9 +64,13 @@ class Examples:
     Attributes:
         rows: role -> (M,) sequence rows of the M responses.
         offsets: (N + 1,) index among the responses at which each of the N examples begins, and the end.
-        weight: (M,) float32, 1 over the number of responses of a response's example.
-        labels: name -> (M,): `desirable` (bool; absent when some have no label), `scores` (float32, NaN for none), and
-            for a grouped view `advantages` (float32).
+        weights: (M,) float64, each response's weight in the data; 1 where it has none.
+        weight: (M,) float32, its weight over the number of responses of its example. The objective of a global batch
+            is the mean of its losses by these weights: it depends on their ratios alone. The weight of a group is the
+            mean of its responses'.
+        labels: name -> (M,): `desirable` (bool; absent when some have no label), `scores` (float32, NaN for none),
+            `margins` (float32, 0 for none; absent where the data has none), and for a grouped view `advantages`
+            (float32).
     """
 
     def __init__(
@@ -80,21 +85,27 @@ class Examples:
     ) -> None:
         self.store, self.reference, self.control, self.packed = store, reference, control or {}, packed
         columns = {role: table[column] for role, column in view.columns.items()}
-        labels = {name: table[column] for name, column in view.labels.items()}
+        labels = {name: table[column] for name, column in view.labels.items() if column in table.column_names}
+        weights = table[view.weight] if view.weight in table.column_names else None
         sizes = np.ones(table.num_rows, dtype=np.int64)
         if view.grouped:
             sizes = pc.list_value_length(columns[view.roles[0]]).to_numpy().astype(np.int64)
             columns = {role: pc.list_flatten(column) for role, column in columns.items()}
             labels = {name: pc.list_flatten(column) for name, column in labels.items()}
+            weights = None if weights is None else pc.list_flatten(weights)
         self.offsets = np.concatenate([[0], np.cumsum(sizes)])
         self.rows = {role: column.to_numpy() for role, column in columns.items()}
-        self.weight = np.repeat(1 / sizes, sizes).astype(np.float32)
+        self.weights = np.ones(sizes.sum()) if weights is None else weights.fill_null(1.0).to_numpy()
+        self.weight = (self.weights / np.repeat(sizes, sizes)).astype(np.float32)
+        self._of_examples = np.add.reduceat(self.weights, self.offsets[:-1]) / sizes
         self.labels: dict[str, np.ndarray] = {}
         if "scores" in labels:
             of_data = labels["scores"].to_numpy()
             self.labels["scores"] = (of_data if scores is None else scores[self.rows["response"]]).astype(np.float32)
         if "desirable" in labels and not labels["desirable"].null_count:  # a loss of scores reads unlabelled rows
             self.labels["desirable"] = labels["desirable"].to_numpy()
+        if "margins" in labels:
+            self.labels["margins"] = labels["margins"].fill_null(0.0).to_numpy().astype(np.float32)
         if view.grouped and "scores" in self.labels:
             self.labels["advantages"] = advantages(self.labels["scores"], self.offsets)
 
@@ -113,10 +124,15 @@ class Examples:
         """(n,) the responses of some examples, as indices into `rows` and `labels`."""
         return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
 
-    def response_tokens(self, indices: np.ndarray, roles: Sequence[str]) -> int:
-        """Number of response tokens of some examples, over all these roles."""
+    def total_weight(self, indices: np.ndarray) -> float:
+        """Sum of the weights of some examples."""
+        return float(self._of_examples[indices].sum())
+
+    def response_tokens(self, indices: np.ndarray, roles: Sequence[str]) -> float:
+        """Number of response tokens of some examples, over all these roles, each counted by its response's weight."""
         responses = self.responses(indices)
-        return sum(int(self.store.lengths[self.rows[role][responses], 1].sum()) for role in roles)
+        tokens = sum(self.store.lengths[self.rows[role][responses], 1] for role in roles)
+        return float((self.weights[responses] * tokens).sum())
 
     def lengths(self, responses: np.ndarray, roles: Sequence[str]) -> np.ndarray:
         """(n, 2) tokens of each response's prompt, and of all that follows it, over all these roles."""
@@ -140,7 +156,8 @@ class Examples:
         at_once = len(parts) == 1 and (not others or parts[0].following is not None)
         apart = loss.prepass and not at_once
         before = list(self.microbatches(indices, loss.prepass, budget, rank, world)) if apart else []
-        return LocalBatch(parts, before, self.response_tokens(indices, roles) if loss.per_token else len(indices))
+        count = self.response_tokens(indices, roles) if loss.per_token else self.total_weight(indices)
+        return LocalBatch(parts, before, count)
 
     def microbatches(
         self,
@@ -221,19 +238,19 @@ class GlobalBatches:
     Args:
         n: number of examples.
         batch_size: examples of a global batch; the last one of an epoch may be smaller.
-        epochs: passes over the examples; unused when `examples` is set.
+        epochs: passes over the examples, the last one in part; unused when `examples` is set.
         examples: stop at the first step by which so many were seen; None to stop after `epochs`.
         seed: the cell's seed; each epoch is shuffled anew.
         inner_epochs: steps on each global batch, one after the other.
     """
 
     def __init__(
-        self, n: int, batch_size: int, epochs: int, examples: int | None, seed: int, inner_epochs: int = 1
+        self, n: int, batch_size: int, epochs: float, examples: int | None, seed: int, inner_epochs: int = 1
     ) -> None:
         self.n, self.batch_size, self.seed, self.inner_epochs = n, batch_size, seed, inner_epochs
         self.per_epoch = -(-n // batch_size)
-        epochs, rest = (epochs, 0) if examples is None else divmod(examples, n)
-        self.steps = (self.per_epoch * epochs + -(-rest // batch_size)) * inner_epochs
+        passes, rest = divmod(max(1, round(epochs * n)) if examples is None else examples, n)
+        self.steps = (self.per_epoch * passes + -(-rest // batch_size)) * inner_epochs
         self._epoch: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from halos.losses import Loss
 from halos.reference.cache import Reference, expected_hashes, parts_for, read_scores
 from halos.tokens.positions import Positions
 from halos.tokens.selection import select
-from halos.tokens.store import Store
+from halos.tokens.store import Store, no_margins
 from halos.train.batches import Examples
 from halos.train.settings import RunSlice, Stage
 
@@ -81,6 +81,7 @@ class Inputs:
             hashes=hashes,
         )  # fmt: skip
         inputs._check_lengths()
+        inputs._check_margins()
         return inputs
 
     @property
@@ -106,6 +107,10 @@ class Inputs:
                 f"a sequence of {self.longest} tokens does not fit the model's {positions.limit} positions: lower the "
                 f"dataset's max_length"
             )
+
+    def _check_margins(self) -> None:
+        if self.loss.needs_margins and not self.store.has_margins:
+            raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss}"]))
 
 
 def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Sequence[Path]) -> None:

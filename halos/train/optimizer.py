@@ -38,17 +38,30 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     return optimizer
 
 
-def learning_rate(step: int, steps: int, warmup: float, scheduler: str) -> float:
+def learning_rate(
+    step: int, steps: int, warmup: float, scheduler: str, min_lr_ratio: float = 0.0, decay: float = 0.1
+) -> float:
     """Learning rate of a step, as a fraction of the peak.
 
     Args:
         step: the step, counted from 0.
         steps: number of all steps.
         warmup: linear warm-up: below 1 a fraction of all steps, else a number of steps.
-        scheduler: from the warm-up on `constant`, or a `linear` or `cosine` decay to 0 at the end.
+        scheduler: from the warm-up on `constant`, or a `linear` or `cosine` decay to the end; `wsd` (warm-up, stable,
+            decay) is constant and then decays linearly. Hägele et al. 2024, Scaling Laws and Compute-Optimal Training
+            Beyond Fixed Training Durations (arXiv 2405.18392).
+        min_lr_ratio: what a decay would reach one step after the last, as a fraction of the peak.
+        decay: the length of wsd's decay, given as `warmup` is.
     """
-    ramp = round(warmup * steps) if warmup < 1 else int(warmup)
+    ramp = whole_steps(warmup, steps)
     if step < ramp:
         return (step + 1) / ramp
-    done = (step - ramp) / max(1, steps - ramp)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[scheduler]
+    begin = max(ramp, steps - whole_steps(decay, steps)) if scheduler == "wsd" else ramp
+    done = max(0, step - begin) / max(1, steps - begin)
+    shape = {"constant": 1.0, "linear": 1 - done, "wsd": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return min_lr_ratio + (1 - min_lr_ratio) * shape[scheduler]
+
+
+def whole_steps(length: float, steps: int) -> int:
+    """A number of steps that is given as such, or, below 1, as a fraction of all `steps`."""
+    return round(length * steps) if length < 1 else int(length)

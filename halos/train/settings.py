@@ -12,8 +12,21 @@ from halos.errors import HalosError
 from halos.losses import Loss
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
-from halos.settings import Fraction, Label, Positive, Settings, Share, Slice, Strict, identity, numbers
+from halos.settings import (
+    INCIDENTAL,
+    Fraction,
+    Label,
+    Positive,
+    Settings,
+    Share,
+    Slice,
+    Strict,
+    identity,
+    incidental,
+    numbers,
+)
 from halos.tokens.selection import Selection
+from halos.train.words import meaning
 
 
 def _label_by(value: Any) -> Any:
@@ -64,20 +77,49 @@ class Stage(BaseModel):
     decay_norms_and_biases: bool = Field(
         True, description="whether weight decay applies to one-dimensional weights too"
     )
-    scheduler: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate after warm-up: constant, or a linear or cosine decay to 0"
+    scheduler: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        "constant",
+        description="learning rate after warm-up: constant, a linear or cosine decay, or wsd: constant, then a linear "
+        "decay",
     )
+    min_lr_ratio: Fraction = Field(0.0, description="where a decay of the learning rate ends, as a fraction of lr")
     warmup: float = Field(0.1, ge=0, description="linear warm-up: below 1 a fraction of all steps, else steps")
+    decay: float = Field(0.1, gt=0, description="wsd: length of the decay: below 1 a fraction of all steps, else steps")
     batch_size: Positive = Field(32, description="examples of a global batch, over all microbatches and processes")
-    epochs: Positive = Field(1, description="passes over the data, unless `examples` is given")
+    epochs: Annotated[int | float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1, description="passes over the data, such as 2 or 0.5, unless `examples` is given"
+    )
     examples: Positive | None = Field(None, description="examples to train on, instead of whole epochs")
     inner_epochs: Positive = Field(1, description="optimiser steps on each global batch, one after the other")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping: largest norm, without a value head's")
-    value_max_grad_norm: float = Field(0.1, gt=0, description="gradient clipping of a value head: largest norm")
-    eval_every: Positive = Field(32, description="steps between two evaluations on held-out examples")
-    checkpoint_every: Positive = Field(100, description="steps between two checkpoints, to resume from")
-    keep_every: Positive | None = Field(
-        None, description="steps between two models that are kept in kept/step{N}; none are by default"
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="gradient clipping: largest norm, without a value head's; 0 for no clipping"
+    )
+    value_max_grad_norm: float = Field(
+        0.1, ge=0, description="gradient clipping of a value head: largest norm; 0 for no clipping"
+    )
+    eval_every: Annotated[Positive, INCIDENTAL] = Field(
+        32, description="steps between two evaluations on held-out examples; reruns nothing"
+    )
+    checkpoint_every: Annotated[Positive, INCIDENTAL] = Field(
+        100, description="steps between two checkpoints, to resume from; reruns nothing"
+    )
+    keep_every: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
+        "finished run keeps what it kept until it is deleted",
+    )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="probability of all dropout of the model itself (adapters have lora.dropout); by default none "
+        "for a loss with a reference, which is computed without, else the model's own",
+    )
+    router_weight: float | None = Field(
+        None,
+        ge=0,
+        description="mixtures of experts: weight of the loss that balances the experts' load (Switch Transformers); by "
+        "default the config's router_aux_loss_coef where it has output_router_logits: true, else 0",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
     humanline: bool = Field(
@@ -114,9 +156,11 @@ class Stage(BaseModel):
                 raise ValueError(f"loss {self.loss!r}: its {key!r} is the name of a training setting; give it another")
         for key in self.hyperparameters:
             if key not in hyperparameters:
+                known = [*hyperparameters, *type(self).model_fields]
+                meant = meaning(key, known)
                 raise ValueError(
                     f"{key!r} is neither a training setting nor a hyperparameter of the loss {self.loss!r}"
-                    f"{suggest(key, [*hyperparameters, *type(self).model_fields])}"
+                    + (f": {meant}" if meant else suggest(key, known))
                 )
         try:
             self.make_loss()
@@ -140,6 +184,8 @@ class Stage(BaseModel):
         if self.online is not None:
             if loss.head == "score" or loss.control:
                 raise ValueError(f"the loss {self.loss!r} cannot be trained online: take out `online`")
+            if loss.needs_margins:
+                raise ValueError("a labeller gives no margins: take out margin_weight")
             if self.reward_model is not None:
                 raise ValueError("with `online` the labeller gives the scores: take out reward_model")
             if self.sync_every and self.online.reference == "fixed":
@@ -151,6 +197,12 @@ class Stage(BaseModel):
             fields = type(self).model_fields
             return ", ".join(name for name in settings if getattr(self, name) != fields[name].default)
 
+        if self.scheduler == "constant" and (found := changed("min_lr_ratio")):
+            raise ValueError(f"the scheduler constant does not decay: take out {found}, or choose another")
+        if self.scheduler != "wsd" and (found := changed("decay")):
+            raise ValueError(f"the scheduler {self.scheduler} reads no {found}: take it out, or set scheduler: wsd")
+        if self.scheduler == "wsd" and self.decay < 1 and self.warmup < 1 and self.decay + self.warmup > 1:
+            raise ValueError(f"warmup {self.warmup:g} and decay {self.decay:g} are more than the run: lower one")
         if not self.humanline and (found := changed("log_eps_p", "log_eps_r")):
             raise ValueError(f"without humanline: true nothing reads {found}")
         if loss.head != "value" and (found := changed("value_max_grad_norm")):
@@ -171,6 +223,11 @@ class Stage(BaseModel):
     def sync_every(self) -> int | None:
         """Steps between two syncs of a live reference; None for a fixed, and so cached, reference."""
         return self.sync_reference or (1 if self.humanline else None)
+
+    @property
+    def dropout_in_force(self) -> float | None:
+        """Probability of dropout; None for the model's own."""
+        return 0.0 if self.dropout is None and self.make_loss().needs_reference else self.dropout
 
     @property
     def reads(self) -> str:
@@ -212,6 +269,14 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The content without the settings of its stage that make no other result."""
+        content = self.content
+        if self.stage is not None:
+            content["stage"] = {k: v for k, v in content["stage"].items() if k not in incidental(Stage)}
+        return content
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:

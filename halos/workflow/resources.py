@@ -12,7 +12,7 @@ from halos.evaluate.judging.settings import Judge
 from halos.models.settings import Resources
 from halos.online.settings import Labeller
 from halos.study.study import Study
-from halos.workflow.inputs import PROMPTS, labeller_of
+from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
 
 
 def _factor(attempt: int) -> int:
@@ -133,12 +133,24 @@ class StudyResources(JobResources):
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study = study
 
+    def intervals(self, wildcards: Any) -> str:
+        """Options of a training's intervals between evaluations, checkpoints and kept models, in steps."""
+        stage = self._study.stage(cell_of(wildcards))
+        steps = {name: getattr(stage, name) for name in ("eval_every", "checkpoint_every", "keep_every")}
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value)
+
     def views(self, wildcards: Any) -> str:
         """Every view that trainings for the grid read of a store, separated by spaces."""
         place = (wildcards.dataset, wildcards.model)
         stages = [self._study.stage(c) for c in self._study.trained if (c.dataset, c.model) == place]
         views = {stage.reads for stage in stages if stage.online is None} | {wildcards.view}
         return " ".join(sorted(views - {PROMPTS}))
+
+    def margins_for(self, wildcards: Any) -> str:
+        """The stages of the grid whose losses read the margins of a store's pairs, separated by spaces."""
+        place = (wildcards.dataset, wildcards.model)
+        cells = [c for c in self._study.trained if (c.dataset, c.model) == place]
+        return " ".join(sorted({str(c.stage) for c in cells if self._study.stage(c).make_loss().needs_margins}))
 
     def fresh_prompts(self, wildcards: Any) -> int:
         """The most prompts that the rounds of one online stage of the grid take from a dataset."""

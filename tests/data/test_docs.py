@@ -51,6 +51,15 @@ def test_a_row_of_each_layout_becomes_what_the_table_says(row: str, expected: st
     assert shown(record) == expected
 
 
+@pytest.mark.parametrize(("row", "expected"), cells("Weights and margins"))
+def test_a_row_has_the_weight_and_the_margin_that_the_table_says(row: str, expected: str, tmp_path: Path) -> None:
+    [record] = read(tmp_path, row)
+    assert isinstance(record, Feedback)
+    [weight] = set(record.pair_weights + record.weights) or {1}
+    assert f"{weight:g}, {f'{record.margins[0]:g}' if record.margins else 'none'}" == expected
+    assert bool(record.pair_weights) == bool(record.pairs and weight != 1)
+
+
 @pytest.mark.parametrize(("row", "outcome"), cells("What is refused, and what is left out"))
 def test_what_the_table_refuses_is_refused_and_what_it_leaves_out_is_a_drop(
     row: str, outcome: str, tmp_path: Path

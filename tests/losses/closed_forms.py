@@ -22,6 +22,7 @@ class Case:
     desirable: list[bool]
     scores: list[float]
     advantages: list[float]
+    margins: list[float]
 
     def take(self, indices: Sequence[int]) -> Case:
         """Some of the examples."""
@@ -82,8 +83,9 @@ def csft(case: Case, at: Case, chosen_token: str, rejected_token: str) -> list[f
 
 
 @form("dpo")
-def dpo(case: Case, at: Case, beta: float) -> list[float]:
-    return [logistic(x - y) for x, y in implicit(case, beta)]
+def dpo(case: Case, at: Case, beta: float, margin_weight: float) -> list[float]:
+    pairs = zip(implicit(case, beta), case.margins, strict=True)
+    return [logistic(x - (y + margin_weight * margin)) for (x, y), margin in pairs]
 
 
 @form("cdpo")
@@ -213,10 +215,14 @@ def orpo(case: Case, at: Case, odds_ratio_weight: float) -> list[float]:
 
 
 @form("bradley_terry")
-def bradley_terry(case: Case, at: Case) -> list[float]:
-    """-log of e^x / (e^x + e^y)."""
-    pairs = zip(case.rewards["chosen"], case.rewards["rejected"], strict=True)
-    return [-math.log(math.exp(x) / (math.exp(x) + math.exp(y))) for x, y in pairs]
+def bradley_terry(case: Case, at: Case, margin_weight: float, centre_weight: float) -> list[float]:
+    """-log of e^x / (e^x + e^(y + margin)), and the square of the sum."""
+
+    def one(x: float, y: float, margin: float) -> float:
+        behind = y + margin_weight * margin
+        return -math.log(math.exp(x) / (math.exp(x) + math.exp(behind))) + centre_weight * (x + y) ** 2
+
+    return [one(*pair) for pair in zip(case.rewards["chosen"], case.rewards["rejected"], case.margins, strict=True)]
 
 
 @form("kto")

@@ -57,6 +57,7 @@ def random_case(seed: int = 0, lengths: dict[str, list[int]] = LENGTHS) -> Case:
         desirable=[i % 3 != 1 for i in range(n)],
         scores=[draw.uniform(-2, 2) for _ in range(n)],
         advantages=[0.0 if i == 3 else draw.uniform(-2, 2) for i in range(n)],
+        margins=[0.0 if i == 2 else draw.uniform(-1, 3) for i in range(n)],
     )
 
 
@@ -80,6 +81,8 @@ def inputs(
     labels: dict[str, Any] = {}
     if "scores" in loss.view.labels:
         labels["scores"] = torch.tensor(case.scores if loss.needs_scores else [math.nan] * len(case.scores))
+    if "margins" in loss.view.labels:
+        labels["margins"] = torch.tensor(case.margins)
     if loss.view.labelled:
         labels["desirable"] = torch.tensor(case.desirable)
     if loss.view.grouped:
@@ -127,11 +130,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "apo_down": {"beta": 0.1},
     "apo_zero": {"beta": 0.1},
     "bco": {"beta": 0.1},
-    "bradley_terry": {},
+    "bradley_terry": {"margin_weight": 0.0, "centre_weight": 0.0},
     "cdpo": {"beta": 0.1, "epsilon": 0.2},
     "csft": {"chosen_token": "<|good|>", "rejected_token": "<|bad|>"},
     "discopop": {"beta": 0.1, "tau": 0.05},
-    "dpo": {"beta": 0.1},
+    "dpo": {"beta": 0.1, "margin_weight": 0.0},
     "exo": {"beta": 0.1, "epsilon": 1e-3},
     "grpo": {"beta": 0.01, "epsilon": 0.01},
     "hinge": {"beta": 0.1},
@@ -152,11 +155,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "apo_down": {"beta": 0.5},
     "apo_zero": {"beta": 0.5},
     "bco": {"beta": 0.5},
-    "bradley_terry": {},
+    "bradley_terry": {"margin_weight": 0.7, "centre_weight": 0.3},
     "cdpo": {"beta": 0.5, "epsilon": 0.0},
     "csft": {"chosen_token": "<up>", "rejected_token": "<down>"},
     "discopop": {"beta": 0.3, "tau": 0.7},
-    "dpo": {"beta": 0.5},
+    "dpo": {"beta": 0.5, "margin_weight": 1.5},
     "exo": {"beta": 0.5, "epsilon": 0.3},
     "grpo": {"beta": 0.3, "epsilon": 0.6},
     "hinge": {"beta": 2.0},
@@ -202,7 +205,7 @@ def of_ppo(case: Case, reward: str, **_: Any) -> tuple[list[float], list[float]]
 IMPLICIT = ["aot", "apo_down", "apo_zero", "bco", "cdpo", "discopop", "dpo", "exo", "hinge", "nca", "robust", "sppo"]
 REWARDS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(IMPLICIT, of_pairs),
-    "bradley_terry": lambda case: (case.rewards["chosen"], case.rewards["rejected"]),
+    "bradley_terry": lambda case, **_: (case.rewards["chosen"], case.rewards["rejected"]),
     "csft": lambda case, **_: of_policy(case, mean, 1.0),
     "grpo": lambda case, **_: split(ratios(case, "response"), [a > 0 for a in case.advantages]),
     "ipo": lambda case, tau: [[tau * r for r in ratios(case, role, mean)] for role in ("chosen", "rejected")],
@@ -452,6 +455,7 @@ def test_saturated_values_neither_overflow_nor_become_nan(name: str, setting: st
         desirable=[sign > 0 for sign in signs],
         scores=by_role["rejected"],
         advantages=[3 * sign for sign in signs],
+        margins=by_role["rejected"],
     )
     output, gradient = run(loss, case)
     assert output.losses.dtype == torch.float32

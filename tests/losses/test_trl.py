@@ -299,12 +299,16 @@ def test_grpo(trl: SimpleNamespace, beta: float, epsilon: float, seed: int) -> N
     assert_equal(output.losses.mean(), expected, x.leaf)
 
 
+@pytest.mark.parametrize(("margin", "centre"), [(0.0, 0.0), (1.0, 0.0), (0.0, 0.25), (1.0, 0.01)])
 @pytest.mark.parametrize("seed", range(3))
-def test_bradley_terry(trl: SimpleNamespace, seed: int) -> None:
-    scores = 3 * torch.randn(2 * N, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def test_bradley_terry(trl: SimpleNamespace, seed: int, margin: float, centre: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores = 3 * torch.randn(2 * N, 1, generator=draw, dtype=torch.float64)
+    margins = torch.randn(N, generator=draw, dtype=torch.float64)
     scores.requires_grad_()
-    trainer = make(trl.reward, {"center_rewards_coefficient": None})
-    expected = trainer.compute_loss(table(scores), {"input_ids": torch.arange(2 * N)[:, None]})
+    trainer = make(trl.reward, {"center_rewards_coefficient": centre or None})
+    batch = {"input_ids": torch.arange(2 * N)[:, None]} | ({"margin": margins} if margin else {})
+    expected = trainer.compute_loss(table(scores), batch)
     rewards = dict(zip(("chosen", "rejected"), scores[:, 0].chunk(2), strict=True))
-    losses = LOSSES["bradley_terry"]()({}, {}, Batch({}, rewards=rewards)).losses
+    losses = LOSSES["bradley_terry"](margin, centre)({}, {}, Batch({}, rewards=rewards, margins=margins)).losses
     assert_equal(losses.mean(), expected, scores)

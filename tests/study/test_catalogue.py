@@ -127,7 +127,7 @@ MISTAKES = {
     "a share of more than all": ("stages/kto/keep_undesirable", 1.1,
                                  ["stages.kto.keep_undesirable: ", "less than or equal to 1"]),
     "no inner epochs": ("stages/dpo/inner_epochs", 0, ["stages.dpo.inner_epochs: "]),
-    "a norm of 0": ("stages/ppo/value_max_grad_norm", 0, ["stages.ppo.value_max_grad_norm: ", "greater than 0"]),
+    "a norm below 0": ("stages/ppo/value_max_grad_norm", -1, ["stages.ppo.value_max_grad_norm: ", "equal to 0"]),
     "LoRA's settings": ("stages/lora/lora", {"rank": 4}, ["stages.lora.lora.rank: unknown key"]),
     "a launcher": ("models/m/resources", {"parallel": "zero3"}, ["models.m.resources.parallel: ", "'ddp' or 'fsdp'"]),
 }  # fmt: skip
@@ -203,10 +203,11 @@ def test_humanline_syncs_its_reference_every_step_unless_told_otherwise(
 
 OTHERWISE: dict[str, Any] = {
     "lr": 3e-4, "optimizer": "RAdam", "optimizer_args": {"betas": [0.8, 0.9]}, "decay_norms_and_biases": False,
-    "scheduler": "cosine", "warmup": 7, "batch_size": 9, "epochs": 3, "examples": 50, "inner_epochs": 2,
-    "max_grad_norm": 2.0, "eval_every": 5, "checkpoint_every": 6, "keep_every": 7,
+    "scheduler": "wsd", "min_lr_ratio": 0.2, "warmup": 7, "decay": 0.3, "batch_size": 9, "epochs": 0.5, "examples": 50,
+    "inner_epochs": 2, "max_grad_norm": 2.0, "dropout": 0.2, "router_weight": 0.01,
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"},
 }  # fmt: skip
+INTERVALS = {"eval_every": 5, "checkpoint_every": 6, "keep_every": 7}
 BY_TRAIT: dict[str, dict[str, Any]] = {
     "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3},
     "value head": {"value_max_grad_norm": 0.3},
@@ -234,7 +235,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def test_the_settings_of_these_tests_are_all_there_are() -> None:
     tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
-    assert tested == set(C.Stage.model_fields) - {"loss", "label"}
+    assert tested == set(C.Stage.model_fields) - {"loss", "label", *INTERVALS}
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -261,16 +262,16 @@ def test_no_hyperparameter_has_the_name_of_a_training_setting(name: str) -> None
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_every_setting_of_a_stage_changes_its_slice_but_its_label(name: str) -> None:
+def test_every_setting_of_a_stage_changes_its_slice_but_its_label_and_intervals(name: str) -> None:
     whole = settings_of(name)
     sliced = stage_slice(C.Stage(loss=name, **whole))
-    assert [
-        k for k in whole if k != "humanline" and stage_slice(C.Stage(loss=name, **without(whole, k))) == sliced
-    ] == []
-    assert stage_slice(C.Stage(loss=name, **whole, label="A name")) == sliced
+    free = [k for k in whole if k not in ("humanline", "scheduler")]  # without these, others are refused
+    assert [k for k in free if stage_slice(C.Stage(loss=name, **without(whole, k))) == sliced] == []
+    assert stage_slice(C.Stage(loss=name, **whole, **INTERVALS, label="A name")) == sliced
 
 
-def test_humanline_changes_a_stages_slice() -> None:
+def test_humanline_and_the_scheduler_change_a_stages_slice() -> None:
+    assert stage_slice(C.Stage(loss="dpo", scheduler="wsd")) != stage_slice(C.Stage(loss="dpo", scheduler="cosine"))
     assert stage_slice(C.Stage(loss="dpo", humanline=True)) != stage_slice(C.Stage(loss="dpo"))
 
 

@@ -11,13 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from halos.models.base import make
 from halos.registry import LOSSES
 from halos.settings import dump, read_slice
+from halos.study import catalogue as C
 from halos.tokens.store import Store
 from halos.train.inputs import Inputs
 from halos.train.settings import RunSlice
 from halos.train.trainer import Trainer
-from tests.conftest import World
+from tests.conftest import CATALOGUE, World
 
 HUMANLINE = ("dpo", "grpo", "kto", "ppo")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,6 +63,15 @@ def open_inputs(world: World, config: Path) -> Inputs:
     stage = RunSlice.read(config).stage
     assert stage is not None
     return Inputs.open(config, world.base, world.store, world.parts(stage))
+
+
+def base_of(world: World, folder: Path, architecture: dict[str, Any]) -> Path:
+    """A base model of another architecture, with the tokenizer and template of the world's."""
+    model = {**CATALOGUE["models"]["m"], "architecture": architecture}
+    other = World(folder, C.load({**CATALOGUE, "models": {"m": model}}))
+    if not (other.base / "manifest.json").exists():
+        make(other.slice("models/m"), other.base, [world.results / "data/d/train.parquet"])
+    return other.base
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:

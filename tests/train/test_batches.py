@@ -91,6 +91,18 @@ def test_a_limit_of_examples_is_reached_and_overshot_by_less_than_a_batch(exampl
     assert batches.examples_until(steps) == seen == sum(len(batches[k]) for k in range(steps))
 
 
+@pytest.mark.parametrize(
+    ("epochs", "steps", "seen"), [(0.5, 4, 32), (0.001, 1, 8), (1.0, 7, 50), (2.5, 18, 132), (0.1 + 0.2, 2, 16)]
+)
+def test_a_part_of_an_epoch_is_so_many_of_its_examples_and_at_least_one_step(
+    epochs: float, steps: int, seen: int
+) -> None:
+    batches = GlobalBatches(50, 8, epochs, None, 1)
+    assert (len(batches), batches.examples_until(steps)) == (steps, seen)
+    whole = GlobalBatches(50, 8, 3, None, 1)
+    assert [batches[k].tolist() for k in range(steps)] == [whole[k].tolist() for k in range(steps)]
+
+
 def test_examples_until_counts_what_the_batches_hold() -> None:
     batches = GlobalBatches(50, 8, 3, None, 1)
     for step in range(len(batches) + 1):

@@ -8,13 +8,16 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
+from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_schedule
 
 from halos.errors import HalosError
+from halos.publish.cards import schedule
 from halos.train.optimizer import learning_rate, make_optimizer
 from halos.train.settings import ADAMW, Stage, stage_slice
 from tests.conftest import World
-from tests.train.runs import setup, values
+from tests.train.runs import PLAIN, are_equal, setup, values
 
 OPTIMIZERS = get_args(Stage.model_fields["optimizer"].annotation)
 UNFIT = {
@@ -237,3 +240,70 @@ def test_every_scheduler_that_a_stage_can_name_is_known() -> None:
 )
 def test_the_schedule_equals_its_closed_form(warmup: float, scheduler: str, expected: list[float]) -> None:
     assert [learning_rate(k, 8, warmup, scheduler) for k in range(8)] == pytest.approx(expected)
+
+
+# ---- a minimum, and warm-up, stable, decay
+
+
+@pytest.mark.parametrize(("minimum", "decay"), [(0.0, 0.1), (0.1, 0.25), (0.3, 12), (1.0, 40)])
+def test_a_decay_ends_at_its_minimum_as_transformers_own(minimum: float, decay: float) -> None:
+    """Its warm-ups begin at 0, ours at the first step above it: compared are the steps after."""
+    steps, ramp = 40, 6
+    weights = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = {
+        "cosine": get_cosine_with_min_lr_schedule_with_warmup(weights, ramp, steps, min_lr_rate=minimum),
+        "wsd": get_wsd_schedule(
+            weights, ramp, min(steps - ramp, round(decay * steps) if decay < 1 else int(decay)), steps,
+            decay_type="linear", min_lr_ratio=minimum,
+        ),
+    }  # fmt: skip
+    for scheduler, their in theirs.items():
+        [rate] = their.lr_lambdas
+        for step in range(ramp, steps + 1):
+            ours = learning_rate(step, steps, ramp, scheduler, minimum, decay)
+            assert ours == pytest.approx(rate(step), abs=1e-12), (scheduler, step)
+
+
+def test_wsd_is_constant_and_then_falls_in_a_straight_line() -> None:
+    rates = [learning_rate(k, 20, 0.1, "wsd", 0.2, 0.25) for k in range(20)]
+    assert rates == pytest.approx([0.5, 1.0, *[1.0] * 13, 1.0, 0.84, 0.68, 0.52, 0.36])
+    assert learning_rate(20, 20, 0.1, "wsd", 0.2, 0.25) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"min_lr_ratio": 0.1}, "the scheduler constant does not decay: take out min_lr_ratio"),
+        ({"scheduler": "cosine", "decay": 0.2}, "the scheduler cosine reads no decay"),
+        ({"scheduler": "wsd", "warmup": 0.5, "decay": 0.6}, "warmup 0.5 and decay 0.6 are more than the run"),
+        ({"scheduler": "cosine", "min_lr_ratio": 1.5}, "less than or equal to 1"),
+        ({"epochs": 0}, "greater than 0"),
+        ({"epochs": -0.5}, "greater than 0"),
+        ({"epochs": float("inf")}, "finite number"),
+        ({"epochs": "half"}, "valid number"),
+    ],
+)
+def test_a_schedule_that_nothing_reads_is_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        Stage(loss="sft", **changes)
+
+
+def test_a_model_card_says_where_a_schedule_ends() -> None:
+    settings = {"scheduler": "wsd", "warmup": 20, "decay": 0.2, "min_lr_ratio": 0.05}
+    expected = "wsd, warm-up 20, decay 0.2, down to 0.05 of it"
+    assert schedule(stage_slice(Stage(loss="sft", **settings))) == expected
+    assert schedule(stage_slice(Stage(loss="sft"))) == "constant, warm-up 0.1"
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_a_norm_of_0_is_no_clipping(name: str, world: World, tmp_path: Path) -> None:
+    """Not of the weights, nor of a value head: a step is the learning rate times the whole gradient."""
+    none = {"max_grad_norm": 0} | ({"value_max_grad_norm": 0} if name == "ppo" else {})
+    high = {"max_grad_norm": 1e6} | ({"value_max_grad_norm": 1e6} if name == "ppo" else {})
+    found = []
+    for changes in (none, high):
+        trainer = setup(world, tmp_path / "run", name, **PLAIN, **changes)
+        norm = trainer.step(0)["grad_norm"]
+        found.append((norm, values(trainer.policy)))
+    assert found[0][0] == found[1][0] > 0
+    assert are_equal(found[0][1], found[1][1])

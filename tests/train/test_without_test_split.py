@@ -135,9 +135,16 @@ def test_a_grid_that_reads_no_test_prompts_of_it_is_fine(changes: dict[str, Any]
     assert made.test_for("d") == []
 
 
-def test_the_check_is_told_what_reads_the_test_split() -> None:
-    class Wildcards:
-        dataset = "d"
+class Wildcards:
+    dataset, model = "d", "m"
 
+
+def test_the_check_is_told_which_stages_read_margins() -> None:
+    stages = {"odpo": {"loss": "dpo", "margin_weight": 1.0}, "rm": {"loss": "bradley_terry", "margin_weight": 0.5}}
+    made = study(grids={"g": {**GRID, "methods": ["sft-dpo", "sft-odpo"], "reward_models": ["sft-rm"]}}, stages=stages)
+    assert StudyResources(made).margins_for(Wildcards()) == "odpo rm"
+
+
+def test_the_check_is_told_what_reads_the_test_split() -> None:
     grid = {**GRID, "judges": ["j"], "tasks": ["t"]}
     assert StudyResources(study(grids={"g": grid})).test_for(Wildcards()) == "prompts.p tasks.t"

@@ -93,8 +93,8 @@ def single(prompt: list[Turn], completion: list[Turn], score: float | None = Non
     )
 
 
-def pair(winner: Feedback, loser: Feedback) -> Feedback:
-    """The record of two responses to one prompt, the first preferred.
+def pair(winner: Feedback, loser: Feedback, margin: float | None = None) -> Feedback:
+    """The record of two responses to one prompt, the first preferred, by a margin if there is one.
 
     Raises:
         Invalid: their prompts differ, or one of them has no score.
@@ -113,6 +113,7 @@ def pair(winner: Feedback, loser: Feedback) -> Feedback:
         [(0, 1)],
         target=0,
         response_fields=fields if any(fields) else [],
+        margins=[] if margin is None else [margin],
     )
 
 

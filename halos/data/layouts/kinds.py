@@ -164,4 +164,4 @@ def _aliases(shape: type[Row]) -> Iterable[list[str]]:
 def reads(shape: type[Row]) -> frozenset[str]:
     """The names of the fields that a shape reads."""
     aliases = (name for names in _aliases(shape) for name in names)
-    return frozenset(shape.model_fields) | frozenset(aliases) | {"type", "weight"}
+    return frozenset(shape.model_fields) | frozenset(aliases) | {"type"}

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from halos.data.layouts.kinds import NO_SHAPE, SHAPES
 from halos.data.layouts.parse import Layout, Parsed
 from halos.data.layouts.shapes import Row
 from halos.data.layouts.turns import Invalid
+from halos.data.pairs import each_pair, weighted
 from halos.data.paths import SPLITS
 from halos.data.readers import read_rows
 from halos.data.rows import Drop, Records, digest, in_split, split_key
@@ -205,7 +207,8 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
     # what a response is, and its row number or 0 -> index: equal responses are one, unless the shape repeats
     index_of: dict[tuple[Any, ...], int] = {}
     found: list[tuple[Any, ...]] = []
-    pairs: dict[tuple[int, int], None] = {}  # an ordered set
+    weights: list[float] = []  # of a response of several rows, and of a pair, the first row's
+    pairs: dict[tuple[int, int], tuple[float, float | None]] = {}  # (winner, loser) -> weight, margin
     for number, (_, record) in enumerate(run):
         if reason := _nothing_to_learn(record):
             yield Drop(reason)
@@ -215,13 +218,16 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
         )  # fmt: skip
         before = len(found), len(pairs)
         indices = []
-        for response in zip(*(values or [None] * len(record.responses) for values in lists), strict=True):
+        given = zip(*(values or [None] * len(record.responses) for values in lists), strict=True)
+        for response, weight in zip(given, record.weights or repeat(1.0), strict=False):
             more = json.dumps(response[4:]) if any(response[4:]) else ""
             key = (*response[:4], more, number * shape.repeats)
             indices.append(index_of.setdefault(key, len(found)))
             if indices[-1] == len(found):
                 found.append(response)
-        pairs.update(((indices[winner], indices[loser]), None) for winner, loser in record.pairs)
+                weights.append(weight)
+        for (winner, loser), weight, margin in each_pair(record):
+            pairs.setdefault((indices[winner], indices[loser]), (weight, margin))
         if (len(found), len(pairs)) == before:
             yield Drop("repeats another row of the same prompt")
     if found:
@@ -238,6 +244,7 @@ def _join(run: list[ParsedRow]) -> Iterator[Feedback | Drop]:
             cut=list(map(bool, cut)) if any(cut) else [],
             response_fields=[one or {} for one in fields] if any(fields) else [],
             response_ids=ids if any(ids) else [],
+            **weighted(weights, pairs.values()),
         )
 
 

@@ -14,7 +14,7 @@ from halos.data.feedback import ROLES, Feedback
 from halos.data.layouts import shapes as S
 from halos.data.layouts.kinds import SHAPES, reads, shape_of, twice
 from halos.data.layouts.shapes import Row
-from halos.data.layouts.turns import WEIGHT_ZERO, Invalid, TurnReader, documents, weighed
+from halos.data.layouts.turns import WEIGHT_ZERO, Invalid, TurnReader, documents
 from halos.data.layouts.words import CONTEXT_WORDS, MEDIA_WORDS, NOT_TEXT, PROMPT_WORDS
 from halos.data.readers import Malformed
 from halos.data.rows import Drop
@@ -100,7 +100,7 @@ class Layout:
             )
         fields = _canonical(self._mapped({name: _value(name, value) for name, value in content.items()}))
         given = {name: value for name, value in fields.items() if value is not None}
-        if "weight" in given and not weighed(given["weight"], "weight"):
+        if _is_zero(given.get("weight")):
             return Parsed(None, [Drop(WEIGHT_ZERO)])
         kind = given.get("type")
         shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
@@ -152,6 +152,14 @@ def _in_columns(content: dict[str, Any]) -> bool:
     """Whether it is all of a table, as pandas writes one unless it is told to write rows."""
     by_index = bool(content) and all(isinstance(value, dict) and "0" in value for value in content.values())
     return by_index or content.keys() in ({"columns", "index", "data"}, {"columns", "data"}, {"schema", "data"})
+
+
+def _is_zero(weight: Any) -> bool:
+    """Whether a weight, a number or as a cell of CSV is, its text, is 0."""
+    try:
+        return isinstance(weight, int | float | str) and float(weight) == 0
+    except (ValueError, OverflowError):
+        return False
 
 
 def _value(name: str, value: Any) -> Any:

@@ -38,6 +38,11 @@ def _number(value: Any) -> Any:
         return value
 
 
+def _weight(value: Any) -> Any:
+    """A weight that is a text, or true or false, as a number."""
+    return float(value) if isinstance(value, bool) else _number(value)
+
+
 def _whole(value: Any) -> Any:
     """A whole number that pandas holds as a float, because other rows of its column have none."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -54,6 +59,7 @@ def _list(value: Any) -> Any:
 Label = Annotated[bool, BeforeValidator(_label)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[FiniteFloat, BeforeValidator(_number)]
+RowWeight = Annotated[FiniteFloat, BeforeValidator(_weight), Field(ge=0)]
 Listed = BeforeValidator(_list)
 Turns = list[Turn]
 Completion = Annotated[list[Turn], Field(min_length=1)]
@@ -66,6 +72,7 @@ class Row(BaseModel, ABC):
         split: the split that it belongs to; None where its prompt decides.
         system: the system message of its conversation.
         tools: the functions that the model may call.
+        weight: the weight of its responses and of its pair; None for 1. A row of weight 0 is left out before.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -79,6 +86,7 @@ class Row(BaseModel, ABC):
     split: Literal["train", "test"] | None = None
     system: str | None = None
     tools: list[dict[str, Any]] = Field(default_factory=list)
+    weight: RowWeight | None = None
 
     @abstractmethod
     def record(self) -> Feedback:
@@ -106,7 +114,16 @@ class Row(BaseModel, ABC):
             yield self.framed(record)
 
     def framed(self, record: Feedback) -> Feedback:
-        """The record with the row's system message and tools."""
+        """The record with the row's system message, tools and weight.
+
+        Raises:
+            Invalid: the record has weights of its own, or another system message.
+        """
+        if self.weight not in (None, 1):
+            if record.weights or record.pair_weights:
+                raise Invalid("both weight and the weights of a record")
+            weights, pair_weights = [self.weight] * len(record.responses), [self.weight] * len(record.pairs)
+            record = replace(record, weights=weights, pair_weights=pair_weights)
         has_system = bool(self.system and self.system.strip())
         if not has_system and not self.tools:
             return record
@@ -133,9 +150,12 @@ class RecordRow(Row):
     response_fields: list[dict[str, Any]] | None = None
     response_ids: Annotated[list[list[int] | None] | None, Listed] = None
     template: str | None = None
+    weights: Annotated[list[FiniteFloat] | None, Listed] = None
+    pair_weights: Annotated[list[FiniteFloat] | None, Listed] = None
+    margins: Annotated[list[FiniteFloat | None] | None, Listed] = None
 
     def record(self) -> Feedback:
-        return from_row({name: value for name, value in self if name not in ("split", "system")})
+        return from_row({name: value for name, value in self if name not in ("split", "system", "weight")})
 
 
 class Sample(Row):
@@ -181,11 +201,12 @@ class Pairwise(Row):
     label: Label
     reward_A: Number | None = None
     reward_B: Number | None = None
+    margin: Number | None = None
 
     def record(self) -> Feedback:
         first = single(self.prompt, self.output_A, self.reward_A)
         second = single(self.prompt, self.output_B, self.reward_B)
-        return pair(first, second) if self.label else pair(second, first)
+        return pair(first, second, self.margin) if self.label else pair(second, first, self.margin)
 
 
 class Preference(Row):
@@ -197,6 +218,7 @@ class Preference(Row):
     rejected: Completion
     score_chosen: Number | None = None
     score_rejected: Number | None = None
+    margin: Number | None = None
 
     @property
     def has_prompt(self) -> bool:
@@ -215,7 +237,7 @@ class Preference(Row):
         pair_of = single(prompt, chosen, self.score_chosen), single(prompt, rejected, self.score_rejected)
         if self.messages and prompt is not self.messages and not same(single([], self.messages), pair_of[0]):
             raise Invalid("messages and chosen are different conversations")
-        return pair(*pair_of)
+        return pair(*pair_of, self.margin)
 
 
 class PromptCompletion(Row):

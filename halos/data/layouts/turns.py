@@ -119,7 +119,7 @@ class TurnReader:
 
 
 def weighed(weight: Any, place: str) -> bool:
-    """Whether a row or a turn of this weight counts.
+    """Whether a turn of this weight counts.
 
     Raises:
         Invalid: the weight is neither 0 nor 1.
@@ -127,9 +127,9 @@ def weighed(weight: Any, place: str) -> bool:
     if isinstance(weight, int | float) and weight in (0, 1):
         return bool(weight)
     raise Invalid(
-        "a weight that is neither 0 nor 1",
-        f"field {place}: it is {ascii(weight)[:40]}, and only 0 (not trained on) and 1 are read; repeat rows that "
-        "count more, or give their source a `weight`",
+        "a weight of a turn that is neither 0 nor 1",
+        f"field {place}: it is {ascii(weight)[:40]}, and of a turn only 0 (not trained on) and 1 are read; give any "
+        "other to the whole row, as its field `weight`",
     )
 
 

@@ -21,6 +21,6 @@ MEDIA_WORDS = _words("image images audio audios video videos")
 PROMPT_WORDS = CONTEXT_WORDS | _words("user human problem request task user_prompt user_message post title")
 RESPONSE_WORDS = _words("answer answers output response completion target reply solution generation")
 NOT_TEXT = (LABEL_WORDS - RESPONSES - _words("feedback preferred_output non_preferred_output")) | _words(
-    "split type weight tools template response_ids"
+    "split type weight margin tools template response_ids"
 )
 """Fields in which "" or "nan", as a cell of CSV is, is no value."""

@@ -287,7 +287,7 @@ def test_fields_of_turns_without_a_value_and_texts_in_parts_are_read(turn: Any, 
         ([{"role": "user", "content": {"a": "b"}}], "neither a text nor a list of parts"),
         ([{"role": "user", "content": None}], "field prompt.0.content: Field required"),
         ([{"content": "Why?"}], "field prompt.0.role: Field required"),
-        ([{**WHY, "weight": 0.5}], "repeat rows that count more"),
+        ([{**WHY, "weight": 0.5}], "give any other to the whole row, as its field `weight`"),
         (["Why?"], "field prompt: neither a text nor a list of turns"),
         (5, "field prompt: neither a text nor a list of turns"),
         ("[{'role': 'user', 'content': 'Why?'}\n {'role': 'user'}]", "turns in a text, but not as JSON"),
@@ -345,7 +345,7 @@ def test_an_assistant_turn_without_a_prompt_is_counted(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
-def test_weight_0_trains_nothing_and_no_other_number_is_read(tmp_path: Path) -> None:
+def test_weight_0_trains_nothing_and_no_negative_number_is_a_weight(tmp_path: Path) -> None:
     silent = [BRIEF, WHY, {**YES, "weight": 0}, *TALK[3:]]
     [drop, kept] = read(tmp_path, {"messages": silent}, every_turn=True)
     assert (drop, kept) == (Drop("a turn of weight 0"), Feedback(TALK[:4], ["so"], "local", target=0))
@@ -353,8 +353,9 @@ def test_weight_0_trains_nothing_and_no_other_number_is_read(tmp_path: Path) -> 
     for row in ({"messages": TALK, "weight": 0}, {"prompt": "q", "completion": [{**YES, "weight": 0}]},
                 {"prompt": "q", "chosen": "a", "rejected": [{**NO, "weight": 0}]}):  # fmt: skip
         assert read(tmp_path, row) == [Drop("weight 0")]
-    for weight in (0.5, 2, "high", -1):
-        assert "only 0 (not trained on) and 1 are read" in refused(tmp_path, {"messages": TALK, "weight": weight})
+    assert read(tmp_path, {"messages": TALK, "weight": "0.0"}) == [Drop("weight 0")]  # as a cell of CSV is
+    for weight in ("high", -1, float("inf"), [1]):
+        assert "field weight: Input should be" in refused(tmp_path, {"messages": TALK, "weight": weight})
 
 
 def test_rows_of_one_group_are_in_one_split(tmp_path: Path) -> None:
