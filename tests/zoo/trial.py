@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class Trial:
             return self.outcomes
         self._try("reference", self._reference)
         for column, stage in STAGES.items():
-            self._try(column, lambda stage=stage: self._train(stage))  # type: ignore[misc]
+            self._try(column, partial(self._train, stage))
         self._try("sampling", self._sample)
         return {column: self.outcomes[column] for column in COLUMNS if column in self.outcomes}
 
@@ -126,7 +127,8 @@ class Trial:
             outcome = f"fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         self.outcomes[column] = outcome.replace(f"{self.results}/", "")
         if column == "reference":
-            self.outcomes["rows"] = _rows(said.getvalue())
+            done = not outcome.startswith(("refused", "fails"))
+            self.outcomes["rows"] = _rows(said.getvalue()) if done else self.outcomes[column]
 
     # ---- the verbs -----------------------------------------------------------------------------------------
 
@@ -177,21 +179,34 @@ class Trial:
             raise Differs(f"the loss of the first step is {first['loss']:.4f} instead of log 2")
         if stage in ("kto", "ppo") and abs(first["kl"]) > 1e-3:
             raise Differs(f"policy and reference differ at the first step by {first['kl']:.2g} nats")
-        share = self._moved(run)
-        if not share:
+        before, after = (_weights(folder / "model") for folder in (self.world.base, run))
+        lost = sorted(before.keys() - after.keys())
+        if lost and stage != "bradley_terry":  # whose score layer takes the output layer's place
+            raise Differs(f"the published model lacks {lost[0]} and {len(lost) - 1} other weights")
+        moved = {name for name, value in before.items() if name in after and not torch.equal(value, after[name])}
+        if not moved:
             raise Differs("no weight has moved")
         self._reload(run, stage, lines[-1])
-        return f"yes, {share:.0%} of matrices" if stage == "lora" else "yes"
+        return f"yes, {self._share():.0%} of matrices" if stage == "lora" else "yes"
 
-    def _moved(self, run: Path) -> float:
-        """The share of a model's matrices, embeddings and output layer apart, that training has changed."""
-        before, after = (_weights(folder / "model") for folder in (self.world.base, run))
+    def _share(self) -> float:
+        """The share of the matrices that `dpo` has moved which it moves with adapters, embeddings apart."""
         model = plain(self.world.base / "model")
-        outer = [m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
-        changed = {name: not torch.equal(value, before[name]) for name, value in after.items() if name in before}
-        inner = {name: before[name] for name in changed if not any(torch.equal(before[name], w) for w in outer)}
-        sizes = {name: value.numel() for name, value in inner.items() if value.ndim > 1}
-        return sum(size * changed[name] for name, size in sizes.items()) / sum(sizes.values())
+        embeddings = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+        layers = [] if (output := model.get_output_embeddings()) is None else [output.weight]
+        before, full, adapted = (
+            _weights(folder / "model")
+            for folder in (self.world.base, *(self.results / "trained" / stage for stage in ("dpo", "lora")))
+        )
+        matrices = {
+            name: value.numel()
+            for name, value in before.items()
+            if value.ndim > 1 and not any(torch.equal(value, weight) for weight in embeddings + layers)
+        }
+        moved = {name: size for name, size in matrices.items() if not torch.equal(full[name], before[name])}
+        return sum(size for name, size in moved.items() if not torch.equal(adapted[name], before[name])) / sum(
+            moved.values()
+        )
 
     @torch.no_grad()
     def _reload(self, run: Path, stage: str, last: dict[str, Any]) -> None:
@@ -215,7 +230,8 @@ class Trial:
         largest = float(torch.cat(list(ratios.values())).abs().max())
         _equal("kl", last["kl"], torch.cat(list(ratios.values())).mean(), largest)
         if "chosen" in ratios:
-            loss = torch.nn.functional.softplus(-inputs.loss.beta * (ratios["chosen"] - ratios["rejected"]))  # type: ignore[attr-defined]
+            margins = inputs.loss.beta * (ratios["chosen"] - ratios["rejected"])
+            loss = torch.nn.functional.softplus(-margins)
             _equal("loss", last["loss"], loss.mean(), largest)
         return None
 
