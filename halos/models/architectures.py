@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+RESCALING = "rescale_every"
+"""Field of a config by which a class (RWKV) divides weights in evaluation mode, for the range of float16. Training
+leaves it out, so that weights are the same whenever they are saved or copied; the published config has it again."""
+ROPE_FIELDS = ("rope_parameters", "rope_scaling")
+
+
 def check_fields(model_type: str, fields: dict[str, Any], kind: Any = None, where: str = "") -> None:
     """Check that a class of configs knows some fields: transformers keeps those that it does not, and ignores them.
 
@@ -42,10 +48,25 @@ def check_fields(model_type: str, fields: dict[str, Any], kind: Any = None, wher
     for name, value in fields.items():
         if name not in known and name != "model_type" and not re.search(rf"\b{re.escape(name)}\b", _source(kind)):
             raise HalosError(f"{where}{name} is no field of {kind.__name__}{suggest(name, known)}")
+        if name in ROPE_FIELDS and isinstance(value, dict):
+            _check_rope(kind, value, f"{where}{name}.")
         part = kind.sub_configs.get(name)
         if part is not None and isinstance(value, dict):
             nested = value.get("model_type", getattr(part, "model_type", ""))
             check_fields(nested, value, None if nested in CONFIG_MAPPING else part, f"{where}{name}.")
+
+
+def _check_rope(kind: Any, fields: dict[str, Any], where: str) -> None:
+    """Refuse parameters of rotary positions that neither transformers' types of them nor the model's class read."""
+    from transformers import modeling_rope_utils
+
+    source = inspect.getsource(modeling_rope_utils) + _source(kind)
+    for name, value in fields.items():
+        if isinstance(value, dict):  # by the kind of layer
+            _check_rope(kind, value, f"{where}{name}.")
+        elif not re.search(rf"[\"']{re.escape(name)}[\"']", source):
+            known = re.findall(r"[\"'](\w+)[\"']", inspect.getsource(modeling_rope_utils))
+            raise HalosError(f"{where}{name} is no field of rotary positions{suggest(name, set(known))}")
 
 
 @cache
@@ -60,16 +81,26 @@ def _source(kind: Any) -> str:
     return "\n".join(texts)
 
 
-def check_type(model_type: str) -> None:
-    """Check that transformers has a causal language model of a type.
+def language_class(config: PreTrainedConfig) -> Any:
+    """The auto class of transformers that makes the whole language model of a config.
+
+    For some types with a tower for pictures or sound, `AutoModelForCausalLM` makes nothing, or the text part alone.
 
     Raises:
-        HalosError: it has none.
+        HalosError: there is none.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise HalosError(f"transformers has no causal language model of the type {model_type}; choose another")
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or ()):
+        return AutoModelForCausalLM
+    autos: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    for auto in autos:
+        if type(config) in auto._model_mapping:
+            kinds = auto._model_mapping[type(config)]
+            kind = kinds[0] if isinstance(kinds, tuple) else kinds
+            if kind.config_class is not config.sub_configs.get("text_config"):
+                return auto
+    raise HalosError(f"transformers has no causal language model of the type {config.model_type}; choose another")
 
 
 def check_causal(config: PreTrainedConfig) -> None:
@@ -78,21 +109,22 @@ def check_causal(config: PreTrainedConfig) -> None:
     Raises:
         HalosError: it is an encoder, an encoder with a decoder, or of a type without a causal language model.
     """
-    check_type(config.model_type)
+    language_class(config)
     wanted = "choose a causal language model"
     if config.is_encoder_decoder:
         raise HalosError(f"{config.model_type} is an encoder with a decoder, and no causal language model; {wanted}")
-    if getattr(config, "is_decoder", None) is False:
-        raise HalosError(
-            f"{config.model_type} without is_decoder: true attends to tokens that follow, as encoders do; {wanted}"
-        )
+    for name in ("is_decoder", "causal"):
+        if getattr(config, name, None) is False:
+            raise HalosError(
+                f"{config.model_type} without {name}: true attends to tokens that follow, as encoders do; {wanted}"
+            )
 
 
 def check_attends_to_the_past(network: PreTrainedModel) -> None:
     """Check, on a few tokens, that a model's predictions do not depend on the tokens that follow.
 
     Raises:
-        HalosError: they do.
+        HalosError: they do, or the model does not read text alone.
     """
     import torch
 
@@ -100,11 +132,20 @@ def check_attends_to_the_past(network: PreTrainedModel) -> None:
     ids = torch.arange(3, 11)[None] % vocabulary
     changed = ids.clone()
     changed[0, -1] = (changed[0, -1] + 5) % vocabulary
-    training = network.training
+    training, rescaling = network.training, getattr(network.config, RESCALING, None)
+    if rescaling is not None:
+        setattr(network.config, RESCALING, 0)
     network.eval()
-    with torch.no_grad():
-        first, second = (network(input_ids=x, use_cache=False).logits[0, :-1] for x in (ids, changed))
-    network.train(training)
+    try:
+        with torch.no_grad():
+            first, second = (network(input_ids=x, use_cache=False).logits[0, :-1].float() for x in (ids, changed))
+    except Exception as error:  # a class raises whatever it likes where it gets no picture
+        why = " ".join(str(error).split())
+        raise HalosError(f"{type(network).__name__} cannot read a few tokens of text alone ({why})") from error
+    finally:
+        network.train(training)
+        if rescaling is not None:
+            setattr(network.config, RESCALING, rescaling)
     if (first - second).abs().max() > 1e-3 * first.std():
         raise HalosError(
             f"{type(network).__name__} predicts tokens from those that follow; choose a causal language model"

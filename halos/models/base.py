@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -15,18 +14,29 @@ from halos.errors import HalosError
 from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
 from halos.manifest import Manifest
-from halos.models.architectures import check_attends_to_the_past, check_causal, check_fields, check_type, check_weights
-from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, snapshot, weight_files
+from halos.models.adapters import check_adapters, merge
+from halos.models.architectures import (
+    check_attends_to_the_past,
+    check_causal,
+    check_fields,
+    check_weights,
+    language_class,
+)
+from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, local_base, snapshot, weight_files
 from halos.models.load import check_ids, is_model
+from halos.models.overrides import override
 from halos.models.settings import ModelSlice
 from halos.seeds import derive
 from halos.tokens.chat import one_template, with_arguments
 from halos.tokens.template import Template
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Fields of a generation config that only sampling reads."""
 PAD, END = "<|pad|>", "<|end|>"
+TOKENIZER = "tokenizer_config.json"
 SPEAKERS = ("system", "user", "assistant")
 """Roles that have a token of their own in a tokenizer that is trained here."""
 
@@ -46,8 +56,6 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
     Raises:
         HalosError: an input is missing, or transformers cannot make such a model.
     """
-    from transformers import AutoTokenizer
-
     model = ModelSlice.read(config)
     folder = output / "model"
     shutil.rmtree(folder, ignore_errors=True)
@@ -62,11 +70,20 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
         commits = FetchedModel.model_validate(read_fetched(fetched))
         origin, revision = _find(model, commits)
         _check_origin(model, origin)
-        if (origin / ADAPTERS).is_file():
-            _merge(origin, _base(model, origin, commits), folder)
-        else:
-            _link(origin, folder)
-        tokenizer = AutoTokenizer.from_pretrained(origin)
+        try:
+            if (origin / ADAPTERS).is_file():
+                check_adapters(origin)
+                base = _base(model, origin, commits)
+                tokenizer = read_tokenizer(origin if (origin / TOKENIZER).is_file() else base)
+                merge(origin, base, folder, tokenizer)
+            else:
+                base, tokenizer = origin, read_tokenizer(origin)
+                _link(origin, folder)
+            _copy_processor(base, folder)
+            if model.config:
+                override(folder, model.config)
+        except HalosError as error:
+            raise HalosError(f"models.{model.model}: {error}") from None
     try:
         text = one_template(model.chat_template or tokenizer.chat_template)
         tokenizer.chat_template = with_arguments(text, model.template_args)
@@ -82,6 +99,21 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
     content = model.model_dump(mode="json", exclude_unset=True)
     manifest = Manifest(config=content, weights=weights_of(files), files=files, revision=revision)
     manifest.write(output / "manifest.json")
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model folder.
+
+    Raises:
+        HalosError: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        why = " ".join(str(error).split())
+        raise HalosError(f"there is no tokenizer in {folder} that transformers can read ({why})") from error
 
 
 def _train_tokenizer(feedback: Sequence[Path], vocab_size: int) -> Any:
@@ -114,7 +146,7 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     fields = dict(architecture)
@@ -126,16 +158,23 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
             raise HalosError(f"{where}: {name} comes from the tokenizer that is trained: take it out")
     try:
         check_fields(model_type, fields)
-        check_type(model_type)
-        types = {field.name: str(field.type) for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+        kind = CONFIG_MAPPING[model_type]
+        types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
         if "None" not in types.get("bos_token_id", "None"):  # the class insists on one
             ids["bos_token_id"] = tokenizer.eos_token_id
-        AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields).save_pretrained(folder)
+
+        def configure() -> PreTrainedConfig:
+            text = fields.get("text_config", {})
+            vocabulary = {"vocab_size": len(tokenizer)}
+            parts = {"text_config": {**vocabulary, **text, **ids}} if "text_config" in kind.sub_configs else vocabulary
+            return AutoConfig.for_model(model_type, **{**fields, **parts, **ids})
+
+        configure().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields)
+        config = configure()
         torch.manual_seed(derive(model.seed, "weights"))
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network: PreTrainedModel = language_class(config).from_config(config, dtype=torch.float32)
         check_causal(network.config)
         check_attends_to_the_past(network)
     except HalosError as error:
@@ -173,24 +212,11 @@ def _find(model: ModelSlice, commits: FetchedModel) -> tuple[Path, str | None]:
 
 def _base(model: ModelSlice, adapters: Path, commits: FetchedModel) -> Path:
     """The folder of the model to which LoRA adapters belong."""
+    if (folder := local_base(adapters)) is not None:
+        return folder
     base = base_on_hub(adapters)
-    if base is None:
-        return Path(json.loads((adapters / ADAPTERS).read_text())["base_model_name_or_path"])
+    assert base is not None
     return snapshot(model.model, base["hub"], commits.base.commit if commits.base else base["revision"])
-
-
-def _merge(adapters: Path, base: Path, folder: Path) -> None:
-    """Merge LoRA adapters into their base model and write the result."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    network: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
-    tokens = len(AutoTokenizer.from_pretrained(adapters))
-    if tokens > network.get_input_embeddings().num_embeddings:  # adapters may bring new tokens
-        network.resize_token_embeddings(tokens)
-    merged: Any = PeftModel.from_pretrained(network, adapters)
-    merged.merge_and_unload().save_pretrained(folder)
 
 
 def _link(origin: Path, folder: Path) -> None:
@@ -202,9 +228,21 @@ def _link(origin: Path, folder: Path) -> None:
             shutil.copyfile(origin / name, folder / name)
 
 
+def _copy_processor(origin: Path, folder: Path) -> None:
+    """Copy the settings by which pictures and sound become inputs, for whoever loads what is trained from a model."""
+    from transformers import utils
+
+    names = (utils.FEATURE_EXTRACTOR_NAME, utils.PROCESSOR_NAME, utils.VIDEO_PROCESSOR_NAME, utils.AUDIO_TOKENIZER_NAME)
+    for name in names:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+
+
 def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
-    """A generation config that ends a response at the model's own end tokens or at the end of a turn, and leaves
-    sampling parameters to the prompt set."""
+    """A generation config that ends a response at the model's own end tokens or at the end of a turn.
+
+    The model's own sampling parameters stay in it, for its users; here, those of the prompt set or the task are used.
+    """
     from transformers import GenerationConfig
 
     exists = (folder / "generation_config.json").exists()
@@ -213,5 +251,7 @@ def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, Template(tokenizer).end}
     generation.eos_token_id = sorted(token for token in ends if token is not None)
     generation.pad_token_id = tokenizer.pad_token_id
-    generation.do_sample = generation.temperature = generation.top_p = generation.top_k = None
+    if not generation.do_sample:  # without it they mean nothing, and transformers refuses to save them
+        for name in SAMPLING:
+            setattr(generation, name, None)
     return generation

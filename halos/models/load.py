@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
-from halos.models.architectures import check_classifier, check_weights
+from halos.models.architectures import check_attends_to_the_past, check_classifier, check_weights, language_class
 from halos.models.download import ADAPTERS
 
 if TYPE_CHECKING:
@@ -57,26 +58,45 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
             instead of its output layer.
 
     Raises:
-        HalosError: the folder holds no such model, its weights are quantised, transformers has no classifier of its
-            type, or its attention implementation is not installed.
+        HalosError: the folder holds no such model, its weights are quantised or not all there, transformers has no
+            classifier of its type, its attention implementation is not installed, or it sees the tokens that follow.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
     check_weights(folder)
+    config = AutoConfig.from_pretrained(folder)
     if score and not is_reward_model(folder):
-        check_classifier(AutoConfig.from_pretrained(folder))
-    kind, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
+        check_classifier(config)
+    options: dict[str, Any] = {}
+    if score and config.num_labels != 1:  # a classifier with other labels gets a new score layer, too
+        options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
+                   "ignore_mismatched_sizes": True}  # fmt: skip
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = kind.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, **options
+        model, report = (AutoModelForSequenceClassification if score else language_class(config)).from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, output_loading_info=True,
+            **options,
+        )  # fmt: skip
+    except (ImportError, RuntimeError, OSError, SafetensorError) as error:
+        why = " ".join(str(error).split())
+        if isinstance(error, ImportError) and re.search("flash|attention", why, re.IGNORECASE):
+            raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({why})") from error
+        raise HalosError(f"transformers cannot load the model in {folder} ({why})") from error
+    prefix = f"{model.base_model_prefix}."
+    missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if missing := [key for key in missing if not score or key.startswith(prefix)]:
+        raise HalosError(
+            f"the weights in {folder} lack {len(missing)} of those of {type(model).__name__}, such as {missing[0]}: "
+            "give the whole model"
         )
-    except ImportError as error:
-        raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({error})") from error
+    if not score and "flash" not in attention:  # flash attention needs a GPU, and the model is not there yet
+        check_attends_to_the_past(model)
     return model
 
 

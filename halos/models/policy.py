@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from halos.errors import HalosError
 from halos.files import whole
 from halos.losses.base import Loss
+from halos.models.architectures import RESCALING
 from halos.models.load import load
 from halos.models.lora import with_lora
 from halos.registry import suggest
@@ -21,11 +22,6 @@ from halos.tokens.template import Template
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-
-RESCALING = "rescale_every"
-"""Field of a config by which a class (RWKV) divides weights in evaluation mode, for the range of float16. Training
-leaves it out, so that weights are the same whenever they are saved or copied; the published config has it again."""
 
 
 def begin(

@@ -86,6 +86,7 @@ class ModelIdentity(Strict):
     revision: str = Field("main", description="branch, tag or commit on the hub; a commit is reproducible")
     path: str | None = Field(None, description="local folder in the transformers layout, weights as safetensors")
     architecture: Settings | None = Field(None, description="transformers config (model_type and its fields)")
+    config: Settings = Field({}, description="fields of a hub or local model's transformers config to change")
     tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
     seed: int = Field(0, description="seed of the random weights of an `architecture`")
     template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
@@ -121,6 +122,8 @@ class ModelIdentity(Strict):
             raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, for example llama")
+        if self.architecture is not None and self.config:
+            raise ValueError("config changes a hub or local model: write these fields under architecture")
         return self
 
 

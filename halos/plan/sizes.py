@@ -10,6 +10,7 @@ from typing import Any
 
 from halos.data.report import DataReport
 from halos.errors import HalosError
+from halos.models.architectures import language_class
 from halos.models.settings import Model, Size
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
@@ -105,10 +106,9 @@ def size_of(name: str, model: Model, results: Path) -> Size:
 def measured_size(config: Any) -> Size:
     """Size of the model that a transformers config describes, built without memory for its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = language_class(config).from_config(config)
     text = config.get_text_config()
     heads = text.num_attention_heads
     return Size(

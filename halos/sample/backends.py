@@ -18,6 +18,7 @@ from textwrap import shorten
 from typing import Any
 
 from halos.errors import HalosError
+from halos.models.architectures import language_class
 from halos.sample.settings import SamplerSlice
 from halos.tokens.positions import Positions
 
@@ -108,10 +109,10 @@ class Transformers(Backend):
     @cached_property
     def network(self) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoConfig, GenerationConfig
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        network: Any = AutoModelForCausalLM.from_pretrained(
+        network: Any = language_class(AutoConfig.from_pretrained(self.folder)).from_pretrained(
             self.folder,
             dtype=getattr(torch, self.precision),
             attn_implementation=self.settings.attention,

@@ -89,11 +89,13 @@ class Probe:
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, torch.device]:
     """A saved model in float32, and where it is: on the device if it has room there, else in main memory."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    from halos.models.architectures import language_class
     from halos.models.load import is_reward_model
 
-    kind = AutoModelForSequenceClassification if is_reward_model(folder) else AutoModelForCausalLM
+    language: Any = language_class(AutoConfig.from_pretrained(folder))
+    kind = AutoModelForSequenceClassification if is_reward_model(folder) else language
     model: Any = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from halos.data.feedback import Feedback, write
@@ -14,6 +15,7 @@ from halos.errors import HalosError
 from halos.models.architectures import check_attends_to_the_past, check_causal, check_fields
 from halos.models.base import make
 from halos.models.load import load
+from halos.seeds import derive
 from halos.settings import dump
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
@@ -39,6 +41,16 @@ def made(folder: Path, **entry: Any) -> Path:
         ("llama", {"num_hidden_layer": 2}, "num_hidden_layer is no field of LlamaConfig; did you mean 'num_hidden_l"),
         ("gpt2", {"n_heads": 2}, "n_heads is no field of GPT2Config; did you mean 'n_head'?"),
         ("gemma3", {"text_config": {"head_dims": 4}}, "text_config.head_dims is no field of Gemma3TextConfig; did you"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_typ": "yarn"}},
+            "rope_parameters.rope_typ is no field of rotary positions",
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": {"factr": 2.0}}},
+            "rope_parameters.full_attention.factr",
+        ),
         ("lama", {}, "unknown model_type 'lama'; did you mean 'llama'?"),
     ],
 )
@@ -113,6 +125,19 @@ def test_a_reward_model_of_a_type_without_a_classifier_is_refused(tmp_path: Path
     folder = made(tmp_path, architecture=cohere)
     with pytest.raises(HalosError, match="has no sequence classifier of the type cohere"):
         load(folder, "sdpa", score=True)
+
+
+def test_trying_a_model_out_leaves_its_weights_as_they_were(tmp_path: Path) -> None:
+    """RWKV divides some in evaluation mode."""
+    fields = {"hidden_size": 16, "num_hidden_layers": 4, "attention_hidden_size": 16, "intermediate_size": 16,
+              "context_length": 64, "rescale_every": 2}  # fmt: skip
+    folder = made(tmp_path, architecture={"model_type": "rwkv", **fields})
+    torch.manual_seed(derive(0, "weights"))
+    drawn: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    loaded: Any = load(folder, "eager")
+    assert loaded.config.rescale_every == 2
+    for name, value in drawn.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_a_model_that_sees_the_future_is_found_and_one_that_does_not_is_not() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.hub import remedy
+from halos.models.architectures import language_class
+from halos.models.base import SAMPLING
 from halos.sample.backends import prepare_vllm
 from halos.tokens.template import Template
 
@@ -27,11 +29,22 @@ def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
     """lm-eval's class for transformers, and its arguments."""
     import torch
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoConfig
+
+    class Greedy(HFLM):
+        """Loads a language model whole, and without the sampling parameters that are saved with it."""
+
+        AUTO_MODEL_CLASS = language_class(AutoConfig.from_pretrained(folder))
+
+        def _create_model(self, *args: Any, **kwargs: Any) -> None:
+            super()._create_model(*args, **kwargs)
+            for name in ("do_sample", *SAMPLING):
+                setattr(self._model.generation_config, name, None)
 
     gpu = torch.cuda.is_available()
     # lm-eval's default on a GPU sums in bfloat16, which rounds a long response to whole nats
     number = {"dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
-    return HFLM, {"pretrained": str(folder), **number, "device": "cuda" if gpu else "cpu"}
+    return Greedy, {"pretrained": str(folder), **number, "device": "cuda" if gpu else "cpu"}
 
 
 def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, Any]]:

@@ -1,0 +1,86 @@
+"""Base models that are given as adapters of peft: merged with the model to which they belong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from halos.errors import HalosError
+from halos.models.architectures import check_causal, check_weights, language_class
+from halos.models.download import ADAPTERS
+from halos.models.lora import untie
+
+TOLERANCE = 1e-3
+"""Largest change of a logit by merging, over the logits' standard deviation."""
+
+
+def check_adapters(folder: Path) -> None:
+    """Check that a folder's adapters can be merged into a language model. Only their config is read.
+
+    Raises:
+        HalosError: they are of a kind that stays beside the weights, or of a model for another task.
+    """
+    config = json.loads((folder / ADAPTERS).read_text())
+    kind = str(config.get("peft_type"))
+    if config.get("num_virtual_tokens") is not None or kind == "ADAPTION_PROMPT":
+        raise HalosError(
+            f"the adapters in {folder} are of the kind {kind}, which cannot be merged into weights: give those of LoRA "
+            "or another kind that changes weights, or a model"
+        )
+    if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
+        raise HalosError(f"the adapters in {folder} are those of a model for {task}, and a base model is for CAUSAL_LM")
+
+
+def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:
+    """Merge adapters into their base model and write the result, in float32.
+
+    Args:
+        adapters: folder of the adapters.
+        base: folder of the model to which they belong.
+        folder: model folder to write.
+        tokenizer: the merged model's, which may have more tokens than the base model.
+
+    Raises:
+        HalosError: the base model cannot be trained, the adapters do not fit it, or merging changes what they compute.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoConfig
+
+    check_adapters(adapters)
+    check_weights(base)
+    base_config = AutoConfig.from_pretrained(base)
+    check_causal(base_config)
+    network: Any = language_class(base_config).from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+    if len(tokenizer) > network.get_input_embeddings().num_embeddings:  # adapters may bring new tokens
+        network.resize_token_embeddings(len(tokenizer))
+    if _change_an_end(network, PeftConfig.from_pretrained(str(adapters))):
+        untie(network)
+    ids = torch.arange(3, 11)[None] % network.get_input_embeddings().num_embeddings
+    try:
+        adapted: Any = PeftModel.from_pretrained(network, str(adapters)).eval()
+        with torch.no_grad():
+            wanted = adapted(input_ids=ids, use_cache=False).logits
+            merged = adapted.merge_and_unload()
+            found = merged(input_ids=ids, use_cache=False).logits
+        merged.save_pretrained(folder)
+    except Exception as error:  # peft and its kinds of adapters raise whatever they like
+        why = " ".join(str(error).split())
+        raise HalosError(f"the adapters in {adapters} cannot be merged into {base} ({why})") from error
+    if not (found - wanted).abs().max() <= TOLERANCE * wanted.std():
+        raise HalosError(f"merged into {base}, the adapters in {adapters} compute something else: give a merged model")
+
+
+def _change_an_end(network: Any, config: Any) -> bool:
+    """Whether adapters change a model's embeddings or its output layer, which may be one matrix."""
+    targets, saved = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None)
+    names = [*(() if isinstance(targets, str) else targets or ()), *(saved or ())]
+    pattern = targets if isinstance(targets, str) else None
+    ends = [network.get_input_embeddings(), network.get_output_embeddings()]
+    return any(
+        f".{name}".endswith(tuple(f".{other}" for other in names)) or (pattern and re.fullmatch(pattern, name))
+        for name, module in network.named_modules()
+        if any(module is end for end in ends)
+    )
