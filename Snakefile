@@ -68,6 +68,7 @@ onstart:
             job.rule.name for job in workflow.dag.needrun_jobs()
         }:
             check_keys(study)
+        check_classifiers(study)
         if (
             workflow.executor_plugin.name == "slurm"
             and workflow.execution_settings.lock

@@ -21,7 +21,7 @@ sys.path.insert(0, str(workflow.basedir))
 
 from halos.errors import HalosError
 from halos.study.catalogue import load
-from halos.study.checks import check_files, check_keys, check_splits
+from halos.study.checks import check_classifiers, check_files, check_keys, check_splits
 from halos.study.study import Study
 from halos.workflow.inputs import Inputs
 from halos.workflow.patterns import Patterns

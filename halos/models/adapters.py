@@ -9,7 +9,7 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.models.architectures import check_causal, check_weights, language_class
-from halos.models.download import ADAPTERS
+from halos.models.download import ADAPTERS, local_base
 from halos.models.lora import untie
 
 TOLERANCE = 1e-3
@@ -31,6 +31,21 @@ def check_adapters(folder: Path) -> None:
         )
     if (task := config.get("task_type")) not in (None, "CAUSAL_LM"):
         raise HalosError(f"the adapters in {folder} are those of a model for {task}, and a base model is for CAUSAL_LM")
+
+
+def check_origin(folder: Path) -> None:
+    """Check that a local folder's model or adapters can be trained, as far as its small JSON files tell.
+
+    Raises:
+        HalosError: the weights are quantised, or the adapters cannot be merged.
+    """
+    if (folder / ADAPTERS).is_file():
+        check_adapters(folder)
+        base = local_base(folder)
+        if base is not None and (base / "config.json").is_file():
+            check_weights(base)
+    else:
+        check_weights(folder)
 
 
 def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:

@@ -152,13 +152,40 @@ def check_attends_to_the_past(network: PreTrainedModel) -> None:
         )
 
 
+def check_reads_to_the_end(network: PreTrainedModel) -> None:
+    """Check, on a few tokens, that a reward model's score depends on the last of them.
+
+    Some classifiers read the first token, which sees no other in a causal model.
+
+    Raises:
+        HalosError: it does not, or the model does not score text alone.
+    """
+    import torch
+
+    config = network.config.get_text_config()
+    usable = [i for i in range(3, int(config.vocab_size)) if i != config.pad_token_id][:9]
+    try:
+        with torch.no_grad():
+            first, second = (
+                network(input_ids=torch.tensor([ids])).logits for ids in (usable[:8], usable[:7] + usable[8:])
+            )
+    except Exception as error:  # a class raises whatever it likes where it gets no picture
+        why = " ".join(str(error).split())
+        raise HalosError(f"{type(network).__name__} cannot score a few tokens of text ({why})") from error
+    if torch.equal(first, second):
+        raise HalosError(
+            f"the score of {type(network).__name__} does not depend on the last token; choose another model for the "
+            "reward model"
+        )
+
+
 def check_weights(folder: Path) -> None:
     """Check that a model folder's weights are not quantised. Only its config.json is read.
 
     Raises:
         HalosError: they are, so that they cannot be trained.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text() or "{}")
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else "some method"
@@ -168,7 +195,7 @@ def check_weights(folder: Path) -> None:
         )
 
 
-def check_classifier(config: PreTrainedConfig) -> None:
+def check_classifier(model_type: str) -> None:
     """Check that transformers has a sequence classifier of a model's type, which a reward model is.
 
     Raises:
@@ -176,8 +203,8 @@ def check_classifier(config: PreTrainedConfig) -> None:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-    if config.model_type not in CLASSIFIERS:
+    if model_type not in CLASSIFIERS:
         raise HalosError(
-            f"transformers has no sequence classifier of the type {config.model_type}, so that no reward model can be "
-            "made of it; choose another model for the reward model"
+            f"transformers has no sequence classifier of the type {model_type}, so that no reward model can be made of "
+            "it; choose another model for the reward model"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -14,12 +13,11 @@ from halos.errors import HalosError
 from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
 from halos.manifest import Manifest
-from halos.models.adapters import check_adapters, merge
+from halos.models.adapters import check_origin, merge
 from halos.models.architectures import (
     check_attends_to_the_past,
     check_causal,
     check_fields,
-    check_weights,
     language_class,
 )
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, local_base, snapshot, weight_files
@@ -72,7 +70,6 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
         _check_origin(model, origin)
         try:
             if (origin / ADAPTERS).is_file():
-                check_adapters(origin)
                 base = _base(model, origin, commits)
                 tokenizer = read_tokenizer(origin if (origin / TOKENIZER).is_file() else base)
                 merge(origin, base, folder, tokenizer)
@@ -159,16 +156,20 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
     try:
         check_fields(model_type, fields)
         kind = CONFIG_MAPPING[model_type]
-        types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
-        if "None" not in types.get("bos_token_id", "None"):  # the class insists on one
-            ids["bos_token_id"] = tokenizer.eos_token_id
 
         def configure() -> PreTrainedConfig:
-            text = fields.get("text_config", {})
-            vocabulary = {"vocab_size": len(tokenizer)}
-            parts = {"text_config": {**vocabulary, **text, **ids}} if "text_config" in kind.sub_configs else vocabulary
+            parts: dict[str, Any] = {"vocab_size": len(tokenizer)}
+            if "text_config" in kind.sub_configs:
+                text = fields.get("text_config", {})
+                parts = {"text_config": {**text, "vocab_size": max(len(tokenizer), text.get("vocab_size", 0)), **ids}}
             return AutoConfig.for_model(model_type, **{**fields, **parts, **ids})
 
+        try:
+            configure()
+        except StrictDataclassError as error:
+            if "bos_token_id" not in str(error):
+                raise
+            ids["bos_token_id"] = tokenizer.eos_token_id  # the class insists on one
         configure().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -190,11 +191,10 @@ def _check_origin(model: ModelSlice, origin: Path) -> None:
     """Refuse a hub or local model that cannot be trained as a causal language model, before its weights are read."""
     from transformers import AutoConfig
 
-    if not (origin / "config.json").is_file():  # adapters, whose base is checked when they are merged
-        return
     try:
-        check_weights(origin)
-        check_causal(AutoConfig.from_pretrained(origin))
+        check_origin(origin)
+        if not (origin / ADAPTERS).is_file():
+            check_causal(AutoConfig.from_pretrained(origin))
     except HalosError as error:
         raise HalosError(f"models.{model.model}: {error}") from None
 

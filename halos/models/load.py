@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
-from halos.models.architectures import check_attends_to_the_past, check_classifier, check_weights, language_class
+from halos.models.architectures import (
+    check_attends_to_the_past,
+    check_classifier,
+    check_reads_to_the_end,
+    check_weights,
+    language_class,
+)
 from halos.models.download import ADAPTERS
 
 if TYPE_CHECKING:
@@ -72,7 +78,7 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
     check_weights(folder)
     config = AutoConfig.from_pretrained(folder)
     if score and not is_reward_model(folder):
-        check_classifier(config)
+        check_classifier(config.model_type)
     options: dict[str, Any] = {}
     if score and config.num_labels != 1:  # a classifier with other labels gets a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
@@ -95,8 +101,11 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
             f"the weights in {folder} lack {len(missing)} of those of {type(model).__name__}, such as {missing[0]}: "
             "give the whole model"
         )
-    if not score and "flash" not in attention:  # flash attention needs a GPU, and the model is not there yet
-        check_attends_to_the_past(model)
+    if "flash" not in attention:  # which needs a GPU, and the model is not there yet
+        if not score:
+            check_attends_to_the_past(model)
+        elif not is_reward_model(folder):
+            check_reads_to_the_end(model)
     return model
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromFile, Judge
+from halos.models.adapters import check_origin
+from halos.models.architectures import check_classifier
 from halos.models.load import check_reward_model, is_model
 from halos.online.settings import Labeller
 from halos.scoring.api import read_key
 from halos.study.cells import RESULTS
+from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.tokens.store import no_test_split
 
 
 def check_files(study: Study) -> None:
-    """Refuse a study whose local files are missing.
+    """Refuse a study whose local files are missing, or whose local models cannot be trained.
 
     Raises:
         HalosError: naming the file and the entry that wants it.
@@ -29,6 +33,11 @@ def check_files(study: Study) -> None:
         path = study.config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
+        if path is not None:
+            try:
+                check_origin(Path(path))
+            except HalosError as error:
+                raise HalosError(f"models.{name}: {error}") from None
     for cell in study.trained:
         lora = study.stage(cell).lora
         if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
@@ -57,6 +66,29 @@ def check_splits(study: Study) -> None:
         has_test = any("test" in source.splits for source in study.config.datasets[name].sources)
         if not has_test and (wanted_by := study.test_for(name)):
             raise HalosError(no_test_split(name, wanted_by))
+
+
+def check_classifiers(study: Study) -> None:
+    """Refuse a study that trains a reward model from a model whose type has no sequence classifier.
+
+    The type of a hub model is known once it was made.
+
+    Raises:
+        HalosError: naming the model and the stage.
+    """
+    for cell in study.trained:
+        if study.stage(cell).make_loss().head != "score":
+            continue
+        model = study.config.models[cell.model]
+        kind = (model.architecture or {}).get("model_type")
+        for folder in (Paths().model(cell.model).model, Path(model.path or "")):
+            if kind is None and (folder / "config.json").is_file():
+                kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        if kind is not None:
+            try:
+                check_classifier(kind)
+            except HalosError as error:
+                raise HalosError(f"models.{cell.model} with stages.{cell.stage}: {error}") from None
 
 
 def check_keys(study: Study) -> None:

@@ -17,6 +17,7 @@ from halos.models.base import make
 from halos.models.load import load
 from halos.seeds import derive
 from halos.settings import dump
+from tests.zoo.architectures import tiny
 
 LLAMA = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
          "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
@@ -153,3 +154,15 @@ def test_a_model_that_sees_the_future_is_found_and_one_that_does_not_is_not() ->
         else:
             check_attends_to_the_past(network)
             check_causal(network.config)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "bart"])
+def test_a_reward_model_that_does_not_read_the_last_token_is_refused(kind: str, tmp_path: Path) -> None:
+    """The first token of a causal model sees no other: every text would have the same score."""
+    folder = made(tmp_path, architecture=tiny(kind, 300))
+    load(folder, "eager")
+    with pytest.raises(
+        HalosError, match="does not depend on the last token|cannot score a few tokens of text"
+    ) as refused:
+        load(folder, "eager", score=True)
+    assert "\n" not in str(refused.value)
