@@ -93,14 +93,15 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
         why = " ".join(str(error).split())
         if isinstance(error, ImportError) and re.search("flash|attention", why, re.IGNORECASE):
             raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({why})") from error
-        raise HalosError(f"transformers cannot load the model in {folder} ({why})") from error
+        kind = "reward model" if is_reward_model(folder) else "model"
+        raise HalosError(f"cannot load the {kind} in {folder} ({why})") from error
     prefix = f"{model.base_model_prefix}."
     missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if missing := [key for key in missing if not score or key.startswith(prefix)]:
-        raise HalosError(
-            f"the weights in {folder} lack {len(missing)} of those of {type(model).__name__}, such as {missing[0]}: "
-            "give the whole model"
-        )
+        name, some = type(model).__name__, f"{len(missing)} weights, such as {missing[0]}"
+        if score and not is_reward_model(folder):
+            raise HalosError(f"{name} needs {some}, that no language model has; choose another for the reward model")
+        raise HalosError(f"the weights in {folder} are not all those of {name}: {some}, are missing; give all of them")
     if "flash" not in attention:  # which needs a GPU, and the model is not there yet
         if not score:
             check_attends_to_the_past(model)

@@ -87,16 +87,14 @@ def test_the_models_own_sampling_parameters_are_published_where_they_mean_someth
 def test_weights_that_are_not_all_there_are_refused(names: tuple[str, ...], world: World, tmp_path: Path) -> None:
     """transformers would draw them anew: an embedding model has no output layer, a broken download no last shard."""
     folder = without(copy_of(world, tmp_path / "model"), *names)
-    with pytest.raises(
-        HalosError, match=rf"^the weights in \S+ lack \d+ of those of LlamaForCausalLM, such as {names[0]}"
-    ):
+    with pytest.raises(HalosError, match=rf"^the weights in \S+ are not all those of LlamaForCausalLM: .* {names[0]}"):
         load(folder, "sdpa")
 
 
 def test_a_broken_file_of_weights_is_one_sentence(world: World, tmp_path: Path) -> None:
     folder = copy_of(world, tmp_path / "model")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(HalosError, match=r"^transformers cannot load the model in \S+ \(") as caught:
+    with pytest.raises(HalosError, match=r"^cannot load the model in \S+ \(") as caught:
         load(folder, "sdpa")
     assert "\n" not in str(caught.value)
 
@@ -133,7 +131,7 @@ def test_a_reward_model_keeps_its_own_score_layer(world: World, tmp_path: Path) 
 
 def test_a_reward_model_without_its_layers_is_refused(world: World, tmp_path: Path) -> None:
     folder = without(copy_of(world, tmp_path / "model"), "model.layers.1")
-    with pytest.raises(HalosError, match="of those of LlamaForSequenceClassification, such as model"):
+    with pytest.raises(HalosError, match=r"^LlamaForSequenceClassification needs .* model\.layers\.1"):
         load(folder, "sdpa", score=True)
 
 
@@ -142,5 +140,5 @@ def test_a_package_that_is_missing_is_named(world: World, monkeypatch: pytest.Mo
         raise ImportError("TimmWrapperModel requires the timm library")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", missing)
-    with pytest.raises(HalosError, match=r"^transformers cannot load the model in \S+ \(TimmWrapper.* timm library\)$"):
+    with pytest.raises(HalosError, match=r"^cannot load the model in \S+ \(TimmWrapper.* timm library\)$"):
         load(world.base / "model", "sdpa")
