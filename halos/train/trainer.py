@@ -72,6 +72,8 @@ class Trainer:
         if self.dropout.text is not None:
             self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
+        if begun.coverage.others:
+            self._say(begun.coverage.text)
         routers = Routers(begun.network)
         router_weight = check_weight(self.stage.router_weight, routers)
         if routers.lacking is None:
@@ -103,7 +105,9 @@ class Trainer:
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
-        self.publisher = Publisher(inputs, self.policy, self.tokenizer, self.accelerator)
+        self.publisher = Publisher(
+            inputs, self.policy, self.tokenizer, self.accelerator, begun.coverage, self.held_out or self.examples
+        )
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
 
     def run(self) -> None:
