@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.errors import HalosError
-from halos.models.architectures import check_causal, check_weights, language_class
+from halos.models.architectures import check_causal, check_known, check_weights, language_class
 from halos.models.download import ADAPTERS, local_base
 from halos.models.lora import untie
 
@@ -66,6 +66,7 @@ def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:
 
     check_adapters(adapters)
     check_weights(base)
+    check_known(base)
     base_config = AutoConfig.from_pretrained(base)
     check_causal(base_config)
     network: Any = language_class(base_config).from_pretrained(base, dtype=torch.float32, use_safetensors=True)

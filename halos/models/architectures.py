@@ -81,6 +81,29 @@ def _source(kind: Any) -> str:
     return "\n".join(texts)
 
 
+def check_known(folder: Path) -> None:
+    """Check that transformers itself has the type of a folder's model. Code that comes with a model is never run.
+
+    Raises:
+        HalosError: it does not.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = json.loads((folder / "config.json").read_text())
+    model_type = config.get("model_type")
+    if model_type in CONFIG_MAPPING:
+        return
+    if code := config.get("auto_map"):
+        raise HalosError(
+            f"the model in {folder} is of a type that transformers does not know ({model_type}) and brings code of its "
+            f"own ({', '.join(sorted(map(str, code.values())))}), which is not run here: choose a model of a type that "
+            "transformers knows"
+        )
+    raise HalosError(
+        f"the model in {folder} is of a type that transformers does not know ({model_type}); a newer transformers may"
+    )
+
+
 def language_class(config: PreTrainedConfig) -> Any:
     """The auto class of transformers that makes the whole language model of a config.
 
@@ -91,8 +114,6 @@ def language_class(config: PreTrainedConfig) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or ()):
-        return AutoModelForCausalLM
     autos: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
     for auto in autos:
         if type(config) in auto._model_mapping:

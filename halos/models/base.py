@@ -18,6 +18,7 @@ from halos.models.architectures import (
     check_attends_to_the_past,
     check_causal,
     check_fields,
+    check_known,
     language_class,
 )
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, local_base, snapshot, weight_files
@@ -107,7 +108,7 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it asks on the terminal
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         why = " ".join(str(error).split())
         raise HalosError(f"there is no tokenizer in {folder} that transformers can read ({why})") from error
@@ -194,6 +195,7 @@ def _check_origin(model: ModelSlice, origin: Path) -> None:
     try:
         check_origin(origin)
         if not (origin / ADAPTERS).is_file():
+            check_known(origin)
             check_causal(AutoConfig.from_pretrained(origin))
     except HalosError as error:
         raise HalosError(f"models.{model.model}: {error}") from None

@@ -104,6 +104,12 @@ def test_the_embeddings_have_a_row_for_each_token_of_the_tokenizer_as_it_is_read
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantised (gptq), and cannot be trained"),
         ({"quantization_config": {"load_in_4bit": True}}, "are quantised (some method), and cannot be trained"),
         ({"model_type": "t5"}, "transformers has no causal language model of the type t5"),
+        (
+            {"model_type": "other", "auto_map": {"AutoConfig": "code.Config"}},
+            "brings code of its own (code.Config), wh",
+        ),
+        ({"model_type": "other"}, "is of a type that transformers does not know (other)"),
+        ({"model_type": None}, "is of a type that transformers does not know (None)"),
         ({"model_type": "bart"}, "bart is an encoder with a decoder"),
         ({"model_type": "roberta"}, "roberta without is_decoder: true attends to tokens that follow"),
     ],
@@ -165,3 +171,15 @@ def test_a_reward_model_that_does_not_read_the_last_token_is_refused(kind: str, 
     with pytest.raises(HalosError, match=message) as refused:
         load(folder, "eager", score=True)
     assert "\n" not in str(refused.value)
+
+
+def test_code_that_a_tokenizer_brings_is_not_run(tmp_path: Path) -> None:
+    folder = made(tmp_path, architecture=LLAMA)
+    (folder / "code.py").write_text("raise SystemExit('run')")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    mine = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["code.Mine", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**content, **mine}))
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(HalosError, match=r"^models\.m: there is no tokenizer in \S+ that transformers can read"):
+        made(other, path=str(folder))
