@@ -9,7 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from halos.files import JsonFile, Record, hash_each, weights_of
+from halos.errors import HalosError
+from halos.files import JsonFile, Record, hash_each, hash_file, weights_of
 from halos.seeds import RECIPE
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm")
@@ -56,6 +57,7 @@ class Manifest(JsonFile):
         config: the slice of the catalogue that made it.
         weights: hash of the model's weights.
         files: name -> sha256 of each file of `model/`.
+        links: name -> size and time of the last change (ns) of each file that a base model links to.
         revision: commit of a base model from the hub.
         inputs: hashes of what a run was trained from: `weights`, `store` and `template`; `reference`, `scores` and
             `adapters` where it had them.
@@ -81,6 +83,7 @@ class Manifest(JsonFile):
     config: dict[str, Any]
     weights: str
     files: dict[str, str]
+    links: dict[str, tuple[int, int]] = {}
     revision: str | None = None
     inputs: dict[str, str] = {}
     data: dict[str, dict[str, int]] = {}
@@ -101,6 +104,22 @@ class Manifest(JsonFile):
     commit: str | None = None
     hardware: Hardware | None = None
 
+    def check_links(self, model: Path) -> None:
+        """Check that the files that a base model links to are those that it was made from.
+
+        Only a file that the file system says has changed is read.
+
+        Raises:
+            HalosError: one was replaced or removed.
+        """
+        for name, state in self.links.items():
+            path = model / name
+            if not path.is_file() or (state_of(path) != state and hash_file(path) != self.files[name]):
+                raise HalosError(
+                    f"{path.resolve()} changed since {model} was made from it: run "
+                    f"`snakemake {model.parent}/manifest.json`"
+                )
+
     @classmethod
     def of(cls, model: Path, config: dict[str, Any], **fields: Any) -> Self:
         """The manifest of a model folder that was made here and now.
@@ -112,6 +131,12 @@ class Manifest(JsonFile):
         """
         files = hash_each(model)
         return cls(config=config, weights=weights_of(files), files=files, **environment(), **fields)
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """Size and time of the last change, in nanoseconds, of a file or of what it links to."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def environment() -> dict[str, Any]:

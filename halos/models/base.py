@@ -12,7 +12,7 @@ from halos.data.feedback import read
 from halos.errors import HalosError
 from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
-from halos.manifest import Manifest
+from halos.manifest import Manifest, state_of
 from halos.models.adapters import check_origin, merge
 from halos.models.architectures import (
     check_attends_to_the_past,
@@ -95,7 +95,8 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
     generation.save_pretrained(folder)
     files = hash_each(folder)
     content = model.model_dump(mode="json", exclude_unset=True)
-    manifest = Manifest(config=content, weights=weights_of(files), files=files, revision=revision)
+    links = {path.name: state_of(path) for path in folder.iterdir() if path.is_symlink()}
+    manifest = Manifest(config=content, weights=weights_of(files), files=files, links=links, revision=revision)
     manifest.write(output / "manifest.json")
 
 

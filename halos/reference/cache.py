@@ -92,7 +92,8 @@ def expected_hashes(parent: Path, store: Store) -> dict[str, str]:
     """The hashes that tie a reference file to the parent's weights, the store and the chat template.
 
     Raises:
-        HalosError: the parent has no manifest: it is not finished.
+        HalosError: the parent has no manifest: it is not finished; or the weights that it links to were replaced.
     """
-    weights = Manifest.read(parent / "manifest.json").weights
-    return {"weights": weights, "store": store.hash, "template": store.meta.template}
+    manifest = Manifest.read(parent / "manifest.json")
+    manifest.check_links(parent / "model")
+    return {"weights": manifest.weights, "store": store.hash, "template": store.meta.template}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from halos.errors import HalosError
 from halos.models.load import load
 from halos.models.policy import save
+from halos.reference.cache import expected_hashes
+from halos.tokens.store import Store
 from tests.conftest import World
 from tests.models.test_models import made
 
@@ -142,3 +145,25 @@ def test_a_package_that_is_missing_is_named(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", missing)
     with pytest.raises(HalosError, match=r"^cannot load the model in \S+ \(TimmWrapper.* timm library\)$"):
         load(world.base / "model", "sdpa")
+
+
+# ---- weights that were replaced ----------------------------------------------------------------------------------
+
+
+def test_a_reference_of_replaced_weights_is_refused(world: World, tmp_path: Path) -> None:
+    """Also without snakemake, and by weights that are older than the model; a touched file is read, and is the same."""
+    origin = copy_of(world, tmp_path / "origin")
+    weights = origin / "model.safetensors"
+    base, store = made(tmp_path, [], path=str(origin)), Store(world.store)
+    before = expected_hashes(base, store)
+    os.utime(weights, (10**9, 10**9))
+    assert expected_hashes(base, store) == before
+    other = bytearray(weights.read_bytes())
+    other[-1] ^= 1
+    weights.write_bytes(other)
+    os.utime(weights, (9 * 10**8, 9 * 10**8))
+    with pytest.raises(HalosError, match=r"^\S+origin/model\.safetensors changed since \S+ was made from it: run"):
+        expected_hashes(base, store)
+    weights.unlink()
+    with pytest.raises(HalosError, match=r"^\S+origin/model\.safetensors changed since"):
+        expected_hashes(base, store)
