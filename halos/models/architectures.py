@@ -46,14 +46,24 @@ def check_fields(model_type: str, fields: dict[str, Any], kind: Any = None, wher
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
     known |= {name for name, _ in inspect.getmembers(kind, lambda member: isinstance(member, property))}
     for name, value in fields.items():
-        if name not in known and name != "model_type" and not re.search(rf"\b{re.escape(name)}\b", _source(kind)):
-            raise HalosError(f"{where}{name} is no field of {kind.__name__}{suggest(name, known)}")
+        is_known = name in known or name == "model_type" or re.search(rf"\b{re.escape(name)}\b", _source(kind))
+        if not is_known and _is_only_kept(kind, name, fields):
+            public = {name for name in known if not name.startswith("_")}
+            raise HalosError(f"{where}{name} is no field of {kind.__name__}{suggest(name, public)}")
         if name in ROPE_FIELDS and isinstance(value, dict):
             _check_rope(kind, value, f"{where}{name}.")
         part = kind.sub_configs.get(name)
         if part is not None and isinstance(value, dict):
             nested = value.get("model_type", getattr(part, "model_type", ""))
             check_fields(nested, value, None if nested in CONFIG_MAPPING else part, f"{where}{name}.")
+
+
+def _is_only_kept(kind: Any, name: str, fields: dict[str, Any]) -> bool:
+    """Whether a class of configs does nothing with a field but keep it; some take fields by names that they compose."""
+    try:
+        return name in vars(kind(**fields))
+    except Exception:  # a class raises whatever it likes for values that it cannot take
+        return True
 
 
 def _check_rope(kind: Any, fields: dict[str, Any], where: str) -> None:

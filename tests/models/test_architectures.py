@@ -67,6 +67,8 @@ def test_fields_of_a_class_by_other_names_and_of_old_files_are_known() -> None:
     check_fields("gpt2", {"num_hidden_layers": 2, "hidden_size": 8, "n_inner": 8})
     check_fields("llama", {"rope_theta": 1e4, "rope_scaling": None, "tie_word_embeddings": True})
     check_fields("gemma4_text", {"global_head_dim": 8})
+    check_fields("dots3_note_text", tiny("dots3_note_text", 64))
+    check_fields("dbrx", {"attn_config": {"rope_theta": 1e4}})
 
 
 @pytest.mark.parametrize(
