@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from halos import __version__
 from halos.errors import HalosError
+from halos.files import writing
 from halos.hub import go_offline
 from halos.registry import suggest
 
@@ -206,7 +207,9 @@ def main(argv: list[str] | None = None) -> int:
         verb, options = parse(sys.argv[1:] if argv is None else argv)
         if verb != "fetch":
             go_offline()
-        run(verb, options)
+        outputs = options.get("output") or Path()
+        with writing(outputs[0] if isinstance(outputs, list) else outputs):
+            run(verb, options)
         sys.stdout.flush()
     except HalosError as error:
         print(f"error: {error}", file=sys.stderr)

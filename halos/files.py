@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,20 +17,55 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from halos.errors import HalosError
 
+NO_SPACE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would be larger than is allowed (`ulimit -f`)",
+}
+"""Why a file system takes no more, by the number of its error."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes to `path`, or below it. Other errors than those of a full disk pass through.
+
+    Libraries raise these in types of their own, such as safetensors and tokenizers do; all give the number in the text.
+
+    Raises:
+        HalosError: the file system takes no more.
+    """
+    try:
+        yield
+    except Exception as error:
+        numbers = {int(number) for number in re.findall(r"(?:\[errno |\(os error )(\d+)", str(error), re.IGNORECASE)}
+        reason = next((NO_SPACE[number] for number in numbers if number in NO_SPACE), None)
+        if reason is None or isinstance(error, HalosError):
+            raise
+        folder = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+        free = shutil.disk_usage(folder).free
+        raise HalosError(
+            f"{reason}: {path} cannot be written, and {folder} has {free / 1e9:.3g} GB free; make room and run the "
+            f"same command again, which goes on from what is complete (a training from its last checkpoint)"
+        ) from error
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffix, to write a file or a folder to. It is renamed to `path` when the
     block ends, and removed when the block fails: `path` is then as it was. Parent folders are made.
+
+    Raises:
+        HalosError: as `writing`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial.{os.getpid()}.{path.name}")
     _remove(temporary)
     try:
-        yield temporary
-        if temporary.is_dir():
-            _remove(path)
-        temporary.replace(path)
+        with writing(path):
+            yield temporary
+            if temporary.is_dir():
+                _remove(path)
+            temporary.replace(path)
     finally:
         _remove(temporary)
 

@@ -45,10 +45,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def incidental(kind: type[BaseModel]) -> set[str]:
+    """Names of the fields of a kind of entry that are marked INCIDENTAL."""
+    return {name for name, field in kind.model_fields.items() if INCIDENTAL in field.metadata}
+
+
 def identity(entry: BaseModel) -> dict[str, Any]:
     """The fields of an entry that make a result: all but those marked INCIDENTAL."""
-    incidental = {name for name, field in type(entry).model_fields.items() if INCIDENTAL in field.metadata}
-    return entry.model_dump(mode="json", exclude=incidental)
+    return entry.model_dump(mode="json", exclude=incidental(type(entry)))
 
 
 class Slice(Strict):
@@ -56,9 +60,11 @@ class Slice(Strict):
 
     Attributes:
         plugins: sha256 of each plugin file that the folder depends on; reading the slice loads them.
+        local: sha256 of each local file, model or folder of adapters that the folder is made from.
     """
 
     plugins: dict[str, str] = {}
+    local: dict[str, str] = {}
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -46,6 +46,7 @@ rule train_cell:
         tokens=resources.tokens,
         launch=resources.launch,
         checkpointing=resources.checkpointing,
+        intervals=resources.intervals,
     shell:
         r"""
         exec &>{log:q}
@@ -59,5 +60,6 @@ rule train_cell:
             --output "$(dirname {output.manifest:q})" \
             --tokens-per-microbatch {resources.tokens} \
             {resources.checkpointing} \
+            {resources.intervals} \
             --time-limit {resources.runtime}
         """

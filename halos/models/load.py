@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
+from halos.models.architectures import check_classifier, check_weights
 from halos.models.download import ADAPTERS
 
 if TYPE_CHECKING:
@@ -56,15 +57,19 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
             instead of its output layer.
 
     Raises:
-        HalosError: the folder holds no such model, or its attention implementation is not installed.
+        HalosError: the folder holds no such model, its weights are quantised, transformers has no classifier of its
+            type, or its attention implementation is not installed.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
+    check_weights(folder)
+    if score and not is_reward_model(folder):
+        check_classifier(AutoConfig.from_pretrained(folder))
     kind, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
     try:
         model: PreTrainedModel = kind.from_pretrained(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from halos.data.feedback import Feedback, select_prompts
 from halos.errors import HalosError
-from halos.files import hash_content, whole
+from halos.files import hash_content, whole, write_text
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.samples import Sample
 from halos.sample.settings import PromptsSlice, SamplerSlice
@@ -222,5 +222,5 @@ def _resume(partial: Path, identity: dict[str, Any], chunks: list[int]) -> int:
             if keep + size > len(lines) - 1:
                 break
             keep += size
-    partial.write_text("".join(line + "\n" for line in lines[: keep + 1]) if keep else "")
+    write_text(partial, "".join(line + "\n" for line in lines[: keep + 1]) if keep else "")
     return keep

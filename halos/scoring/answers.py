@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.errors import HalosError
+from halos.files import writing
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,6 @@ class AnswerCache:
                "completion_tokens": answer.completion_tokens}  # fmt: skip
         if answer.logprobs is not None:
             row["logprobs"] = answer.logprobs
-        with self.path.open("ab", buffering=0) as file:
+        with writing(self.path), self.path.open("ab") as file:  # unbuffered, a full disk would cut it without an error
             file.write(json.dumps(row).encode() + b"\n")
         self.answers[key] = replace(answer, cached=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ NULLS: dict[str, Any] = {"int32": -1, "float64": math.nan, "bool": -1}
 
 
 class _Column:
-    """A column of nullable numbers, or of lists of numbers, that grows row by row in compact arrays."""
+    """A column of nullable numbers, or of lists of numbers, that grows row by row in compact arrays.
+
+    Its first nulls are only counted, so that a column without any value takes no memory.
+    """
 
     def __init__(self, name: str) -> None:
         self.type = name.removeprefix("list<").removesuffix(">")
         self.values = array(CODES[self.type])
+        self.nulls = 0  # before the first value
         self.sizes = array("i") if name != self.type else None
 
     def add(self, value: Any, offset: int) -> None:
@@ -30,15 +35,23 @@ class _Column:
         values = value if self.sizes is not None else (value,)
         if self.sizes is not None:
             self.sizes.append(len(values))
-        self.values.extend(NULLS[self.type] if v is None else v + offset for v in values)
+        if self.empty and all(v is None for v in values):
+            self.nulls += len(values)
+        else:
+            self._hold_nulls()
+            self.values.extend(NULLS[self.type] if v is None else v + offset for v in values)
 
     @property
     def empty(self) -> bool:
         """Whether no row has a value."""
-        values = np.asarray(self.values)
-        return bool((np.isnan(values) if self.type == "float64" else values < 0).all())
+        return not self.values
+
+    def _hold_nulls(self) -> None:
+        self.values.extend(repeat(NULLS[self.type], self.nulls))
+        self.nulls = 0
 
     def arrow(self) -> pa.Array:
+        self._hold_nulls()
         values = np.asarray(self.values)
         null = np.isnan(values) if self.type == "float64" else values < 0
         column = pa.array(values == 1 if self.type == "bool" else values, ARROW[self.type], mask=null)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from halos.distributed.sharding import local, reshard, shard_like
 from halos.errors import HalosError
-from halos.files import hash_content
+from halos.files import hash_content, writing
 
 
 class Checkpoints:
@@ -63,6 +63,9 @@ class Checkpoints:
             optimizer: the optimiser of the first module.
             meta: further values to keep, as JSON can hold them.
             accelerator: the processes.
+
+        Raises:
+            HalosError: the file system takes no more. The older checkpoint is as it was.
         """
         path, temporary = self.folder / f"step{step}", self.folder / ".partial"
         if accelerator.is_main_process:
@@ -70,20 +73,24 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
         suffix = _suffix(accelerator)
-        if suffix or accelerator.is_main_process:
-            policy = next(iter(modules.values()))
-            for file, module in modules.items():
-                save_file(
-                    {n: t.contiguous() for n, t in _trained(module, policy).items()},
-                    temporary / f"{file}{suffix}.safetensors",
-                )
-            tensors, values = _flatten(optimizer.state_dict())
-            save_file(tensors, temporary / f"optimizer{suffix}.safetensors")
-        accelerator.wait_for_everyone()
+        try:
+            with writing(path):
+                if suffix or accelerator.is_main_process:
+                    policy = next(iter(modules.values()))
+                    for file, module in modules.items():
+                        trained = {n: t.contiguous() for n, t in _trained(module, policy).items()}
+                        save_file(trained, temporary / f"{file}{suffix}.safetensors")
+                    tensors, values = _flatten(optimizer.state_dict())
+                    save_file(tensors, temporary / f"optimizer{suffix}.safetensors")
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    identity = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
+                    (temporary / "meta.json").write_text(json.dumps({**meta, **identity, "optimizer": values}))
+                    temporary.rename(path)
+        except HalosError:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its room back
+            raise
         if accelerator.is_main_process:
-            identity = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
-            (temporary / "meta.json").write_text(json.dumps({**meta, **identity, "optimizer": values}))
-            temporary.rename(path)
             for other in self.folder.glob("step*"):
                 if other != path:
                     shutil.rmtree(other)
@@ -171,5 +178,5 @@ def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: to
 
 
 def fingerprint(config: dict[str, Any], inputs: dict[str, str]) -> str:
-    """Hash of a run's slice of the config and of the hashes of its inputs."""
+    """Hash of the identity of a run's slice of the config and of the hashes of its inputs."""
     return hash_content([config, inputs])

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from halos.files import write_text, writing
+
 
 class Log:
     """The log of a run while it is written; the main process alone does.
@@ -19,14 +21,13 @@ class Log:
 
     def start(self) -> None:
         """Begin an empty log."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("")
+        write_text(self.path, "")
 
     def cut(self, step: int) -> None:
         """Drop the lines after a step, and one that was not written to its end."""
         lines = [line for line in self.path.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in lines))
+        write_text(self.path, "".join(line + "\n" for line in lines))
 
     def add(self, record: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from halos.forward.microbatch import Microbatch
 from halos.losses import Loss
 from halos.losses.base import Batch, Logps, Output, humanline
 from halos.train.batches import LocalBatch
+from halos.train.routers import Load, Routers
 from halos.train.settings import Stage
 
 
@@ -56,6 +59,8 @@ class Objective:
         policy: the network that is trained, on its devices.
         live: a live reference, on its devices; None where the reference is cached or there is none.
         accelerator: the processes and devices.
+        routers: the policy's routers.
+        router_weight: weight of the loss that balances their load.
     """
 
     stage: Stage
@@ -63,6 +68,8 @@ class Objective:
     policy: nn.Module
     live: nn.Module | None
     accelerator: Accelerator
+    routers: Routers
+    router_weight: float
 
     def __call__(self, local: LocalBatch, backward: bool) -> tuple[dict[str, float], Sizes]:
         """Run this process's share of a global batch.
@@ -76,21 +83,30 @@ class Objective:
         """
         sums = Sums()
         with torch.no_grad():
-            statistics = self._statistics([(self._forward(part, sums), part) for part in local.before])
+            passes = [(*self._forward(part, sums), part) for part in local.before]
+            statistics = self._statistics([(given, part) for given, _, part in passes])
+            load = self._load(local, [load for _, load, _ in passes]) if backward and self.router_weight else None
+        done: Load | None = None
         for k, part in enumerate(local.parts):
             is_last = k == len(local.parts) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.policy):
-                given = self._forward(part, sums)
+                given, routed = self._forward(part, sums)
                 if self.loss.prepass and not local.before:  # the only microbatch, so its statistics are the batch's
                     with torch.no_grad():
                         source = given
                         if part.following is not None:
-                            source = _joined(given, self._forward(part.following, sums))
+                            source = _joined(given, self._forward(part.following, sums)[0])
                         statistics = self._statistics([(source, part)])
                 out = self.loss(given.policy, given.reference, replace(given.batch, statistics=statistics))
                 objective = (out.losses * part.weight).sum() / local.count
+                balance: Tensor | float = 0.0
+                if routed is not None:
+                    done = routed.detach() if done is None else done + routed
+                    if backward and self.router_weight:
+                        whole = routed.over(self.accelerator) if load is None else load
+                        balance = self.router_weight * whole.loss(routed)
                 if backward:  # DDP takes the mean of the processes' gradients, and the objective is their sum
-                    self.accelerator.backward(objective * self.accelerator.num_processes)
+                    self.accelerator.backward((objective + balance) * self.accelerator.num_processes)
             sums.add("loss", objective)
             _add_metrics(sums, part, given, out)
         totals = sums.over(self.accelerator)
@@ -99,6 +115,8 @@ class Objective:
         if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
             metrics["rewards/margin"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         metrics |= {f"batch/{name}": float(values.mean()) for name, values in statistics.items()}
+        if done is not None:
+            metrics |= done.over(self.accelerator).metrics()
         return metrics, sizes
 
     def sync_reference(self) -> None:
@@ -107,11 +125,28 @@ class Objective:
         unwrap = self.accelerator.unwrap_model
         copy_weights(unwrap(self.policy), unwrap(self.live), self.stage.sync_weight)
 
-    def _forward(self, part: Microbatch, sums: Sums) -> Given:
-        """Run policy and reference on a microbatch; its sizes are added to `sums`."""
+    def _load(self, local: LocalBatch, before: list[Load | None]) -> Load | None:
+        """The load of the policy's routers by a global batch, known before its first microbatch.
+
+        Args:
+            local: this process's share of the batch.
+            before: the loads of the earlier pass for the loss's statistics, used where it had the same sequences.
+
+        Returns:
+            None where each process has one microbatch, after which the load is known early enough.
+        """
+        if len(local.parts) == 1:
+            return None
+        if not local.before or local.before[0].roles != local.parts[0].roles:
+            before = [self.routers.run(self.policy, part)[1] for part in local.parts]
+        return reduce(add, filter(None, before)).over(self.accelerator)
+
+    def _forward(self, part: Microbatch, sums: Sums) -> tuple[Given, Load | None]:
+        """Run policy and reference on a microbatch, whose sizes are added to `sums`; with the load of the routers."""
         for name in Sizes._fields:
             sums.add(name, torch.tensor(float(getattr(part, name))).to(self.accelerator.device, non_blocking=True))
-        out = {name: part.by_role(values) for name, values in self.policy(part).items()}
+        outputs, load = self.routers.run(self.policy, part)
+        out = {name: part.by_role(values) for name, values in outputs.items()}
         policy: Logps = out.get("logps", {})
         reference = self._reference(part)
         if self.stage.humanline:
@@ -120,7 +155,7 @@ class Objective:
             mask=part.by_role(part.mask), values=out.get("values", {}), rewards=out.get("scores", {}), statistics={},
             **part.labels,
         )  # fmt: skip
-        return Given(policy, reference, batch)
+        return Given(policy, reference, batch), load
 
     @torch.no_grad()
     def _reference(self, part: Microbatch) -> dict[str, Tensor]:

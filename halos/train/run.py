@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from halos.distributed import slurm
@@ -21,6 +22,9 @@ def train(
     scores: Sequence[Path] = (),
     tokens_per_microbatch: int = 16384,
     gradient_checkpointing: bool = False,
+    eval_every: int | None = None,
+    checkpoint_every: int | None = None,
+    keep_every: int | None = None,
     time_limit: float | None = None,
 ) -> None:
     """Train the last stage of a cell.
@@ -35,6 +39,9 @@ def train(
         scores: file of a reward model's scores, for a stage with a reward_model
         tokens_per_microbatch: tokens of one forward pass on one device, padding included
         gradient_checkpointing: save memory by running forward passes again in the backward pass
+        eval_every: steps between two evaluations; by default as in the config, like the two that follow
+        checkpoint_every: steps between two checkpoints
+        keep_every: steps between two models that are kept in kept/
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
@@ -43,4 +50,7 @@ def train(
     """
     stopping = Stopping(slurm.time_limit(time_limit))
     inputs = Inputs.open(config, parent, store, reference, reference_of, scores)
+    intervals = {"eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every}
+    given = {name: steps for name, steps in intervals.items() if steps is not None}
+    inputs = replace(inputs, stage=inputs.stage.model_copy(update=given))
     Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()

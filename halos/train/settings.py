@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import cache
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -12,11 +11,24 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from halos.errors import HalosError
 from halos.losses import Loss
-from halos.losses.mixture import Part, has_chosen, leading, mix
+from halos.losses.mixture import Part, has_chosen, mix
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
-from halos.settings import Fraction, Label, Positive, Settings, Share, Slice, Strict, identity, numbers
+from halos.settings import (
+    INCIDENTAL,
+    Fraction,
+    Label,
+    Positive,
+    Settings,
+    Share,
+    Slice,
+    Strict,
+    identity,
+    incidental,
+    numbers,
+)
 from halos.tokens.selection import Selection
+from halos.train.mixing import SFT, SFT_WEIGHT, is_weight, loss_names, loss_text, mixture
 from halos.train.words import meaning
 
 
@@ -28,47 +40,9 @@ def _label_by(value: Any) -> Any:
     return value
 
 
-def _is_weight(value: Any) -> bool:
-    """Whether a setting is a finite number of at least 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _mixture(value: Any) -> Any:
-    """A setting of `loss`: a name as it is, a mixture as name -> hyperparameters and `weight`, in order of names."""
-    example = "name a loss, or weigh several: {dpo: 0.8, bco: {weight: 0.2, beta: 0.1}}"
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{value!r} is no loss: {example}")
-    if len(value) < 2:
-        raise ValueError(f"a mixture is of two losses at least: {example}")
-    parts = {name: part if isinstance(part, dict) else {"weight": part} for name, part in numbers(value).items()}
-    for name, part in parts.items():
-        weight = part.get("weight")
-        if not _is_weight(weight) or weight == 0:
-            raise ValueError(f"the weight of {name!r} must be a number above 0, not {weight!r}: {example}")
-    return {name: {**parts[name], "weight": float(parts[name]["weight"])} for name in sorted(parts)}
-
-
-def loss_text(loss: Any) -> str:
-    """The loss of a stage, as it is in the config, in words: `dpo`, or `0.8 dpo + 0.2 bco (beta 0.1)`."""
-    if isinstance(loss, str):
-        return loss
-    terms = []
-    for name, part in loss.items():
-        own = ", ".join(f"{key} {value}" for key, value in part.items() if key != "weight")
-        terms.append(f"{part['weight']:g} {name}" + (f" ({own})" if own else ""))
-    return " + ".join(terms)
-
-
-def loss_names(loss: Any) -> list[str]:
-    """The names of the losses of a stage, as they are in the config."""
-    return [loss] if isinstance(loss, str) else list(loss)
-
-
-def leading_loss(loss: Any) -> str:
-    """The name of the loss of a stage, as it is in the config; of a mixture that of its leading part."""
-    return loss if isinstance(loss, str) else leading(loss)
+def _names(value: Any) -> Any:
+    """Names of layers; a single one needs no list."""
+    return [value] if isinstance(value, str) and value != "all-linear" else value
 
 
 class Lora(Strict):
@@ -77,16 +51,27 @@ class Lora(Strict):
     r: Positive = Field(64, description="rank of the adapters")
     alpha: Positive = Field(256, description="scale of the adapters: their update is multiplied by alpha / r")
     dropout: Fraction = Field(0.05, description="dropout on the adapters' inputs")
-    target_modules: str | tuple[str, ...] = Field(
-        "all-linear", description="names of the layers to adapt; all-linear: every linear layer but the output layer"
+    target_modules: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_names)] = Field(
+        "all-linear",
+        description="names of the layers to adapt; all-linear: every linear layer but the output layer, and the "
+        "matrices of experts",
+    )
+    target_parameters: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="names of parameters to adapt that are no layer's weight, such as those of experts"
+    )
+    modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="names of layers to train in full beside the adapters: embed_tokens, lm_head"
     )
     path: str | None = Field(None, description="folder of saved adapters to train on, instead of fresh ones")
 
+    @model_validator(mode="after")
+    def something_to_adapt(self) -> Lora:
+        """No layer and no parameter to adapt is refused."""
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("target_modules is empty: name the layers to adapt, or leave it out to adapt them all")
+        return self
 
-SFT = "sft"
-SFT_WEIGHT = "sft_weight"
-"""The weight of the chosen response's negative log-likelihood, by token, beside any loss of pairs. A loss with a
-hyperparameter of that name, such as slic, has its own."""
+
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
 """Arguments of AdamW, where `optimizer_args` does not name them."""
 
@@ -104,7 +89,7 @@ class Stage(BaseModel):
 
     loss: Annotated[
         str | dict[str, dict[str, Any]],
-        BeforeValidator(_mixture, json_schema_input_type=str | dict[str, float | dict[str, Any]]),
+        BeforeValidator(mixture, json_schema_input_type=str | dict[str, float | dict[str, Any]]),
     ] = Field(
         description="name of the loss: `python -m halos list losses`; or a mixture, {dpo: 0.8, bco: 0.2}, where "
         "{weight: 0.2, beta: 0.1} instead of a weight gives a loss hyperparameters of its own"
@@ -141,12 +126,34 @@ class Stage(BaseModel):
     value_max_grad_norm: float = Field(
         0.1, ge=0, description="gradient clipping of a value head: largest norm; 0 for no clipping"
     )
-    eval_every: Positive = Field(32, description="steps between two evaluations on held-out examples")
-    checkpoint_every: Positive = Field(100, description="steps between two checkpoints, to resume from")
-    keep_every: Positive | None = Field(
-        None, description="steps between two models that are kept in kept/step{N}; none are by default"
+    eval_every: Annotated[Positive, INCIDENTAL] = Field(
+        32, description="steps between two evaluations on held-out examples; reruns nothing"
+    )
+    checkpoint_every: Annotated[Positive, INCIDENTAL] = Field(
+        100, description="steps between two checkpoints, to resume from; reruns nothing"
+    )
+    keep_every: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
+        "finished run keeps what it kept until it is deleted",
+    )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="probability of all dropout of the model itself (adapters have lora.dropout); by default none "
+        "for a loss with a reference, which is computed without, else the model's own",
+    )
+    router_weight: float | None = Field(
+        None,
+        ge=0,
+        description="mixtures of experts: weight of the loss that balances the experts' load (Switch Transformers); by "
+        "default the config's router_aux_loss_coef where it has output_router_logits: true, else 0",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
+    freeze: tuple[str, ...] = Field(
+        (), description="patterns of names of weights that are not trained: [model.embed_tokens.*, model.layers.0.*]"
+    )
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
     )
@@ -221,6 +228,8 @@ class Stage(BaseModel):
             raise ValueError(f"the loss {self.loss_name!r} has no reference: take out humanline and sync_reference")
         if self.sync_weight != 1 and not self.sync_every:
             raise ValueError("sync_weight is read at a sync alone: set sync_reference, or take it out")
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora freezes all weights: take out freeze, and name what to adapt in lora.target_modules")
         if self.reward_model is not None and not loss.needs_scores:
             raise ValueError(
                 f"the loss {self.loss_name!r} reads no scores: take out reward_model (or set reward: score)"
@@ -275,6 +284,11 @@ class Stage(BaseModel):
         return self.sync_reference or (1 if self.humanline else None)
 
     @property
+    def dropout_in_force(self) -> float | None:
+        """Probability of dropout; None for the model's own."""
+        return 0.0 if self.dropout is None and self.make_loss().needs_reference else self.dropout
+
+    @property
     def reads(self) -> str:
         """The view of the store that the stage reads: its loss's, or `scored` where labels are made from scores."""
         loss = self.make_loss()
@@ -306,7 +320,7 @@ class Stage(BaseModel):
             if not all(has_chosen(part.loss) for part in parts.values()):
                 raise ValueError(f"it has no likelihood of a chosen response: take out {SFT_WEIGHT}")
             weight = numbers(given[SFT_WEIGHT])
-            if not _is_weight(weight):
+            if not is_weight(weight):
                 raise ValueError(f"{SFT_WEIGHT} must be a number of at least 0, not {weight!r}")
             if weight:
                 parts[SFT] = Part(float(weight), LOSSES[SFT]())
@@ -339,6 +353,14 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The content without the settings of its stage that make no other result."""
+        content = self.content
+        if self.stage is not None:
+            content["stage"] = {k: v for k, v in content["stage"].items() if k not in incidental(Stage)}
+        return content
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:

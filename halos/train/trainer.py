@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
-from halos.distributed.sharding import keep_float32
+from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
+from halos.train.dropout import Dropout
 from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
 from halos.train.log import Log
@@ -27,7 +28,9 @@ from halos.train.objective import Objective, live_reference
 from halos.train.optimizer import learning_rate, make_optimizer
 from halos.train.policy import Policy
 from halos.train.publish import Publisher
+from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
+from halos.train.unreached import settle_unreached
 
 
 class Trainer:
@@ -65,13 +68,28 @@ class Trainer:
         packed = begun.unpacked_because is None
         if not packed:
             self._say(f"packing is off: {begun.unpacked_because}")
+        self.dropout = Dropout(begun.network, self.stage.dropout_in_force)
+        if self.dropout.text is not None:
+            self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
+        if begun.coverage.others:
+            self._say(begun.coverage.text)
+        routers = Routers(begun.network)
+        router_weight = check_weight(self.stage.router_weight, routers)
+        if routers.lacking is None:
+            self._say(f"the loss that balances the experts' load has the weight {router_weight:g}")
+        left = settle_unreached(begun.network, self.accelerator, self.dropout.drops_layers)
+        if left is not None:
+            self._say(left)
+        name_layers(begun.network)
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
             keep_float32(begun.value_head, self.accelerator)
         optimizer = make_optimizer(begun.network, self.stage)
         self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
-        self.objective = Objective(self.stage, self.loss, self.policy, self.live, self.accelerator)
+        self.objective = Objective(
+            self.stage, self.loss, self.policy, self.live, self.accelerator, routers, router_weight
+        )
 
         self.examples = inputs.examples("train", begun.control, packed)
         self.held_out = inputs.examples("test", begun.control, packed) if "test" in inputs.store.splits else None
@@ -85,9 +103,11 @@ class Trainer:
             self._say(line)
         self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
 
-        self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.content, inputs.hashes))
+        self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
-        self.publisher = Publisher(inputs, self.policy, self.tokenizer, self.accelerator)
+        self.publisher = Publisher(
+            inputs, self.policy, self.tokenizer, self.accelerator, begun.coverage, self.held_out or self.examples
+        )
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
 
     def run(self) -> None:
@@ -113,7 +133,8 @@ class Trainer:
             if last or step % self.stage.eval_every == 0:
                 self._evaluate(step, metrics["examples"])
             if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
-                self.publisher.model(self._kept / f"step{step}", merge=False)
+                with self.dropout.as_configured():
+                    self.publisher.model(self._kept / f"step{step}", merge=False)
             reason = self.stopping.reason(self.accelerator)
             if not last and (reason or step % self.stage.checkpoint_every == 0):
                 self._save_checkpoint(step)
@@ -123,9 +144,10 @@ class Trainer:
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
         data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
-        self.publisher.run(
-            self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters
-        )  # fmt: skip
+        with self.dropout.as_configured():
+            self.publisher.run(
+                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters
+            )  # fmt: skip
         if self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder)
 
@@ -141,10 +163,10 @@ class Trainer:
                                            self.stage.min_lr_ratio, self.stage.decay)  # fmt: skip
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.policy.train()
+        self.dropout.train(self.policy)
         metrics, sizes = self.objective(self.ahead(step), backward=True)
         norm = self._clip()
-        self._check_finite(metrics["loss"], step + 1, norm)
+        self._check_finite(metrics["loss"], step + 1, updates=step, norm=norm)
         if self.stage.sync_every and (step + 1) % self.stage.sync_every == 0:
             self.objective.sync_reference()
         self.optimizer.step()
@@ -190,15 +212,31 @@ class Trainer:
         self.policy.eval()
         batch = self._prepare(self.held_out, np.arange(len(self.held_out)))
         metrics, _ = self.objective(batch, backward=False)
-        self._check_finite(metrics["loss"], step)
+        self._check_finite(metrics["loss"], step, updates=step)
         return metrics
 
-    def _check_finite(self, loss: float, step: int, norm: float = 0.0) -> None:
-        """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child."""
+    def _check_finite(self, loss: float, step: int, updates: int, norm: float = 0.0) -> None:
+        """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child.
+
+        Before the first of the `updates`, the learning rate cannot be the reason.
+        """
         for name, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
-                lr = self.stage.lr
-                raise HalosError(f"the {name} is {value} at step {step}; lower the learning rate (now {lr:g})")
+                advice = f"lower the learning rate (now {self.stage.lr:g})" if updates else self._not_finite_because()
+                raise HalosError(f"the {name} is {value} at step {step}; {advice}")
+
+    def _not_finite_because(self) -> str:
+        """What to do about a loss that is not finite before any weight was changed."""
+        for name, parameter in self.accelerator.unwrap_model(self.policy).named_parameters():
+            if not local(parameter).isfinite().all():
+                return (
+                    f"the weights that it begins with are not finite ({name}, from {self.inputs.parent}): take others"
+                )
+        precision = self.inputs.settings.precision
+        return (
+            "no weight has changed yet, so the learning rate is not the reason: look at the scores in the data and at "
+            "the reference's log-probabilities" + (", or set `precision: fp32`" if precision != "fp32" else "")
+        )
 
     def _prepare(self, examples: Examples, indices: np.ndarray) -> LocalBatch:
         """This process's share of a global batch, on its device."""

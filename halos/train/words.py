@@ -85,6 +85,8 @@ MEANINGS = {
     "sync_ref_model": "write `sync_reference`, the steps between two syncs",
     "ref_model_sync_steps": "write `sync_reference`, the steps between two syncs",
     "num_generations": "write `online: {samples_per_prompt: 4}`",
+    "disable_dropout": "write `dropout`",
+    "router_aux_loss_coef": "write `router_weight`",
     "ref_model_mixup_alpha": "write `sync_weight`, the share of the policy in a sync, with `sync_reference`",
     "loss_type": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
     "loss_weights": "write `loss: {dpo: 0.8, bco: 0.2, sft: 1}`, each loss with its weight",

@@ -12,7 +12,7 @@ from halos.evaluate.judging.settings import Judge
 from halos.models.settings import Resources
 from halos.online.settings import Labeller
 from halos.study.study import Study
-from halos.workflow.inputs import PROMPTS, labeller_of
+from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
 
 
 def _factor(attempt: int) -> int:
@@ -132,6 +132,12 @@ class StudyResources(JobResources):
         self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study = study
+
+    def intervals(self, wildcards: Any) -> str:
+        """Options of a training's intervals between evaluations, checkpoints and kept models, in steps."""
+        stage = self._study.stage(cell_of(wildcards))
+        steps = {name: getattr(stage, name) for name in ("eval_every", "checkpoint_every", "keep_every")}
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value)
 
     def views(self, wildcards: Any) -> str:
         """Every view that trainings for the grid read of a store, separated by spaces."""

@@ -205,12 +205,13 @@ def test_humanline_syncs_its_reference_every_step_unless_told_otherwise(
 OTHERWISE: dict[str, Any] = {
     "lr": 3e-4, "optimizer": "RAdam", "optimizer_args": {"betas": [0.8, 0.9]}, "decay_norms_and_biases": False,
     "scheduler": "wsd", "min_lr_ratio": 0.2, "warmup": 7, "decay": 0.3, "batch_size": 9, "epochs": 0.5, "examples": 50,
-    "inner_epochs": 2,
-    "max_grad_norm": 2.0, "eval_every": 5, "checkpoint_every": 6, "keep_every": 7,
+    "inner_epochs": 2, "max_grad_norm": 2.0, "dropout": 0.2, "router_weight": 0.01,
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"},
 }  # fmt: skip
+INTERVALS = {"eval_every": 5, "checkpoint_every": 6, "keep_every": 7}
 BY_TRAIT: dict[str, dict[str, Any]] = {
     "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3, "sync_weight": 0.5},
+    "all weights": {"freeze": ["model.embed_tokens.*"]},
     "value head": {"value_max_grad_norm": 0.3},
     "scores": {"reward_model": "sft-rm"},
     "paired": {"pairs_per_prompt": 2},
@@ -224,6 +225,8 @@ def settings_of(name: str) -> dict[str, Any]:
     loss = LOSSES[name]()
     settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view.name, {})}
     settings |= BY_TRAIT["reference"] if loss.needs_reference else {}
+    if not loss.needs_reference:  # LoRA freezes all weights itself
+        settings = {k: v for k, v in settings.items() if k != "lora"} | BY_TRAIT["all weights"]
     settings |= BY_TRAIT["scores"] if loss.needs_scores else {}
     policy = loss.head != "score" and not loss.control and not loss.needs_scores
     settings |= BY_TRAIT["policy"] if policy else {}
@@ -236,7 +239,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def test_the_settings_of_these_tests_are_all_there_are() -> None:
     tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
-    assert tested == set(C.Stage.model_fields) - {"loss", "label"}
+    assert tested == set(C.Stage.model_fields) - {"loss", "label", *INTERVALS}
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -263,12 +266,12 @@ def test_no_hyperparameter_has_the_name_of_a_training_setting(name: str) -> None
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_every_setting_of_a_stage_changes_its_slice_but_its_label(name: str) -> None:
+def test_every_setting_of_a_stage_changes_its_slice_but_its_label_and_intervals(name: str) -> None:
     whole = settings_of(name)
     sliced = stage_slice(C.Stage(loss=name, **whole))
     free = [k for k in whole if k not in ("humanline", "scheduler")]  # without these, others are refused
     assert [k for k in free if stage_slice(C.Stage(loss=name, **without(whole, k))) == sliced] == []
-    assert stage_slice(C.Stage(loss=name, **whole, label="A name")) == sliced
+    assert stage_slice(C.Stage(loss=name, **whole, **INTERVALS, label="A name")) == sliced
 
 
 def test_humanline_and_the_scheduler_change_a_stages_slice() -> None:

@@ -152,7 +152,8 @@ EDITS = {
     "tasks/t/limit": ["tasks/t"],
     "stages/grpo/reward_model": ["runs/d/m/sft-grpo/seed1"],
     "stages/grpo/humanline": ["runs/d/m/sft-grpo/seed1"],
-    "stages/bradley_terry/keep_every": ["runs/d/m/sft-bradley_terry/seed1"],  # its scores reach sft-grpo as a file
+    "stages/bradley_terry/batch_size": ["runs/d/m/sft-bradley_terry/seed1"],  # its scores reach sft-grpo as a file
+    **{f"stages/dpo/{key}": [] for key in ("eval_every", "checkpoint_every", "keep_every")},
     "models/m/resources": [],
     "grids/g/reward_models": [],
     "grids/g/seeds": [],

@@ -313,6 +313,21 @@ def test_a_checkpoint_of_another_config_is_not_resumed(world: World, tmp_path: P
     assert log(fresh) == log(run)
 
 
+def test_a_stopped_run_goes_on_with_other_intervals(
+    world: World, tmp_path: Path, stop_after: StopAfter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come from the config or, where a workflow runs it, from the command; neither makes another run."""
+    run, whole = tmp_path / "run", world.train(tmp_path / "whole", "dpo", changes=STEPS)
+    stop_after(2, lambda: world.train(run, "dpo", changes=STEPS))
+    stop_after(2, lambda: world.train(run, "dpo", changes={**STEPS, "eval_every": 4, "checkpoint_every": 7}))
+    assert "going on from step 2 of 6" in capsys.readouterr().err
+    world.train(run, "dpo", changes=STEPS, eval_every=5, checkpoint_every=1, keep_every=5)
+    assert "going on from step 4 of 6" in capsys.readouterr().err
+    assert [line["step"] for line in log(run) if line["split"] == "eval"] == [0, 4, 5, 6]
+    assert names(run / "kept") == {"step5"}
+    assert_equal(whole, run)
+
+
 def test_a_time_limit_stops_with_a_checkpoint_and_the_command_fails(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -201,6 +204,39 @@ def test_weights_that_diverge_in_the_last_step_are_not_published(
         world.train(run, "dpo", changes={"examples": examples})
     assert [p.name for p in run.iterdir()] == ["checkpoints"]
     assert all(math.isfinite(line["loss"]) for line in log(run))
+
+
+def broken(world: World, folder: Path, name: str) -> Path:
+    """The base model with one value of a weight that is no number."""
+    shutil.copytree(world.base, folder)
+    tensors = load_file(folder / "model/model.safetensors")
+    tensors[name][0] = math.nan
+    save_file(tensors, folder / "model/model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_weights_that_are_no_numbers_are_named_at_step_0(name: str, world: World, tmp_path: Path) -> None:
+    with pytest.raises(HalosError, match="the loss is nan at step 0; the weights that it begins with are not") as error:
+        world.train(tmp_path / "run", "sft", parent=broken(world, tmp_path / "base", name))
+    assert name in str(error.value)
+    assert "learning rate" not in str(error.value)
+
+
+@pytest.mark.usefixtures("_bf16")
+@pytest.mark.parametrize(("precision", "advised"), [("fp32", False), ("bf16", True)])
+def test_a_first_loss_of_sound_weights_that_is_no_number_is_not_the_learning_rates_fault(
+    precision: str, advised: bool, world: World, tmp_path: Path
+) -> None:
+    """Before any update: in an evaluation, or in the first step, whose loss is that of the weights before it."""
+    trainer = setup(world, tmp_path / "run", "dpo", precision=precision)
+    infinite: Any = defaultdict(lambda: np.full(1, np.inf, np.float32))
+    for examples in filter(None, (trainer.examples, trainer.held_out)):
+        examples.reference = infinite
+    for attempt in (lambda: trainer.evaluate(0), lambda: trainer.step(0)):
+        with pytest.raises(HalosError, match="no weight has changed yet, so the learning rate is not the") as error:
+            attempt()
+        assert ("precision: fp32" in str(error.value)) == advised
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------

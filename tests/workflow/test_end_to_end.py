@@ -71,6 +71,16 @@ def test_a_finished_study_has_nothing_to_be_done(done: Project) -> None:
     assert "Nothing to be done" in run.output
 
 
+def test_other_intervals_of_its_stages_leave_a_finished_study_as_it_is(done: Project) -> None:
+    intervals = {"eval_every": 1, "checkpoint_every": 2, "keep_every": 1}
+    stages = ("sft", "dpo", "kto")
+    run = done.edit({f"stages.{s}.{k}": v for s in stages for k, v in intervals.items()}).dry("all", LONG)
+    assert not run.jobs
+    project = done.edit({"stages.sft.lr": 2e-3})  # and reach the trainer once something else is new
+    words = " --eval-every 1 --checkpoint-every 2 --keep-every 1 "
+    assert project.dry("-p", "results/runs/d/m/sft/seed1/manifest.json").output.count(words) == 1
+
+
 def test_a_finished_study_holds_tables_figures_and_no_checkpoints(study: tuple[Project, Run, Run]) -> None:
     project = study[0]
     for method in ("sft-dpo", "sft-kto", "sft-long"):
