@@ -25,7 +25,7 @@ def mixture(value: Any) -> Any:
     Raises:
         ValueError: it is neither.
     """
-    example = "name a loss, or weigh several: {dpo: 0.8, bco: {weight: 0.2, beta: 0.1}}"
+    example = "name a loss, or weigh several: {a: 0.8, b: {weight: 0.2, beta: 0.1}}"
     if isinstance(value, str):
         return value
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):

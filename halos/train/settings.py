@@ -91,7 +91,7 @@ class Stage(BaseModel):
         str | dict[str, dict[str, Any]],
         BeforeValidator(mixture, json_schema_input_type=str | dict[str, float | dict[str, Any]]),
     ] = Field(
-        description="name of the loss: `python -m halos list losses`; or a mixture, {dpo: 0.8, bco: 0.2}, where "
+        description="name of the loss: `python -m halos list losses`; or a mixture, {a: 0.8, b: 0.2}, where "
         "{weight: 0.2, beta: 0.1} instead of a weight gives a loss hyperparameters of its own"
     )
     lr: float = Field(5e-6, gt=0, description="peak learning rate, after warm-up")
@@ -165,7 +165,7 @@ class Stage(BaseModel):
     sync_weight: Share = Field(
         1.0,
         description="share of the policy in a sync: each weight of the reference (LoRA: of its adapters) becomes "
-        "sync_weight * policy + (1 - sync_weight) * reference (TR-DPO, arXiv 2404.09656)",
+        "sync_weight * policy + (1 - sync_weight) * reference (Gorbatovski et al. 2024, arXiv 2404.09656)",
     )
     reward_model: str | None = Field(
         None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"

@@ -438,6 +438,13 @@ def test_the_frontier_has_reward_and_distance_at_the_end_of_training(tmp_path, w
     assert points == [(10, 0.8125), (10, 0.25)]
 
 
+def test_the_frontier_has_the_beta_of_a_mixtures_leading_loss(tmp_path, write_tree):
+    mixture = {"kto": {"weight": 0.2, "beta": 0.4}, "dpo": {"weight": 0.8, "beta": 0.3}}
+    _, frame = relation(write_tree, tmp_path, Frontier(), stages={"dpo": {"loss": mixture}})
+    row = frame[frame["method"] == "dpo"].iloc[0]
+    assert (row["loss"], row["beta"]) == ("dpo", 0.3)
+
+
 def test_the_frontier_without_a_judge_has_the_reward_margin(tmp_path, write_tree):
     r, frame = relation(write_tree, tmp_path, Frontier(), judges=())
     assert frame[["measure", "reward", "low", "high"]].to_numpy().tolist() == [["margin", 1.5, 1, 2]] * 2
