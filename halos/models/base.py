@@ -14,6 +14,7 @@ from halos.errors import HalosError
 from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
 from halos.manifest import Manifest
+from halos.models.attention import check_attention
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, snapshot, weight_files
 from halos.models.load import check_ids, is_model
 from halos.models.settings import ModelSlice
@@ -65,6 +66,7 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
             _link(origin, folder)
         tokenizer = AutoTokenizer.from_pretrained(origin)
     try:
+        check_attention(folder, model.attention)
         text = one_template(model.chat_template or tokenizer.chat_template)
         tokenizer.chat_template = with_arguments(text, model.template_args)
         if tokenizer.pad_token is None:

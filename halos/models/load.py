@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
+from halos.models.attention import AUTO, check_attention
 from halos.models.download import ADAPTERS
 
 if TYPE_CHECKING:
@@ -46,17 +47,18 @@ def freeze(network: PreTrainedModel, precision: str) -> None:
             module.to(torch.bfloat16)
 
 
-def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
-    """A language model or reward model with float32 weights, from safetensors only.
+def load(folder: Path, attention: str, score: bool = False, dtype: str = "float32") -> PreTrainedModel:
+    """A language model or reward model, from safetensors only.
 
     Args:
         folder: the model's folder.
-        attention: attention implementation.
+        attention: attention implementation; `auto` takes the best of the model's class, see `halos.models.attention`.
         score: load a sequence classifier with one label, a reward model; a language model gets a new score layer
             instead of its output layer.
+        dtype: torch's name of the weights' type.
 
     Raises:
-        HalosError: the folder holds no such model, or its attention implementation is not installed.
+        HalosError: the folder holds no such model, or its attention implementation is missing or not installed.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -65,13 +67,18 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
         raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
+    check_attention(folder, attention, score)
     kind, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
     try:
         model: PreTrainedModel = kind.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, **options
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=None if attention == AUTO else attention,
+            use_safetensors=True,
+            **options,
         )
     except ImportError as error:
-        raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({error})") from error
+        raise HalosError(f"attention {attention} is not installed here; set `attention: auto` ({error})") from error
     return model
 
 

@@ -18,6 +18,7 @@ from textwrap import shorten
 from typing import Any
 
 from halos.errors import HalosError
+from halos.models.load import load
 from halos.sample.settings import SamplerSlice
 from halos.tokens.positions import Positions
 
@@ -108,15 +109,10 @@ class Transformers(Backend):
     @cached_property
     def network(self) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            self.folder,
-            dtype=getattr(torch, self.precision),
-            attn_implementation=self.settings.attention,
-            use_safetensors=True,
-        )
+        network: Any = load(self.folder, self.settings.attention, dtype=self.precision)
         network.generation_config = GenerationConfig()  # else `generate` fills gaps from the saved one
         return network.to(device).eval()
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from halos.data.feedback import Turn
 from halos.errors import HalosError
 from halos.manifest import Manifest
+from halos.models.attention import AUTO
 from halos.models.load import check_reward_model
 from halos.scoring.scores import Score
 
@@ -28,7 +29,7 @@ class RewardModel:
         folder: an `AutoModelForSequenceClassification` with one label, with its tokenizer and chat template: the
             `model/` of a run that trained one, or one from elsewhere.
         precision: compute type on an accelerator, bf16 or fp32; on the CPU it is float32.
-        attention: attention implementation.
+        attention: attention implementation, or `auto`.
         tokens_per_microbatch: tokens of one forward pass, padding included.
 
     Attributes:
@@ -39,7 +40,7 @@ class RewardModel:
     """
 
     def __init__(
-        self, folder: Path, precision: str = "bf16", attention: str = "sdpa", tokens_per_microbatch: int = 16384
+        self, folder: Path, precision: str = "bf16", attention: str = AUTO, tokens_per_microbatch: int = 16384
     ) -> None:
         import torch
         from accelerate import PartialState
