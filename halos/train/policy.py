@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead
+from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
 from halos.forward.packable import enable_packing
 from halos.models.policy import begin
 from halos.train.inputs import Inputs
@@ -41,7 +41,7 @@ class Policy:
         if gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         loss = inputs.loss
-        head = ValueHead(model.config.get_text_config().hidden_size) if loss.head == "value" else None
+        head = ValueHead(states_size(model)) if loss.head == "value" else None
         network: nn.Module = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
         return cls(network, head, tokenizer, control, parameters, enable_packing(network, inputs.longest))
 
