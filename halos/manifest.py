@@ -66,6 +66,9 @@ class Manifest(JsonFile):
         gpu_hours: hours of all its GPUs together; 0 on the CPU.
         peak_memory_gb: peak memory of the main process's device.
         parameters: number of the model's weights, before adapters are merged.
+        trained: number of trained weights, those of adapters included.
+        adapted: fraction of the model's weights that were trained, or are in matrices with LoRA adapters.
+        not_adapted: names of the weights that stayed as they were, with `*` for the number of a layer.
         processes: number of processes, and so of devices.
         rounds: the rounds of an online stage, in order.
         seed_recipe: how seeds were derived (halos/seeds.py).
@@ -87,6 +90,9 @@ class Manifest(JsonFile):
     gpu_hours: float = 0.0
     peak_memory_gb: float | None = None
     parameters: int | None = None
+    trained: int | None = None
+    adapted: float | None = None
+    not_adapted: tuple[str, ...] = ()
     processes: int = 1
     rounds: tuple[Round, ...] = ()
     seed_recipe: str = RECIPE

@@ -60,9 +60,11 @@ class Slice(Strict):
 
     Attributes:
         plugins: sha256 of each plugin file that the folder depends on; reading the slice loads them.
+        local: sha256 of each local file, model or folder of adapters that the folder is made from.
     """
 
     plugins: dict[str, str] = {}
+    local: dict[str, str] = {}
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -47,6 +47,14 @@ def keep_float32(module: nn.Module, accelerator: Any) -> None:
         fully_shard(module, mp_policy=MixedPrecisionPolicy())
 
 
+def name_layers(module: nn.Module) -> None:
+    """Leave, of the classes along which a module is sharded, those that it has: multimodal models name layers of towers
+    of other kinds, too, which accelerate would not find."""
+    present = {type(part).__name__ for part in module.modules()}
+    named: list[str] = getattr(module, "_no_split_modules", None) or []
+    module._no_split_modules = [name for name in named if name in present]  # type: ignore[assignment]
+
+
 def prepare_frozen(module: nn.Module, accelerator: Any) -> nn.Module:
     """Prepare a module that is not trained: on its device, and sharded if the trained module is."""
     if accelerator.is_fsdp2:

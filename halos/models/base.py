@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from halos.errors import HalosError
 from halos.files import hash_each, weights_of
 from halos.hub import read_fetched
 from halos.manifest import Manifest
+from halos.models.architectures import check_attends_to_the_past, check_causal, check_fields, check_type, check_weights
 from halos.models.attention import check_attention
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, snapshot, weight_files
 from halos.models.load import check_ids, is_model
@@ -56,10 +58,11 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
         if not feedback:
             raise HalosError(f"model {model.model} trains its tokenizer on a dataset: give --feedback")
         tokenizer = _train_tokenizer(feedback, model.tokenizer.vocab_size)
-        _initialise(model, model.architecture, tokenizer).save_pretrained(folder)
+        tokenizer = _initialise(model, model.architecture, tokenizer, folder)
     else:
         commits = FetchedModel.model_validate(read_fetched(fetched))
         origin, revision = _find(model, commits)
+        _check_origin(model, origin)
         if (origin / ADAPTERS).is_file():
             _merge(origin, _base(model, origin, commits), folder)
         else:
@@ -105,23 +108,58 @@ def _train_tokenizer(feedback: Sequence[Path], vocab_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
 
 
-def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
-    """A language model of an architecture, with random weights drawn from its seed."""
+def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any, folder: Path) -> Any:
+    """Write a language model of an architecture, with random weights drawn from its seed, to a folder.
+
+    Returns:
+        The tokenizer as transformers reads it beside this config: some types have tokens of their own, which are added.
+    """
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     fields = dict(architecture)
     model_type = fields.pop("model_type")
+    where = f"models.{model.model}.architecture"
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    for name in ("vocab_size", *ids):
+        if name in fields:
+            raise HalosError(f"{where}: {name} comes from the tokenizer that is trained: take it out")
     try:
+        check_fields(model_type, fields)
+        check_type(model_type)
+        types = {field.name: str(field.type) for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+        if "None" not in types.get("bos_token_id", "None"):  # the class insists on one
+            ids["bos_token_id"] = tokenizer.eos_token_id
+        AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields)
         torch.manual_seed(derive(model.seed, "weights"))
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        check_causal(network.config)
+        check_attends_to_the_past(network)
+    except HalosError as error:
+        raise HalosError(f"{where}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, StrictDataclassError) as error:
         message = " ".join(str(error).split())
-        raise HalosError(f"models.{model.model}.architecture: {message}") from error
-    return network
+        raise HalosError(f"{where}: {message}") from error
+    network.save_pretrained(folder)
+    return tokenizer
+
+
+def _check_origin(model: ModelSlice, origin: Path) -> None:
+    """Refuse a hub or local model that cannot be trained as a causal language model, before its weights are read."""
+    from transformers import AutoConfig
+
+    if not (origin / "config.json").is_file():  # adapters, whose base is checked when they are merged
+        return
+    try:
+        check_weights(origin)
+        check_causal(AutoConfig.from_pretrained(origin))
+    except HalosError as error:
+        raise HalosError(f"models.{model.model}: {error}") from None
 
 
 def _find(model: ModelSlice, commits: FetchedModel) -> tuple[Path, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 from halos.errors import HalosError
@@ -11,6 +12,10 @@ from halos.hub import remedy
 from halos.models.settings import ModelIdentity
 
 ADAPTERS = "adapter_config.json"
+PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
+"""Files of a model in the layout of transformers: weights, configs, tokenizer."""
+TEMPLATES = "*.jinja"
+"""Chat templates; all but one are in a folder of their own."""
 
 
 class OnHub(Record):
@@ -61,9 +66,30 @@ def base_on_hub(folder: Path) -> dict[str, str] | None:
     is a local folder."""
     if not (folder / ADAPTERS).is_file():
         return None
+    if local_base(folder) is not None:
+        return None
     config = json.loads((folder / ADAPTERS).read_text())
-    base = config["base_model_name_or_path"]
-    return None if Path(base).is_dir() else {"hub": base, "revision": config.get("revision") or "main"}
+    return {"hub": config["base_model_name_or_path"], "revision": config.get("revision") or "main"}
+
+
+def local_base(adapters: Path) -> Path | None:
+    """The local folder of the model to which a folder's LoRA adapters belong; None if it is on the hub.
+
+    Raises:
+        HalosError: the adapters do not say to which model they belong.
+    """
+    base = json.loads((adapters / ADAPTERS).read_text()).get("base_model_name_or_path")
+    if not base:
+        raise HalosError(
+            f"the adapters in {adapters} do not say which model they belong to: set base_model_name_or_path in their "
+            f"{ADAPTERS}"
+        )
+    return Path(base) if Path(base).is_dir() else None
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that make the model or the adapters in a folder."""
+    return sorted({*chain.from_iterable(map(folder.glob, PATTERNS)), *folder.rglob(TEMPLATES)})
 
 
 def snapshot(name: str, hub: str, revision: str) -> Path:
@@ -79,9 +105,8 @@ def snapshot(name: str, hub: str, revision: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    duplicates = [*(f"*/{pattern}" for pattern in patterns), "consolidated*"]  # in the layouts of other programs
-    patterns.append("*.jinja")  # of several chat templates, all but one are in a folder
+    patterns = [*PATTERNS, TEMPLATES]
+    duplicates = [*(f"*/{pattern}" for pattern in PATTERNS), "consolidated*"]  # in the layouts of other programs
     try:
         folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
     except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
+from halos.models.architectures import check_classifier, check_weights
 from halos.models.attention import AUTO, check_attention
 from halos.models.download import ADAPTERS
 
@@ -58,15 +59,19 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         dtype: torch's name of the weights' type.
 
     Raises:
-        HalosError: the folder holds no such model, or its attention implementation is missing or not installed.
+        HalosError: the folder holds no such model, its weights are quantised, transformers has no classifier of its
+            type, or its class lacks the attention implementation, or that is not installed.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
+    check_weights(folder)
+    if score and not is_reward_model(folder):
+        check_classifier(AutoConfig.from_pretrained(folder))
     check_attention(folder, attention, score)
     kind, options = (AutoModelForSequenceClassification, {"num_labels": 1}) if score else (AutoModelForCausalLM, {})
     try:

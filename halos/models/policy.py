@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from halos.errors import HalosError
 from halos.files import whole
 from halos.losses.base import Loss
 from halos.models.load import load
+from halos.models.lora import with_lora
+from halos.registry import suggest
 from halos.tokens.chat import dated, one_template
 from halos.tokens.template import Template
 
@@ -20,8 +23,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+RESCALING = "rescale_every"
+"""Field of a config by which a class (RWKV) divides weights in evaluation mode, for the range of float16. Training
+leaves it out, so that weights are the same whenever they are saved or copied; the published config has it again."""
+
+
 def begin(
-    parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None
+    parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None, freeze: Sequence[str] = ()
 ) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
     """The policy or reward model that a training starts from.
 
@@ -30,17 +38,21 @@ def begin(
         attention: attention implementation.
         loss: its traits say whether the model scores sequences, and which control tokens precede responses.
         lora: settings of LoRA, or None to train all weights.
+        freeze: patterns of the names of parameters that are not trained.
 
     Returns:
         The model; its tokenizer, or None if it is the parent's unchanged; role -> id of the control token that
         precedes the role's responses.
 
     Raises:
-        HalosError: the folder holds no such model or adapters, or a reward model would have no padding token.
+        HalosError: the folder holds no such model or adapters, a reward model would have no padding token, or there is
+            no layer of a name that `lora` or `freeze` gives.
     """
     from transformers import AutoTokenizer
 
     model: Any = load(parent, attention, score=loss.head == "score")
+    if hasattr(model.config, RESCALING):
+        setattr(model.config, RESCALING, 0)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     if loss.head == "score":
         _pad_apart(tokenizer)
@@ -54,7 +66,28 @@ def begin(
         tokenizer.chat_template = dated(one_template(tokenizer.chat_template)).removesuffix("\n") + ending
     if lora is not None:
         model = with_lora(model, lora, scores=loss.head == "score", tokens=sorted(control.values()))
+    if freeze:
+        _freeze(model, freeze, control)
     return model, tokenizer if control or loss.head == "score" else None, control
+
+
+def _freeze(model: Any, patterns: Sequence[str], control: dict[str, int]) -> None:
+    """Freeze the parameters whose names match one of the patterns.
+
+    Raises:
+        HalosError: a pattern matches none, nothing is left to train, or new tokens would never be trained.
+    """
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        matches = [parameter for name, parameter in parameters if fnmatch(name, pattern)]
+        if not matches:
+            raise HalosError(f"freeze: {pattern!r} matches no parameter{suggest(pattern, (n for n, _ in parameters))}")
+        for parameter in matches:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for _, parameter in parameters):
+        raise HalosError("freeze: the patterns leave nothing to train: take one out")
+    if control and not model.get_input_embeddings().weight.requires_grad:
+        raise HalosError("freeze: the loss adds tokens, whose embeddings have to be trained: take out their pattern")
 
 
 def _add_token(tokenizer: Any, token: str) -> int:
@@ -83,41 +116,6 @@ def _pad_apart(tokenizer: Any) -> None:
     tokenizer.pad_token = special[named[0]]
 
 
-def with_lora(model: Any, settings: dict[str, Any], scores: bool = False, tokens: Sequence[int] = ()) -> Any:
-    """A model with LoRA adapters (peft) and frozen weights.
-
-    Args:
-        model: the model.
-        settings: `lora` of the stage; with a `path`, training continues from the adapters saved there.
-        scores: whether it is a reward model, whose new score layer is trained in full.
-        tokens: ids of new tokens, whose embeddings are trained in full.
-
-    Raises:
-        HalosError: there are no adapters in `path`, or they belong to another kind of loss.
-    """
-    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-
-    if settings.get("path") is not None:
-        path = Path(settings["path"])
-        if not (path / "adapter_model.safetensors").is_file():
-            raise HalosError(f"lora.path: there are no adapters in {path} (no adapter_model.safetensors)")
-        saved = PeftConfig.from_pretrained(str(path))
-        saved_tokens = sorted(saved.trainable_token_indices or ())
-        if (saved.task_type == "SEQ_CLS") != scores or saved_tokens != sorted(tokens):
-            raise HalosError(f"lora.path: the adapters in {path} are of another kind of loss; leave out `path`")
-        return PeftModel.from_pretrained(model, path, is_trainable=True)
-    targets = settings["target_modules"]
-    config = LoraConfig(
-        r=settings["r"],
-        lora_alpha=settings["alpha"],
-        lora_dropout=settings["dropout"],
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="SEQ_CLS" if scores else "CAUSAL_LM",
-        trainable_token_indices=list(tokens) or None,
-    )
-    return get_peft_model(model, config)
-
-
 def save(
     model: Any,
     state: dict[str, torch.Tensor],
@@ -125,6 +123,7 @@ def save(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     merge: bool = True,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a trained model's folder, whole or not at all: weights, config, tokenizer, template, generation config.
 
@@ -135,11 +134,14 @@ def save(
         folder: the folder to write.
         tokenizer: the model's tokenizer, if it is not the parent's.
         merge: whether LoRA adapters are merged into the weights; if not, only the adapters are saved.
+        check: called with the finished folder before it appears; where it fails nothing is left.
     """
     if merge and hasattr(model, "merge_and_unload"):
         model.load_state_dict(state)
         model = model.merge_and_unload()
         state = model.state_dict()
+    if hasattr(model.config, RESCALING):
+        setattr(model.config, RESCALING, json.loads((parent / "config.json").read_text()).get(RESCALING, 0))
     with whole(folder) as temporary:
         model.save_pretrained(temporary, state_dict=state)
         written = {"config.json", "README.md"}
@@ -148,3 +150,7 @@ def save(
                 shutil.copyfile(path, temporary / path.name)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        if check is not None:
+            check(temporary)
+    if hasattr(model.config, RESCALING):
+        setattr(model.config, RESCALING, 0)

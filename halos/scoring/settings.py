@@ -105,6 +105,11 @@ class Scorer(Strict):
         return Path(self.reward_model) if self.reward_model is not None and "/" in self.reward_model else None
 
     @property
+    def files(self) -> list[str | Path | None]:
+        """The local files and folders that it reads, besides those of the study."""
+        return [self.folder]
+
+    @property
     def method(self) -> str | None:
         """The method whose reward model scores."""
         return None if self.folder is not None else self.reward_model

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from halos.errors import HalosError
@@ -13,6 +14,7 @@ from halos.registry import SOURCES, VERIFIERS, plugin_slice, suggest
 from halos.settings import identity
 from halos.study.catalogue import KINDS, Config
 from halos.study.cells import Cell
+from halos.study.local import contents
 from halos.tokens.chat import read_template
 from halos.train.settings import stage_plugins, stage_slice
 
@@ -23,7 +25,8 @@ def config_slice(config: Config, folder: str) -> Content:
     """The part of the catalogue that makes a folder of the results tree: the content of its `config.yaml`.
 
     Labels and resources are left out, so that editing them reruns nothing. A slice holds the folder's own settings;
-    what the folder inherits (a parent's stage, the dataset's sources) reaches it as files.
+    what the folder inherits (a parent's stage, the dataset's sources) reaches it as files. Of local files and models
+    that the settings name it holds the hashes, as `local`.
 
     Args:
         folder: below the results folder, for example `data/toy` or `runs/toy/tiny/sft-kto/seed1`.
@@ -43,6 +46,12 @@ def config_slice(config: Config, folder: str) -> Content:
     return function(config, *ids)
 
 
+def _with_local(content: Content, paths: Iterable[str | Path | None]) -> Content:
+    """A slice with the hashes of the local files and folders that it is made from, where there are some."""
+    local = contents(path for path in paths if path is not None)
+    return {**content, "local": local} if local else content
+
+
 def entry(config: Config, kind: str, name: str) -> Any:
     """The entry of a kind and an id.
 
@@ -58,13 +67,14 @@ def entry(config: Config, kind: str, name: str) -> Any:
 def _data(config: Config, dataset: str) -> Content:
     settings = entry(config, "datasets", dataset)
     plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.sources))
-    return {
+    content = {
         "dataset": dataset,
         "sources": [identity(source) for source in settings.sources],
         "drop_duplicates": settings.drop_duplicates,
         "seed": settings.seed,
         "plugins": plugins,
     }
+    return _with_local(content, (file for source in settings.sources for file in source.files))
 
 
 def _tokens(config: Config, dataset: str, model: str) -> Content:
@@ -80,7 +90,7 @@ def _model(config: Config, name: str) -> Content:
     model = entry(config, "models", name)
     # the text of the template, because an edited file makes another model
     text = None if model.template is None else read_template(model.template)
-    return {"model": name, **identity(model), "chat_template": text}
+    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path])
 
 
 def _run(config: Config, *ids: str) -> Content:
@@ -105,7 +115,8 @@ def _run(config: Config, *ids: str) -> Content:
         return stage.online.prompts(fresh[1], cell.round, cell.seed)
     if cell.round:  # the number of rounds and the source of their data do not change the training of one round
         stage = stage.model_copy(update={"online": None})
-    return {**content, "stage": stage_slice(stage), "plugins": stage_plugins(stage)}
+    content |= {"stage": stage_slice(stage), "plugins": stage_plugins(stage)}
+    return _with_local(content, [stage.lora.path if stage.lora else None])
 
 
 def _scorer(config: Config, name: str, kind: str) -> Content:
@@ -113,7 +124,7 @@ def _scorer(config: Config, name: str, kind: str) -> Content:
     scorer = entry(config, kind, name)
     settings = {key: value for key, value in identity(scorer).items() if key not in scorer.foreign}
     plugins = plugin_slice(VERIFIERS.plugin(scorer.verifier)) if scorer.verifier else {}
-    return {kind.removesuffix("s"): name, **settings, "plugins": plugins}
+    return _with_local({kind.removesuffix("s"): name, **settings, "plugins": plugins}, scorer.files)
 
 
 def _prompts(config: Config, name: str) -> Content:

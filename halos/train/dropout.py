@@ -77,6 +77,11 @@ class Dropout:
             self._set()
 
     @property
+    def drops_layers(self) -> bool:
+        """Whether training skips layers at random."""
+        return any(LAYERS in name and getattr(owner, name) for owner, name, _ in self._places)
+
+    @property
     def text(self) -> str | None:
         """What is in force, for the log; None for a model without dropout."""
         own = ", ".join(f"{value:g}" for value in sorted({place.own for place in self._places if place.own}))

@@ -9,6 +9,7 @@ from torch import nn
 
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
 from halos.forward.packable import enable_packing
+from halos.models.lora import Coverage, coverage
 from halos.models.policy import begin
 from halos.train.inputs import Inputs
 
@@ -23,6 +24,7 @@ class Policy:
         tokenizer: the model's tokenizer; None where it is the parent's unchanged.
         control: role -> id of the token before that role's responses.
         parameters: number of the model's weights, without a value head.
+        coverage: which of them the training changes.
         unpacked_because: why the model cannot run packed rows; None where it can.
     """
 
@@ -31,6 +33,7 @@ class Policy:
     tokenizer: Any
     control: dict[str, int]
     parameters: int
+    coverage: Coverage
     unpacked_because: str | None
 
     @classmethod
@@ -43,11 +46,12 @@ class Policy:
         loss = inputs.loss
         head = ValueHead(states_size(model)) if loss.head == "value" else None
         network: nn.Module = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
-        return cls(network, head, tokenizer, control, parameters, enable_packing(network, inputs.longest))
+        unpacked_because = enable_packing(network, inputs.longest)
+        return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because)
 
 
 def load_model(inputs: Inputs) -> tuple[Any, Any, dict[str, int]]:
     """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`."""
     lora = inputs.stage.lora
     settings = None if lora is None else lora.model_dump()
-    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings)
+    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings, inputs.stage.freeze)

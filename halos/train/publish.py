@@ -13,9 +13,12 @@ from torch import nn
 from halos.distributed.accelerator import peak_memory_gb
 from halos.files import whole
 from halos.manifest import Manifest
+from halos.models.lora import Coverage
 from halos.models.policy import save
+from halos.train.batches import Examples
 from halos.train.inputs import Inputs
 from halos.train.policy import load_model
+from halos.train.reloaded import Probe
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,38 @@ class Publisher:
         policy: the trained network, on its devices.
         tokenizer: the model's tokenizer; None where it is the parent's unchanged.
         accelerator: the processes and devices.
+        coverage: which weights the training changed.
+        examples: examples that the published model is checked on.
     """
 
     inputs: Inputs
     policy: nn.Module
     tokenizer: Any
     accelerator: Accelerator
+    coverage: Coverage
+    examples: Examples
 
     def model(self, folder: Path, merge: bool) -> None:
-        """Write the policy as a model folder; of a LoRA run the merged model, or with `merge` False its adapters."""
+        """Write the policy as a model folder; of a LoRA run the merged model, or with `merge` False its adapters.
+
+        Raises:
+            HalosError: the merged model, or that of a run without LoRA, gives other values once it is loaded again.
+        """
+        probe = Probe.of(self.policy, self.examples, self.accelerator) if merge else None  # merging changes the policy
         state = self.accelerator.get_state_dict(self.policy)
         if not self.accelerator.is_main_process:
             return
         prefix = "model."  # a value head is left out
         weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        save(self._model(), weights, self.inputs.parent, folder, self.tokenizer, merge)
+        save(
+            self._model(),
+            weights,
+            self.inputs.parent,
+            folder,
+            self.tokenizer,
+            merge,
+            None if probe is None else probe.check,
+        )
 
     def _model(self) -> Any:
         """The model without its wrappers; where weights are sharded a fresh one, to put them together in."""
@@ -87,5 +107,8 @@ class Publisher:
             gpu_hours=seconds / 3600 * processes * (self.accelerator.device.type == "cuda"),
             peak_memory_gb=peak_memory_gb(),
             parameters=parameters,
+            trained=self.coverage.trained,
+            adapted=self.coverage.adapted,
+            not_adapted=self.coverage.others,
             processes=processes,
         ).write(output / "manifest.json")

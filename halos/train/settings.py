@@ -37,16 +37,36 @@ def _label_by(value: Any) -> Any:
     return value
 
 
+def _names(value: Any) -> Any:
+    """Names of layers; a single one needs no list."""
+    return [value] if isinstance(value, str) and value != "all-linear" else value
+
+
 class Lora(Strict):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) by peft: adapters are trained, and merged into the weights at the end."""
 
     r: Positive = Field(64, description="rank of the adapters")
     alpha: Positive = Field(256, description="scale of the adapters: their update is multiplied by alpha / r")
     dropout: Fraction = Field(0.05, description="dropout on the adapters' inputs")
-    target_modules: str | tuple[str, ...] = Field(
-        "all-linear", description="names of the layers to adapt; all-linear: every linear layer but the output layer"
+    target_modules: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_names)] = Field(
+        "all-linear",
+        description="names of the layers to adapt; all-linear: every linear layer but the output layer, and the "
+        "matrices of experts",
+    )
+    target_parameters: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="names of parameters to adapt that are no layer's weight, such as those of experts"
+    )
+    modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (), description="names of layers to train in full beside the adapters: embed_tokens, lm_head"
     )
     path: str | None = Field(None, description="folder of saved adapters to train on, instead of fresh ones")
+
+    @model_validator(mode="after")
+    def something_to_adapt(self) -> Lora:
+        """No layer and no parameter to adapt is refused."""
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("target_modules is empty: name the layers to adapt, or leave it out to adapt them all")
+        return self
 
 
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
@@ -122,6 +142,9 @@ class Stage(BaseModel):
         "default the config's router_aux_loss_coef where it has output_router_logits: true, else 0",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
+    freeze: tuple[str, ...] = Field(
+        (), description="patterns of names of weights that are not trained: [model.embed_tokens.*, model.layers.0.*]"
+    )
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
     )
@@ -178,6 +201,8 @@ class Stage(BaseModel):
         loss = self.make_loss()
         if self.sync_every and not loss.needs_reference:
             raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
+        if self.lora is not None and self.freeze:
+            raise ValueError("lora freezes all weights: take out freeze, and name what to adapt in lora.target_modules")
         if self.reward_model is not None and not loss.needs_scores:
             raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (or set reward: score)")
 

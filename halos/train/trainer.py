@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
-from halos.distributed.sharding import keep_float32, local
+from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
@@ -30,6 +30,7 @@ from halos.train.policy import Policy
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
+from halos.train.unreached import settle_unreached
 
 
 class Trainer:
@@ -71,10 +72,16 @@ class Trainer:
         if self.dropout.text is not None:
             self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
+        if begun.coverage.others:
+            self._say(begun.coverage.text)
         routers = Routers(begun.network)
         router_weight = check_weight(self.stage.router_weight, routers)
         if routers.lacking is None:
             self._say(f"the loss that balances the experts' load has the weight {router_weight:g}")
+        left = settle_unreached(begun.network, self.accelerator, self.dropout.drops_layers)
+        if left is not None:
+            self._say(left)
+        name_layers(begun.network)
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
             keep_float32(begun.value_head, self.accelerator)
@@ -98,7 +105,9 @@ class Trainer:
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
-        self.publisher = Publisher(inputs, self.policy, self.tokenizer, self.accelerator)
+        self.publisher = Publisher(
+            inputs, self.policy, self.tokenizer, self.accelerator, begun.coverage, self.held_out or self.examples
+        )
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
 
     def run(self) -> None:

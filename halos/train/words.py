@@ -84,6 +84,8 @@ MEANINGS = {
     "sync_ref_model": "write `sync_reference`, the steps between two syncs",
     "ref_model_sync_steps": "write `sync_reference`, the steps between two syncs",
     "num_generations": "write `online: {samples_per_prompt: 4}`",
+    "disable_dropout": "write `dropout`",
+    "router_aux_loss_coef": "write `router_weight`",
     "loss_type": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
     "loss_weights": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
     "label_smoothing": "write `epsilon`, with a loss that has one (`python -m halos list losses`)",

@@ -32,8 +32,12 @@ from accelerate.utils import DistributedType
 dist.init_process_group("gloo")
 PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 from halos.cli import main
-codes = [main(command) for command in json.loads(sys.argv[1])]
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+codes = []
+for command in json.loads(sys.argv[1]):
+    codes.append(main(command))
+    AcceleratorState().fsdp_plugin.transformer_cls_names_to_wrap = None  # those of the first model's layers
 assert Accelerator().is_fsdp2
 print("codes", codes)
 """

@@ -210,6 +210,7 @@ OTHERWISE: dict[str, Any] = {
 INTERVALS = {"eval_every": 5, "checkpoint_every": 6, "keep_every": 7}
 BY_TRAIT: dict[str, dict[str, Any]] = {
     "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3},
+    "all weights": {"freeze": ["model.embed_tokens.*"]},
     "value head": {"value_max_grad_norm": 0.3},
     "scores": {"reward_model": "sft-rm"},
     "paired": {"pairs_per_prompt": 2},
@@ -223,6 +224,8 @@ def settings_of(name: str) -> dict[str, Any]:
     loss = LOSSES[name]()
     settings: dict[str, Any] = {**OTHERWISE, **BY_TRAIT.get(loss.view.name, {})}
     settings |= BY_TRAIT["reference"] if loss.needs_reference else {}
+    if not loss.needs_reference:  # LoRA freezes all weights itself
+        settings = {k: v for k, v in settings.items() if k != "lora"} | BY_TRAIT["all weights"]
     settings |= BY_TRAIT["scores"] if loss.needs_scores else {}
     policy = loss.head != "score" and not loss.control and not loss.needs_scores
     settings |= BY_TRAIT["policy"] if policy else {}

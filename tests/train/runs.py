@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from halos.models.base import make
+from halos.reference.cache import parts_for
 from halos.registry import LOSSES
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
@@ -72,6 +73,17 @@ def base_of(world: World, folder: Path, architecture: dict[str, Any]) -> Path:
     if not (other.base / "manifest.json").exists():
         make(other.slice("models/m"), other.base, [world.results / "data/d/train.parquet"])
     return other.base
+
+
+def references(world: World, base: Path, config: Path) -> list[Path]:
+    """The parts of a base model's own reference that a run's stage reads."""
+    stage = RunSlice.read(config).stage
+    assert stage is not None
+    wanted = parts_for(stage.make_loss(), live=stage.sync_every is not None)
+    by = "runs/d/m/sft/seed1"  # whose precision and attention references are made with
+    if not (world.results / by / "config.yaml").exists():
+        world.slice(by)
+    return [file for file in world.reference_of(base) if file.stem in wanted] if wanted else []
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:

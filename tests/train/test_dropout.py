@@ -18,7 +18,7 @@ from halos.train.inputs import Inputs
 from halos.train.settings import Stage
 from halos.train.trainer import Trainer
 from tests.conftest import World
-from tests.train.runs import base_of, log
+from tests.train.runs import base_of, log, references
 
 GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}
 """Its own dropout is 0.1, of embeddings, attention and what is added to the residual stream."""
@@ -101,14 +101,12 @@ def test_a_model_without_dropout_is_refused_a_probability_and_says_nothing() -> 
 
 @pytest.fixture(scope="module")
 def gpt2(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    world.slice("runs/d/m/sft/seed1")  # by which references are made
     return base_of(world, tmp_path_factory.mktemp("gpt2"), GPT2)
 
 
 def setup(world: World, base: Path, output: Path, stage: str, **changes: Any) -> Trainer:
     config = world.slice(f"runs/d/m/{stage}/seed1", **changes)
-    reference = world.reference_of(base) if stage == "kto" else []
-    return Trainer(Inputs.open(config, base, world.store, reference), output, 2048)
+    return Trainer(Inputs.open(config, base, world.store, references(world, base, config)), output, 2048)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +131,8 @@ def test_dropout_is_off_with_a_reference_and_the_models_own_without_and_said(
 
 def test_the_first_step_from_the_reference_has_no_kl(world: World, gpt2: Path, tmp_path: Path) -> None:
     changes = {"examples": 16, "batch_size": 8, "keep_every": 1}
-    run = world.train(
-        tmp_path / "run", "kto", parent=gpt2, reference=[*reversed(world.reference_of(gpt2))], changes=changes
-    )
+    reference = references(world, gpt2, world.slice("runs/d/m/kto/seed1"))
+    run = world.train(tmp_path / "run", "kto", parent=gpt2, reference=reference, changes=changes)
     assert [line["kl"] for line in log(run)[:2]] == pytest.approx([0, 0], abs=1e-4)
     noisy = setup(world, gpt2, tmp_path / "noisy", "kto", **changes, dropout=0.1)
     assert abs(noisy.step(0)["kl"]) > 0.01

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from halos.errors import HalosError
 from halos.files import hash_weights
 from halos.manifest import Manifest
 from halos.reference.cache import expected_hashes
-from halos.settings import read_slice
+from halos.settings import dump, read_slice
 from halos.tokens.store import Store
+from halos.train.run import train
 from tests.conftest import World
+from tests.models.test_models import LORA, tied
 from tests.train.runs import weights
 
 
@@ -37,3 +47,73 @@ def test_a_trained_model_is_a_parent_like_the_base_model(world: World, tmp_path:
     parents = {p.name for p in (parent / "model").iterdir()}
     assert {p.name for p in (child / "model").iterdir()} == parents
     assert "chat_template.jinja" in parents
+
+
+# ---- the published model is the trained one ----------------------------------------------------------------------
+
+
+def tied_parent(world: World, folder: Path) -> Path:
+    """The base model with one matrix for its input and its output."""
+    shutil.copytree(world.base, folder)
+    shutil.rmtree(folder / "model")
+    tied(world, folder / "model")
+    manifest = Manifest.read(world.base / "manifest.json")
+    manifest.model_copy(update={"weights": hash_weights(folder / "model")}).write(folder / "manifest.json")
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["sft", "csft", "bradley_terry"])
+@pytest.mark.parametrize("lora", [None, {**LORA, "target_modules": ["lm_head", "q_proj"]}], ids=["full", "lora"])
+def test_a_tied_model_is_published_as_it_was_trained(
+    stage: str, lora: dict[str, Any] | None, world: World, tmp_path: Path
+) -> None:
+    """The run checks it itself: it fails where the published model gives other values."""
+    if stage == "bradley_terry" and lora is not None:
+        lora = {**lora, "target_modules": ["embed_tokens", "q_proj"]}
+    parent = tied_parent(world, tmp_path / "tied")
+    changes = {"examples": 16, "batch_size": 8, "lr": 1e-2, "warmup": 0, "lora": lora}
+    run = world.train(tmp_path / "run", stage, parent=parent, changes=changes)
+    manifest = Manifest.read(run / "manifest.json")
+    assert manifest.trained
+    assert manifest.adapted is not None
+    assert (manifest.adapted == 1) == (lora is None) == (manifest.not_adapted == ())
+
+
+def test_a_model_that_loads_as_another_is_not_published(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapters of a head that is tied to the embeddings change both once they are merged."""
+    monkeypatch.setattr("halos.models.lora.untie", lambda model: None)
+    lora = {**LORA, "target_modules": ["lm_head"]}
+    changes = {"examples": 16, "batch_size": 8, "lr": 1e-2, "warmup": 0, "lora": lora}
+    with pytest.raises(HalosError, match=r"^the trained model is not published: .* gives other values") as caught:
+        world.train(tmp_path / "run", "sft", parent=tied_parent(world, tmp_path / "tied"), changes=changes)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+def test_weights_that_a_class_changes_when_evaluated_are_published_as_trained(world: World, tmp_path: Path) -> None:
+    """RWKV halves weights of deep layers in evaluation mode, where its config asks for it."""
+    config = AutoConfig.for_model(
+        "rwkv", vocab_size=512, hidden_size=32, attention_hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        rescale_every=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, context_length=128,
+    )  # fmt: skip
+    parent = tmp_path / "rwkv"
+    shutil.copytree(world.base, parent)
+    (parent / "model/model.safetensors").unlink()
+    (parent / "model/config.json").unlink()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(parent / "model")
+    manifest = Manifest.read(world.base / "manifest.json")
+    manifest.model_copy(update={"weights": hash_weights(parent / "model")}).write(parent / "manifest.json")
+    before = load_file(parent / "model/model.safetensors")
+    for name, lora in (("full", None), ("lora", {**LORA, "target_modules": ["output", "key"]})):
+        changes = {"examples": 16, "batch_size": 8, "lr": 1e-3, "warmup": 0, "lora": lora}
+        slice_ = world.slice("runs/d/m/sft/seed1", **changes)
+        slice_.write_text(dump({**read_slice(slice_), "attention": "eager"}))
+        run = tmp_path / name
+        train(slice_, parent, world.store, run, tokens_per_microbatch=2048)
+        assert json.loads((run / "model/config.json").read_text())["rescale_every"] == 1
+        after = weights(run)
+        deepest = "rwkv.blocks.2.attention.output.weight"
+        assert (after[deepest] - before[deepest]).norm() < 0.5 * before[deepest].norm()

@@ -17,13 +17,11 @@ from halos.forward import layout as layouts
 from halos.forward.layout import Text
 from halos.forward.microbatch import Microbatch
 from halos.forward.networks import ResponseLogps
-from halos.reference.cache import parts_for
 from halos.train.inputs import Inputs
 from halos.train.routers import Routers, check_weight, token_counts
-from halos.train.settings import RunSlice
 from halos.train.trainer import Trainer
 from tests.conftest import World
-from tests.train.runs import PLAIN, base_of, log
+from tests.train.runs import PLAIN, base_of, log, references
 
 MIXTRAL = {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
            "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4, "initializer_range": 0.5,
@@ -121,16 +119,12 @@ def test_a_weight_for_a_model_without_such_a_loss_is_refused(kind: str, sizes: d
 
 @pytest.fixture(scope="module")
 def mixtral(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    world.slice("runs/d/m/sft/seed1")  # by which references are made
     return base_of(world, tmp_path_factory.mktemp("mixtral"), {**MIXTRAL, **ASKED})
 
 
 def setup(world: World, base: Path, output: Path, stage: str, **changes: Any) -> Trainer:
     config = world.slice(f"runs/d/m/{stage}/seed1", **changes)
-    settings = RunSlice.read(config).stage
-    assert settings is not None
-    wanted = parts_for(settings.make_loss(), live=False)
-    reference = [file for file in world.reference_of(base) if file.stem in wanted] if wanted else []
+    reference = references(world, base, config)
     return Trainer(Inputs.open(config, base, world.store, reference), output, 2048)
 
 

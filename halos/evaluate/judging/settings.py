@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -127,6 +128,11 @@ class Judge(Scorer):
     requests_per_minute: Annotated[Positive | None, INCIDENTAL] = Field(
         None, description="openai: limit on requests, retries included; reruns nothing"
     )
+
+    @property
+    def files(self) -> list[str | Path | None]:
+        baseline = self.baseline.file if isinstance(self.baseline, FromFile) else None
+        return [*super().files, baseline, self.difficulties]
 
     def _of_other_kinds(self) -> set[str]:
         asking = {"max_failures", "concurrency", "requests_per_minute"}

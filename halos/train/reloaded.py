@@ -1,0 +1,116 @@
+"""A published model gives the trained policy's values, on a few sequences, once it is loaded again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from halos.errors import HalosError
+from halos.forward.layout import Text
+from halos.forward.microbatch import collate, texts_of
+from halos.train.batches import Examples
+
+SEQUENCES = 8
+"""Sequences that are compared, the shortest of the split."""
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
+"""Largest root mean square of the differences, over the values' standard deviation, by the precision of the policy."""
+FLOOR = 1e-4
+"""Least deviation that differences are related to, in nats."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The values of a policy on a few sequences: token log-probabilities, or scores of a reward model.
+
+    Attributes:
+        texts: the sequences.
+        values: (N,) float32, of all their response tokens, or one for each sequence.
+        tolerance: largest difference, see `TOLERANCE`.
+        device: where the published model is run, if it has room there.
+    """
+
+    texts: list[Text]
+    values: Tensor
+    tolerance: float
+    device: torch.device
+
+    @classmethod
+    def of(cls, policy: nn.Module, examples: Examples, accelerator: Accelerator) -> Probe:
+        """Run the policy; every process has to call it, as its weights may be sharded.
+
+        Unsharded weights are run in float32 whatever the run's precision, unless their attention takes no float32.
+
+        Args:
+            policy: the trained network, on its devices.
+            examples: those to take sequences from.
+            accelerator: the processes and devices.
+        """
+        store, packed = examples.store, examples.packed
+        roles = {row: role for role, rows in examples.rows.items() for row in rows.tolist()}
+        rows = np.array(sorted(roles, key=lambda row: (int(store.lengths[row].sum()), row))[:SEQUENCES])
+        control = np.array([examples.control.get(roles[row], -1) for row in rows.tolist()])
+        batch = collate(store, rows, packed, control).to(accelerator.device)
+        config: Any = accelerator.unwrap_model(policy).model.config
+        half = accelerator.mixed_precision != "no"
+        exact = not half or not (accelerator.is_fsdp2 or "flash" in config._attn_implementation)
+        network: nn.Module = accelerator.unwrap_model(policy, keep_fp32_wrapper=False) if half and exact else policy
+        network.eval()
+        with torch.no_grad():
+            out = network(batch)
+        values = out["scores"] if "scores" in out else out["logps"][batch.mask]
+        tolerance = TOLERANCE["fp32" if exact else "bf16"]
+        return cls(texts_of(store, rows, control), values.float().cpu(), tolerance, accelerator.device)
+
+    def check(self, folder: Path) -> None:
+        """Check that a model folder gives these values under plain transformers, one sequence at a time.
+
+        Raises:
+            HalosError: it gives others.
+        """
+        model, device = _load(folder, self.device)
+        found = torch.cat([_values(model, text, device) for text in self.texts]).cpu()
+        if found.shape != self.values.shape:
+            raise HalosError(f"the saved model gives {len(found)} values where the policy gives {len(self.values)}")
+        error = float((found - self.values).square().mean().sqrt())
+        spread = max(float(self.values.std(correction=0)), FLOOR)
+        if not error <= self.tolerance * spread:
+            raise HalosError(
+                f"the trained model is not published: saved and loaded again by transformers, it gives other values "
+                f"than in training on {len(self.texts)} sequences (difference {error:.3g}, and their deviation is "
+                f"{spread:.3g}): train without `lora`, or with other layers in it; the run's checkpoint is kept"
+            )
+
+
+def _load(folder: Path, device: torch.device) -> tuple[Any, torch.device]:
+    """A saved model in float32, and where it is: on the device if it has room there, else in main memory."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from halos.models.load import is_reward_model
+
+    kind = AutoModelForSequenceClassification if is_reward_model(folder) else AutoModelForCausalLM
+    model: Any = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if 1.2 * size > torch.cuda.mem_get_info(device)[0]:
+            device = torch.device("cpu")
+    return model.to(device), device
+
+
+@torch.no_grad()
+def _values(model: Any, text: Text, device: torch.device) -> Tensor:
+    """(T,) log-probabilities of a text's T response tokens, or (1,) its score, without padding."""
+    ids = torch.from_numpy(np.concatenate([text.prompt, text.tail]).astype(np.int64)).to(device)
+    logits = model(input_ids=ids[None], use_cache=False).logits
+    if logits.ndim == 2:
+        scores: Tensor = logits[:, 0].float()
+        return scores
+    first = len(text.prompt) + text.lead
+    logps: Tensor = logits[0, first - 1 : -1].float().log_softmax(-1)
+    return logps.gather(1, ids[first:, None])[:, 0]

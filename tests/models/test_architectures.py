@@ -1,0 +1,130 @@
+"""Architectures that cannot be trained as causal language models, or that are misspelt, are refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from halos.data.feedback import Feedback, write
+from halos.errors import HalosError
+from halos.models.architectures import check_attends_to_the_past, check_causal, check_fields
+from halos.models.base import make
+from halos.models.load import load
+from halos.settings import dump
+
+LLAMA = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+         "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
+QWEN2 = {**LLAMA, "model_type": "qwen2"}
+
+
+def made(folder: Path, **entry: Any) -> Path:
+    """The folder of a base model of an entry of `models`."""
+    texts = folder / "feedback.parquet"
+    write([Feedback([{"role": "user", "content": "how are you"}], ["fine, thanks"], "s", target=0)], texts)
+    content = {"model": "m", "chat_template": "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"}
+    if "architecture" in entry:
+        entry |= {"tokenizer": {"train_on": "d", "vocab_size": 300}}
+    (folder / "config.yaml").write_text(dump({**content, **entry}))
+    make(folder / "config.yaml", folder / "made", [texts] if "architecture" in entry else [])
+    return folder / "made/model"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("llama", {"num_hidden_layer": 2}, "num_hidden_layer is no field of LlamaConfig; did you mean 'num_hidden_l"),
+        ("gpt2", {"n_heads": 2}, "n_heads is no field of GPT2Config; did you mean 'n_head'?"),
+        ("gemma3", {"text_config": {"head_dims": 4}}, "text_config.head_dims is no field of Gemma3TextConfig; did you"),
+        ("lama", {}, "unknown model_type 'lama'; did you mean 'llama'?"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_closest_one(
+    model_type: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HalosError) as refused:
+        check_fields(model_type, fields)
+    assert str(refused.value).startswith(message)
+
+
+def test_fields_of_a_class_by_other_names_and_of_old_files_are_known() -> None:
+    check_fields("gpt2", {"num_hidden_layers": 2, "hidden_size": 8, "n_inner": 8})
+    check_fields("llama", {"rope_theta": 1e4, "rope_scaling": None, "tie_word_embeddings": True})
+    check_fields("gemma4_text", {"global_head_dim": 8})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"model_type": "t5"}, "transformers has no causal language model of the type t5; choose another"),
+        ({"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+          "intermediate_size": 8}, "bert without is_decoder: true attends to tokens that follow"),
+        ({"model_type": "xlnet", "d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8},
+         "XLNetLMHeadModel predicts tokens from those that follow"),
+        ({**LLAMA, "bos_token_id": 1}, "bos_token_id comes from the tokenizer that is trained: take it out"),
+        ({**LLAMA, "vocab_size": 100}, "vocab_size comes from the tokenizer that is trained: take it out"),
+    ],
+)  # fmt: skip
+def test_an_architecture_that_cannot_be_trained_is_refused(
+    tmp_path: Path, architecture: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HalosError, match=r"^models\.m\.architecture: ") as refused:
+        made(tmp_path, architecture=architecture)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("architecture", [LLAMA, QWEN2, {**QWEN2, "model_type": "qwen3"}])
+def test_the_embeddings_have_a_row_for_each_token_of_the_tokenizer_as_it_is_read(
+    tmp_path: Path, architecture: dict[str, Any]
+) -> None:
+    folder = made(tmp_path, architecture=architecture)
+    tokenizer, network = AutoTokenizer.from_pretrained(folder), load(folder, "sdpa")
+    assert network.get_input_embeddings().num_embeddings == len(tokenizer) == network.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantised (gptq), and cannot be trained"),
+        ({"quantization_config": {"load_in_4bit": True}}, "are quantised (some method), and cannot be trained"),
+        ({"model_type": "t5"}, "transformers has no causal language model of the type t5"),
+        ({"model_type": "bart"}, "bart is an encoder with a decoder"),
+        ({"model_type": "roberta"}, "roberta without is_decoder: true attends to tokens that follow"),
+    ],
+)
+def test_a_local_model_that_cannot_be_trained_is_refused_by_its_config(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    folder = made(tmp_path, architecture=LLAMA)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **config}))
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(HalosError, match=r"^models\.m: ") as refused:
+        made(other, path=str(folder))
+    assert message in str(refused.value)
+
+
+def test_a_reward_model_of_a_type_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    cohere = {**LLAMA, "model_type": "cohere"}
+    folder = made(tmp_path, architecture=cohere)
+    with pytest.raises(HalosError, match="has no sequence classifier of the type cohere"):
+        load(folder, "sdpa", score=True)
+
+
+def test_a_model_that_sees_the_future_is_found_and_one_that_does_not_is_not() -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+             "vocab_size": 40, "pad_token_id": 0}  # fmt: skip
+    for kind, extra, sees in (("bert", {}, True), ("bert", {"is_decoder": True}, False), ("llama", {}, False)):
+        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **extra))
+        if sees:
+            with pytest.raises(HalosError, match="from those that follow"):
+                check_attends_to_the_past(network)
+            with pytest.raises(HalosError, match="is_decoder: true"):
+                check_causal(network.config)
+        else:
+            check_attends_to_the_past(network)
+            check_causal(network.config)
