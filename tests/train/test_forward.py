@@ -21,7 +21,7 @@ from halos.tokens.store import Store
 from halos.train.routers import Routers
 from tests.conftest import World
 from tests.forward.test_grouping import LONGROPE, batch_of, make, texts_of
-from tests.train.runs import base_of, log, references, weights
+from tests.train.runs import PLAIN, base_of, log, references, weights
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
                          "num_key_value_heads": 2, "initializer_range": 0.2}  # fmt: skip
@@ -69,7 +69,8 @@ def test_policy_and_reference_of_scaled_positions_are_those_of_plain_transformer
         torch.testing.assert_close(torch.from_numpy(cached[row].copy()), expected, rtol=1e-4, atol=1e-4)
     runs = []
     for budget in (150, 10**5):
-        run = world.train(tmp_path / str(budget), "dpo", parent=base, changes={"examples": 16}, budget=budget)
+        run = world.train(tmp_path / str(budget), "dpo", parent=base, reference=files,
+                          changes={**PLAIN, "examples": 16}, tokens_per_microbatch=budget)  # fmt: skip
         first = next(line for line in log(run) if line["split"] == "train")
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
         runs.append(weights(run))
@@ -88,7 +89,8 @@ def test_ppo_takes_the_states_that_the_output_layer_reads(
     model = AutoModelForCausalLM.from_pretrained(base / "model")
     assert ResponseLogps(model).head_is_plain == plain
     assert states_size(model) == (16 if architecture is OPT else 32)
-    run = world.train(tmp_path / "run", "ppo", parent=base, changes={"examples": 16})
+    files = references(world, base, world.slice("runs/d/m/ppo/seed1"))
+    run = world.train(tmp_path / "run", "ppo", parent=base, reference=files, changes={"examples": 16})
     first = next(line for line in log(run) if line["split"] == "train")
     assert abs(first["kl"]) < 1e-5
     before, after = load_file(base / "model/model.safetensors"), weights(run)
