@@ -67,10 +67,14 @@ def prepare_frozen(module: nn.Module, accelerator: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copy all parameters of `source` into `target`, which has the same parameters and is sharded in the same way."""
+def copy_weights(source: nn.Module, target: nn.Module, share: float = 1.0) -> None:
+    """Move each parameter of `target` to share * source + (1 - share) * target: by default, copy it.
+
+    Both modules have the same parameters, sharded in the same way; those that they have in common stay as they are.
+    """
     reshard(source)
     reshard(target)
     for name, parameter in target.named_parameters():
         if parameter is not source.get_parameter(name):
-            local(parameter).copy_(local(source.get_parameter(name)))
+            values = local(source.get_parameter(name))
+            local(parameter).copy_(values) if share == 1 else local(parameter).lerp_(values, share)

@@ -16,11 +16,15 @@ workflow read only that:
                       sequence (a reward model)
     control           role -> a token between that role's prompts and responses
 
-base.py has the base class, its inputs and outputs; imitation.py, paired.py and unpaired.py have the losses.
+base.py has the base class, its inputs and outputs; mixture.py has weighted sums of losses; the other files have the
+losses.
 """
 
 from halos.losses import imitation as imitation
+from halos.losses import lengths as lengths
 from halos.losses import paired as paired
+from halos.losses import reference_free as reference_free
+from halos.losses import reward_model as reward_model
 from halos.losses import unpaired as unpaired
 from halos.losses.base import Batch, Logps, Loss, Output, humanline, log_ratio, log_sigmoid, preference
 

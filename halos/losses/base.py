@@ -21,6 +21,8 @@ Noise = Annotated[float, Ge(0), Lt(0.5)]
 """The fraction of labels that are assumed to be flipped."""
 Logps = Mapping[str, "Tensor"]
 """role -> (B, T) log-probabilities of response tokens."""
+LIMIT = 40.0
+"""Clamp of an exponent, at which the exponential and its square are still finite float32 numbers."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Losses of paired preferences: with implicit rewards, without a reference, and the reward model's.
+"""Losses of paired preferences with a reference.
 
 Implicit rewards: `chosen` is beta r_w and `rejected` is beta r_l; the docstrings call them w and l.
 """
@@ -6,13 +6,15 @@ Implicit rewards: `chosen` is beta r_w and `rejected` is beta r_l; the docstring
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import log, log1p
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt, Le, Lt
 
 from halos.losses.base import (
+    LIMIT,
     Batch,
     Logps,
     Loss,
@@ -31,8 +33,6 @@ from halos.views import VIEWS
 if TYPE_CHECKING:
     from torch import Tensor
 
-# ---- with a reference ------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Implicit(Loss):
@@ -43,9 +43,12 @@ class Implicit(Loss):
     view = VIEWS["paired"]
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        chosen = self.beta * log_ratio(policy, reference, "chosen")
-        rejected = self.beta * log_ratio(policy, reference, "rejected")
+        chosen, rejected = (self.beta * self.ratio(policy, reference, batch, role) for role in ("chosen", "rejected"))
         return preference(self.of(chosen, rejected, batch), chosen, rejected)
+
+    def ratio(self, policy: Logps, reference: Logps, batch: Batch, role: str) -> Tensor:
+        """(B,) the log-ratio of a role, or what a loss has in its place: beta times it is the implicit reward."""
+        return log_ratio(policy, reference, role)
 
     @abstractmethod
     def of(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
@@ -72,6 +75,59 @@ class DPO(Implicit):
 
 
 @dataclass(frozen=True)
+class Logistic(Implicit):
+    """Base class of DPO's relatives with the logistic loss of the difference of their implicit rewards."""
+
+    def of(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
+        return -log_sigmoid(chosen - rejected)
+
+
+@LOSSES.register("f_dpo")
+@dataclass(frozen=True)
+class FDPO(Logistic):
+    """-log sigmoid(beta (f'(u_w) - f'(u_l))), u = exp r, with an f-divergence from the reference in place of DPO's.
+
+    f'(u), up to a constant: log u for reverse_kl, which is DPO; -1 / u for forward_kl; log(u / (1 + u)) for js
+    (Jensen-Shannon); (1 - u^-alpha) / alpha for alpha, from reverse_kl at 0 to forward_kl at 1. Wang et al. 2023,
+    Beyond Reverse KL (arXiv 2309.16240). TRL's f_alpha_divergence_coef is 1 - alpha.
+
+    Implicit rewards are beta f'(u), 0 at the reference.
+    """
+
+    divergence: Literal["alpha", "reverse_kl", "forward_kl", "js"] = "alpha"
+    alpha: Annotated[float, Gt(0), Lt(1)] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.divergence != "alpha" and self.alpha != type(self).alpha:
+            raise ValueError(
+                f"alpha: the divergence {self.divergence} reads none: set divergence: alpha, or take it out"
+            )
+
+    def ratio(self, policy: Logps, reference: Logps, batch: Batch, role: str) -> Tensor:
+        ratio = log_ratio(policy, reference, role)
+        if self.divergence == "js":
+            return log(2) + log_sigmoid(ratio)
+        alpha = {"reverse_kl": 0.0, "forward_kl": 1.0, "alpha": self.alpha}[self.divergence]
+        return -(-alpha * ratio).clamp(max=LIMIT).expm1() / alpha if alpha else ratio
+
+
+@LOSSES.register("wpo")
+@dataclass(frozen=True)
+class WPO(Logistic):
+    """w dpo, w = exp(s_w / len_w + s_l / len_l) of the policy, without gradient: pairs that it would write count more.
+
+    Zhou et al. 2024, WPO, equation 2 (arXiv 2406.11827), its weights without alignment: TRL's use_weighting divides
+    each token's probability by the vocabulary's sum of squared probabilities, too, which log-probabilities do not tell.
+    """
+
+    def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
+        chosen, rejected = (batch.mean_over_tokens(policy[role].detach(), role) for role in ("chosen", "rejected"))
+        weight = (chosen + rejected).exp()
+        output = super().__call__(policy, reference, batch)
+        return replace(output, losses=weight * output.losses, metrics={**output.metrics, "pair_weight": weight})
+
+
+@dataclass(frozen=True)
 class Noisy(Implicit):
     """Base class of losses that assume a fraction `epsilon` of the preferences to be flipped."""
 
@@ -87,8 +143,7 @@ class CDPO(Noisy):
     """
 
     def of(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
-        margin = chosen - rejected
-        return -(1 - self.epsilon) * log_sigmoid(margin) - self.epsilon * log_sigmoid(-margin)
+        return _smoothed(chosen - rejected, self.epsilon)
 
 
 @LOSSES.register("robust")
@@ -227,12 +282,64 @@ class AOT(Loss):
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         margin = policy["chosen"].sum(-1) - policy["rejected"].sum(-1)
-        margins, reference_margins = (batch.statistics[name].sort().values for name in ("policy", "reference"))
-        rank = (margin.detach()[:, None] - margins).abs().argmin(-1)  # nearest: dropout may have moved it since
-        excess = self.beta * (margin - reference_margins[rank])
-        losses = -(1 - self.epsilon) * log_sigmoid(excess) - self.epsilon * log_sigmoid(-excess)
+
+        def smoothed(reference_margins: Tensor) -> Tensor:
+            return _smoothed(self.beta * (margin[:, None] - reference_margins), self.epsilon)
+
+        losses = _by_rank(smoothed, margin, batch.statistics["policy"], batch.statistics["reference"])
         rewards = (self.beta * log_ratio(policy, reference, role) for role in ("chosen", "rejected"))
         return preference(losses, *rewards)
+
+
+@LOSSES.register("aot_unpaired")
+@dataclass(frozen=True)
+class UnpairedAOT(Implicit):
+    """(1 - epsilon) dpo(m) + epsilon dpo(-m), m = w_i - l_j: w_i and l_j have the same rank in the global batch.
+
+    The distributions of chosen and of rejected rewards are compared, whatever the pairs. Of each such comparison half
+    the loss is in the row of w_i and half in that of l_j. Melnyk et al. 2024, Distributional
+    Preference Alignment, unpaired (arXiv 2406.05882).
+    """
+
+    epsilon: Noise = 0.0
+
+    prepass = ("chosen", "rejected")
+
+    def statistics(self, policy: Logps, reference: Logps, batch: Batch) -> dict[str, Tensor]:
+        return {role: self.beta * log_ratio(policy, reference, role) for role in self.prepass}
+
+    def of(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> Tensor:
+        all_chosen, all_rejected = batch.statistics["chosen"], batch.statistics["rejected"]
+
+        def of_chosen(others: Tensor) -> Tensor:
+            return _smoothed(chosen[:, None] - others, self.epsilon)
+
+        def of_rejected(others: Tensor) -> Tensor:
+            return _smoothed(others - rejected[:, None], self.epsilon)
+
+        halves = _by_rank(of_chosen, chosen, all_chosen, all_rejected)
+        halves = halves + _by_rank(of_rejected, rejected, all_rejected, all_chosen)
+        return halves - halves.detach() / 2  # each row has half the value, and the whole gradient, of its comparisons
+
+
+def _smoothed(margin: Tensor, epsilon: float) -> Tensor:
+    """The logistic loss of margins whose signs are wrong in a fraction `epsilon`."""
+    return -(1 - epsilon) * log_sigmoid(margin) - epsilon * log_sigmoid(-margin)
+
+
+def _by_rank(losses: Callable[[Tensor], Tensor], values: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """(B,) losses of values with those of `others` that have their rank; their mean for values that occur repeatedly.
+
+    Args:
+        losses: (N,) sorted others -> (B, N) losses of each value with each of them.
+        values: (B,) values.
+        own: (N,) all values of the global batch, among which a value's rank is found.
+        others: (N,) the values that are compared with them.
+    """
+    own, others = own.sort().values, others.sort().values
+    nearest = own[(values.detach()[:, None] - own).abs().argmin(-1)]  # dropout may have moved it since
+    ranks = own == nearest[:, None]
+    return (losses(others) * ranks).sum(-1) / ranks.sum(-1)
 
 
 @LOSSES.register("apo_zero")
@@ -274,108 +381,3 @@ class DiscoPOP(Implicit):
         margin = chosen - rejected
         logistic = -log_sigmoid(margin) * (-margin / self.tau).sigmoid()
         return logistic + (log_sigmoid(margin / self.tau) - margin).exp()  # m exp(-margin), without overflow
-
-
-# ---- without a reference ---------------------------------------------------------------------------------------
-
-
-@LOSSES.register("simpo")
-@dataclass(frozen=True)
-class SimPO(Loss):
-    """-log sigmoid(beta (s_w / len_w - s_l / len_l - gamma_beta_ratio)); no reference.
-
-    Meng et al. 2024, SimPO, equation 6 (arXiv 2405.14734), its gamma written as gamma_beta_ratio * beta.
-    """
-
-    beta: Positive = 10.0
-    gamma_beta_ratio: Weight = 0.3
-
-    view = VIEWS["paired"]
-    needs_reference = False
-
-    def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        chosen = self.beta * batch.mean_over_tokens(policy["chosen"], "chosen")
-        rejected = self.beta * batch.mean_over_tokens(policy["rejected"], "rejected")
-        margin = chosen - rejected - self.beta * self.gamma_beta_ratio
-        return preference(-log_sigmoid(margin), chosen, rejected)
-
-
-@LOSSES.register("slic")
-@dataclass(frozen=True)
-class SLiC(Loss):
-    """max(0, delta - s_w + s_l) - sft_weight s_w; no reference.
-
-    Zhao et al. 2023, SLiC-HF, equation 1 (arXiv 2305.10425), its regulariser the likelihood of the chosen response.
-    """
-
-    delta: Weight = 1.0
-    sft_weight: Weight = 0.1
-
-    view = VIEWS["paired"]
-    needs_reference = False
-
-    def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        chosen, rejected = policy["chosen"].sum(-1), policy["rejected"].sum(-1)
-        losses = (self.delta - chosen + rejected).clamp(min=0) - self.sft_weight * chosen
-        return preference(losses, chosen, rejected)
-
-
-@LOSSES.register("orpo")
-@dataclass(frozen=True)
-class ORPO(Loss):
-    """-m_w - odds_ratio_weight log sigmoid(log odds(m_w) - log odds(m_l)), with m = s / len; no reference.
-
-    log odds(m) = m - log(1 - exp m). Hong et al. 2024, ORPO, equations 6 and 7 (arXiv 2403.07691). An empty response
-    has no odds: its comparison is left out.
-    """
-
-    odds_ratio_weight: Weight = 0.1
-
-    view = VIEWS["paired"]
-    needs_reference = False
-
-    def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        chosen = batch.mean_over_tokens(policy["chosen"], "chosen")
-        rejected = batch.mean_over_tokens(policy["rejected"], "rejected")
-        both = batch.mask["chosen"].any(-1) & batch.mask["rejected"].any(-1)
-        ratio = log_sigmoid(_log_odds(chosen) - _log_odds(rejected)) * both
-        weight = self.odds_ratio_weight
-        return preference(-chosen - weight * ratio, weight * chosen, weight * rejected)
-
-
-def _log_odds(x: Tensor) -> Tensor:
-    """log(p / (1 - p)) of p = exp(x), finite for p = 1."""
-    x = x.clamp(max=-1e-6)
-    return x - (-x.expm1()).log()
-
-
-# ---- the reward model ------------------------------------------------------------------------------------------
-
-
-@LOSSES.register("bradley_terry")
-@dataclass(frozen=True)
-class BradleyTerry(Loss):
-    """A reward model: -log sigmoid(score_w - score_l - margin_weight m) + centre_weight (score_w + score_l)^2.
-
-    One score for each sequence; m is the pair's margin in the data. Bradley and Terry 1952; Ouyang et al. 2022,
-    InstructGPT, equation 1 (arXiv 2203.02155); the margin: Touvron et al. 2023, Llama 2, equation 2 (arXiv 2307.09288);
-    the term that brings scores to a mean of 0: Eisenstein et al. 2023, Helping or Herding? (arXiv 2312.09244).
-    """
-
-    margin_weight: Weight = 0.0
-    centre_weight: Weight = 0.0
-
-    view = VIEWS["paired"]
-    needs_reference = False
-    head = "score"
-
-    @property
-    def needs_margins(self) -> bool:
-        return self.margin_weight > 0
-
-    def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        chosen, rejected = batch.rewards["chosen"], batch.rewards["rejected"]
-        losses = -log_sigmoid(less_margin(chosen - rejected, self.margin_weight, batch))
-        if self.centre_weight:
-            losses = losses + self.centre_weight * (chosen + rejected).square()
-        return preference(losses, chosen, rejected)

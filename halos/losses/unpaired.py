@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from halos.losses.base import Batch, Fraction, Logps, Loss, Output, Positive, Weight, log_ratio
+from halos.losses.base import LIMIT, Batch, Fraction, Logps, Loss, Output, Positive, Weight, log_ratio
 from halos.registry import LOSSES
 from halos.views import VIEWS
 
@@ -144,10 +144,6 @@ class GRPO(Loss):
         clipped = ((ratio.detach() - 1).abs() > self.epsilon).to(ratio.dtype)
         rewards = _split(difference.sum(-1), batch.advantages > 0)
         return Output(losses, *rewards, {"clipped": batch.mean_over_tokens(clipped, "response")})
-
-
-LIMIT = 40.0
-"""Clamp of a token's log-ratio, at which the exponential and its square are still finite float32 numbers."""
 
 
 def _ratio_and_kl(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,10 +52,13 @@ def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples
     at_once = stage.batch_size * tokens / world <= budget
     others = len({*loss.prepass} - {*loss.view.roles})
     before = others * response if at_once else len(loss.prepass) and prompt + len(loss.prepass) * response
+    # the load of experts has to be known too, before the first of several microbatches
+    is_known = at_once or {*loss.view.roles} <= {*loss.prepass}
+    routed = tokens if stage.router_weight and not is_known else 0
     live = tokens + others * response if stage.sync_every else 0
     evaluations = examples / (stage.batch_size * stage.eval_every) + 2
     evaluated = evaluations * eval_examples * per_prompt
-    return Work(examples * tokens, examples * (before + live) + evaluated * (tokens + before + live), examples)
+    return Work(examples * tokens, examples * (before + live + routed) + evaluated * (tokens + before + live), examples)
 
 
 def training_operations(size: Size, stage: Stage, checkpointing: bool, work: Work) -> float:

@@ -19,7 +19,7 @@ from halos.report.panels import part_of
 from halos.report.render import NOTHING, markdown_table
 from halos.report.results import Results
 from halos.study.cells import BASE, Cell
-from halos.train.settings import Stage
+from halos.train.settings import Stage, loss_names, loss_text
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,15 @@ def metadata(grid: Results, cell: Cell, base: Manifest, scores: list[Score], rew
         )
         for score in scores
     ]  # fmt: skip
+    stages = [made for made in cell.lineage() if made.stage]
+    tags = [name for made in stages for name in loss_names(grid.settings(made)["loss"])]
     data = ModelCardData(
         model_name=f"{cell.model}-{cell.method}-{cell.dataset}-seed{cell.seed}",
         base_model=base.config["hub"],
         library_name="transformers",
         pipeline_tag=task,
         datasets=[cell.dataset],
-        tags=["halos", *reversed(grid.losses(cell))],
+        tags=["halos", *tags],
         eval_results=results or None,
     )
     return str(data.to_yaml()) + "\n"
@@ -148,11 +150,11 @@ def _stages(grid: Results, cell: Cell) -> str:
     for made in reversed([made for made in cell.lineage() if made.stage]):
         manifest, stage = grid.manifest(made), grid.settings(made)
         hyperparameters = {key: value for key, value in stage.items() if key not in Stage.model_fields}
-        names = ("humanline", "sync_reference", "lora", "online")
+        names = ("humanline", "sync_reference", "sync_weight", "lora", "online")
         hyperparameters |= {name: stage[name] for name in names if stage.get(name)}
         row = [
             grid.method_label(str(made.stage)),
-            stage["loss"],
+            loss_text(stage["loss"]),
             f"{stage['lr']:g}, {schedule(stage)}",
             optimizer(stage),
             str(stage["batch_size"]),

@@ -20,7 +20,7 @@ from halos.report.results import Results
 from halos.sample.settings import PromptsSlice
 from halos.study.cells import BASE, Cell
 from halos.tokens.report import TokensReport
-from halos.train.settings import Stage
+from halos.train.settings import Stage, loss_text
 
 NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_every", "loss", "lr", "scheduler",
              "min_lr_ratio", "decay", "warmup", "batch_size", "epochs", "examples", "optimizer",
@@ -97,7 +97,7 @@ def _stages(grid: Results) -> str:
     for cell in _first_of_each_stage(grid):
         stage = grid.settings(cell)
         row = (
-            grid.method_label(str(cell.stage)), stage["loss"], optimizer(stage), f"{stage['lr']:g}",
+            grid.method_label(str(cell.stage)), loss_text(stage["loss"]), optimizer(stage), f"{stage['lr']:g}",
             schedule(stage), str(stage["batch_size"]),
             str(grid.manifest(cell).steps), settings(stage),
         )  # fmt: skip

@@ -22,6 +22,7 @@ from halos.study.cells import BASE, Cell
 from halos.study.paths import Paths
 from halos.study.settings import GridSlice
 from halos.tokens.report import TokensReport
+from halos.train.settings import leading_loss, loss_text
 
 CELL = ["dataset", "model", "method", "seed"]
 WIN = "win_rate"
@@ -121,13 +122,14 @@ class Results:
         return {} if cell.stage is None else dict(self.manifest(cell).config["stage"])
 
     def losses(self, cell: Cell) -> list[str]:
-        """The loss of each stage of a cell's method, in order."""
-        return [str(self.settings(made)["loss"]) for made in reversed(list(cell.lineage())) if made.stage is not None]
+        """The loss of each stage of a cell's method, in words and in order."""
+        made = [made for made in reversed(list(cell.lineage())) if made.stage is not None]
+        return [loss_text(self.settings(one)["loss"]) for one in made]
 
     def loss(self, method: str) -> str:
-        """The loss of a method's last stage; `base` for the base model."""
+        """The loss of a method's last stage, of a mixture the leading one; `base` for the base model."""
         settings = self.settings(Cell(self.datasets[0], self.models[0], method, self.seeds[0]))
-        return str(settings["loss"]) if settings else BASE
+        return leading_loss(settings["loss"]) if settings else BASE
 
     def rounds(self, cell: Cell) -> int:
         """Rounds of a cell whose stage was trained online; 0 of another. The last round's result is the cell's own."""

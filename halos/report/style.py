@@ -64,6 +64,15 @@ COLOURS = {
     "kto": "#d55e00",
     "ppo": "#cc79a7",
     "grpo": "#882255",
+    "dpo_norm": "#0000fc",
+    "rdpo": "#b40cfc",
+    "ld_dpo": "#000cc0",
+    "f_dpo": "#fc4860",
+    "wpo": "#844800",
+    "aot_unpaired": "#904854",
+    "alphapo": "#48f03c",
+    "cpo": "#b44890",
+    "rrhf": "#9c54d8",
 }
 """One colour for each loss of the package: the first are from the palettes of Okabe & Ito and of Tol, and each of the
 others is as far from all of those as it can be in CIELAB, seen with and without red-green blindness. So many colours

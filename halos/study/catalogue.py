@@ -25,7 +25,7 @@ from halos.sample.settings import Prompts
 from halos.scoring.settings import Scorer
 from halos.study.cells import BASE
 from halos.study.settings import Grid
-from halos.train.settings import Stage
+from halos.train.settings import SFT_WEIGHT, Stage
 from halos.views import VIEWS
 
 KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")
@@ -64,15 +64,16 @@ class Config(BaseModel):
         for name, model in self.models.items():
             for stage in model.stages:
                 self._refer(f"models.{name}.stages", stage, "stages")
-                if model.stages[stage].get("loss", self.stages[stage].loss) != self.stages[stage].loss:
-                    raise ValueError(f"models.{name}.stages.{stage}.loss: it is {self.stages[stage].loss} for every "
-                                     f"model; add a stage for another")  # fmt: skip
                 try:
-                    self.stage(stage, name)
+                    own = self.stage(stage, name)
                 except ValidationError as error:
                     first = error.errors()[0]
                     where = ".".join(map(str, (f"models.{name}.stages.{stage}", *first["loc"])))
                     raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+                if own.loss != self.stages[stage].loss:
+                    every = self.stages[stage].loss_name
+                    raise ValueError(f"models.{name}.stages.{stage}.loss: it is {every} for every model; add a stage "
+                                     f"for another")  # fmt: skip
             if model.tokenizer is not None:
                 self._refer(f"models.{name}.tokenizer.train_on", model.tokenizer.train_on, "datasets")
         for name, prompts in self.prompts.items():
@@ -130,8 +131,8 @@ class Config(BaseModel):
         feedback = self.labellers[stage.online.label].feedback
         wanted = VIEWS[stage.reads].feedback
         if wanted and feedback not in wanted:
-            raise ValueError(f"{where}.online.label: the loss {stage.loss} wants {' or '.join(wanted)} feedback, and "
-                             f"{stage.online.label} gives {feedback}")  # fmt: skip
+            raise ValueError(f"{where}.online.label: the loss {stage.loss_name} wants {' or '.join(wanted)} feedback, "
+                             f"and {stage.online.label} gives {feedback}")  # fmt: skip
 
     def _check_method(self, where: str, method: str, rewards: bool) -> None:
         """Refuse a method of unknown stages, with a stage after one that ends a chain, or of the wrong kind of model.
@@ -226,4 +227,5 @@ def schema() -> dict[str, Any]:
             for f in dataclasses.fields(LOSSES[name]):
                 entry = properties.setdefault(f.name, {"description": "hyperparameter of "})
                 entry["description"] += ("" if entry["description"].endswith("of ") else ", ") + name
+    properties[SFT_WEIGHT]["description"] += "; beside any other loss of pairs, the weight of the chosen response's NLL"
     return document

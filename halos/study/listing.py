@@ -13,6 +13,7 @@ from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.study.study import Study
+from halos.train.settings import Stage, loss_text, stage_slice
 
 
 def state(cell: Cell, results: Path) -> str:
@@ -77,8 +78,10 @@ class _Rows:
     @staticmethod
     def stages(config: Config, *_: Any) -> Iterator[Row]:
         for name, s in config.stages.items():
-            hyperparameters = dataclasses.asdict(s.make_loss())
-            yield {"stage": name, "loss": s.loss, "lr": f"{s.lr:g}", "batch": s.batch_size, "epochs": s.epochs,
+            filled = stage_slice(s)
+            hyperparameters = {key: value for key, value in filled.items() if key not in Stage.model_fields}
+            yield {"stage": name, "loss": loss_text(filled["loss"]), "lr": f"{s.lr:g}", "batch": s.batch_size,
+                   "epochs": s.epochs,
                    "LoRA": "yes" if s.lora else "no", "rounds": s.online.rounds if s.online else "",
                    "hyperparameters": ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
                                                 for k, v in hyperparameters.items())}  # fmt: skip

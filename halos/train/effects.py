@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, s
         *_of_sizes(stage, len(examples)),
         *_of_weights(stage, loss),
         *_of_selection(stage, store, seed),
-        *_of_labels(loss, examples),
+        *_of_labels(stage, loss, examples),
         *_of_columns(stage, loss, examples),
     ]
 
@@ -112,7 +112,7 @@ def _of_selection(stage: Stage, store: Store, seed: int) -> Iterator[str]:
             yield f"keep_{name}: {share:g} leaves out none of the {number} {name} examples"
 
 
-def _of_labels(loss: Loss, examples: Examples) -> Iterator[str]:
+def _of_labels(stage: Stage, loss: Loss, examples: Examples) -> Iterator[str]:
     """Labels and scores that say nothing."""
     n, labels = len(examples), examples.labels
     if loss.view.grouped:
@@ -128,7 +128,7 @@ def _of_labels(loss: Loss, examples: Examples) -> Iterator[str]:
         for name, number in numbers.items():
             if number == n:
                 yield f"labels: all {n} examples are {name}, and there is nothing to tell apart"
-            elif getattr(loss, f"{name}_weight", 1) == 0:
+            elif all(getattr(part.loss, f"{name}_weight", 1) == 0 for part in stage.parts.values()):
                 yield f"{name}_weight: 0 takes the {number} {name} examples out of the loss"
 
 
@@ -136,8 +136,10 @@ def _of_columns(stage: Stage, loss: Loss, examples: Examples) -> Iterator[str]:
     """The data's margins and weights."""
     margins, weights = examples.labels.get("margins"), examples.weights
     if margins is not None and not loss.needs_margins:
-        reads = "; margin_weight: 1 would" if any(field.name == "margin_weight" for field in fields(loss)) else ""
-        yield f"margins: the data has some, and the loss {stage.loss} does not read them as it is set{reads}"
+        reads = (
+            "; margin_weight: 1 would" if any(hasattr(p.loss, "margin_weight") for p in stage.parts.values()) else ""
+        )
+        yield f"margins: the data has some, and the loss {stage.loss_name} does not read them as it is set{reads}"
     if margins is not None and loss.needs_margins and not margins.any():
         yield "margin_weight: the margins of all examples are 0"
     if np.ptp(weights) == 0 and weights[0] != 1:

@@ -124,7 +124,7 @@ def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Se
     if len(reference) != len(parts):
         needs = f"needs {len(parts)} reference file{'s' * (len(parts) > 1)} ({', '.join(parts)})"
         raise HalosError(
-            f"the loss {stage.loss} {needs if parts else 'needs no reference file'} and got {len(reference)}: "
+            f"the loss {stage.loss_name} {needs if parts else 'needs no reference file'} and got {len(reference)}: "
             f"{'pass one --reference for each' if parts else 'leave out --reference'}"
         )
     if len(scores) != (stage.reward_model is not None):

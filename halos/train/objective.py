@@ -93,7 +93,9 @@ class Objective:
                 given, routed = self._forward(part, sums)
                 if self.loss.prepass and not local.before:  # the only microbatch, so its statistics are the batch's
                     with torch.no_grad():
-                        source = given if part.following is None else self._forward(part.following, sums)[0]
+                        source = given
+                        if part.following is not None:
+                            source = _joined(given, self._forward(part.following, sums)[0])
                         statistics = self._statistics([(source, part)])
                 out = self.loss(given.policy, given.reference, replace(given.batch, statistics=statistics))
                 objective = (out.losses * part.weight).sum() / local.count
@@ -118,10 +120,10 @@ class Objective:
         return metrics, sizes
 
     def sync_reference(self) -> None:
-        """Copy the policy's weights into the live reference."""
+        """Move the weights of the live reference to those of the policy, by the stage's `sync_weight` of the way."""
         assert self.live is not None
         unwrap = self.accelerator.unwrap_model
-        copy_weights(unwrap(self.policy), unwrap(self.live))
+        copy_weights(unwrap(self.policy), unwrap(self.live), self.stage.sync_weight)
 
     def _load(self, local: LocalBatch, before: list[Load | None]) -> Load | None:
         """The load of the policy's routers by a global batch, known before its first microbatch.
@@ -168,6 +170,13 @@ class Objective:
         for given, part in passes:
             gathered.add(self.loss.statistics(*given), part.weight)
         return gathered.over(self.accelerator) if passes else {}
+
+
+def _joined(given: Given, following: Given) -> Given:
+    """The arguments for the roles of a microbatch and of the one that follows it, which has the same examples."""
+    ours, theirs = given.batch, following.batch
+    batch = replace(ours, mask={**ours.mask, **theirs.mask}, values={**ours.values, **theirs.values})
+    return Given({**given.policy, **following.policy}, {**given.reference, **following.reference}, batch)
 
 
 def _add_metrics(sums: Sums, part: Microbatch, given: Given, out: Output) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cache
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from halos.errors import HalosError
 from halos.losses import Loss
+from halos.losses.mixture import Part, has_chosen, leading, mix
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
 from halos.settings import (
@@ -42,6 +45,49 @@ def _names(value: Any) -> Any:
     return [value] if isinstance(value, str) and value != "all-linear" else value
 
 
+def _is_weight(value: Any) -> bool:
+    """Whether a setting is a finite number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _mixture(value: Any) -> Any:
+    """A setting of `loss`: a name as it is, a mixture as name -> hyperparameters and `weight`, in order of names."""
+    example = "name a loss, or weigh several: {dpo: 0.8, bco: {weight: 0.2, beta: 0.1}}"
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{value!r} is no loss: {example}")
+    if len(value) < 2:
+        raise ValueError(f"a mixture is of two losses at least: {example}")
+    parts = {name: part if isinstance(part, dict) else {"weight": part} for name, part in numbers(value).items()}
+    for name, part in parts.items():
+        weight = part.get("weight")
+        if not _is_weight(weight) or weight == 0:
+            raise ValueError(f"the weight of {name!r} must be a number above 0, not {weight!r}: {example}")
+    return {name: {**parts[name], "weight": float(parts[name]["weight"])} for name in sorted(parts)}
+
+
+def loss_text(loss: Any) -> str:
+    """The loss of a stage, as it is in the config, in words: `dpo`, or `0.8 dpo + 0.2 bco (beta 0.1)`."""
+    if isinstance(loss, str):
+        return loss
+    terms = []
+    for name, part in loss.items():
+        own = ", ".join(f"{key} {value}" for key, value in part.items() if key != "weight")
+        terms.append(f"{part['weight']:g} {name}" + (f" ({own})" if own else ""))
+    return " + ".join(terms)
+
+
+def loss_names(loss: Any) -> list[str]:
+    """The names of the losses of a stage, as they are in the config."""
+    return [loss] if isinstance(loss, str) else list(loss)
+
+
+def leading_loss(loss: Any) -> str:
+    """The name of the loss of a stage, as it is in the config; of a mixture that of its leading part."""
+    return loss if isinstance(loss, str) else leading(loss)
+
+
 class Lora(Strict):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) by peft: adapters are trained, and merged into the weights at the end."""
 
@@ -69,6 +115,10 @@ class Lora(Strict):
         return self
 
 
+SFT = "sft"
+SFT_WEIGHT = "sft_weight"
+"""The weight of the chosen response's negative log-likelihood, by token, beside any loss of pairs. A loss with a
+hyperparameter of that name, such as slic, has its own."""
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
 """Arguments of AdamW, where `optimizer_args` does not name them."""
 
@@ -84,7 +134,13 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    loss: str = Field(description="name of the loss: `python -m halos list losses`")
+    loss: Annotated[
+        str | dict[str, dict[str, Any]],
+        BeforeValidator(_mixture, json_schema_input_type=str | dict[str, float | dict[str, Any]]),
+    ] = Field(
+        description="name of the loss: `python -m halos list losses`; or a mixture, {dpo: 0.8, bco: 0.2}, where "
+        "{weight: 0.2, beta: 0.1} instead of a weight gives a loss hyperparameters of its own"
+    )
     lr: float = Field(5e-6, gt=0, description="peak learning rate, after warm-up")
     optimizer: Literal[
         "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam",
@@ -153,6 +209,11 @@ class Stage(BaseModel):
     sync_reference: Positive | None = Field(
         None, description="copy the policy into the reference before every N-th optimiser step (humanline: every step)"
     )
+    sync_weight: Share = Field(
+        1.0,
+        description="share of the policy in a sync: each weight of the reference (LoRA: of its adapters) becomes "
+        "sync_weight * policy + (1 - sync_weight) * reference (TR-DPO, arXiv 2404.09656)",
+    )
     reward_model: str | None = Field(
         None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"
     )
@@ -169,20 +230,29 @@ class Stage(BaseModel):
     @model_validator(mode="after")
     def known_loss(self) -> Stage:
         """A loss that is not known, or is given a hyperparameter that it does not have, is refused."""
-        try:
-            loss = LOSSES[self.loss]
-        except HalosError as error:
-            raise ValueError(str(error)) from None
-        hyperparameters = [f.name for f in dataclasses.fields(loss)]
-        for key in hyperparameters:
-            if key in type(self).model_fields:
-                raise ValueError(f"loss {self.loss!r}: its {key!r} is the name of a training setting; give it another")
+        mixed = {} if isinstance(self.loss, str) else self.loss
+        fields: dict[str, list[str]] = {}
+        for name in loss_names(self.loss):
+            try:
+                fields[name] = [f.name for f in dataclasses.fields(LOSSES[name])]
+            except HalosError as error:
+                raise ValueError(str(error)) from None
+            for key in fields[name]:
+                if key in type(self).model_fields or (mixed and key == "weight"):
+                    raise ValueError(f"loss {name!r}: its {key!r} is the name of a training setting; give it another")
+            for key in mixed.get(name, ()):
+                if key != "weight" and key not in fields[name]:
+                    raise ValueError(f"{key!r} is no hyperparameter of the loss {name!r}{suggest(key, fields[name])}")
         for key in self.hyperparameters:
-            if key not in hyperparameters:
-                known = [*hyperparameters, *type(self).model_fields]
+            readers = [name for name, known in fields.items() if key in known]
+            if readers and all(key in mixed.get(name, ()) for name in readers):
+                raise ValueError(f"every loss that reads {key!r} has its own: take it out")
+            if not readers and key != SFT_WEIGHT:
+                known = [*dict.fromkeys(chain(*fields.values())), *type(self).model_fields]
+                known += [SFT_WEIGHT] if all(has_chosen(LOSSES[name]) for name in fields) else []
                 meant = meaning(key, known)
                 raise ValueError(
-                    f"{key!r} is neither a training setting nor a hyperparameter of the loss {self.loss!r}"
+                    f"{key!r} is neither a training setting nor a hyperparameter of the loss {self.loss_name!r}"
                     + (f": {meant}" if meant else suggest(key, known))
                 )
         try:
@@ -190,9 +260,11 @@ class Stage(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"loss {self.loss!r}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(
+                f"loss {self.loss_name!r}: {where}: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
         except (TypeError, ValueError) as error:
-            raise ValueError(f"loss {self.loss!r}: {error}") from None
+            raise ValueError(f"loss {self.loss_name!r}: {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -200,15 +272,19 @@ class Stage(BaseModel):
         """Settings that the loss would silently ignore are refused."""
         loss = self.make_loss()
         if self.sync_every and not loss.needs_reference:
-            raise ValueError(f"the loss {self.loss!r} has no reference: take out humanline and sync_reference")
+            raise ValueError(f"the loss {self.loss_name!r} has no reference: take out humanline and sync_reference")
+        if self.sync_weight != 1 and not self.sync_every:
+            raise ValueError("sync_weight is read at a sync alone: set sync_reference, or take it out")
         if self.lora is not None and self.freeze:
             raise ValueError("lora freezes all weights: take out freeze, and name what to adapt in lora.target_modules")
         if self.reward_model is not None and not loss.needs_scores:
-            raise ValueError(f"the loss {self.loss!r} reads no scores: take out reward_model (or set reward: score)")
+            raise ValueError(
+                f"the loss {self.loss_name!r} reads no scores: take out reward_model (or set reward: score)"
+            )
 
         if self.online is not None:
             if loss.head == "score" or loss.control:
-                raise ValueError(f"the loss {self.loss!r} cannot be trained online: take out `online`")
+                raise ValueError(f"the loss {self.loss_name!r} cannot be trained online: take out `online`")
             if loss.needs_margins:
                 raise ValueError("a labeller gives no margins: take out margin_weight")
             if self.reward_model is not None:
@@ -216,7 +292,7 @@ class Stage(BaseModel):
             if self.sync_every and self.online.reference == "fixed":
                 raise ValueError("humanline and sync_reference move the reference: take out online.reference: fixed")
             if loss.view.compares and self.online.samples_per_prompt < 2:
-                raise ValueError(f"the loss {self.loss!r} compares responses: raise online.samples_per_prompt")
+                raise ValueError(f"the loss {self.loss_name!r} compares responses: raise online.samples_per_prompt")
 
         def changed(*settings: str) -> str:
             fields = type(self).model_fields
@@ -231,13 +307,18 @@ class Stage(BaseModel):
         if not self.humanline and (found := changed("log_eps_p", "log_eps_r")):
             raise ValueError(f"without humanline: true nothing reads {found}")
         if loss.head != "value" and (found := changed("value_max_grad_norm")):
-            raise ValueError(f"the loss {self.loss!r} has no value head: take out {found}")
+            raise ValueError(f"the loss {self.loss_name!r} has no value head: take out {found}")
         if not loss.view.paired and (found := changed("pairs_per_prompt")):
-            raise ValueError(f"the loss {self.loss!r} reads the {loss.view.name} view: take out {found}")
+            raise ValueError(f"the loss {self.loss_name!r} reads the {loss.view.name} view: take out {found}")
         unpaired = changed("keep_desirable", "keep_undesirable", "one_per_prompt", "label_by")
         if not loss.view.labelled and unpaired:
-            raise ValueError(f"the loss {self.loss!r} reads the {loss.view.name} view: take out {unpaired}")
+            raise ValueError(f"the loss {self.loss_name!r} reads the {loss.view.name} view: take out {unpaired}")
         return self
+
+    @property
+    def loss_name(self) -> str:
+        """The loss in words."""
+        return loss_text(self.loss)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -266,11 +347,36 @@ class Stage(BaseModel):
         """The examples of the view that the stage trains on."""
         return Selection(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Selection)})
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """name -> weight and loss of each part of a mixture, `sft_weight` among them; else the only loss, by its name.
+
+        Hyperparameters are converted to their declared types: YAML reads 1e-1 as text. One beside `loss` is that of
+        every part that has one of this name and none of its own.
+        """
+        parts, given = {}, self.hyperparameters
+        mixed = {self.loss: {"weight": 1.0}} if isinstance(self.loss, str) else self.loss
+        for name, own in mixed.items():
+            kind: Any = LOSSES[name]
+            names = [f.name for f in dataclasses.fields(kind)]
+            arguments = {key: {**given, **own}[key] for key in names if key in given or key in own}
+            parts[name] = Part(own["weight"], _adapter(kind).validate_python(arguments))
+        if SFT_WEIGHT in given and not any(hasattr(part.loss, SFT_WEIGHT) for part in parts.values()):
+            if SFT in parts and len(parts) > 1:
+                raise ValueError(f"{SFT} is a part of it: give that the weight, and take out {SFT_WEIGHT}")
+            if not all(has_chosen(part.loss) for part in parts.values()):
+                raise ValueError(f"it has no likelihood of a chosen response: take out {SFT_WEIGHT}")
+            weight = numbers(given[SFT_WEIGHT])
+            if not _is_weight(weight):
+                raise ValueError(f"{SFT_WEIGHT} must be a number of at least 0, not {weight!r}")
+            if weight:
+                parts[SFT] = Part(float(weight), LOSSES[SFT]())
+        return parts
+
     def make_loss(self) -> Loss:
-        """The loss with its hyperparameters, converted to their declared types: YAML reads 1e-1 as text."""
-        kind: Any = LOSSES[self.loss]
-        loss: Loss = _adapter(kind).validate_python(self.hyperparameters)
-        return loss
+        """The loss with its hyperparameters."""
+        parts = self.parts
+        return mix(parts) if len(parts) > 1 else parts[self.loss_name].loss
 
 
 class RunSlice(Slice):
@@ -305,11 +411,20 @@ class RunSlice(Slice):
 
 
 def stage_slice(stage: Stage) -> dict[str, Any]:
-    """The stage with the loss's default hyperparameters filled in, so that a changed default is a changed run."""
+    """The stage with the loss's default hyperparameters filled in, so that a changed default is a changed run.
+
+    Those of a mixture are filled in at each of its parts.
+    """
     arguments = {**(ADAMW if stage.optimizer == "AdamW" else {}), **stage.optimizer_args}
-    return {**identity(stage), **dataclasses.asdict(stage.make_loss()), "optimizer_args": arguments}
+    content = {**identity(stage), "optimizer_args": arguments}
+    parts = {name: {"weight": part.weight, **dataclasses.asdict(part.loss)} for name, part in stage.parts.items()}
+    content = {key: value for key, value in content.items() if key not in stage.hyperparameters}
+    if not isinstance(stage.loss, str):
+        return {**content, "loss": parts}
+    filled = {**content, **dataclasses.asdict(stage.parts[stage.loss].loss)}
+    return filled | ({SFT_WEIGHT: parts[SFT]["weight"]} if len(parts) > 1 else {})
 
 
 def stage_plugins(stage: Stage) -> dict[str, str]:
-    """{file: sha256} of the plugin that the stage's loss comes from; empty for a loss of this package."""
-    return plugin_slice(LOSSES.plugin(stage.loss))
+    """{file: sha256} of the plugins that the stage's losses come from; empty for losses of this package."""
+    return plugin_slice(*map(LOSSES.plugin, stage.parts))

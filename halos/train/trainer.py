@@ -125,7 +125,7 @@ class Trainer:
         step = self._resume()
         self.stopping.listen()
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
-                   disable=not self.accelerator.is_main_process, desc=self.stage.loss)  # fmt: skip
+                   disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
         if step == 0:
             self._evaluate(step, examples=0)
         while step < len(self.batches):

@@ -14,6 +14,7 @@ _EXAMPLES = "write `examples`, the number of steps times batch_size"
 _TRACKED = "every step is logged, to train.jsonl in the run's folder"
 _SAVED = "write `checkpoint_every` (steps between checkpoints to resume from) or `keep_every` (models to keep)"
 _STRATEGY = "checkpoints and evaluations come every so many steps: `checkpoint_every`, `keep_every`, `eval_every`"
+_NLL = "write `sft_weight`, of the negative log-likelihood of the chosen response, with a loss of pairs"
 _SEED = "seeds are of the grid (`grids: {...: {seeds: [1, 2]}}`), and the dataset has one for its draws"
 
 MEANINGS = {
@@ -79,15 +80,24 @@ MEANINGS = {
     "lora_alpha": "write `lora: {alpha: 256}`",
     "lora_dropout": "write `lora: {dropout: 0.05}`",
     "lora_target_modules": "write `lora: {target_modules: all-linear}`",
+    "disable_dropout": "dropout is off for a loss with a reference; write `dropout: 0` for any other",
+    "router_aux_loss_coef": "write `router_weight`",
+    "output_router_logits": "write `router_weight`, the weight of the loss that they are for",
     "ref_model": "the reference is the method before this stage: of `a-b` it is `a`",
     "precompute_ref_log_probs": "a fixed reference is always computed once, before training",
     "sync_ref_model": "write `sync_reference`, the steps between two syncs",
     "ref_model_sync_steps": "write `sync_reference`, the steps between two syncs",
     "num_generations": "write `online: {samples_per_prompt: 4}`",
-    "disable_dropout": "write `dropout`",
-    "router_aux_loss_coef": "write `router_weight`",
+    "ref_model_mixup_alpha": "write `sync_weight`, the share of the policy in a sync, with `sync_reference`",
     "loss_type": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
-    "loss_weights": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
+    "loss_weights": "write `loss: {dpo: 0.8, bco: 0.2, sft: 1}`, each loss with its weight",
+    "rpo_alpha": _NLL,
+    "cpo_alpha": _NLL,
+    "nll_weight": _NLL,
+    "use_weighting": "write `loss: wpo`",
+    "ld_alpha": "write `loss: ld_dpo`, with `alpha`",
+    "f_divergence_type": "write `loss: f_dpo`, with `divergence`",
+    "f_alpha_divergence_coef": "write `loss: f_dpo`, with `alpha`, which is 1 less this number",
     "label_smoothing": "write `epsilon`, with a loss that has one (`python -m halos list losses`)",
     "center_rewards_coefficient": "write `centre_weight`, with the loss of a reward model",
     "beta": "this loss has none, nor anything like it: take it out",
@@ -104,6 +114,11 @@ SYNONYMS = {
     "lam": ("gae_lambda",),
     "gamma": ("gamma_beta_ratio",),
     "rpo_alpha": ("sft_weight",),
+    "cpo_alpha": ("sft_weight",),
+    "ld_alpha": ("alpha",),
+    "f_divergence_type": ("divergence",),
+    "discopop_tau": ("tau",),
+    "simpo_gamma": ("gamma_beta_ratio",),
     "lambda": ("odds_ratio_weight",),
 }
 """Word -> hyperparameters by which losses call what others call so."""

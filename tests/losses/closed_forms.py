@@ -88,6 +88,60 @@ def dpo(case: Case, at: Case, beta: float, margin_weight: float) -> list[float]:
     return [logistic(x - (y + margin_weight * margin)) for (x, y), margin in pairs]
 
 
+@form("f_dpo")
+def f_dpo(case: Case, at: Case, beta: float, divergence: str, alpha: float) -> list[float]:
+    """The reward is beta f'(u) of the ratio u = pi / ref of a whole response."""
+    slope = {
+        "reverse_kl": math.log,
+        "forward_kl": lambda u: -1 / u,
+        "js": lambda u: math.log(2 * u / (1 + u)),
+        "alpha": lambda u: (1 - u**-alpha) / alpha,
+    }[divergence]
+    pairs = zip(ratios(case, "chosen"), ratios(case, "rejected"), strict=True)
+    return [logistic(beta * (slope(math.exp(x)) - slope(math.exp(y)))) for x, y in pairs]
+
+
+@form("wpo")
+def wpo(case: Case, at: Case, beta: float) -> list[float]:
+    """A pair counts by the geometric mean of the token probabilities of each response, the two multiplied."""
+    weights = [
+        math.prod(math.prod(map(math.exp, row)) ** (1 / max(1, len(row))) for row in pair)
+        for pair in zip(at.policy["chosen"], at.policy["rejected"], strict=True)
+    ]
+    return [w * loss for w, loss in zip(weights, dpo(case, at, beta, 0.0), strict=True)]
+
+
+@form("dpo_norm")
+def dpo_norm(case: Case, at: Case, beta: float) -> list[float]:
+    pairs = zip(ratios(case, "chosen", mean), ratios(case, "rejected", mean), strict=True)
+    return [logistic(beta * (x - y)) for x, y in pairs]
+
+
+@form("rdpo")
+def rdpo(case: Case, at: Case, beta: float, alpha: float) -> list[float]:
+    """beta log(pi / ref) is the labellers' reward less alpha for each token: theirs is that plus alpha len."""
+    rewards = [
+        [beta * r + alpha * len(row) for r, row in zip(ratios(case, role), case.policy[role], strict=True)]
+        for role in ("chosen", "rejected")
+    ]
+    return [logistic(x - y) for x, y in zip(*rewards, strict=True)]
+
+
+@form("ld_dpo")
+def ld_dpo(case: Case, at: Case, beta: float, alpha: float) -> list[float]:
+    """A likelihood is that of the first tokens, as many as the shorter response has, times that of the rest ^ alpha."""
+
+    def desensitised(logps: dict[str, Rows], role: str) -> list[float]:
+        shorter = [min(len(x), len(y)) for x, y in zip(logps["chosen"], logps["rejected"], strict=True)]
+        return [sum(row[:n]) + alpha * sum(row[n:]) for row, n in zip(logps[role], shorter, strict=True)]
+
+    rewards = [
+        [p - q for p, q in zip(desensitised(case.policy, role), desensitised(case.reference, role), strict=True)]
+        for role in ("chosen", "rejected")
+    ]
+    return [logistic(beta * (x - y)) for x, y in zip(*rewards, strict=True)]
+
+
 @form("cdpo")
 def cdpo(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
     """The cross-entropy of the model's (q, 1 - q), q = sigmoid(x - y), from the labels' (1 - epsilon, epsilon)."""
@@ -168,6 +222,26 @@ def aot(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
     return losses
 
 
+@form("aot_unpaired")
+def aot_unpaired(case: Case, at: Case, beta: float, epsilon: float) -> list[float]:
+    """Chosen and rejected rewards are sorted apart and compared place by place; a comparison is shared by its two rows.
+
+    Rows with the same reward, such as empty responses, share the losses of their places.
+    """
+    halves = [0.0] * len(case.desirable)
+    before, now = zip(*implicit(at, beta), strict=True), zip(*implicit(case, beta), strict=True)
+    (chosen, rejected), (x, y) = map(list, before), list(map(list, now))
+    order, partners = (sorted(range(len(r)), key=r.__getitem__) for r in (chosen, rejected))
+    for i, j in zip(order, partners, strict=True):
+        q = sigmoid(x[i] - y[j])
+        loss = -(1 - epsilon) * math.log(q) - epsilon * math.log(1 - q)
+        for rewards, row in ((chosen, i), (rejected, j)):
+            same = [k for k, reward in enumerate(rewards) if reward == rewards[row]]
+            for k in same:
+                halves[k] += loss / 2 / len(same)
+    return halves
+
+
 @form("apo_zero")
 def apo_zero(case: Case, at: Case, beta: float) -> list[float]:
     return [sigmoid(-x) + sigmoid(y) for x, y in implicit(case, beta)]
@@ -191,6 +265,26 @@ def simpo(case: Case, at: Case, beta: float, gamma_beta_ratio: float) -> list[fl
     gamma = gamma_beta_ratio * beta
     pairs = zip(case.policy["chosen"], case.policy["rejected"], strict=True)
     return [logistic(beta * mean(x) - beta * mean(y) - gamma) for x, y in pairs]
+
+
+@form("alphapo")
+def alphapo(case: Case, at: Case, beta: float, gamma_beta_ratio: float, alpha: float) -> list[float]:
+    """-log sigmoid(beta (q_l - q_w) / alpha - gamma), q = p^-alpha, p the geometric mean of the token probabilities."""
+    pairs = zip(case.policy["chosen"], case.policy["rejected"], strict=True)
+    p = [[math.exp(mean(row)) ** -alpha for row in pair] for pair in pairs]
+    return [logistic(beta * (y - x) / alpha - gamma_beta_ratio * beta) for x, y in p]
+
+
+@form("cpo")
+def cpo(case: Case, at: Case, beta: float, sft_weight: float) -> list[float]:
+    pairs = zip(case.policy["chosen"], case.policy["rejected"], strict=True)
+    return [logistic(beta * (sum(x) - sum(y))) + sft_weight * -mean(x) for x, y in pairs]
+
+
+@form("rrhf")
+def rrhf(case: Case, at: Case, sft_weight: float) -> list[float]:
+    pairs = zip(case.policy["chosen"], case.policy["rejected"], strict=True)
+    return [max(0.0, mean(y) - mean(x)) - sft_weight * sum(x) for x, y in pairs]
 
 
 @form("slic")

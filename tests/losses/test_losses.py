@@ -126,53 +126,71 @@ def double() -> Iterator[None]:
 # ---- hyperparameters -------------------------------------------------------------------------------------------
 
 DEFAULTS: dict[str, dict[str, Any]] = {
+    "alphapo": {"beta": 10.0, "gamma_beta_ratio": 0.3, "alpha": 0.25},
     "aot": {"beta": 0.1, "epsilon": 0.0},
+    "aot_unpaired": {"beta": 0.1, "epsilon": 0.0},
     "apo_down": {"beta": 0.1},
     "apo_zero": {"beta": 0.1},
     "bco": {"beta": 0.1},
     "bradley_terry": {"margin_weight": 0.0, "centre_weight": 0.0},
     "cdpo": {"beta": 0.1, "epsilon": 0.2},
+    "cpo": {"beta": 0.1, "sft_weight": 1.0},
     "csft": {"chosen_token": "<|good|>", "rejected_token": "<|bad|>"},
     "discopop": {"beta": 0.1, "tau": 0.05},
     "dpo": {"beta": 0.1, "margin_weight": 0.0},
+    "dpo_norm": {"beta": 5.0},
     "exo": {"beta": 0.1, "epsilon": 1e-3},
+    "f_dpo": {"beta": 0.1, "divergence": "alpha", "alpha": 0.5},
     "grpo": {"beta": 0.01, "epsilon": 0.01},
     "hinge": {"beta": 0.1},
     "ipo": {"tau": 0.1},
     "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    "ld_dpo": {"beta": 0.1, "alpha": 0.5},
     "nca": {"beta": 0.1},
     "orpo": {"odds_ratio_weight": 0.1},
     "ppo": {"reward": "label", "clip": 0.5, "gamma": 0.99, "gae_lambda": 0.95, "value_weight": 0.01, "kl_weight": 0.1},
+    "rdpo": {"beta": 0.1, "alpha": 0.01},
     "robust": {"beta": 0.1, "epsilon": 0.1},
+    "rrhf": {"sft_weight": 1.0},
     "sft": {},
     "simpo": {"beta": 10.0, "gamma_beta_ratio": 0.3},
     "slic": {"delta": 1.0, "sft_weight": 0.1},
     "sppo": {"beta": 0.1},
+    "wpo": {"beta": 0.1},
 }
 
 OTHERS: dict[str, dict[str, Any]] = {
+    "alphapo": {"beta": 1.5, "gamma_beta_ratio": 0.8, "alpha": -0.6},
     "aot": {"beta": 0.4, "epsilon": 0.15},
+    "aot_unpaired": {"beta": 0.4, "epsilon": 0.15},
     "apo_down": {"beta": 0.5},
     "apo_zero": {"beta": 0.5},
     "bco": {"beta": 0.5},
     "bradley_terry": {"margin_weight": 0.7, "centre_weight": 0.3},
     "cdpo": {"beta": 0.5, "epsilon": 0.0},
+    "cpo": {"beta": 0.5, "sft_weight": 0.3},
     "csft": {"chosen_token": "<up>", "rejected_token": "<down>"},
     "discopop": {"beta": 0.3, "tau": 0.7},
     "dpo": {"beta": 0.5, "margin_weight": 1.5},
+    "dpo_norm": {"beta": 0.7},
     "exo": {"beta": 0.5, "epsilon": 0.3},
+    "f_dpo": {"beta": 0.5, "divergence": "js", "alpha": 0.5},
     "grpo": {"beta": 0.3, "epsilon": 0.6},
     "hinge": {"beta": 2.0},
     "ipo": {"tau": 0.7},
     "kto": {"beta": 0.5, "desirable_weight": 2.0, "undesirable_weight": 3.0},
+    "ld_dpo": {"beta": 0.5, "alpha": 0.0},
     "nca": {"beta": 0.5},
     "orpo": {"odds_ratio_weight": 2.0},
     "ppo": {"reward": "score", "clip": 0.2, "gamma": 0.8, "gae_lambda": 0.6, "value_weight": 0.5, "kl_weight": 0.7},
+    "rdpo": {"beta": 0.5, "alpha": 0.6},
     "robust": {"beta": 0.5, "epsilon": 0.35},
+    "rrhf": {"sft_weight": 0.2},
     "sft": {},
     "simpo": {"beta": 2.0, "gamma_beta_ratio": 0.8},
     "slic": {"delta": 3.0, "sft_weight": 0.6},
     "sppo": {"beta": 2.0},
+    "wpo": {"beta": 0.5},
 }
 
 SETTINGS = list(product(LOSSES, ("defaults", "others")))
@@ -202,16 +220,42 @@ def of_ppo(case: Case, reward: str, **_: Any) -> tuple[list[float], list[float]]
     return split(ratios(case, "response"), [x > fmean(found) for x in found])
 
 
-IMPLICIT = ["aot", "apo_down", "apo_zero", "bco", "cdpo", "discopop", "dpo", "exo", "hinge", "nca", "robust", "sppo"]
+def of_f_dpo(case: Case, beta: float, divergence: str, alpha: float) -> list[list[float]]:
+    """js: log 2u / (1 + u), u = exp r; alpha: (1 - u^-alpha) / alpha."""
+    found = {"js": lambda r: math.log(2 / (1 + math.exp(-r))), "alpha": lambda r: (1 - math.exp(-alpha * r)) / alpha}
+    return [[beta * found[divergence](r) for r in ratios(case, role)] for role in ("chosen", "rejected")]
+
+
+def of_ld_dpo(case: Case, beta: float, alpha: float) -> list[list[float]]:
+    lengths = [min(map(len, pair)) for pair in zip(case.policy["chosen"], case.policy["rejected"], strict=True)]
+    return [
+        [
+            beta * sum((p - q) * (1 if t < n else alpha) for t, (p, q) in enumerate(zip(*rows, strict=True)))
+            for n, *rows in zip(lengths, case.policy[role], case.reference[role], strict=True)
+        ]
+        for role in ("chosen", "rejected")
+    ]
+
+
+IMPLICIT = ["aot", "aot_unpaired", "apo_down", "apo_zero", "bco", "cdpo", "discopop", "dpo", "exo", "hinge", "nca",
+            "rdpo", "robust", "sppo", "wpo"]  # fmt: skip
 REWARDS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(IMPLICIT, of_pairs),
+    "alphapo": lambda case, beta, alpha, **_: of_policy(
+        case, lambda row: (1 - math.exp(mean(row)) ** -alpha) / alpha, beta
+    ),
     "bradley_terry": lambda case, **_: (case.rewards["chosen"], case.rewards["rejected"]),
+    "cpo": lambda case, beta, **_: of_policy(case, sum, beta),
     "csft": lambda case, **_: of_policy(case, mean, 1.0),
+    "dpo_norm": lambda case, beta: [[beta * r for r in ratios(case, role, mean)] for role in ("chosen", "rejected")],
+    "f_dpo": of_f_dpo,
     "grpo": lambda case, **_: split(ratios(case, "response"), [a > 0 for a in case.advantages]),
     "ipo": lambda case, tau: [[tau * r for r in ratios(case, role, mean)] for role in ("chosen", "rejected")],
     "kto": lambda case, beta, **_: split([beta * r for r in ratios(case, "response")], case.desirable),
+    "ld_dpo": of_ld_dpo,
     "orpo": lambda case, odds_ratio_weight: of_policy(case, mean, odds_ratio_weight),
     "ppo": of_ppo,
+    "rrhf": lambda case, **_: of_policy(case, mean, 1.0),
     "sft": lambda case: (None, None),
     "simpo": lambda case, beta, **_: of_policy(case, mean, beta),
     "slic": lambda case, **_: of_policy(case, sum, 1.0),
@@ -244,12 +288,12 @@ def test_gradient_equals_finite_differences_of_the_closed_form(name: str, settin
     moved, step = deepcopy(case), 1e-5
 
     def slope(row: list[float], t: int) -> float:
-        here, sums = row[t], []
+        here, found = row[t], []
         for there in (here + step, here - step):
             row[t] = there
-            sums.append(sum(FORMS[name](moved, case, **hyperparameters)))
+            found.append(FORMS[name](moved, case, **hyperparameters))
         row[t] = here
-        return (sums[0] - sums[1]) / (2 * step)
+        return math.fsum(up - down for up, down in zip(*found, strict=True)) / (2 * step)
 
     for (source, role), found in gradient.items():
         rows = getattr(moved, source)[role]

@@ -65,7 +65,8 @@ def table(values: Tensor) -> Any:
     def forward(input_ids: Tensor, **_: Any) -> SimpleNamespace:
         found = values[input_ids[:, 0]]
         others = torch.zeros(found.shape[:2])
-        return SimpleNamespace(log_probs=found, logits=found, entropy=others, mean_logits=others, is_top1=others > 0)
+        return SimpleNamespace(log_probs=found, logits=found, entropy=others, mean_logits=others, is_top1=others > 0,
+                               log_sum_sq_probs=others)  # fmt: skip
 
     return forward
 
@@ -129,6 +130,23 @@ PAIRED: list[tuple[str, str, dict[str, float], dict[str, Any]]] = [
     ("apo_zero", "apo_zero", {"beta": 0.7}, {"beta": 0.7}),
     ("apo_down", "apo_down", {"beta": 0.1}, {"beta": 0.1}),
     ("apo_down", "apo_down", {"beta": 0.7}, {"beta": 0.7}),
+    ("aot_unpaired", "aot_unpaired", {"beta": 0.1}, {"beta": 0.1}),
+    ("aot_unpaired", "aot_unpaired", {"beta": 0.7, "epsilon": 0.2}, {"beta": 0.7, "label_smoothing": 0.2}),
+    ("dpo_norm", "sigmoid_norm", {}, {"beta": 5.0}),
+    ("dpo_norm", "sigmoid_norm", {"beta": 0.7}, {"beta": 0.7}),
+    ("wpo", "sigmoid", {"beta": 0.1}, {"beta": 0.1, "use_weighting": True}),
+    ("wpo", "sigmoid", {"beta": 0.7}, {"beta": 0.7, "use_weighting": True}),
+    ("ld_dpo", "sigmoid", {"beta": 0.1}, {"beta": 0.1, "ld_alpha": 0.5}),
+    ("ld_dpo", "sigmoid", {"beta": 0.7, "alpha": 0.0}, {"beta": 0.7, "ld_alpha": 0.0}),
+    ("f_dpo", "sigmoid", {"beta": 0.1, "divergence": "js"}, {"beta": 0.1, "f_divergence_type": "js_divergence"}),
+    ("f_dpo", "sigmoid", {"beta": 0.7, "divergence": "reverse_kl"}, {"beta": 0.7, "f_divergence_type": "reverse_kl"}),
+    ("f_dpo", "sigmoid", {"beta": 0.7, "divergence": "forward_kl"}, {"beta": 0.7, "f_divergence_type": "forward_kl"}),
+    (
+        "f_dpo",
+        "sigmoid",
+        {"beta": 0.2, "alpha": 0.3},
+        {"beta": 0.2, "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+    ),
     ("discopop", "discopop", {"beta": 0.1}, {"beta": 0.1}),
     ("discopop", "discopop", {"beta": 0.7, "tau": 0.5}, {"beta": 0.7, "tau": 0.5}),
 ]
@@ -143,21 +161,24 @@ def test_paired_losses(
     trl: SimpleNamespace, name: str, loss_type: str, ours: dict[str, float], theirs: dict[str, Any], seed: int
 ) -> None:
     x = responses(seed)
-    theirs = {"label_smoothing": 0.0, "tau": 0.05} | theirs
+    theirs = {"label_smoothing": 0.0, "tau": 0.05, "ld_alpha": None, "f_divergence_type": "reverse_kl",
+              "use_weighting": False} | theirs  # fmt: skip
     trainer = make(
         trl.dpo,
         {"discopop_tau": theirs.pop("tau")},
         loss_types=[loss_type],
         loss_weights=[1.0],
-        ld_alpha=None,
-        f_divergence_type="reverse_kl",
-        use_weighting=False,
         **theirs,
     )
-    chosen, rejected = x.reference.sum(-1).chunk(2)
+    of_reference = x.reference
+    if theirs["ld_alpha"] is not None:  # TRL gets the reference's sums from a pass of its own
+        shorter = torch.minimum(*x.mask.sum(-1).chunk(2)).repeat(2)
+        of_reference = torch.where(x.mask.cumsum(-1) > shorter[:, None], theirs["ld_alpha"], 1.0) * x.reference
+    kind = torch.float32 if theirs["f_divergence_type"] == "alpha_divergence" else torch.float64  # TRL knows no other
+    chosen, rejected = of_reference.sum(-1).to(kind).chunk(2)
     batch = {"input_ids": x.ids, "completion_mask": x.completion_mask, "ref_chosen_logps": chosen,
              "ref_rejected_logps": rejected}  # fmt: skip
-    expected = trainer._compute_loss(table(x.policy), batch, return_outputs=False)
+    expected = trainer._compute_loss(table(x.policy.to(kind)), batch, return_outputs=False)
     roles = ("chosen", "rejected")
     loss = LOSSES[name](**ours)
     policy, reference, facts = x.of(x.policy, *roles), x.of(x.reference, *roles), Batch(x.of(x.mask, *roles))
@@ -167,7 +188,7 @@ def test_paired_losses(
     statistics = {key: values.detach() for key, values in statistics.items()}
     output = loss(policy, reference, Batch(facts.mask, statistics=statistics))
     assert_equal(output.losses.mean(), expected, x.leaf)
-    if name != "ipo":  # whose rewards are by token here
+    if name not in ("ipo", "dpo_norm", "f_dpo"):  # whose rewards are by token here, or of the divergence
         found = {"chosen": output.chosen_rewards, "rejected": output.rejected_rewards}
         found["accuracies"] = output.metrics["rewards/accuracy"]
         for key, values in found.items():
@@ -253,6 +274,48 @@ def test_simpo(trl: SimpleNamespace, beta: float, ratio: float, seed: int) -> No
                    label_smoothing=0.0, pad_token_id=0)  # fmt: skip
     expected, _ = trainer.get_batch_loss_metrics(table(logits), theirs)
     assert_equal(LOSSES["simpo"](beta, ratio)(policy, {}, batch).losses.mean(), expected, logits)
+
+
+@pytest.mark.parametrize(("alpha", "seed"), [(0.25, 0), (0.25, 1), (-0.6, 2)])
+def test_alphapo(trl: SimpleNamespace, alpha: float, seed: int) -> None:
+    x, logits = responses(seed), random_logits(seed)
+    policy, batch, theirs = of_logits(x, logits, list(range(N)))
+    trainer = make(trl.cpo, loss_type="simpo", beta=2.0, simpo_gamma=1.6, alpha=alpha, cpo_alpha=0.0,
+                   label_smoothing=0.0, pad_token_id=0)  # fmt: skip
+    expected, _ = trainer.get_batch_loss_metrics(table(logits), theirs)
+    assert_equal(LOSSES["alphapo"](2.0, 0.8, alpha)(policy, {}, batch).losses.mean(), expected, logits)
+
+
+@pytest.mark.parametrize(("beta", "weight", "seed"), [(0.1, 1.0, 0), (0.1, 1.0, 1), (0.7, 0.3, 2)])
+def test_cpo(trl: SimpleNamespace, beta: float, weight: float, seed: int) -> None:
+    """One pair at a time: TRL's likelihood term is a mean over the tokens of a batch."""
+    x, logits = responses(seed), random_logits(seed)
+    trainer = make(trl.cpo, loss_type="sigmoid", beta=beta, alpha=0.0, cpo_alpha=weight, label_smoothing=0.0,
+                   pad_token_id=0)  # fmt: skip
+    for row in range(N):
+        policy, batch, theirs = of_logits(x, logits, [row])
+        expected, metrics = trainer.get_batch_loss_metrics(table(logits), theirs)
+        output = LOSSES["cpo"](beta, weight)(policy, {}, batch)
+        assert_equal(output.losses.mean(), expected, logits)
+        assert output.chosen_rewards is not None
+        assert output.chosen_rewards.item() == pytest.approx(metrics["rewards/chosen"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_responses_that_occur_twice_share_their_ranks(trl: SimpleNamespace, name: str) -> None:
+    x = responses(0)
+    rows = torch.tensor([0, 1, 2, 0, 1, 0]).repeat(2) + N * (torch.arange(2 * N) >= N)
+    policy, reference, mask = x.policy[rows], x.reference[rows], x.mask[rows]
+    trainer = make(trl.dpo, loss_types=[name], loss_weights=[1.0], ld_alpha=None, f_divergence_type="reverse_kl",
+                   use_weighting=False, beta=0.7, label_smoothing=0.1)  # fmt: skip
+    chosen, rejected = reference.sum(-1).chunk(2)
+    batch = {"input_ids": x.ids, "completion_mask": x.completion_mask, "ref_chosen_logps": chosen,
+             "ref_rejected_logps": rejected}  # fmt: skip
+    expected = trainer._compute_loss(table(policy), batch, return_outputs=False)
+    given = [x.of(values, "chosen", "rejected") for values in (policy, reference, mask)]
+    loss = LOSSES[name](0.7, 0.1)
+    statistics = {key: values.detach() for key, values in loss.statistics(*given[:2], Batch(given[2])).items()}
+    assert_equal(loss(*given[:2], Batch(given[2], statistics=statistics)).losses.mean(), expected, x.leaf)
 
 
 @pytest.mark.parametrize(("beta", "epsilon", "seed"), [(0.1, 0.2, 0), (0.1, 0.2, 1), (0.7, 0.4, 2)])

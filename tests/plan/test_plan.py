@@ -227,6 +227,16 @@ def test_statistics_of_several_microbatches_take_a_pass_of_their_own() -> None:
     assert scored("ppo") == 100 * 15
 
 
+def test_the_load_of_experts_takes_a_pass_of_its_own_before_several_microbatches() -> None:
+    def scored(loss: str, budget: int, weight: float | None) -> float:
+        stage = Stage(loss=loss, batch_size=4, router_weight=weight)
+        return work_of(stage, DATA, budget=budget, world=1, eval_examples=0).scored
+
+    assert scored("kto", 20, 0.01) == scored("kto", 20, None) + 100 * 15
+    assert scored("kto", 1000, 0.01) == scored("kto", 1000, None)
+    assert scored("ppo", 20, 0.01) == scored("ppo", 20, None)  # which has one for its statistics
+
+
 def test_operations_count_the_second_forward_pass_and_spare_frozen_weights() -> None:
     full, lora = Stage(loss="sft"), Stage(loss="sft", lora=Lora())
     work = work_of(full, DATA, 1000, 1, 0)

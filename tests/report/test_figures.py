@@ -193,6 +193,14 @@ def test_a_stage_of_any_name_has_the_colour_of_its_loss_in_a_figure(tmp_path, wr
     assert [line.get_color() for line in margin.lines] == [style.COLOURS["kto"], style.COLOURS["dpo"]]
 
 
+def test_a_mixture_has_the_colour_of_its_leading_loss(tmp_path, write_tree):
+    mixture = {"sft": {"weight": 1.0}, "kto": {"weight": 0.8}, "dpo": {"weight": 0.2}}
+    r = Results(*write_tree(tmp_path, methods=("base", "sft-mix"), stages={"mix": {"loss": mixture}}))
+    assert r.loss("sft-mix") == "kto"
+    assert style.looks_of(r)["sft-mix"].colour == style.COLOURS["kto"]
+    assert r.losses(r.trained[0])[-1] == "1 sft + 0.8 kto + 0.2 dpo"
+
+
 def test_every_loss_of_the_package_has_a_colour_unlike_all_others():
     package = {loss for loss in LOSSES if LOSSES.plugin(loss) is None}
     assert style.COLOURS.keys() == {"base"} | package

@@ -73,6 +73,7 @@ MISTAKES = {
     "a live reference of a loss without one": ("stages/simpo/humanline", True,
                                                ["stages.simpo: the loss 'simpo' has no reference: take out humanline"]),
     "a synced reference of a loss without one": ("stages/sft/sync_reference", 4, ["stages.sft: the loss 'sft' has no"]),
+    "a weight of no sync": ("stages/dpo/sync_weight", 0.5, ["stages.dpo: sync_weight is read at a sync alone"]),
     "a reference that is never synced": ("stages/dpo/sync_reference", 0, ["stages.dpo.sync_reference: "]),
     "a clamp from above that is below 0": ("stages/dpo/log_eps_r", -1, ["stages.dpo.log_eps_r: ", "greater than 0"]),
     "a clamp from below that is above 0": ("stages/dpo/log_eps_p", 1, ["stages.dpo.log_eps_p: ", "less than 0"]),
@@ -209,7 +210,7 @@ OTHERWISE: dict[str, Any] = {
 }  # fmt: skip
 INTERVALS = {"eval_every": 5, "checkpoint_every": 6, "keep_every": 7}
 BY_TRAIT: dict[str, dict[str, Any]] = {
-    "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3},
+    "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3, "sync_weight": 0.5},
     "all weights": {"freeze": ["model.embed_tokens.*"]},
     "value head": {"value_max_grad_norm": 0.3},
     "scores": {"reward_model": "sft-rm"},

@@ -27,6 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in LOSSES},
     **{f"humanline_{name}": (name, {"humanline": True}) for name in HUMANLINE},
     "ppo_of_scores": ("ppo", {"reward": "score"}),
+    "mixture": ("dpo", {"loss": {"dpo": 0.8, "bco": 0.2, "sft": 1.0}}),
+    "sft_weight": ("hinge", {"sft_weight": 0.5}),
 }
 """name -> (stage, its changes): every loss, and what makes another objective of one."""
 TIMING = {"seconds", "tokens_per_second", "peak_memory_gb"}

@@ -212,6 +212,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora_with_control_tokens": ("csft", {"lora": LORA}),
     "lora_with_a_score_layer": ("bradley_terry", {"lora": LORA}),
     "lora_and_a_live_reference": ("kto", {"lora": LORA, "sync_reference": 2}),
+    "soft_reference": ("dpo", {"sync_reference": 2, "sync_weight": 0.6}),
+    "lora_and_a_soft_reference": ("dpo", {"lora": LORA, "sync_reference": 1, "sync_weight": 0.3}),
     "ppo_of_a_reward_model": ("ppo", {"reward": "score", "reward_model": "bradley_terry"}),
     "grpo_of_a_reward_model": ("grpo", {"reward_model": "bradley_terry"}),
     "inner_epochs": ("grpo", {"inner_epochs": 2, "examples": 24}),

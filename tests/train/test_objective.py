@@ -21,6 +21,7 @@ from halos.tokens.store import Store
 from halos.train.trainer import Trainer
 from tests.conftest import World
 from tests.forward.test_layout import ids_of
+from tests.losses.test_mixture import Centred
 from tests.train.runs import CASES, PLAIN, are_equal, log, open_inputs, plain_logps, setup, values, weights
 
 REFERRING = [name for name in LOSSES if LOSSES[name].needs_reference]
@@ -82,6 +83,47 @@ def test_a_live_reference_is_synced_at_every_so_many_th_step_only(world: World, 
         [at] = [i for i, policy in enumerate(policies) if are_equal(policy, values(trainer.live.model))]
         synced.append(at)
     assert synced == [0, 0, 2, 2, 2, 5, 5]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": {"r": 4, "alpha": 8, "dropout": 0.0}}], ids=["whole", "lora"])
+def test_a_soft_sync_moves_the_reference_by_its_weight(changes: dict[str, Any], world: World, tmp_path: Path) -> None:
+    trainer = setup(world, tmp_path, "dpo", sync_reference=2, sync_weight=0.3, **PLAIN, **changes)
+    assert trainer.live is not None
+    moved = 0
+    for k in range(4):
+        reference, policy = values(trainer.live.model), values(trainer.policy.model)
+        trainer.step(k)
+        found = values(trainer.live.model)
+        if k % 2 == 0:
+            assert are_equal(found, reference)
+            continue
+        for name, value in found.items():
+            expected = 0.3 * policy[name].double() + 0.7 * reference[name].double()
+            torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-8)
+        moved += sum(not torch.equal(value, reference[name]) for name, value in found.items())
+    assert moved > 0
+
+
+def test_a_sync_weight_of_one_is_a_copy(world: World, tmp_path: Path) -> None:
+    trainer = setup(world, tmp_path, "dpo", sync_reference=1, sync_weight=1.0, **PLAIN)
+    assert trainer.live is not None
+    for k in range(2):
+        before = values(trainer.policy.model)
+        trainer.step(k)
+        assert are_equal(values(trainer.live.model), before)
+
+
+def test_passes_for_statistics_of_several_kinds_of_responses_are_joined(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KTO's are of mismatched responses, which follow the others on their keys and values; of the other loss they are
+    of the responses themselves. In one microbatch as in several."""
+    monkeypatch.setitem(LOSSES._entries, "centred", Centred)
+    mixture = {"loss": {"kto": 1.0, "centred": 0.1}, **PLAIN}
+    once, cut = (setup(world, tmp_path / str(n), "kto", budget=n, **mixture).step(0) for n in (10**6, 120))
+    for name in ("loss", "batch/kto/kl", "batch/centred/kl", "grad_norm"):
+        assert once[name] == pytest.approx(cut[name], rel=1e-4, abs=1e-6), name
+    assert "centred/loss" in once
 
 
 def test_an_evaluation_reads_the_live_reference(world: World, tmp_path: Path) -> None:

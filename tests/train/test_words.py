@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from halos.data.settings import Dataset
+from halos.losses.mixture import has_chosen
 from halos.models.settings import Model, Resources
 from halos.registry import LOSSES
 from halos.train.settings import Lora, Stage
@@ -30,7 +31,8 @@ def refusal(loss: str, word: str) -> str:
 def test_each_word_is_refused_with_what_it_means(word: str) -> None:
     assert word not in SETTINGS
     others = {word, *SYNONYMS.get(word, ())}
-    loss = next(loss for loss in LOSSES if not others & {field.name for field in dataclasses.fields(LOSSES[loss])})
+    loss = next(loss for loss in LOSSES if not others & {field.name for field in dataclasses.fields(LOSSES[loss])}
+                and not ("sft_weight" in others and has_chosen(LOSSES[loss])))  # fmt: skip
     assert MEANINGS[word] in refusal(loss, word)
 
 
@@ -44,6 +46,8 @@ def test_each_word_is_refused_with_what_it_means(word: str) -> None:
         ("ppo", "cliprange", "`clip`"),
         ("simpo", "gamma", "`gamma_beta_ratio`"),
         ("slic", "rpo_alpha", "`sft_weight`"),
+        ("dpo", "rpo_alpha", "`sft_weight`"),
+        ("rdpo", "ld_alpha", "`alpha`"),
     ],
 )
 def test_a_hyperparameter_is_named_as_its_loss_has_it(loss: str, word: str, meant: str) -> None:

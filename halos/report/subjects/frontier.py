@@ -56,7 +56,9 @@ class Frontier(Subject):
             reward = _judged(results, judge, ids) if judge else _margin(log, ids)
             if not distances or reward is None:
                 continue
-            beta = results.settings(cells[0]).get("beta", np.nan)
+            stage = results.settings(cells[0])
+            parts = {} if not stage or isinstance(stage["loss"], str) else stage["loss"]
+            beta = (parts.get(results.loss(ids[2])) or stage).get("beta", np.nan)
             spread = (np.mean(distances), min(distances), max(distances), len(distances))
             points.append((judge, *ids, results.loss(ids[2]), beta, *reward, *spread))
         return pd.DataFrame(points, columns=FRONTIER)
