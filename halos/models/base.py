@@ -18,6 +18,7 @@ from halos.manifest import Manifest
 from halos.models.architectures import check_attends_to_the_past, check_causal, check_fields, check_type, check_weights
 from halos.models.attention import check_attention
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, snapshot, weight_files
+from halos.models.generation import SAMPLING, read_generation_config
 from halos.models.load import check_ids, is_model
 from halos.models.settings import ModelSlice
 from halos.seeds import derive
@@ -207,13 +208,11 @@ def _link(origin: Path, folder: Path) -> None:
 def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
     """A generation config that ends a response at the model's own end tokens or at the end of a turn, and leaves
     sampling parameters to the prompt set."""
-    from transformers import GenerationConfig
-
-    exists = (folder / "generation_config.json").exists()
-    generation = GenerationConfig.from_pretrained(folder) if exists else GenerationConfig()
+    generation = read_generation_config(folder)
     ends = generation.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, Template(tokenizer).end}
     generation.eos_token_id = sorted(token for token in ends if token is not None)
     generation.pad_token_id = tokenizer.pad_token_id
-    generation.do_sample = generation.temperature = generation.top_p = generation.top_k = None
+    for name in SAMPLING:
+        setattr(generation, name, None)
     return generation
