@@ -98,6 +98,11 @@ def _scaled(module: nn.Module) -> Iterable[tuple[str, int]]:
             yield name, int(module.original_max_seq_len)  # type: ignore[arg-type]
 
 
+def scales_positions(model: nn.Module) -> bool:
+    """Whether a model's rotary positions are scaled by the longest sequence of a batch, from some length on."""
+    return any(True for module in model.modules() for _ in _scaled(module))
+
+
 def selected_keys(model: nn.Module) -> int | None:
     """The most keys that a token attends to, of a model that selects them; None where it attends to all."""
     whole: Any = model.config

@@ -50,7 +50,7 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
     wrapped: Any = module
     model = wrapped.model.get_base_model() if hasattr(wrapped.model, "get_base_model") else wrapped.model
     attention = model.config._attn_implementation
-    ids = _ids(model)
+    ids = trial_ids(model)
     together, behind = TRIAL
     wrapped.grouping = Grouping.of(model, longest)
     with _on_cpu(module, model, attention):
@@ -179,7 +179,7 @@ def _window(config: Any) -> int | None:
     return min(filter(None, windows), default=None)
 
 
-def _ids(model: Any) -> np.ndarray:
+def trial_ids(model: Any) -> np.ndarray:
     """(37,) token ids that a model has, without those of padding and of the beginnings and ends of texts."""
     config = model.config.get_text_config()
     special = [getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
