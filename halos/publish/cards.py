@@ -19,7 +19,8 @@ from halos.report.panels import part_of
 from halos.report.render import NOTHING, markdown_table
 from halos.report.results import Results
 from halos.study.cells import BASE, Cell
-from halos.train.settings import Stage, loss_names, loss_text
+from halos.train.mixing import loss_names, loss_text
+from halos.train.settings import Stage
 
 
 @dataclass(frozen=True)

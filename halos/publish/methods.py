@@ -20,7 +20,8 @@ from halos.report.results import Results
 from halos.sample.settings import PromptsSlice
 from halos.study.cells import BASE, Cell
 from halos.tokens.report import TokensReport
-from halos.train.settings import Stage, loss_text
+from halos.train.mixing import loss_text
+from halos.train.settings import Stage
 
 NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_every", "loss", "lr", "scheduler",
              "min_lr_ratio", "decay", "warmup", "batch_size", "epochs", "examples", "optimizer",

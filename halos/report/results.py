@@ -22,7 +22,7 @@ from halos.study.cells import BASE, Cell
 from halos.study.paths import Paths
 from halos.study.settings import GridSlice
 from halos.tokens.report import TokensReport
-from halos.train.settings import leading_loss, loss_text
+from halos.train.mixing import leading_loss, loss_text
 
 CELL = ["dataset", "model", "method", "seed"]
 WIN = "win_rate"

@@ -25,7 +25,8 @@ from halos.sample.settings import Prompts
 from halos.scoring.settings import Scorer
 from halos.study.cells import BASE
 from halos.study.settings import Grid
-from halos.train.settings import SFT_WEIGHT, Stage
+from halos.train.mixing import SFT_WEIGHT
+from halos.train.settings import Stage
 from halos.views import VIEWS
 
 KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")

@@ -13,7 +13,8 @@ from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.study.study import Study
-from halos.train.settings import Stage, loss_text, stage_slice
+from halos.train.mixing import loss_text
+from halos.train.settings import Stage, stage_slice
 
 
 def state(cell: Cell, results: Path) -> str:

@@ -110,7 +110,7 @@ class Inputs:
 
     def _check_margins(self) -> None:
         if self.loss.needs_margins and not self.store.has_margins:
-            raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss}"]))
+            raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss_name}"]))
 
 
 def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Sequence[Path]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import cache
 from itertools import chain
 from typing import Annotated, Any, Literal
@@ -12,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from halos.errors import HalosError
 from halos.losses import Loss
-from halos.losses.mixture import Part, has_chosen, leading, mix
+from halos.losses.mixture import Part, has_chosen, mix
 from halos.online.settings import Online
 from halos.registry import LOSSES, plugin_slice, suggest
 from halos.settings import (
@@ -29,6 +28,7 @@ from halos.settings import (
     numbers,
 )
 from halos.tokens.selection import Selection
+from halos.train.mixing import SFT, SFT_WEIGHT, is_weight, loss_names, loss_text, mixture
 from halos.train.words import meaning
 
 
@@ -43,49 +43,6 @@ def _label_by(value: Any) -> Any:
 def _names(value: Any) -> Any:
     """Names of layers; a single one needs no list."""
     return [value] if isinstance(value, str) and value != "all-linear" else value
-
-
-def _is_weight(value: Any) -> bool:
-    """Whether a setting is a finite number of at least 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _mixture(value: Any) -> Any:
-    """A setting of `loss`: a name as it is, a mixture as name -> hyperparameters and `weight`, in order of names."""
-    example = "name a loss, or weigh several: {dpo: 0.8, bco: {weight: 0.2, beta: 0.1}}"
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{value!r} is no loss: {example}")
-    if len(value) < 2:
-        raise ValueError(f"a mixture is of two losses at least: {example}")
-    parts = {name: part if isinstance(part, dict) else {"weight": part} for name, part in numbers(value).items()}
-    for name, part in parts.items():
-        weight = part.get("weight")
-        if not _is_weight(weight) or weight == 0:
-            raise ValueError(f"the weight of {name!r} must be a number above 0, not {weight!r}: {example}")
-    return {name: {**parts[name], "weight": float(parts[name]["weight"])} for name in sorted(parts)}
-
-
-def loss_text(loss: Any) -> str:
-    """The loss of a stage, as it is in the config, in words: `dpo`, or `0.8 dpo + 0.2 bco (beta 0.1)`."""
-    if isinstance(loss, str):
-        return loss
-    terms = []
-    for name, part in loss.items():
-        own = ", ".join(f"{key} {value}" for key, value in part.items() if key != "weight")
-        terms.append(f"{part['weight']:g} {name}" + (f" ({own})" if own else ""))
-    return " + ".join(terms)
-
-
-def loss_names(loss: Any) -> list[str]:
-    """The names of the losses of a stage, as they are in the config."""
-    return [loss] if isinstance(loss, str) else list(loss)
-
-
-def leading_loss(loss: Any) -> str:
-    """The name of the loss of a stage, as it is in the config; of a mixture that of its leading part."""
-    return loss if isinstance(loss, str) else leading(loss)
 
 
 class Lora(Strict):
@@ -115,10 +72,6 @@ class Lora(Strict):
         return self
 
 
-SFT = "sft"
-SFT_WEIGHT = "sft_weight"
-"""The weight of the chosen response's negative log-likelihood, by token, beside any loss of pairs. A loss with a
-hyperparameter of that name, such as slic, has its own."""
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
 """Arguments of AdamW, where `optimizer_args` does not name them."""
 
@@ -136,9 +89,9 @@ class Stage(BaseModel):
 
     loss: Annotated[
         str | dict[str, dict[str, Any]],
-        BeforeValidator(_mixture, json_schema_input_type=str | dict[str, float | dict[str, Any]]),
+        BeforeValidator(mixture, json_schema_input_type=str | dict[str, float | dict[str, Any]]),
     ] = Field(
-        description="name of the loss: `python -m halos list losses`; or a mixture, {dpo: 0.8, bco: 0.2}, where "
+        description="name of the loss: `python -m halos list losses`; or a mixture, {a: 0.8, b: 0.2}, where "
         "{weight: 0.2, beta: 0.1} instead of a weight gives a loss hyperparameters of its own"
     )
     lr: float = Field(5e-6, gt=0, description="peak learning rate, after warm-up")
@@ -212,7 +165,7 @@ class Stage(BaseModel):
     sync_weight: Share = Field(
         1.0,
         description="share of the policy in a sync: each weight of the reference (LoRA: of its adapters) becomes "
-        "sync_weight * policy + (1 - sync_weight) * reference (TR-DPO, arXiv 2404.09656)",
+        "sync_weight * policy + (1 - sync_weight) * reference (Gorbatovski et al. 2024, arXiv 2404.09656)",
     )
     reward_model: str | None = Field(
         None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"
@@ -367,7 +320,7 @@ class Stage(BaseModel):
             if not all(has_chosen(part.loss) for part in parts.values()):
                 raise ValueError(f"it has no likelihood of a chosen response: take out {SFT_WEIGHT}")
             weight = numbers(given[SFT_WEIGHT])
-            if not _is_weight(weight):
+            if not is_weight(weight):
                 raise ValueError(f"{SFT_WEIGHT} must be a number of at least 0, not {weight!r}")
             if weight:
                 parts[SFT] = Part(float(weight), LOSSES[SFT]())

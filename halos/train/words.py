@@ -15,6 +15,7 @@ _TRACKED = "every step is logged, to train.jsonl in the run's folder"
 _SAVED = "write `checkpoint_every` (steps between checkpoints to resume from) or `keep_every` (models to keep)"
 _STRATEGY = "checkpoints and evaluations come every so many steps: `checkpoint_every`, `keep_every`, `eval_every`"
 _NLL = "write `sft_weight`, of the negative log-likelihood of the chosen response, with a loss of pairs"
+_OTHER = "write `loss`: what it chooses is a loss of its own (`python -m halos list losses`)"
 _SEED = "seeds are of the grid (`grids: {...: {seeds: [1, 2]}}`), and the dataset has one for its draws"
 
 MEANINGS = {
@@ -90,14 +91,13 @@ MEANINGS = {
     "num_generations": "write `online: {samples_per_prompt: 4}`",
     "ref_model_mixup_alpha": "write `sync_weight`, the share of the policy in a sync, with `sync_reference`",
     "loss_type": "write `loss`: each kind of loss is one of its own (`python -m halos list losses`)",
-    "loss_weights": "write `loss: {dpo: 0.8, bco: 0.2, sft: 1}`, each loss with its weight",
+    "loss_weights": "write `loss: {a: 0.8, b: 0.2, sft: 1}`, each loss with its weight",
     "rpo_alpha": _NLL,
-    "cpo_alpha": _NLL,
     "nll_weight": _NLL,
-    "use_weighting": "write `loss: wpo`",
-    "ld_alpha": "write `loss: ld_dpo`, with `alpha`",
-    "f_divergence_type": "write `loss: f_dpo`, with `divergence`",
-    "f_alpha_divergence_coef": "write `loss: f_dpo`, with `alpha`, which is 1 less this number",
+    "use_weighting": _OTHER,
+    "ld_alpha": _OTHER,
+    "f_divergence_type": _OTHER,
+    "f_alpha_divergence_coef": _OTHER,
     "label_smoothing": "write `epsilon`, with a loss that has one (`python -m halos list losses`)",
     "center_rewards_coefficient": "write `centre_weight`, with the loss of a reward model",
     "beta": "this loss has none, nor anything like it: take it out",
@@ -114,11 +114,8 @@ SYNONYMS = {
     "lam": ("gae_lambda",),
     "gamma": ("gamma_beta_ratio",),
     "rpo_alpha": ("sft_weight",),
-    "cpo_alpha": ("sft_weight",),
     "ld_alpha": ("alpha",),
     "f_divergence_type": ("divergence",),
-    "discopop_tau": ("tau",),
-    "simpo_gamma": ("gamma_beta_ratio",),
     "lambda": ("odds_ratio_weight",),
 }
 """Word -> hyperparameters by which losses call what others call so."""

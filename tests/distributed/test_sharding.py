@@ -84,6 +84,7 @@ def test_sharded_processes_train_the_same_weights_as_one(world: World, tmp_path:
                 "keep_every": 1,
             },
         ),
+        "wpo": ("wpo", {"lr": 300.0}),  # a pair's weight is its probability by token, some 1 / 512 ^ 2 here
         "mixture": ("dpo", {"loss": {"dpo": 0.8, "bco": 0.2, "sft": 1.0}}),
         "soft": ("dpo", {"sync_reference": 1, "sync_weight": 0.5}),
         "adamw": ("kto", {"optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}}),

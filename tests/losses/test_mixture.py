@@ -14,7 +14,8 @@ from halos.losses.base import Batch, Logps, Loss, Output, log_ratio
 from halos.losses.mixture import Mixture
 from halos.registry import LOSSES
 from halos.settings import dump
-from halos.train.settings import Stage, leading_loss, loss_text, stage_plugins, stage_slice
+from halos.train.mixing import leading_loss, loss_text
+from halos.train.settings import Stage, stage_plugins, stage_slice
 from halos.views import VIEWS
 from tests.losses.closed_forms import FORMS, Case, mean
 from tests.losses.test_losses import DEFAULTS, LENGTHS, PARTS, double, gathered, random_case, run

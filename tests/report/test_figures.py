@@ -195,10 +195,12 @@ def test_a_stage_of_any_name_has_the_colour_of_its_loss_in_a_figure(tmp_path, wr
 
 def test_a_mixture_has_the_colour_of_its_leading_loss(tmp_path, write_tree):
     mixture = {"sft": {"weight": 1.0}, "kto": {"weight": 0.8}, "dpo": {"weight": 0.2}}
-    r = Results(*write_tree(tmp_path, methods=("base", "sft-mix"), stages={"mix": {"loss": mixture}}))
+    r = Results(
+        *write_tree(tmp_path, methods=("base", "sft", "sft-mix"), stages={"mix": {"loss": mixture}}, score=two_thirds)
+    )
     assert r.loss("sft-mix") == "kto"
     assert style.looks_of(r)["sft-mix"].colour == style.COLOURS["kto"]
-    assert r.losses(r.trained[0])[-1] == "1 sft + 0.8 kto + 0.2 dpo"
+    assert r.losses(r.trained[-1])[-1] == "1 sft + 0.8 kto + 0.2 dpo"
 
 
 def test_every_loss_of_the_package_has_a_colour_unlike_all_others():
@@ -434,6 +436,13 @@ def test_the_frontier_has_reward_and_distance_at_the_end_of_training(tmp_path, w
     (ax,) = Frontier().draw(r, frame).axes
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() in style.MARKERS]
     assert points == [(10, 0.8125), (10, 0.25)]
+
+
+def test_the_frontier_has_the_beta_of_a_mixtures_leading_loss(tmp_path, write_tree):
+    mixture = {"kto": {"weight": 0.2, "beta": 0.4}, "dpo": {"weight": 0.8, "beta": 0.3}}
+    _, frame = relation(write_tree, tmp_path, Frontier(), stages={"dpo": {"loss": mixture}})
+    row = frame[frame["method"] == "dpo"].iloc[0]
+    assert (row["loss"], row["beta"]) == ("dpo", 0.3)
 
 
 def test_the_frontier_without_a_judge_has_the_reward_margin(tmp_path, write_tree):

@@ -72,7 +72,7 @@ def row(outcomes: dict[str, str]) -> str:
 def read(page: str) -> dict[str, str]:
     """name -> its line of the table in a page."""
     lines = page.partition(HEAD)[2].splitlines()
-    cells = [line.strip("|").strip().partition(" | ") for line in lines if line.startswith("| `")]
+    cells = [line.removeprefix("| ").removesuffix(" |").partition(" | ") for line in lines if line.startswith("| `")]
     return {name.strip("`"): rest for names, _, rest in cells for name in names.split(", ")}
 
 
