@@ -178,15 +178,21 @@ def states_size(model: Any) -> int:
     It is the width of the layers in most models; not where the states are projected before the output layer (OPT 350M).
 
     Raises:
-        HalosError: the model has no output layer of its own.
+        HalosError: the model has no output layer of its own, or that does not read one state for each token.
     """
     head = model.get_output_embeddings()
     if head is None:
         raise HalosError(
             f"{type(model).__name__} has no output layer whose states could have values: take another loss"
         )
+    ids = _probe_ids(model)
     with _evaluating(model), _inputs_of(head) as seen:
-        model(input_ids=_probe_ids(model), use_cache=False)
+        model(input_ids=ids, use_cache=False)
+    if len(seen) != 1 or seen[0].shape[:-1] != ids.shape:
+        raise HalosError(
+            f"the output layer of {type(model).__name__} reads several states for each token, so that none can have a "
+            "value: take another loss"
+        )
     return int(seen[0].shape[-1])
 
 

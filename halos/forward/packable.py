@@ -99,6 +99,30 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
     return reason
 
 
+def check_training_mode(module: nn.Module, longest: int) -> None:
+    """Check that a network runs a sequence as it does in training; it is given back as it was.
+
+    Args:
+        module: `ResponseLogps` or `SequenceScores`, on the CPU.
+        longest: tokens of the longest sequence that it will be run on.
+
+    Raises:
+        HalosError: the model cannot be run so (Reformer asks for whole chunks of 64 tokens there).
+    """
+    wrapped: Any = module
+    model = wrapped.model.get_base_model() if hasattr(wrapped.model, "get_base_model") else wrapped.model
+    length = min(longest, 131)  # of no chunks
+    ids = np.resize(trial_ids(model), length)
+    state = torch.random.get_rng_state()
+    with _on_cpu(module, model, model.config._attn_implementation):
+        module.train()
+        try:
+            module(_batch(layouts.padded([Text(0, ids[: length // 2], ids[length // 2 :])]), None))
+        except Exception as error:  # any error that a model's own code raises
+            raise HalosError(cannot_run(model, error)) from error
+    torch.random.set_rng_state(state)
+
+
 @contextmanager
 def _on_cpu(module: nn.Module, model: Any, attention: str) -> Iterator[None]:
     """Without dropout or gradient, and with an attention implementation that the CPU has, in the meantime."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
-from halos.forward.packable import enable_packing
+from halos.forward.packable import check_training_mode, enable_packing
 from halos.models.lora import Coverage, coverage
 from halos.models.policy import begin
 from halos.train.inputs import Inputs
@@ -46,6 +46,7 @@ class Policy:
         head = ValueHead(states_size(model)) if loss.head == "value" else None
         network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
         unpacked_because = enable_packing(network, inputs.longest)
+        check_training_mode(network, inputs.longest)
         return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because, unchecked_because)
 
 

@@ -106,6 +106,33 @@ def test_gradient_checkpointing_that_a_class_lacks_is_said_and_training_goes_on(
     assert (run / "manifest.json").exists()
 
 
+REFORMER = {"model_type": "reformer", "hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 16,
+            "feed_forward_size": 32, "axial_pos_embds": False, "is_decoder": True, "max_position_embeddings": 256,
+            "attn_layers": ["local", "local"]}  # fmt: skip
+PROPHETNET = {"model_type": "prophetnet", "hidden_size": 32, "decoder_ffn_dim": 32, "num_decoder_layers": 2,
+              "num_decoder_attention_heads": 2, "max_position_embeddings": 256, "is_decoder": True,
+              "is_encoder_decoder": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stage", "why"),
+    [
+        (REFORMER, "sft", "ReformerModelWithLMHead cannot be run on token ids alone: If training, sequence length"),
+        (PROPHETNET, "ppo", "the output layer of ProphetNetForCausalLM reads several states for each token"),
+    ],
+    ids=["reformer", "prophetnet"],
+)
+def test_a_model_that_cannot_be_trained_is_refused_before_training(
+    architecture: dict[str, Any], stage: str, why: str, world: World, tmp_path: Path
+) -> None:
+    base = base_of(world, tmp_path / "base", architecture)
+    files = references(world, base, world.slice(f"runs/d/m/{stage}/seed1"))
+    with pytest.raises(HalosError, match=why) as error:
+        world.train(tmp_path / "run", stage, parent=base, reference=files)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run").glob("*.json*"))
+
+
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_base_of_weights_that_are_not_finite_has_no_reference(broken: float, world: World, tmp_path: Path) -> None:
     """Also in a single row of the embeddings, which no trial of the model needs to meet."""
