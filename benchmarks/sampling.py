@@ -45,7 +45,7 @@ def generate(model: Path, backend: str, prompts: int, tokens: int, batch: int) -
     """One run: seconds on the clock and of the CPU, and the ids of each greedy response, up to its end."""
     tokenizer, requests = requests_for(model, prompts, tokens)
     longest = len(requests[0].ids) + tokens
-    what = (model, tokenizer, {"seed": 0, "attention": "sdpa", "precision": "fp32"}, batch, longest)
+    what = (model, tokenizer, {"seed": 0, "attention": "auto", "precision": "fp32"}, batch, longest)
     engine = Vllm(*what, tensor_parallel=1) if backend == "vllm" else Transformers(*what)
     shares = [requests[start : start + engine.share] for start in range(0, len(requests), engine.share)]
     engine.generate(requests[-1:], 0.0, 1.0, 0, lambda done: None)

@@ -158,6 +158,38 @@ class Layout:
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | Gather)}
         return replace(self, **moved)
 
+    def of_rows(self, rows: np.ndarray) -> Layout:
+        """The layout of some rows of a padded layout, without the padding that these do not need.
+
+        Its `targets` and `slots` are those of its sequences alone; the slots stay places in all S sequences.
+        """
+        width, length = self.input_ids.shape[1], int(self.lengths[rows].max())
+        place = np.full(len(self.lengths), -1)
+        place[rows] = np.arange(len(rows))
+
+        def moved(gather: Gather) -> tuple[np.ndarray, Gather]:
+            """Which of a gather's positions are in these rows, and the gather of those."""
+            row, column = np.divmod(gather.index.cpu().numpy(), width)
+            kept = np.flatnonzero(place[row] >= 0)
+            index = place[row[kept]] * length + column[kept]
+            return kept, Gather.of(index, len(rows) * length).to(gather.index.device)
+
+        device = self.input_ids.device
+        chosen = torch.from_numpy(rows).to(device)
+        (responses, before), (_, ends) = moved(self.before), moved(self.ends)
+        of_responses = torch.from_numpy(responses).to(device)
+        return replace(
+            self,
+            input_ids=self.input_ids[chosen, :length],
+            position_ids=self.position_ids[chosen, :length],
+            before=before,
+            targets=self.targets[of_responses],
+            slots=self.slots[of_responses],
+            ends=ends,
+            lengths=self.lengths[rows],
+            padding=len(rows) * length - int(self.lengths[rows].sum()),
+        )
+
 
 def padded(texts: Sequence[Text]) -> Layout:
     """The layout with one sequence in each row, padded on the right with token 0."""

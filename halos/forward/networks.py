@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from halos.errors import HalosError
+from halos.forward.grouping import Grouping, forget_lengths
 from halos.forward.logprobs import pick, token_logps
 from halos.forward.microbatch import Microbatch
 
@@ -37,24 +43,38 @@ class SequenceScores(nn.Module):
     Args:
         model: an `AutoModelForSequenceClassification` with one label. Its padding token must not be the last token of
             any sequence, because transformers reads the score at the last token that is not padding.
+
+    Attributes:
+        grouping: which sequences are run side by side.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model: Any = model
         self._no_split_modules = list(model._no_split_modules or [])  # FSDP reads them from the outermost module
+        self.grouping = Grouping()
 
     def forward(self, batch: Microbatch) -> dict[str, Tensor]:
         """{"scores": (S,) float32}, one for each sequence, read at its last token."""
+        groups = self.grouping.groups(batch.layout.lengths) if batch.layout.segments is None else []
+        if len(groups) < 2:
+            return {"scores": self._scores(batch)}
+        scores = torch.cat([self._scores(part) for part in _parts(self, batch)])
+        return {"scores": scores[torch.from_numpy(np.argsort(np.concatenate(groups))).to(scores.device)]}
+
+    def _scores(self, batch: Microbatch) -> Tensor:
+        """(S,) float32 scores."""
         layout, inputs = batch.layout, model_inputs(batch)
         if batch.packing is None:
             columns = torch.arange(layout.input_ids.shape[1], device=layout.input_ids.device)
             padding = columns > layout.ends.index[:, None] % layout.input_ids.shape[1]
             inputs["input_ids"] = layout.input_ids.masked_fill(padding, self.model.config.pad_token_id)
-            return {"scores": self.model(**inputs).logits[:, 0].float()}
+            scores: Tensor = self.model(**inputs).logits[:, 0].float()
+            return scores
         network = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         hidden = getattr(network, network.base_model_prefix)(**inputs).last_hidden_state
-        return {"scores": network.score(layout.ends(hidden.flatten(0, 1)))[:, 0].float()}
+        ends: Tensor = network.score(layout.ends(hidden.flatten(0, 1)))
+        return ends[:, 0].float()
 
 
 class ResponseLogps(nn.Module):
@@ -64,7 +84,11 @@ class ResponseLogps(nn.Module):
 
     Args:
         model: any `AutoModelForCausalLM`, also within a peft model.
-        value_head: module from (N, H) hidden states to (N, 1) values, or None.
+        value_head: module from (N, H) hidden states to (N, 1) values, or None; H is `states_size(model)`.
+
+    Attributes:
+        grouping: which sequences are run side by side.
+        head_is_plain: whether the model's logits are its output layer applied to its decoder's last hidden state.
     """
 
     def __init__(self, model: Any, value_head: nn.Module | None = None) -> None:
@@ -73,6 +97,7 @@ class ResponseLogps(nn.Module):
         self._no_split_modules = list(model._no_split_modules or [])  # FSDP reads them from the outermost module
         self.value_head = value_head
         self.head_is_plain = _head_is_plain(model)
+        self.grouping = Grouping()
 
     def forward(self, batch: Microbatch) -> dict[str, Tensor]:
         """The outputs for each response token, 0 beyond each response.
@@ -81,25 +106,42 @@ class ResponseLogps(nn.Module):
             {"logps": (S, T) float32 log-probabilities}; with a value head also {"values": (S, T) float32}, each the
             value of the state from which its token is predicted.
         """
+        parts = list(_parts(self, batch))
+        outputs = [self._of_tokens(part) for part in parts]
+        slots = torch.cat([part.layout.slots for part in parts])
+
+        def scatter(values: list[Tensor]) -> Tensor:
+            """(M,) values of all response tokens, part by part -> (S, T)."""
+            zeros = values[0].new_zeros(batch.mask.numel())
+            return zeros.index_copy(0, slots, torch.cat(values)).view(batch.mask.shape)
+
+        return {name: scatter([values[name] for values in outputs]) for name in outputs[0]}
+
+    def _of_tokens(self, batch: Microbatch) -> dict[str, Tensor]:
+        """{"logps": (M,)} of the response tokens and, with a value head, {"values": (M,)}; float32."""
         layout, inputs = batch.layout, model_inputs(batch)
+        head = self.model.get_output_embeddings()
         if self.head_is_plain:
             hidden = self.model.get_decoder()(**inputs).last_hidden_state
             states = layout.before(hidden.flatten(0, 1))
-            logps = token_logps(states, self.model.get_output_embeddings(), layout.targets)
+            outputs = {"logps": token_logps(states, head, layout.targets)}
         else:
-            out = self.model(**inputs, output_hidden_states=self.value_head is not None)
-            logps = pick(layout.before(out.logits.flatten(0, 1)), layout.targets)
+            with _inputs_of(head if self.value_head is not None else None) as seen:
+                logits = self.model(**inputs).logits
+            outputs = {"logps": pick(layout.before(logits.flatten(0, 1)), layout.targets)}
             if self.value_head is not None:
-                states = layout.before(out.hidden_states[-1].flatten(0, 1))
+                states = layout.before(seen[0].flatten(0, 1))
+        if self.value_head is not None:
+            outputs["values"] = self.value_head(states)[:, 0]
+        return outputs
 
-        def scatter(values: Tensor) -> Tensor:
-            """(M,) values of all response tokens -> (S, T)."""
-            zeros = values.new_zeros(batch.mask.numel())
-            return zeros.index_copy(0, layout.slots, values).view(batch.mask.shape)
 
-        if self.value_head is None:
-            return {"logps": scatter(logps)}
-        return {"logps": scatter(logps), "values": scatter(self.value_head(states)[:, 0])}
+def _parts(network: ResponseLogps | SequenceScores, batch: Microbatch) -> Iterator[Microbatch]:
+    """The microbatches that a microbatch is run in, one after the other, by the network's grouping."""
+    for layout in network.grouping.parts(batch.layout):
+        if network.grouping.equal_above is not None:
+            forget_lengths(network.model)
+        yield replace(batch, layout=layout)
 
 
 def model_inputs(batch: Microbatch) -> dict[str, Any]:
@@ -116,13 +158,67 @@ def model_inputs(batch: Microbatch) -> dict[str, Any]:
     return inputs
 
 
-@torch.no_grad()
-def _head_is_plain(model: Any) -> bool:
-    """Whether a model's logits are its output layer applied to its last hidden state, and nothing more.
+@contextmanager
+def _inputs_of(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """The first input of each call of a module in the meantime; none of None."""
+    seen: list[Tensor] = []
+    if module is None:
+        yield seen
+        return
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
-    Some models scale or cap logits (Cohere, Gemma 2); those have to be run through their own forward pass. A cap does
-    not show on small logits, such as those of random weights. So the layer's output is replaced by large numbers, which
-    must come out of the model unchanged.
+
+def states_size(model: Any) -> int:
+    """The width of the hidden states that a language model's output layer reads.
+
+    It is the width of the layers in most models; not where the states are projected before the output layer (OPT 350M).
+
+    Raises:
+        HalosError: the model has no output layer of its own, or that does not read one state for each token.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise HalosError(
+            f"{type(model).__name__} has no output layer whose states could have values: take another loss"
+        )
+    ids = _probe_ids(model)
+    with _evaluating(model), _inputs_of(head) as seen:
+        model(input_ids=ids, use_cache=False)
+    if len(seen) != 1 or seen[0].shape[:-1] != ids.shape:
+        raise HalosError(
+            f"the output layer of {type(model).__name__} reads several states for each token, so that none can have a "
+            "value: take another loss"
+        )
+    return int(seen[0].shape[-1])
+
+
+def _probe_ids(model: Any) -> Tensor:
+    return torch.arange(8, device=next(model.parameters()).device)[None]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and without a gradient in the meantime."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _head_is_plain(model: Any) -> bool:
+    """Whether a model's logits are its output layer applied to its decoder's last hidden state, and nothing more.
+
+    Some models scale or cap logits (Cohere, Gemma 2), have layers before the output layer, or name something else their
+    decoder (ModernBERT's, Llama 4); those have to be run through their own forward pass. A cap does not show on small
+    logits, such as those of random weights. So the layer's output is replaced by large numbers, which must come out of
+    the model unchanged.
     """
     head = model.get_output_embeddings()
     if head is None:
@@ -134,15 +230,27 @@ def _head_is_plain(model: Any) -> bool:
         seen["logits"] = torch.linspace(-100, 100, output.numel()).to(output).view_as(output)
         return seen["logits"]
 
-    training = model.training
-    model.eval()
-    ids = torch.arange(8, device=next(model.parameters()).device)[None]
-    handle = head.register_forward_hook(probe)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    model.train(training)
+    ids = _probe_ids(model)
+    with _evaluating(model):
+        handle = head.register_forward_hook(probe)
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+        except Exception as error:  # any error that a model's own code raises
+            raise HalosError(cannot_run(model, error)) from error
+        finally:
+            handle.remove()
+        try:
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        except Exception:  # whatever a part raises that is called as if it were the decoder
+            return False
     pairs = ((hidden, seen.get("hidden")), (logits, seen.get("logits")))
-    return all(b is not None and a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)
+    return all(
+        b is not None and a.shape == b.shape and float((a - b).abs().max()) <= 1e-5 * float(b.abs().max())
+        for a, b in pairs
+    )
+
+
+def cannot_run(model: nn.Module, error: Exception) -> str:
+    """One sentence about an error that a model's own code raised when it was tried out."""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return f"{type(model).__name__} cannot be run on token ids alone: {why}; take another model"

@@ -21,7 +21,9 @@ from halos.models.architectures import (
     check_known,
     language_class,
 )
+from halos.models.attention import check_attention
 from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, local_base, snapshot, weight_files
+from halos.models.generation import SAMPLING, read_generation_config
 from halos.models.load import check_ids, is_model
 from halos.models.overrides import override
 from halos.models.settings import ModelSlice
@@ -32,8 +34,6 @@ from halos.tokens.template import Template
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Fields of a generation config that only sampling reads."""
 PAD, END = "<|pad|>", "<|end|>"
 TOKENIZER = "tokenizer_config.json"
 SPEAKERS = ("system", "user", "assistant")
@@ -83,6 +83,7 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
         except HalosError as error:
             raise HalosError(f"models.{model.model}: {error}") from None
     try:
+        check_attention(folder, model.attention)
         text = one_template(model.chat_template or tokenizer.chat_template)
         tokenizer.chat_template = with_arguments(text, model.template_args)
         if tokenizer.pad_token is None:
@@ -246,10 +247,7 @@ def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
 
     The model's own sampling parameters stay in it, for its users; here, those of the prompt set or the task are used.
     """
-    from transformers import GenerationConfig
-
-    exists = (folder / "generation_config.json").exists()
-    generation = GenerationConfig.from_pretrained(folder) if exists else GenerationConfig()
+    generation = read_generation_config(folder)
     ends = generation.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, Template(tokenizer).end}
     generation.eos_token_id = sorted(token for token in ends if token is not None)

@@ -15,6 +15,7 @@ from halos.models.architectures import (
     check_weights,
     language_class,
 )
+from halos.models.attention import AUTO, check_attention
 from halos.models.download import ADAPTERS
 
 if TYPE_CHECKING:
@@ -54,18 +55,20 @@ def freeze(network: PreTrainedModel, precision: str) -> None:
             module.to(torch.bfloat16)
 
 
-def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
-    """A language model or reward model with float32 weights, from safetensors only.
+def load(folder: Path, attention: str, score: bool = False, dtype: str = "float32") -> PreTrainedModel:
+    """A language model or reward model, from safetensors only.
 
     Args:
         folder: the model's folder.
-        attention: attention implementation.
+        attention: attention implementation; `auto` takes the best of the model's class, see `halos.models.attention`.
         score: load a sequence classifier with one label, a reward model; a language model gets a new score layer
             instead of its output layer.
+        dtype: torch's name of the weights' type.
 
     Raises:
         HalosError: the folder holds no such model, its weights are quantised or not all there, transformers has no
-            classifier of its type, its attention implementation is not installed, or it sees the tokens that follow.
+            classifier of its type, its class lacks the attention implementation or that is not installed, or it sees
+            the tokens that follow.
     """
     import torch
     from safetensors import SafetensorError
@@ -79,6 +82,7 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     if score and not is_reward_model(folder):
         check_classifier(config.model_type)
+    check_attention(folder, attention, score)
     options: dict[str, Any] = {}
     if score and config.num_labels != 1:  # a classifier with other labels gets a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
@@ -86,13 +90,17 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
     model: PreTrainedModel
     try:
         model, report = (AutoModelForSequenceClassification if score else language_class(config)).from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, output_loading_info=True,
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=None if attention == AUTO else attention,
+            use_safetensors=True,
+            output_loading_info=True,
             **options,
-        )  # fmt: skip
+        )
     except (ImportError, RuntimeError, OSError, SafetensorError) as error:
         why = " ".join(str(error).split())
         if isinstance(error, ImportError) and re.search("flash|attention", why, re.IGNORECASE):
-            raise HalosError(f"attention {attention} is not installed here; set `attention: sdpa` ({why})") from error
+            raise HalosError(f"attention {attention} is not installed here; set `attention: auto` ({why})") from error
         kind = "reward model" if is_reward_model(folder) else "model"
         raise HalosError(f"cannot load the {kind} in {folder} ({why})") from error
     prefix = f"{model.base_model_prefix}."
@@ -102,7 +110,7 @@ def load(folder: Path, attention: str, score: bool = False) -> PreTrainedModel:
         if score and not is_reward_model(folder):
             raise HalosError(f"{name} needs {some}, that no language model has; choose another for the reward model")
         raise HalosError(f"the weights in {folder} are not all those of {name}: {some}, are missing; give all of them")
-    if "flash" not in attention:  # which needs a GPU, and the model is not there yet
+    if "flash" not in attention and dtype == "float32":  # flash needs a GPU, and the model is not there yet
         if not score:
             check_attends_to_the_past(model)
         elif not is_reward_model(folder):

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
 from halos.tokens.chat import RESERVED
 
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Precision = Literal["bf16", "fp32"]
 
 
@@ -94,7 +94,10 @@ class ModelIdentity(Strict):
         {},
         description="defaults of the chat template's variables, e.g. enable_thinking; date: today's, else 2024-07-26",
     )
-    attention: Attention = Field("sdpa", description="attention implementation of transformers")
+    attention: Attention = Field(
+        "auto",
+        description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager",
+    )
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
 
     @field_validator("template_args")

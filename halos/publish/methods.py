@@ -13,6 +13,7 @@ from typing import Any
 from halos.data.report import DataReport
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.settings import TaskSlice
+from halos.models.attention import AUTO
 from halos.publish.cards import optimizer, schedule
 from halos.report.render import markdown_table
 from halos.report.results import Results
@@ -60,7 +61,8 @@ def _model(grid: Results, name: str) -> str:
     else:
         origin = f"the local model `{Path(model['path']).name}`"
     template = f" and the chat template `{model['template']}`" if model["template"] else ""
-    numerics = f"computed in {model['precision']} with {model['attention']} attention"
+    attention = "" if model["attention"] == AUTO else f" with {model['attention']} attention"
+    numerics = f"computed in {model['precision']}{attention}"
     return f"{grid.label('models', name)} is {origin}{template}, {numerics}."
 
 

@@ -53,7 +53,7 @@ def reference(
     from halos.distributed.accelerator import accelerator_for
     from halos.forward.microbatch import collate
     from halos.forward.networks import ResponseLogps, SequenceScores
-    from halos.forward.packable import enable_packing
+    from halos.forward.packable import check_finite, enable_packing
 
     settings = ReferenceSlice.read(config)
     sequences = Store(store)
@@ -90,6 +90,7 @@ def reference(
             batch = collate(sequences, window[members], packed=not_packable is None).to(accelerator.device)
             with torch.inference_mode():
                 [outputs] = model(batch).values()
+            check_finite(network, {part: outputs})
             for k, row in zip(members, outputs.reshape(len(members), -1).float().cpu().numpy(), strict=True):
                 values[k] = row[: sizes[start + k]]
             bar.update(batch.tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
+
 from halos.errors import HalosError
-from halos.models.architectures import language_class
+from halos.forward.grouping import Grouping, forget_lengths, scales_positions
+from halos.models.load import load
 from halos.sample.settings import SamplerSlice
 from halos.tokens.positions import Positions
 
@@ -109,31 +113,52 @@ class Transformers(Backend):
     @cached_property
     def network(self) -> Any:
         import torch
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        network: Any = language_class(AutoConfig.from_pretrained(self.folder)).from_pretrained(
-            self.folder,
-            dtype=getattr(torch, self.precision),
-            attn_implementation=self.settings.attention,
-            use_safetensors=True,
-        )
+        network: Any = load(self.folder, self.settings.attention, dtype=self.precision)
         network.generation_config = GenerationConfig()  # else `generate` fills gaps from the saved one
+        for config in (network.config, network.config.get_text_config()):
+            config.use_cache = True
+            for output in ("output_router_logits", "output_attentions", "output_hidden_states"):
+                if getattr(config, output, False):  # saved by a training; of use there alone
+                    setattr(config, output, False)
         return network.to(device).eval()
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """Which prompts are answered side by side; said in the log where not all of them are."""
+        from halos.sample.padding import side_by_side
+
+        grouping = side_by_side(self.network, self.padding, self.longest)
+        if grouping.because is not None:
+            how = "one by one" if grouping.alone else "in batches of equal length"
+            print(f"prompts are answered {how}: beside others, this model would answer otherwise", file=sys.stderr)
+        return grouping
 
     def generate(
         self, requests: list[Request], temperature: float, top_p: float, seed: int, update: Callable[[int], Any]
     ) -> list[list[int]]:
         import torch
 
+        groups = self.grouping.groups(np.array([len(request.ids) for request in requests]))
         torch.manual_seed(seed)
         # A row that is done keeps getting positions until the last row is done. Rotary positions have no end; learned
-        # ones do, so there a batch holds requests of one limit.
-        by_limit = (list(batch) for _, batch in groupby(requests, lambda request: request.limit))
-        batches = list(by_limit) if Positions.of(self.network.config).fixed else [requests]
-        tokens = [response for batch in batches for response in self._run(batch, temperature, top_p)]
+        # ones do, and some scale those of all rows, so there a batch holds requests of one limit.
+        if Positions.of(self.network.config).fixed or scales_positions(self.network):
+            groups = [
+                np.array(list(part))
+                for group in groups
+                for _, part in groupby(group.tolist(), lambda k: requests[k].limit)
+            ]
+        responses: dict[int, list[int]] = {}
+        for group in groups:
+            if self.grouping.because is not None:
+                forget_lengths(self.network)
+            batch = [requests[k] for k in group]
+            responses |= zip(group.tolist(), self._run(batch, temperature, top_p), strict=True)
         update(len(requests))
-        return [response[: request.limit] for request, response in zip(requests, tokens, strict=True)]
+        return [responses[k][: request.limit] for k, request in enumerate(requests)]
 
     def _run(self, requests: list[Request], temperature: float, top_p: float) -> list[list[int]]:
         import torch

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from halos.models.settings import Attention
 from halos.settings import Positive, Slice, Strict
 
 
@@ -38,5 +39,5 @@ class SamplerSlice(Slice, extra="ignore"):
     """Seed, attention and precision of a cell, from its config.yaml; the training settings beside them are not read."""
 
     seed: int
-    attention: str
+    attention: Attention
     precision: Literal["bf16", "fp32"]

@@ -8,15 +8,20 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from halos.data.feedback import Turn
 from halos.errors import HalosError
 from halos.manifest import Manifest
+from halos.models.attention import AUTO
 from halos.models.load import check_reward_model
 from halos.scoring.scores import Score
+from halos.tokens.positions import Positions
+
+if TYPE_CHECKING:
+    from halos.forward.grouping import Grouping
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +33,19 @@ class RewardModel:
         folder: an `AutoModelForSequenceClassification` with one label, with its tokenizer and chat template: the
             `model/` of a run that trained one, or one from elsewhere.
         precision: compute type on an accelerator, bf16 or fp32; on the CPU it is float32.
-        attention: attention implementation.
+        attention: attention implementation, or `auto`.
         tokens_per_microbatch: tokens of one forward pass, padding included.
 
     Attributes:
         positions: the longest sequence that the model can read, in tokens; None when it names no limit.
+        grouping: which sequences are run side by side.
 
     Raises:
-        HalosError: the folder holds no such model.
+        HalosError: the folder holds no such model, or its scores are not finite.
     """
 
     def __init__(
-        self, folder: Path, precision: str = "bf16", attention: str = "sdpa", tokens_per_microbatch: int = 16384
+        self, folder: Path, precision: str = "bf16", attention: str = AUTO, tokens_per_microbatch: int = 16384
     ) -> None:
         import torch
         from accelerate import PartialState
@@ -66,7 +72,8 @@ class RewardModel:
         if config.pad_token_id is None:  # any id that ends no sequence: the score is read off the last other token
             config.pad_token_id = int(self.template.end == 0)
         self.padding: int = config.pad_token_id
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.positions = Positions.of(config).limit
+        self.grouping = self._tried()
 
     def score(self, prompts: list[list[Turn]], responses: list[str]) -> list[Score]:
         """The reward of each response to its prompt, in their order, as the criterion `reward`."""
@@ -109,9 +116,7 @@ class RewardModel:
     def _scores(self, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
         """{sequence: score} of those with a finite score; this process computes a share and gathers the others'."""
         import numpy as np
-        import torch
         from accelerate.utils import gather_object
-        from torch.nn.utils.rnn import pad_sequence
 
         from halos.forward.budget import cut
 
@@ -121,15 +126,50 @@ class RewardModel:
         parts = cut(lengths, self.budget, world)[rank::world] if sequences else []
         bar = tqdm(total=sum(map(len, parts)), desc="score", unit=" responses", mininterval=1, disable=rank > 0)
         for part in filter(len, parts):
-            rows = [torch.tensor(sequences[i], device=self.device) for i in part]
-            ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
-            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                scores = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-            scored |= {sequences[i]: x for i, x in zip(part, scores, strict=True) if math.isfinite(x)}
+            for members in self.grouping.groups(lengths[part]):
+                group = part[members]
+                scores = self._batch([sequences[i] for i in group])
+                scored |= {sequences[i]: x for i, x in zip(group, scores, strict=True) if math.isfinite(x)}
             bar.update(len(part))
         bar.close()
         return {sequence: score for share in gather_object([scored]) for sequence, score in share.items()}
+
+    def _batch(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The scores of sequences side by side, padded on the right."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        from halos.forward.grouping import forget_lengths
+
+        forget_lengths(self.model)
+        rows = [torch.tensor(sequence, device=self.device) for sequence in sequences]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        return scores
+
+    def _tried(self) -> Grouping:
+        """The grouping in which a few short sequences have the scores that each has alone."""
+        import numpy as np
+        import torch
+
+        from halos.forward.grouping import ALONE, EQUAL_LENGTHS, Grouping
+        from halos.forward.packable import check_finite, trial_ids
+
+        ids = trial_ids(self.model).tolist()
+        texts = [ids[k : k + length] for k, length in enumerate((9, 9, 12))]
+        alone = np.array([self._batch([text])[0] for text in texts])
+        check_finite(self.model, {"scores": torch.from_numpy(alone)})
+        context = abs(self._batch([[*ids[-8:], texts[0][-1]]])[0] - alone[0])
+        rounding = 8 * torch.finfo(torch.bfloat16 if self.bf16 else torch.float32).eps * np.abs(alone).max()
+        for grouping in (Grouping.of(self.model, sys.maxsize), EQUAL_LENGTHS):
+            together = alone * np.nan
+            for members in grouping.groups(np.array([len(text) for text in texts])):
+                together[members] = self._batch([texts[k] for k in members])
+            if np.abs(together - alone).max() <= max(1e-4 * context, rounding):
+                return grouping
+        return ALONE
 
 
 def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> RewardModel:

@@ -31,6 +31,7 @@ class Positions:
         """
         text = config.get_text_config()
         limit = getattr(text, "max_position_embeddings", None)
+        limit = limit if limit and limit > 0 else None  # some say -1
         goes_on = getattr(text, "rope_parameters", None) is not None or bool(getattr(text, "alibi", False))
         return cls(limit, fixed=limit is not None and not goes_on)
 

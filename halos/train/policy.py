@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead
-from halos.forward.packable import enable_packing
+from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
+from halos.forward.packable import check_training_mode, enable_packing
 from halos.models.lora import Coverage, coverage
 from halos.models.policy import begin
 from halos.train.inputs import Inputs
@@ -26,28 +24,40 @@ class Policy:
         parameters: number of the model's weights, without a value head.
         coverage: which of them the training changes.
         unpacked_because: why the model cannot run packed rows; None where it can.
+        unchecked_because: why gradient checkpointing is off though it was asked for; None where it is not.
     """
 
-    network: nn.Module
+    network: ResponseLogps | SequenceScores
     value_head: ValueHead | None
     tokenizer: Any
     control: dict[str, int]
     parameters: int
     coverage: Coverage
     unpacked_because: str | None
+    unchecked_because: str | None
 
     @classmethod
     def begin(cls, inputs: Inputs, gradient_checkpointing: bool) -> Policy:
         """The parent's model, extended as the stage wants; its new weights are drawn from torch's generator."""
         model, tokenizer, control = load_model(inputs)
         parameters = sum(p.numel() for p in model.parameters())
-        if gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+        unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
-        head = ValueHead(model.config.get_text_config().hidden_size) if loss.head == "value" else None
-        network: nn.Module = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
+        head = ValueHead(states_size(model)) if loss.head == "value" else None
+        network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
         unpacked_because = enable_packing(network, inputs.longest)
-        return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because)
+        check_training_mode(network, inputs.longest)
+        return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because, unchecked_because)
+
+
+def _checkpoint_activations(model: Any) -> str | None:
+    """Switch on gradient checkpointing, a matter of memory alone; the reason, as a clause, if the model has none."""
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError:  # by transformers, of classes without it
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return f"{type(base).__name__} has none, so that training takes more memory"
+    return None
 
 
 def load_model(inputs: Inputs) -> tuple[Any, Any, dict[str, int]]:

@@ -88,6 +88,7 @@ class Routers:
         self._logits: list[Tensor] = []
         self._recording = False
         wrapped: Any = network
+        self._network = wrapped
         model = wrapped.model.get_base_model() if hasattr(wrapped.model, "get_base_model") else wrapped.model
         config = model.config.get_text_config()
         routers = list(_routers(model, []))
@@ -128,16 +129,25 @@ class Routers:
         return out, self._load(part) if self._logits else None
 
     def _load(self, part: Microbatch) -> Load:
-        weight = torch.from_numpy(token_counts(part.layout) * (not part.filler)).to(self._logits[0].device)
-        chosen, probability = [], torch.zeros((), device=weight.device)
-        for logits in self._logits:
+        device = self._logits[0].device
+        layouts = self._network.grouping.parts(part.layout)
+        weights = [torch.from_numpy(token_counts(layout) * (not part.filler)).to(device) for layout in layouts]
+        routers = len(self._logits) // len(layouts)
+        chosen: list[Tensor] = []
+        probability = torch.zeros((), device=device)
+        for k, logits in enumerate(self._logits):
+            weight = weights[k // routers]  # all routers of one layout, then those of the next
             scores = logits.float().softmax(-1)
             experts = scores.detach().topk(self._choices, dim=-1).indices
             counts = torch.zeros(scores.shape[-1], device=weight.device)
-            chosen.append(counts.index_add(0, experts.flatten(), weight.repeat_interleave(self._choices)))
+            counts = counts.index_add(0, experts.flatten(), weight.repeat_interleave(self._choices))
+            if k < routers:
+                chosen.append(counts)
+            else:
+                chosen[k % routers] = chosen[k % routers] + counts
             probability = probability + weight @ scores
         self._logits.clear()
-        return Load(torch.stack(chosen), probability, weight.sum() * len(chosen))
+        return Load(torch.stack(chosen), probability, torch.stack([w.sum() for w in weights]).sum() * routers)
 
 
 def token_counts(layout: Layout) -> np.ndarray:

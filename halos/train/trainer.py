@@ -68,6 +68,11 @@ class Trainer:
         packed = begun.unpacked_because is None
         if not packed:
             self._say(f"packing is off: {begun.unpacked_because}")
+        if begun.unchecked_because is not None:
+            self._say(f"gradient_checkpointing is off: {begun.unchecked_because}")
+        apart = begun.network.grouping.because
+        if self.accelerator.is_fsdp2 and apart is not None:
+            raise HalosError(f"{apart}, which sharded weights cannot be: set `parallel: ddp` in its resources")
         self.dropout = Dropout(begun.network, self.stage.dropout_in_force)
         if self.dropout.text is not None:
             self._say(self.dropout.text)

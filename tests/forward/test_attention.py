@@ -219,7 +219,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "falcon with alibi": ("falcon", {"alibi": True}, OTHERWISE),
     "convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"]}, OTHERWISE),
     "stablelm": ("stablelm", {}, "the model's attention has a mask of its own or does not receive `packing`"),
-    "small vocabulary": ("llama", {"vocab_size": 20}, "index out of range"),
 }  # fmt: skip
 """name -> (model type, its fields, what is said of it)."""
 
@@ -271,12 +270,17 @@ def test_a_model_that_packed_rows_are_not_for_says_why_and_stays_as_it_was(name:
     assert said is not None
     assert said.startswith(reason)
     assert wrapped.model.config._attn_implementation == model.config._attn_implementation
-    texts = [t for t in RANDOM["random 2"] if name != "small vocabulary"] or [text_below(20)]
+    texts = RANDOM["random 2"]
     assert_right(model, wrapped, texts, padded(texts))
 
 
-def text_below(vocabulary: int) -> Text:
-    return Text(0, np.arange(3, 6), np.arange(4, vocabulary)[::-1].copy())
+def test_a_model_of_few_tokens_is_tried_out_with_those_that_it_has() -> None:
+    """A byte or character model's vocabulary is smaller than the trial's sequences are long."""
+    model = make("llama", vocab_size=20)
+    wrapped = ResponseLogps(copy.deepcopy(model)).eval()
+    assert enable_packing(wrapped, LONGEST) is None
+    texts = [Text(0, np.arange(3, 6), np.arange(4, 20)[::-1].copy()), Text(1, np.arange(7, 9), np.arange(3, 12))]
+    assert_right(model, wrapped, texts, packed(texts))
 
 
 @pytest.mark.parametrize("asked", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(1)}])

@@ -196,7 +196,7 @@ def test_an_architecture_without_feedback_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_attention_that_is_not_installed_is_refused(world: World) -> None:
-    with pytest.raises(HalosError, match="set `attention: sdpa`"):
+    with pytest.raises(HalosError, match="set `attention: auto`"):
         load(world.base / "model", "flash_attention_2")
 
 

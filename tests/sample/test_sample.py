@@ -14,8 +14,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from halos.data import feedback as F
 from halos.errors import HalosError
+from halos.forward.grouping import Grouping
 from halos.models.settings import Resources
 from halos.online.settings import Online
+from halos.sample import padding
 from halos.sample.backends import Request, Transformers
 from halos.sample.run import sample
 from halos.sample.samples import Sample, read_samples
@@ -165,6 +167,7 @@ def interrupted(world: World, output: Path, monkeypatch: pytest.MonkeyPatch, aft
 
     with monkeypatch.context() as patch:
         patch.setattr(LlamaForCausalLM, "generate", counting)
+        patch.setattr(padding, "side_by_side", lambda *_: Grouping())
         with pytest.raises(Killed):
             run(world, output, **changes)
     assert not output.exists()
@@ -188,6 +191,7 @@ def test_a_killed_run_goes_on_at_a_batch_and_ends_with_the_same_text(
         return generate(self, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", counting)
+    monkeypatch.setattr(padding, "side_by_side", lambda *_: Grouping())
     assert run(world, tmp_path / "killed.jsonl") == expected
     assert len(calls) == (1 if cut == 0 else 2)  # of 3 batches
     assert not partial.exists()
@@ -228,6 +232,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, responses: list[list[int]]) -> Non
         return torch.cat([input_ids, rows], dim=1)
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    monkeypatch.setattr(padding, "side_by_side", lambda *_: Grouping())
 
 
 def test_the_finish_reason_and_the_number_of_tokens_are_right(

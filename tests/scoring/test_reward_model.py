@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, pipeline
 
 from halos.cli import main
 from halos.data import feedback as F
@@ -63,7 +65,7 @@ def plain(folder: Path, prompts: list[list[F.Turn]], responses: list[str]) -> li
         turns = [*prompt, {"role": "assistant", "content": response}]
         ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            logits.append(network(input_ids=torch.tensor([ids])).logits.item())
+            logits.append(copy.deepcopy(network)(input_ids=torch.tensor([ids])).logits.item())  # it may keep state
     return logits
 
 
@@ -206,6 +208,41 @@ def test_a_model_that_sees_both_ways_does_not_see_the_padding(
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert RewardModel(tmp_path).rewards(*texts) == pytest.approx(plain(tmp_path, *texts), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_scores_of_scaled_positions_are_those_of_each_text_alone(
+    kind: str, run: Path, tmp_path: Path, texts: tuple[list[list[F.Turn]], list[str]]
+) -> None:
+    """They are scaled by the longest text of a batch above 24 tokens, and dynamic ones by those of batches before."""
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    scale: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    fields: dict[str, Any] = {"max_position_embeddings": 24}
+    if kind == "longrope":
+        scale |= {"original_max_position_embeddings": 24, "short_factor": [1.0] * 8,
+                  "long_factor": [2.0**k for k in range(8)]}  # fmt: skip
+        fields = {"max_position_embeddings": 512, "original_max_position_embeddings": 24}
+    config = AutoConfig.for_model("phi3" if kind == "longrope" else "llama", vocab_size=len(tokenizer), num_labels=1,
+                                  pad_token_id=tokenizer.pad_token_id, initializer_range=0.3, rope_parameters=scale,
+                                  **fields, **sizes)  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = RewardModel(tmp_path)
+    model.positions = None  # also those beyond the positions that the model was trained with
+    for _ in range(2):
+        assert model.rewards(*texts) == pytest.approx(plain(tmp_path, *texts), **CLOSE)
+
+
+def test_a_reward_model_of_weights_that_are_not_finite_is_refused(run: Path, tmp_path: Path) -> None:
+    folder = elsewhere(run / "model", tmp_path / "rm")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HalosError, match=r"weights are not finite \(model.norm.weight\)"):
+        RewardModel(folder)
 
 
 def test_a_folder_that_is_no_reward_model_is_refused_in_one_sentence(world: World, run: Path, tmp_path: Path) -> None:

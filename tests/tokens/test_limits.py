@@ -73,6 +73,7 @@ def test_a_max_length_beyond_rotary_positions_is_a_warning_and_its_prompts_are_t
         ("llama", {"max_position_embeddings": 64}, Positions(64, fixed=False)),
         ("gpt_neox", {"max_position_embeddings": 64}, Positions(64, fixed=False)),
         ("bloom", {}, Positions(None, fixed=False)),
+        ("xlnet", {}, Positions(None, fixed=False)),  # it says -1
         ("falcon", {"max_position_embeddings": 64, "alibi": True}, Positions(64, fixed=False)),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 from halos.errors import HalosError
 from halos.hub import remedy
 from halos.models.architectures import language_class
-from halos.models.base import SAMPLING
+from halos.models.generation import SAMPLING
 from halos.sample.backends import prepare_vllm
 from halos.tokens.template import Template
 
