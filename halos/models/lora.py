@@ -84,10 +84,12 @@ def untie(model: Any) -> None:
 
 def coverage(model: Any) -> Coverage:
     """What the training of a model changes, with LoRA or without."""
-    from peft.tuners.lora import LoraLayer, ParamWrapper
+    adapted: set[int] = set()
+    if hasattr(model, "peft_config"):  # a run without adapters need not load peft
+        from peft.tuners.lora import LoraLayer, ParamWrapper
 
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    adapted = {id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight) for m in layers}
+        layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+        adapted = {id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight) for m in layers}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total, covered = 0, 0
     others: dict[str, None] = {}
