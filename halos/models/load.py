@@ -104,7 +104,7 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         kind = "reward model" if is_reward_model(folder) else "model"
         raise HalosError(f"cannot load the {kind} in {folder} ({why})") from error
     prefix = f"{model.base_model_prefix}."
-    missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    missing = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if missing := [key for key in missing if not score or key.startswith(prefix)]:
         name, some = type(model).__name__, f"{len(missing)} weights, such as {missing[0]}"
         if score and not is_reward_model(folder):

@@ -33,7 +33,6 @@ def check(name: str, zoo: World, folder: Path) -> None:
     assert read(PAGE.read_text())[name] == row(outcomes), "`python -m tests.zoo.table` writes the page anew"
 
 
-@pytest.mark.zoo  # some of these families still fail: see docs/architectures.md
 @pytest.mark.parametrize("name", ALWAYS)
 def test_a_family_is_as_plain_transformers_or_refused(name: str, zoo: World, tmp_path: Path) -> None:
     check(name, zoo, tmp_path)

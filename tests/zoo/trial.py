@@ -245,6 +245,7 @@ class Trial:
         config = self.world.slice("runs/d/m/base/seed0")
         sample(config, [self.results / "prompts.yaml"], [feedback], folder, self.world.store, [output], 6)
         model, tokenizer = plain(folder), AutoTokenizer.from_pretrained(folder)
+        model.generation_config.forced_eos_token_id = None  # BART's kind ends every text at the limit, cut or not
         lines = [json.loads(line) for line in output.read_text().splitlines()]
         other = 0
         for line in lines:
