@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+REFUSED = "refused"
+"""Name of the folder, beside that of the model, in which a model is left that is not published."""
+
+
 def begin(
     parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None, freeze: Sequence[str] = ()
 ) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
@@ -130,8 +134,10 @@ def save(
         folder: the folder to write.
         tokenizer: the model's tokenizer, if it is not the parent's.
         merge: whether LoRA adapters are merged into the weights; if not, only the adapters are saved.
-        check: called with the finished folder before it appears; where it fails nothing is left.
+        check: called with the finished folder before it appears; where it fails the folder is left as `REFUSED`.
     """
+    refused = folder.with_name(REFUSED)
+    shutil.rmtree(refused, ignore_errors=True)
     if merge and hasattr(model, "merge_and_unload"):
         model.load_state_dict(state)
         model = model.merge_and_unload()
@@ -147,6 +153,10 @@ def save(
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if check is not None:
-            check(temporary)
+            try:
+                check(temporary)
+            except HalosError:
+                temporary.rename(refused)
+                raise
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)

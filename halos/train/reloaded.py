@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from halos.errors import HalosError
 from halos.forward.layout import Text
 from halos.forward.microbatch import collate, texts_of
+from halos.models.policy import REFUSED
 from halos.train.batches import Examples
 
 SEQUENCES = 8
-"""Sequences that are compared, the shortest of the split."""
+"""Sequences that are compared, the shortest of the split that have a response."""
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
-"""Largest root mean square of the differences, over the values' standard deviation, by the precision of the policy."""
-FLOOR = 1e-4
-"""Least deviation that differences are related to, in nats."""
+"""Largest difference over the values' standard deviation, by the precision of the policy."""
+ROUNDING = {"fp32": 1e-5, "bf16": 2**-7}
+"""Largest difference over the largest of the logits, which values that are all alike do not tell: those of one token,
+or of responses that are known by heart."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,19 @@ class Probe:
     Attributes:
         texts: the sequences.
         values: (N,) float32, of all their response tokens, or one for each sequence.
-        tolerance: largest difference, see `TOLERANCE`.
+        precision: `fp32` or `bf16`, by which the policy computed them.
+        has_experts: whether it is a mixture of experts. Of two that are equally good for a token, rounding chooses one,
+            which changes that token's value and some of those that follow: the median of the differences counts, and
+            in other models their root mean square.
+        adapted: whether the policy has adapters.
         device: where the published model is run, if it has room there.
     """
 
     texts: list[Text]
     values: Tensor
-    tolerance: float
+    precision: str
+    has_experts: bool
+    adapted: bool
     device: torch.device
 
     @classmethod
@@ -53,7 +61,9 @@ class Probe:
         """
         store, packed = examples.store, examples.packed
         roles = {row: role for role, rows in examples.rows.items() for row in rows.tolist()}
-        rows = np.array(sorted(roles, key=lambda row: (int(store.lengths[row].sum()), row))[:SEQUENCES])
+        lengths = store.lengths
+        answered = [row for row in roles if lengths[row][1]] or list(roles)
+        rows = np.array(sorted(answered, key=lambda row: (int(lengths[row].sum()), row))[:SEQUENCES])
         control = np.array([examples.control.get(roles[row], -1) for row in rows.tolist()])
         batch = collate(store, rows, packed, control).to(accelerator.device)
         config: Any = accelerator.unwrap_model(policy).model.config
@@ -64,8 +74,15 @@ class Probe:
         with torch.no_grad():
             out = network(batch)
         values = out["scores"] if "scores" in out else out["logps"][batch.mask]
-        tolerance = TOLERANCE["fp32" if exact else "bf16"]
-        return cls(texts_of(store, rows, control), values.float().cpu(), tolerance, accelerator.device)
+        model = accelerator.unwrap_model(policy).model
+        return cls(
+            texts_of(store, rows, control),
+            values.float().cpu(),
+            "fp32" if exact else "bf16",
+            any("expert" in type(module).__name__.lower() for module in model.modules()),
+            hasattr(model, "peft_config"),
+            accelerator.device,
+        )
 
     def check(self, folder: Path) -> None:
         """Check that a model folder gives these values under plain transformers, one sequence at a time.
@@ -74,16 +91,23 @@ class Probe:
             HalosError: it gives others.
         """
         model, device = _load(folder, self.device)
-        found = torch.cat([_values(model, text, device) for text in self.texts]).cpu()
+        pairs = [_values(model, text, device) for text in self.texts]
+        found = torch.cat([values for values, _ in pairs]).cpu()
         if found.shape != self.values.shape:
             raise HalosError(f"the saved model gives {len(found)} values where the policy gives {len(self.values)}")
-        error = float((found - self.values).square().mean().sqrt())
-        spread = max(float(self.values.std(correction=0)), FLOOR)
-        if not error <= self.tolerance * spread:
+        if not len(found):
+            return
+        squares = (found - self.values).square()
+        error = float((squares.median() if self.has_experts else squares.mean()).sqrt())
+        spread = float(self.values.std(correction=0))
+        largest = max(largest for _, largest in pairs)
+        if not error <= TOLERANCE[self.precision] * spread + ROUNDING[self.precision] * largest:
+            advice = "train with other layers in `lora`, or without it; " if self.adapted else ""
             raise HalosError(
                 f"the trained model is not published: saved and loaded again by transformers, it gives other values "
                 f"than in training on {len(self.texts)} sequences (difference {error:.3g}, and their deviation is "
-                f"{spread:.3g}): train without `lora`, or with other layers in it; the run's checkpoint is kept"
+                f"{spread:.3g}): {advice}nothing is lost: the run's checkpoint is kept, with which the same command "
+                f"tries to publish again, and what was saved is in the run's folder {REFUSED}"
             )
 
 
@@ -106,13 +130,19 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, torch.device]:
 
 
 @torch.no_grad()
-def _values(model: Any, text: Text, device: torch.device) -> Tensor:
-    """(T,) log-probabilities of a text's T response tokens, or (1,) its score, without padding."""
+def _values(model: Any, text: Text, device: torch.device) -> tuple[Tensor, float]:
+    """The values of a text, without padding, and the size of the largest number that they are made of.
+
+    Returns:
+        (T,) log-probabilities of its T response tokens, and the largest of their logits and logsumexps; or (1,) its
+        score, and its size.
+    """
     ids = torch.from_numpy(np.concatenate([text.prompt, text.tail]).astype(np.int64)).to(device)
     logits = model(input_ids=ids[None], use_cache=False).logits
     if logits.ndim == 2:
         scores: Tensor = logits[:, 0].float()
-        return scores
+        return scores, float(scores.abs().max())
     first = len(text.prompt) + text.lead
-    logps: Tensor = logits[0, first - 1 : -1].float().log_softmax(-1)
-    return logps.gather(1, ids[first:, None])[:, 0]
+    logits = logits[0, first - 1 : -1].float()
+    chosen, whole = logits.gather(1, ids[first:, None])[:, 0], logits.logsumexp(-1)
+    return chosen - whole, float(torch.cat([chosen, whole]).abs().max()) if len(chosen) else 0.0

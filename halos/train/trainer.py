@@ -141,9 +141,9 @@ class Trainer:
                 with self.dropout.as_configured():
                     self.publisher.model(self._kept / f"step{step}", merge=False)
             reason = self.stopping.reason(self.accelerator)
-            if not last and (reason or step % self.stage.checkpoint_every == 0):
-                self._save_checkpoint(step)
-                if reason:
+            if last or reason or step % self.stage.checkpoint_every == 0:
+                self._save_checkpoint(step, must=not last)
+                if reason and not last:
                     bar.close()
                     raise Stopped(f"stopped by {reason} after step {step} of {len(self.batches)}, with a checkpoint; "
                                   f"run the same command again to go on")  # fmt: skip
@@ -275,9 +275,15 @@ class Trainer:
             self.log.cut(step)
         return step
 
-    def _save_checkpoint(self, step: int) -> None:
+    def _save_checkpoint(self, step: int, must: bool) -> None:
+        """Save the state after `step` steps. After the last one it need not be, so that a disk with room for the model
+        alone is enough; but a model that is refused, or a stop while it is published, then costs no training."""
         meta = {"seconds": self._total_seconds(), "tokens": self.tokens}
-        self.checkpoints.save(step, *self._trained(), meta, self.accelerator)
+        try:
+            self.checkpoints.save(step, *self._trained(), meta, self.accelerator)
+        except HalosError:
+            if must or self.accelerator.num_processes > 1:  # the others wait for this one
+                raise
 
     def _trained(self) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
         """The modules of a checkpoint by the names of their files, and the optimiser."""

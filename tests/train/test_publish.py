@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,14 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.errors import HalosError
 from halos.files import hash_weights
+from halos.forward.layout import Text
 from halos.manifest import Manifest
 from halos.reference.cache import expected_hashes
 from halos.settings import dump, read_slice
 from halos.tokens.store import Store
+from halos.train.reloaded import Probe, _values
 from halos.train.run import train
 from tests.conftest import World
 from tests.models.test_models import LORA, tied
-from tests.train.runs import weights
+from tests.train.runs import assert_equal, weights
 
 
 def test_the_manifest_ties_the_model_to_what_made_it(world: World, tmp_path: Path) -> None:
@@ -89,7 +93,59 @@ def test_a_model_that_loads_as_another_is_not_published(
     with pytest.raises(HalosError, match=r"^the trained model is not published: .* gives other values") as caught:
         world.train(tmp_path / "run", "sft", parent=tied_parent(world, tmp_path / "tied"), changes=changes)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+    assert "train with other layers in `lora`" in str(caught.value)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "refused"]
+
+
+@pytest.mark.parametrize("lora", [None, {**LORA, "dropout": 0.1}], ids=["full", "lora"])
+def test_a_refused_model_loses_nothing(
+    lora: dict[str, Any] | None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint and its folder are kept, and the same command publishes what an undisturbed run does."""
+    changes = {
+        "examples": 16,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "warmup": 0,
+        "lora": lora,
+    }  # fewer steps than checkpoint_every
+    whole = world.train(tmp_path / "whole", "sft", changes=changes)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("halos.train.reloaded.TOLERANCE", {"fp32": -1.0})
+        with pytest.raises(HalosError, match=r"^the trained model is not published: .* nothing is lost") as caught:
+            world.train(run, "sft", changes=changes)
+    assert ("`lora`" in str(caught.value)) == (lora is not None)
+    refused = load_file(run / "refused/model.safetensors")
+    assert all(torch.equal(value, refused[name]) for name, value in weights(whole).items())
+    monkeypatch.setattr("halos.train.trainer.Trainer.step", None)  # nothing is trained again
+    world.train(run, "sft", changes=changes)
+    assert_equal(run, whole)
+    assert sorted(path.name for path in run.iterdir()) == ["manifest.json", "model", "train.jsonl"]
+
+
+def test_rounding_is_no_other_model(world: World) -> None:
+    """Values that are all alike have no deviation that rounding could be related to: one token, or texts by heart."""
+    text = Text(0, np.arange(5, 9), np.array([9]))
+    model = AutoModelForCausalLM.from_pretrained(world.base / "model")
+    value = _values(model, text, torch.device("cpu"))[0]
+    probe = Probe([text], value + 2e-6, "fp32", False, False, torch.device("cpu"))
+    probe.check(world.base / "model")
+    with pytest.raises(HalosError, match="not published"):
+        replace(probe, values=value + 1e-3).check(world.base / "model")
+    replace(probe, texts=[replace(text, tail=np.array([], np.int64))], values=value[:0]).check(world.base / "model")
+
+
+def test_a_token_that_is_sent_to_an_equally_good_expert_is_no_other_model(world: World) -> None:
+    text = Text(0, np.arange(5, 9), np.arange(10, 40))
+    values = _values(AutoModelForCausalLM.from_pretrained(world.base / "model"), text, torch.device("cpu"))[0]
+    probe = Probe([text], values, "fp32", True, False, torch.device("cpu"))
+    some = torch.arange(len(values)) % 4 == 0
+    replace(probe, values=values + 0.3 * some).check(world.base / "model")
+    for other in (replace(probe, values=values + 0.3 * ~some),
+                  replace(probe, values=values + 0.3 * some, has_experts=False)):  # fmt: skip
+        with pytest.raises(HalosError, match="not published"):
+            other.check(world.base / "model")
 
 
 def test_weights_that_a_class_changes_when_evaluated_are_published_as_trained(world: World, tmp_path: Path) -> None:
