@@ -7,9 +7,11 @@ before anything runs.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,10 +25,12 @@ from halos.online.settings import Labeller
 from halos.registry import LOSSES, load_plugins, suggest
 from halos.sample.settings import Prompts
 from halos.scoring.settings import Scorer
+from halos.settings import numbers
 from halos.study.cells import BASE
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
-from halos.train.settings import Stage
+from halos.train.settings import Lora, Stage
+from halos.train.words import lora_meaning
 from halos.views import VIEWS
 
 KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")
@@ -68,9 +72,7 @@ class Config(BaseModel):
                 try:
                     own = self.stage(stage, name)
                 except ValidationError as error:
-                    first = error.errors()[0]
-                    where = ".".join(map(str, (f"models.{name}.stages.{stage}", *first["loc"])))
-                    raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+                    raise ValueError(_sentences(error, Stage, f"models.{name}.stages.{stage}")) from None
                 if own.loss != self.stages[stage].loss:
                     every = self.stages[stage].loss_name
                     raise ValueError(f"models.{name}.stages.{stage}.loss: it is {every} for every model; add a stage "
@@ -168,27 +170,61 @@ class Config(BaseModel):
             raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
 
 
-def _sentences(error: ValidationError) -> str:
-    """pydantic's errors, a line for each: the place, the mistake, and a similar key that exists."""
+def _owner(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The entry whose keys the last part of a place in `root` is one of; None where that is not certain."""
+    found, is_id = [root], False
+    for part in loc[:-1]:
+        fields = [kind.model_fields[str(part)].annotation for kind in found if part in kind.model_fields]
+        if fields and not is_id:
+            found = list(chain(*map(_entries, fields)))
+            is_id = any(get_origin(field) is dict for field in fields)
+        else:
+            is_id = False
+    return found[0] if len(found) == 1 else None
+
+
+def _entries(annotation: Any) -> list[type[BaseModel]]:
+    """The kinds of entries in a type, such as that of the values of a dictionary."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return list(chain(*map(_entries, get_args(annotation))))
+
+
+def _sentences(error: ValidationError, root: type[BaseModel], within: str = "") -> str:
+    """pydantic's errors, a line for each: the place, the mistake, and a similar key that exists.
+
+    Args:
+        error: of an entry or of the whole config.
+        root: its type.
+        within: the place of the entry in the config.
+    """
     lines = []
     places = [mistake["loc"] for mistake in error.errors()]
     for mistake in error.errors():
         loc = mistake["loc"]
         if any(len(place) > len(loc) and place[: len(loc)] == loc for place in places):
             continue  # it follows from a mistake within, such as a list with too few valid items
-        where = ".".join(map(str, loc))
+        where = ".".join(map(str, (within, *loc) if within else loc))
         if mistake["type"] == "extra_forbidden":
-            owners: dict[str, type[BaseModel]] = {
-                "models": Model, "datasets": Dataset, "prompts": Prompts, "judges": Judge, "tasks": Task, "grids": Grid,
-                "labellers": Labeller
-            }  # fmt: skip
-            owner = Config if len(loc) == 1 else owners.get(str(loc[0])) if len(loc) == 3 else None
+            owner = _owner(root, loc)
             hint = suggest(str(loc[-1]), owner.model_fields) if owner else "; take it out or correct its name"
+            if owner is Lora:
+                hint = lora_meaning(str(loc[-1])) or hint
             lines.append(f"{where}: unknown key{hint}")
         else:
             message = mistake["msg"].removeprefix("Value error, ")
             lines.append(f"{where}: {message}" if where else message)
     return "\n".join(lines)
+
+
+def _not_finite(content: Any, where: str = "") -> str | None:
+    """The place in a config of a number that no JSON file can hold, such as a manifest; None where there is none."""
+    if isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        places = (_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items)
+        return next(filter(None, places), None)
+    number = numbers(content)
+    return f"{where}: {content}" if isinstance(number, float) and not math.isfinite(number) else None
 
 
 def load(source: str | Path | dict[str, Any]) -> Config:
@@ -211,12 +247,14 @@ def load(source: str | Path | dict[str, Any]) -> Config:
             raise HalosError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise HalosError(f"{source} must hold keys (models:, datasets:, ...), not a {type(content).__name__}")
+    if place := _not_finite(content):
+        raise HalosError(f"{place} is no finite number: give one, or take it out")
     plugins = content.get("plugins")
     load_plugins(plugins if isinstance(plugins, list | tuple) else ())  # anything else is refused below
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise HalosError(_sentences(error)) from None
+        raise HalosError(_sentences(error, Config)) from None
 
 
 def schema() -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Lora(Strict):
 
     r: Positive = Field(64, description="rank of the adapters")
     alpha: Positive = Field(256, description="scale of the adapters: their update is multiplied by alpha / r")
-    dropout: Fraction = Field(0.05, description="dropout on the adapters' inputs")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' inputs")
     target_modules: Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_names)] = Field(
         "all-linear",
         description="names of the layers to adapt; all-linear: every linear layer but the output layer, and the "
@@ -151,7 +151,7 @@ class Stage(BaseModel):
         "default the config's router_aux_loss_coef where it has output_router_logits: true, else 0",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters; by default all weights are trained")
-    freeze: tuple[str, ...] = Field(
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         (), description="patterns of names of weights that are not trained: [model.embed_tokens.*, model.layers.0.*]"
     )
     humanline: bool = Field(
@@ -212,10 +212,8 @@ class Stage(BaseModel):
             self.make_loss()
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(
-                f"loss {self.loss_name!r}: {where}: {first['msg'].removeprefix('Value error, ')}"
-            ) from None
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ValueError(f"loss {self.loss_name!r}: {where}{first['msg'].removeprefix('Value error, ')}") from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"loss {self.loss_name!r}: {error}") from None
         return self

@@ -103,6 +103,16 @@ MEANINGS = {
     "beta": "this loss has none, nor anything like it: take it out",
 }  # fmt: skip
 """Word -> what to do, where no setting and no hyperparameter of the loss has that name."""
+LORA = {
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_target_modules": "target_modules",
+    "lora_modules_to_save": "modules_to_save",
+}
+"""Word of peft and TRL -> the setting of `lora` that it is."""
 SYNONYMS = {
     "beta": ("tau", "kl_weight"),
     "tau": ("beta",),
@@ -119,6 +129,11 @@ SYNONYMS = {
     "lambda": ("odds_ratio_weight",),
 }
 """Word -> hyperparameters by which losses call what others call so."""
+
+
+def lora_meaning(word: str) -> str | None:
+    """The end of a message about a word that is no setting of `lora`; None for one that is not known."""
+    return f"; it is called `{LORA[word]}` here" if word in LORA else None
 
 
 def meaning(word: str, known: Collection[str]) -> str | None:

@@ -14,7 +14,7 @@ from halos.losses.mixture import has_chosen
 from halos.models.settings import Model, Resources
 from halos.registry import LOSSES
 from halos.train.settings import Lora, Stage
-from halos.train.words import MEANINGS, SYNONYMS, meaning
+from halos.train.words import LORA, MEANINGS, SYNONYMS, meaning
 
 HYPERPARAMETERS = {field.name for loss in LOSSES for field in dataclasses.fields(LOSSES[loss])}
 SETTINGS = set(Stage.model_fields) - {"label"}
@@ -52,6 +52,11 @@ def test_each_word_is_refused_with_what_it_means(word: str) -> None:
 )
 def test_a_hyperparameter_is_named_as_its_loss_has_it(loss: str, word: str, meant: str) -> None:
     assert f"this loss calls it {meant}" in refusal(loss, word)
+
+
+def test_words_of_adapters_are_settings_of_lora() -> None:
+    assert set(LORA.values()) <= set(Lora.model_fields)
+    assert not LORA.keys() & Lora.model_fields.keys()
 
 
 def test_the_answers_name_settings_that_exist() -> None:
