@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,9 +126,10 @@ def _config(model: Any, settings: dict[str, Any], scores: bool, tokens: Sequence
     layers, experts = list(_linear(model)), list(_experts(model))
     wanted = settings["target_modules"]
     everything = wanted == ALL
+    shared = _shared(model)
     saved = _resolve("modules_to_save", settings.get("modules_to_save", ()), [n for n, _ in model.named_modules() if n])
     if everything:
-        modules, parameters = _without_ends(model, layers), experts
+        modules, parameters = [name for name in _without_ends(model, layers) if name not in shared], experts
     else:
         known = [*layers, *_names_of(model, model.get_input_embeddings())]
         modules = _resolve("target_modules", [wanted] if isinstance(wanted, str) else wanted, known)
@@ -135,6 +137,11 @@ def _config(model: Any, settings: dict[str, Any], scores: bool, tokens: Sequence
     known = [name for name, p in model.named_parameters() if p.ndim in (2, 3)]
     parameters += _resolve("target_parameters", settings.get("target_parameters", ()), known)
     modules = [name for name in modules if not _is_named(name, saved)]
+    if one := [name for name in shared if name in modules or _is_named(name, saved)]:
+        raise HalosError(
+            f"lora: {one[0]} has its weight in common with another layer, and adapters of each could not be merged "
+            "into it: take it out of the layers of `lora` (`target_modules: all-linear` leaves it out)"
+        )
     taken = _taken_for_experts(model, modules)
     parameters = sorted({*parameters, *(f"{name}.weight" for name in taken)})
     modules = [name for name in modules if name not in taken]
@@ -202,12 +209,26 @@ def _encoders(model: Any) -> list[str]:
 
 
 def _experts(model: nn.Module) -> Iterator[str]:
-    """Names of the parameters that hold one matrix for each expert: (experts, rows, columns)."""
+    """Names of the parameters that hold one matrix for each expert: (experts, rows, columns).
+
+    DBRX's, in two dimensions, are left out: its layers read them from the module by name, which peft's wrapper lacks.
+    """
     for name, module in model.named_modules():
         if "expert" in type(module).__name__.lower():
             for parameter, values in module.named_parameters(recurse=False):
                 if values.ndim == 3:
                     yield f"{name}.{parameter}"
+
+
+def _shared(model: Any) -> list[str]:
+    """Names of the layers whose weight is also that of another, but for the input and the output layer.
+
+    peft would give each of them adapters (Zamba's repeated block).
+    """
+    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    layers = [(n, m.weight) for n, m in model.named_modules() if m not in ends and hasattr(m, "weight")]
+    times = Counter(id(weight) for _, weight in layers)
+    return [name for name, weight in layers if times[id(weight)] > 1]
 
 
 def _without_ends(model: Any, layers: list[str]) -> list[str]:

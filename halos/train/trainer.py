@@ -239,8 +239,9 @@ class Trainer:
                 )
         precision = self.inputs.settings.precision
         return (
-            "no weight has changed yet, so the learning rate is not the reason: look at the scores in the data and at "
-            "the reference's log-probabilities" + (", or set `precision: fp32`" if precision != "fp32" else "")
+            "no weight has changed yet, so the learning rate is not the reason: look at the scores and weights in the "
+            "data and at the reference's log-probabilities"
+            + (", or set `precision: fp32`" if precision != "fp32" else "")
         )
 
     def _prepare(self, examples: Examples, indices: np.ndarray) -> LocalBatch:

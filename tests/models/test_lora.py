@@ -67,6 +67,28 @@ def test_layers_that_peft_refuses_are_left_out_and_named(kind: str, left: str) -
     assert f"{left}.weight" in coverage(adapted).text
 
 
+ZAMBA = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
+         "use_mamba_kernels": False, "mamba_d_state": 4, "n_mamba_heads": 2, "attention_head_dim": 16}  # fmt: skip
+
+
+def test_layers_that_share_a_weight_are_left_out_or_refused(tmp_path: Path) -> None:
+    """Adapters of each layer that repeats Zamba's block would all be merged into the one block."""
+    adapted = with_lora(made("zamba", **ZAMBA), LORA)
+    names = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert any("mamba.in_proj" in name for name in names)
+    assert not any("shared_transf" in name for name in names)
+    assert "model.layers.*.shared_transf.self_attn.q_proj.weight" in coverage(adapted).text
+    moved(adapted).eval()
+    with torch.no_grad():
+        expected = adapted(IDS).logits
+        adapted.merge_and_unload().save_pretrained(tmp_path)
+        found = AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for settings in ({"target_modules": ("q_proj",)}, {"modules_to_save": ("o_proj",)}):
+        with pytest.raises(HalosError, match=r"^lora: model\.layers\.1\..*_proj has its weight in common with another"):
+            with_lora(made("zamba", **ZAMBA), {**LORA, **settings})
+
+
 def test_a_name_needs_no_list(world: World) -> None:
     from halos.train.settings import Lora
 
