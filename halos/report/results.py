@@ -121,10 +121,13 @@ class Results:
         """The stage that a cell trained, with every setting; empty for a base model."""
         return {} if cell.stage is None else dict(self.manifest(cell).config["stage"])
 
+    def stages(self, cell: Cell) -> list[dict[str, Any]]:
+        """The settings of each stage of a cell's method, in order."""
+        return [self.settings(made) for made in reversed(list(cell.lineage())) if made.stage is not None]
+
     def losses(self, cell: Cell) -> list[str]:
         """The loss of each stage of a cell's method, in words and in order."""
-        made = [made for made in reversed(list(cell.lineage())) if made.stage is not None]
-        return [loss_text(self.settings(one)["loss"]) for one in made]
+        return [loss_text(stage["loss"]) for stage in self.stages(cell)]
 
     def loss(self, method: str) -> str:
         """The loss of a method's last stage, of a mixture the leading one; `base` for the base model."""

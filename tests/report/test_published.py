@@ -117,3 +117,25 @@ def test_a_run_with_other_settings_is_no_match():
     assert run(keep_undesirable=0.05, undesirable_weight=15.04) == "fracdata_kto_llama7b_FD1.0_WD1.0_FU0.05_WU15.04"
     assert run(keep_undesirable=0.05) is None
     assert run(desirable_weight=1.1) is None
+
+
+@pytest.mark.parametrize(
+    ("stages", "rows"),
+    [
+        ({"dpo": {"sft_weight": 0.0, "humanline": False}, "slic": {"sft_weight": 0.1}}, {"dpo", "slic", "slic-dpo"}),
+        ({"dpo": {"sft_weight": 0.5}}, {"slic"}),
+        ({"dpo": {"humanline": True}}, {"slic"}),
+        ({"slic": {"margin_weight": 1.0}}, {"dpo"}),
+        ({"dpo": {"sync_reference": 8}}, {"slic"}),
+    ],
+)
+def test_a_stage_that_trains_something_beside_its_loss_is_not_published(stages, rows, tmp_path):
+    """DPO with sft_weight is RPO; SLiC's own is a part of it. What a parent trained counts as well."""
+    methods = ("dpo", "slic", "slic-dpo")
+    config, results = write(tmp_path, models=("llama-7b",), methods=methods, seeds=(1,), tasks=(), score=lambda *_: 1.0,
+                            published="archangel", stages=stages, parameters=None)  # fmt: skip
+    runs = pd.concat([RUNS, RUNS[RUNS["method"] == "sft-dpo"].assign(method="slic-dpo")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "load", lambda name: runs)
+        frame = published.Published().frame(Results(config, results))
+    assert set(frame["method"]) == rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from halos.errors import HalosError
-from halos.registry import suggest
+from halos.registry import LOSSES, suggest
 from halos.report import proportions, statistics
 from halos.report.lazy import pd
 from halos.report.measures import ROW, rows
@@ -20,6 +21,7 @@ from halos.report.subject import Outline, Subject, subject
 from halos.report.subjects.size import by_size
 from halos.report.words import Page, records, row_names
 from halos.study.settings import PUBLISHED, PUBLISHED_WINRATES
+from halos.train.mixing import SFT_WEIGHT
 
 NO_PUBLISHED = "No run of this grid is among the published ones."
 FOLDER = Path(__file__).parents[1] / "published"
@@ -28,6 +30,8 @@ PAPER_LEVEL = 0.9
 LABELS = {"base": "Base", "slic": "SLiC"}
 SETTINGS = ["keep_desirable", "keep_undesirable", "desirable_weight", "undesirable_weight", "one_per_prompt"]
 """Columns that a run must agree with beside model and method, where they are not empty."""
+EXTENSIONS = ("humanline", "sync_reference", "sft_weight", "margin_weight", "online")
+"""Settings by which a loss is another method than the published one of its name."""
 COMPARED = ["judge", *ROW, "ours", "low", "high", "published", "published_low", "published_high", "difference",
              "difference_low", "difference_high", "seeds", "prompts", "published_n", "published_dataset",
              "run"]  # fmt: skip
@@ -52,7 +56,7 @@ class Published(Subject):
             cell = results.cells_of(*ids)[0]
             run = match(runs, results.hub(ids[1]), results.losses(cell), results.settings(cell))
             values = results.values(judge, *ids, STRICT)
-            if run is None or values.empty:
+            if run is None or values.empty or not all(map(is_plain, results.stages(cell))):
                 continue
             ours = statistics.estimate(values, bounded=True)
             theirs = statistics.Estimate(run["win_rate"], *proportions.wilson(run["wins"], run["n"]), 1, run["n"])
@@ -126,6 +130,13 @@ def match(runs: pd.DataFrame, model: str, losses: list[str], settings: dict[str,
         wanted = settings.get(key)
         matches = matches[matches[key].isna() | np.isclose(matches[key], np.nan if wanted is None else float(wanted))]
     return {str(k): v for k, v in matches.iloc[0].items()} if len(matches) else None
+
+
+def is_plain(settings: dict[str, Any]) -> bool:
+    """Whether a stage trains its loss and nothing beside; `sft_weight` is a part of losses that have one themselves."""
+    loss = settings["loss"]
+    own = [field.name for field in fields(LOSSES[loss])] if loss in LOSSES else []
+    return not any(settings.get(name) for name in EXTENSIONS if name != SFT_WEIGHT or name not in own)
 
 
 def draw(output: Path, name: str = "archangel") -> None:
