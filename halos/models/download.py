@@ -89,7 +89,8 @@ def local_base(adapters: Path) -> Path | None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that make the model or the adapters in a folder."""
-    return sorted({*chain.from_iterable(map(folder.glob, PATTERNS)), *folder.rglob(TEMPLATES)})
+    files = {*chain.from_iterable(map(folder.glob, PATTERNS)), *folder.rglob(TEMPLATES)}
+    return sorted(path for path in files if path.is_file())
 
 
 def snapshot(name: str, hub: str, revision: str) -> Path:
@@ -122,9 +123,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
     Raises:
-        HalosError: there are none.
+        HalosError: there are none, or one is a link to a file that is gone.
     """
     files = sorted(folder.glob("*.safetensors"))
+    if gone := [path for path in files if not path.is_file()]:
+        raise HalosError(f"{gone[0]} is a link to {gone[0].readlink()}, which is gone: put the weights there again")
     if not files:
         raise HalosError(f"{folder} holds no safetensors weights; convert the model to safetensors first")
     return files

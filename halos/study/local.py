@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from halos.errors import HalosError
 from halos.files import hash_content, hash_file, write_json
 from halos.models.download import ADAPTERS, local_base, model_files
 from halos.study.cells import RESULTS
@@ -61,7 +63,8 @@ def _hash_of(path: Path, state: tuple[int, ...]) -> str:
         if not settled:
             return digest
         known = {k: v for k, v in _known().items() if not k.startswith(f"{path} ")} | {key: digest}
-        write_json(KNOWN, known)
+        with suppress(HalosError, OSError):  # they are computed again where there is no room for them
+            write_json(KNOWN, known)
     return known[key]
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from halos.errors import HalosError
+from halos.models.download import weight_files
 from halos.study import catalogue as C
 from halos.study import local
 from halos.study.slices import config_slice
@@ -151,6 +152,35 @@ def test_a_file_that_changes_now_is_not_remembered(
         another_command()
     assert hashed == [file, file]
     assert not local.KNOWN.exists()
+
+
+def test_hashes_that_cannot_be_remembered_are_computed_again(
+    tmp_path: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the results are full or another's."""
+    (tmp_path / "known.json").mkdir()
+    file = tmp_path / "weights"
+    file.write_text("one")
+    found = []
+    for _ in range(2):
+        found.append(local.contents([file]))
+        another_command()
+    assert hashed == [file, file]
+    assert found[0] == found[1]
+
+
+def test_weights_that_a_link_no_longer_finds_make_another_slice_and_are_named(tmp_path: Path) -> None:
+    """A folder of the hub's cache links to files elsewhere, which someone may remove."""
+    folder = folder_of(tmp_path / "model", {"config.json": "{}"})
+    (tmp_path / "blob").write_text("weights")
+    (folder / "model.safetensors").symlink_to(tmp_path / "blob")
+    (folder / "more.json").mkdir()
+    before = local.contents([folder])
+    assert weight_files(folder)
+    (tmp_path / "blob").unlink()
+    assert local.contents([folder]) != before
+    with pytest.raises(HalosError, match=r"model\.safetensors is a link to .*/blob, which is gone"):
+        weight_files(folder)
 
 
 def test_adapters_that_name_no_base_are_one_sentence(tmp_path: Path) -> None:
