@@ -37,16 +37,18 @@ def check_fields(model_type: str, fields: dict[str, Any], kind: Any = None, wher
     Raises:
         HalosError: there is no such type, or a field is neither of the class nor read by the code of its models.
     """
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if kind is None:
         if model_type not in CONFIG_MAPPING:
-            raise HalosError(f"unknown model_type {model_type!r}{suggest(model_type, CONFIG_MAPPING.keys())}")
+            place = f"{where[:-1]}: " if where else ""
+            raise HalosError(f"{place}unknown model_type {model_type!r}{suggest(model_type, CONFIG_MAPPING.keys())}")
         kind = CONFIG_MAPPING[model_type]
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
     known |= {name for name, _ in inspect.getmembers(kind, lambda member: isinstance(member, property))}
     for name, value in fields.items():
-        is_known = name in known or name == "model_type" or re.search(rf"\b{re.escape(name)}\b", _source(kind))
+        is_known = name in known or name == "model_type" or _is_read(kind, name)
         if not is_known and _is_only_kept(kind, name, fields):
             public = {name for name in known if not name.startswith("_")}
             raise HalosError(f"{where}{name} is no field of {kind.__name__}{suggest(name, public)}")
@@ -54,41 +56,65 @@ def check_fields(model_type: str, fields: dict[str, Any], kind: Any = None, wher
             _check_rope(kind, value, f"{where}{name}.")
         part = kind.sub_configs.get(name)
         if part is not None and isinstance(value, dict):
-            nested = value.get("model_type", getattr(part, "model_type", ""))
-            check_fields(nested, value, None if nested in CONFIG_MAPPING else part, f"{where}{name}.")
+            if "model_type" in value:
+                nested, part = value["model_type"], None
+            elif part is AutoConfig:  # of the type that the class takes by itself
+                nested, part = "", type(getattr(kind(), name))
+            else:
+                nested = ""
+            check_fields(nested, value, part, f"{where}{name}.")
+
+
+def _is_read(kind: Any, name: str) -> bool:
+    """Whether the code of a class of configs or of its models reads a field that the class does not list."""
+    configs, models = _source(kind)
+    word = re.escape(name)
+    argument = rf"\w[(\[](?:[\w.]+,\s*)?[\"']{word}[\"']|[\"']{word}[\"'] in kwargs"  # of pop, getattr or [...]
+    return bool(
+        re.search(rf"{argument}|\bself\.{word}\b", configs) or re.search(rf"{argument}|config\.{word}\b", models)
+    )
 
 
 def _is_only_kept(kind: Any, name: str, fields: dict[str, Any]) -> bool:
-    """Whether a class of configs does nothing with a field but keep it; some take fields by names that they compose."""
+    """Whether a class of configs does nothing with a field but keep it; some take fields by names that they compose.
+
+    A field whose value the class refuses is one that it takes.
+    """
     try:
         return name in vars(kind(**fields))
     except Exception:  # a class raises whatever it likes for values that it cannot take
-        return True
+        try:
+            kind(**{other: value for other, value in fields.items() if other != name})
+        except Exception:  # whether it is for this field cannot be told
+            return True
+        return False
 
 
 def _check_rope(kind: Any, fields: dict[str, Any], where: str) -> None:
     """Refuse parameters of rotary positions that neither transformers' types of them nor the model's class read."""
     from transformers import modeling_rope_utils
 
-    source = inspect.getsource(modeling_rope_utils) + _source(kind)
+    source = inspect.getsource(modeling_rope_utils) + "".join(_source(kind))
+    words = set(re.findall(r"[\"'](\w+)[\"']", source))
+    known = set(re.findall(r"[\"'](\w+)[\"']", inspect.getsource(modeling_rope_utils)))
     for name, value in fields.items():
+        if name not in words:
+            raise HalosError(f"{where}{name} is no field of rotary positions{suggest(name, known)}")
         if isinstance(value, dict):  # by the kind of layer
             _check_rope(kind, value, f"{where}{name}.")
-        elif not re.search(rf"[\"']{re.escape(name)}[\"']", source):
-            known = re.findall(r"[\"'](\w+)[\"']", inspect.getsource(modeling_rope_utils))
-            raise HalosError(f"{where}{name} is no field of rotary positions{suggest(name, set(known))}")
+        elif name in ("rope_type", "type") and value not in words:
+            kinds = modeling_rope_utils.ROPE_INIT_FUNCTIONS
+            raise HalosError(f"{where}{name} {value!r} is no type of rotary positions{suggest(str(value), kinds)}")
 
 
 @cache
-def _source(kind: Any) -> str:
-    """The code of a class of configs, of what it inherits and of its models: some read fields that it does not list."""
+def _source(kind: Any) -> tuple[str, str]:
+    """The code of a class of configs and of what it inherits, and that of its models."""
     bases = (base for base in kind.__mro__ if base.__module__.startswith("transformers"))
-    texts = [inspect.getsource(sys.modules[base.__module__]) for base in bases]
+    configs = "\n".join(inspect.getsource(sys.modules[base.__module__]) for base in bases)
     package, _, module = kind.__module__.rpartition(".")
     spec = find_spec(f"{package}.{module.replace('configuration_', 'modeling_', 1)}")
-    if spec is not None and spec.origin is not None:
-        texts.append(Path(spec.origin).read_text())
-    return "\n".join(texts)
+    return configs, Path(spec.origin).read_text() if spec is not None and spec.origin is not None else ""
 
 
 def check_known(folder: Path) -> None:

@@ -53,6 +53,14 @@ def made(folder: Path, **entry: Any) -> Path:
             "rope_parameters.full_attention.factr",
         ),
         ("lama", {}, "unknown model_type 'lama'; did you mean 'llama'?"),
+        ("llava", {"text_config": {"model_type": "lama"}}, "text_config: unknown model_type 'lama'; did you mean"),
+        ("gemma3", {"vision_config": {"hiden_size": 8}}, "vision_config.hiden_size is no field of SiglipVisionConfig"),
+        ("llama", {"rope_parameters": {"rope_type": "yarm"}}, "rope_parameters.rope_type 'yarm' is no type of rotary"),
+        ("gemma3_text", {"rope_parameters": {"full_atention": {"factor": 2.0}}}, "rope_parameters.full_atention is no"),
+        # words of the code that read no field
+        ("llama", {"layers": 2}, "layers is no field of LlamaConfig"),
+        ("llama", {"hidden": 2}, "hidden is no field of LlamaConfig"),
+        ("llama", {"size": 2}, "size is no field of LlamaConfig"),
     ],
 )
 def test_a_misspelt_field_is_refused_with_the_closest_one(
@@ -68,6 +76,8 @@ def test_fields_of_a_class_by_other_names_and_of_old_files_are_known() -> None:
     check_fields("llama", {"rope_theta": 1e4, "rope_scaling": None, "tie_word_embeddings": True})
     check_fields("gemma4_text", {"global_head_dim": 8})
     check_fields("dots3_note_text", tiny("dots3_note_text", 64))
+    check_fields("dots3_note_text", {"swa_num_attention_heads": 4})  # whose value its class refuses beside its defaults
+    check_fields("gemma3", {"vision_config": {"hidden_size": 8}})
     check_fields("dbrx", {"attn_config": {"rope_theta": 1e4}})
 
 
