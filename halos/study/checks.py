@@ -1,4 +1,4 @@
-"""Checks of a study before anything runs: its local files and its keys."""
+"""Checks of a study before anything runs: its local files, its keys, and settings of stages that no cell reads."""
 
 from __future__ import annotations
 
@@ -53,6 +53,30 @@ def check_files(study: Study) -> None:
         for wanted in (baseline, judge.difficulties):
             if wanted is not None and _missing(wanted):
                 raise HalosError(f"judges.{name} wants {wanted}, which does not exist; put it there")
+
+
+def overridden(study: Study) -> str | None:
+    """A line on settings of `stages:` that no cell of a study reads, because each of its models has its own.
+
+    Only those are named that differ from their default, as an edited one does: a stage may say its default for the
+    reader.
+    """
+    models: dict[str, set[str]] = {}
+    for cell in study.trained:
+        models.setdefault(str(cell.stage), set()).add(cell.model)
+    found = []
+    for name, of in models.items():
+        own = [study.config.models[model].stages.get(name, {}) for model in of]
+        in_force = [study.config.stage(name, model) for model in of]
+        for key, value in study.config.stages[name].changed.items():
+            if all(key in settings for settings in own) and value not in [stage.changed.get(key) for stage in in_force]:
+                found.append(f"stages.{name}.{key}")
+    if not found:
+        return None
+    return (
+        f"without effect in the grid {study.grid}: {', '.join(found)}; each of its models has a value of its own, in "
+        f"models.MODEL.stages: change it there, or give yours by --config"
+    )
 
 
 def check_splits(study: Study) -> None:

@@ -279,6 +279,15 @@ class Stage(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """Setting or hyperparameter -> value, of those that differ from their default."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        for name in loss_names(self.loss):
+            defaults |= {f.name: f.default for f in dataclasses.fields(LOSSES[name])}
+        given = {key: numbers(getattr(self, key)) for key in sorted(self.model_fields_set)}
+        return {key: value for key, value in given.items() if value != defaults.get(key)}
+
+    @property
     def sync_every(self) -> int | None:
         """Steps between two syncs of a live reference; None for a fixed, and so cached, reference."""
         return self.sync_reference or (1 if self.humanline else None)
