@@ -27,6 +27,7 @@ from halos.study.checks import (
     check_files,
     check_keys,
     check_splits,
+    check_views,
     overridden,
 )
 from halos.study.layers import typed
@@ -43,6 +44,7 @@ try:
     study = Study(load(*layers, typed(dict(workflow.config_settings.config))))
     check_files(study)
     check_splits(study)
+    check_views(study)
 except HalosError as error:
     raise WorkflowError(str(error))
 if workflow.is_main_process and (line := overridden(study)) is not None:

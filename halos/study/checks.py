@@ -15,7 +15,8 @@ from halos.scoring.api import read_key
 from halos.study.cells import RESULTS
 from halos.study.paths import Paths
 from halos.study.study import Study
-from halos.tokens.store import no_test_split
+from halos.tokens.store import no_test_split, no_view
+from halos.views import VIEWS
 
 
 def check_files(study: Study) -> None:
@@ -90,6 +91,18 @@ def check_splits(study: Study) -> None:
         has_test = any("test" in source.splits for source in study.config.datasets[name].sources)
         if not has_test and (wanted_by := study.test_for(name)):
             raise HalosError(no_test_split(name, wanted_by))
+
+
+def check_views(study: Study) -> None:
+    """Refuse a study with a stage that reads a plugin's view of a dataset that does not have it.
+
+    Raises:
+        HalosError: naming the dataset, the view and the stage.
+    """
+    for cell in study.trained:
+        view, dataset = study.stage(cell).reads, study.config.datasets[cell.dataset]
+        if VIEWS.plugin(view) and view not in dataset.views:
+            raise HalosError(f"stages.{cell.stage}: {no_view(cell.dataset, view)}")
 
 
 def check_classifiers(study: Study) -> None:

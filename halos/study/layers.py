@@ -76,7 +76,8 @@ def with_model(content: dict[str, Any]) -> dict[str, Any]:
     """
     name, models, grids = content.get("model"), content.get("models") or {}, content.get("grids")
     grid = content.get("grid", "demo")
-    if name is None or not isinstance(models, dict) or not isinstance(grids, dict) or grid not in grids:
+    well_formed = isinstance(grid, str) and isinstance(models, dict) and isinstance(grids, dict) and grid in grids
+    if name is None or not well_formed:
         return content  # what is malformed is refused when the whole is read
     name = str(name)
     if name not in models:

@@ -18,8 +18,8 @@ from halos.study.verify import verify
 
 def show_entries(
     what: Literal[
-        "models", "datasets", "sources", "stages", "losses", "prompts", "labellers", "judges", "verifiers", "tasks",
-        "grids", "cells",
+        "models", "datasets", "sources", "views", "stages", "losses", "forwards", "prompts", "labellers", "judges",
+        "verifiers", "tasks", "grids", "cells",
     ],
     /,
     grid: str | None = None,
