@@ -58,7 +58,7 @@ wildcard_constraints:
     other=patterns.ids("datasets"),
     split="train|test",
     part="responses|mismatched|scores",
-    view="[a-z]+",
+    view="[a-z][a-z0-9_]*",
 
 
 # This runs in the first process alone, before anything is submitted, and never in a dry run.

@@ -1,4 +1,4 @@
-"""Registries of what a user may add to by a plugin: losses, sources, verifiers."""
+"""Registries of what a user may add to by a plugin: losses, forward passes, views, sources, verifiers."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
+        while name not in self._entries and _pending:  # a plugin may read what another one registers
+            _load(_pending.pop(0))
         if name not in self._entries:
             raise HalosError(f"unknown {self.word} {name!r}{suggest(name, self._entries)}")
         return self._entries[name]
@@ -63,18 +65,26 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
+    def values(self) -> Iterator[T]:
+        """All entries, in the order in which they were registered."""
+        return iter(self._entries.values())
+
     def plugin(self, name: str) -> Path | None:
         """The plugin file that registered `name`; None for an entry of the package itself."""
         return self._plugins.get(name)
 
 
 def _origin(entry: Any) -> tuple[str, str]:
-    """Module and name of an entry's definition. A module that runs twice registers entries of the same origin."""
-    return entry.__module__, entry.__qualname__
+    """Module and name of an entry's definition (of an object, of the function that it is made of as `definition`). A
+    module that runs twice registers entries of the same origin."""
+    definition = getattr(entry, "definition", entry)
+    return definition.__module__, definition.__qualname__
 
 
 _loading: list[Path] = []
 _loaded: set[Path] = set()
+_pending: list[Path] = []
+"""Files of the plugins that are being loaded, whose turn has not come."""
 
 
 def load_plugins(files: Iterable[str | Path]) -> None:
@@ -83,27 +93,34 @@ def load_plugins(files: Iterable[str | Path]) -> None:
     Raises:
         HalosError: a file is missing or fails to run.
     """
-    for file in files:
-        path = Path(file)
-        if path.resolve() in _loaded:
-            continue
-        if not path.is_file():
-            raise HalosError(f"plugins: there is no file {path}; write it or take it out of the list")
-        spec = importlib.util.spec_from_file_location(f"halos_plugin_{len(_loaded)}_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look up their module by name
-        _loading.append(path)
-        try:
-            spec.loader.exec_module(module)
-        except HalosError:
-            raise
-        except Exception as error:
-            raise HalosError(f"plugins: {path} fails when it is read: {type(error).__name__}: {error}") from error
-        finally:
-            _loading.pop()
-        _loaded.add(path.resolve())
+    _pending[:] = map(Path, files)
+    try:
+        while _pending:
+            _load(_pending.pop(0))
+    finally:
+        _pending.clear()
+
+
+def _load(path: Path) -> None:
+    if path.resolve() in _loaded:
+        return
+    if not path.is_file():
+        raise HalosError(f"plugins: there is no file {path}; write it or take it out of the list")
+    spec = importlib.util.spec_from_file_location(f"halos_plugin_{len(_loaded) + len(_loading)}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module by name
+    _loading.append(path)
+    try:
+        spec.loader.exec_module(module)
+    except HalosError:
+        raise
+    except Exception as error:
+        raise HalosError(f"plugins: {path} fails when it is read: {type(error).__name__}: {error}") from error
+    finally:
+        _loading.pop()
+    _loaded.add(path.resolve())
 
 
 def plugin_slice(*files: Path | None) -> dict[str, str]:
@@ -116,6 +133,8 @@ def plugin_slice(*files: Path | None) -> dict[str, str]:
 
 LOSSES: Registry[type[Any]] = Registry("loss")
 """name -> frozen dataclass of hyperparameters (halos.losses.Loss)."""
+FORWARDS: Registry[type[Any]] = Registry("forward pass")
+"""name -> dataclass of options (halos.forward.own.Forward)."""
 SOURCES: Registry[Callable[..., Any]] = Registry("source")
 """name -> function(split, **options) that yields halos.data.feedback.Feedback."""
 VERIFIERS: Registry[Callable[[list[dict[str, str]], str], dict[str, float]]] = Registry("verifier")

@@ -1,6 +1,6 @@
 """What all rules share: the validated config.yaml, and the study that is made of it.
 
-Input:   config.yaml, with what the command line or a profile adds
+Input:   config.yaml; over it each file of --configfile; over all --config, of the command line or a profile
 Output:  patterns    of wildcards, from the ids of the config         (halos/workflow/patterns.py)
          targets     the files that the chosen grid asks for          (halos/workflow/targets.py)
          inputs      the files that a job reads                       (halos/workflow/inputs.py)
@@ -16,24 +16,39 @@ where it is an option of the command.
 import sys
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, str(workflow.basedir))
 
 from halos.errors import HalosError
 from halos.study.catalogue import load
-from halos.study.checks import check_classifiers, check_files, check_keys, check_splits
+from halos.study.checks import (
+    check_classifiers,
+    check_files,
+    check_keys,
+    check_splits,
+    check_views,
+    overridden,
+)
+from halos.study.layers import typed
 from halos.study.study import Study
 from halos.workflow.inputs import Inputs
 from halos.workflow.patterns import Patterns
 from halos.workflow.resources import StudyResources
 from halos.workflow.targets import Targets
 
+# Not Snakemake's own `config`: in it, a value that is laid over one entry also changes those that share its YAML anchor.
+above = workflow.overwrite_configfiles
+layers = [*(file for file in workflow.configfiles if file not in above), *above]
 try:
-    study = Study(load(dict(config)))
+    study = Study(load(*layers, typed(dict(workflow.config_settings.config))))
     check_files(study)
     check_splits(study)
+    check_views(study)
 except HalosError as error:
     raise WorkflowError(str(error))
+if workflow.is_main_process and (line := overridden(study)) is not None:
+    logger.warning(line)
 
 patterns = Patterns(study.config)
 targets = Targets(study)

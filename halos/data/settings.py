@@ -7,7 +7,15 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PydanticSchemaGenerationError,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import halos.data.sources  # noqa: F401  # registers them
 from halos.data.feedback import Feedback
@@ -16,6 +24,7 @@ from halos.data.rows import Drop
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
 from halos.settings import Label, Positive, Share, Slice, Strict
+from halos.views import VIEWS
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -148,7 +157,24 @@ class Dataset(Strict):
     split_special_tokens: bool = Field(
         True, description="text that spells a special token stays text; false: it becomes that control token"
     )
+    views: tuple[str, ...] = Field(
+        (), description="views of plugins that it has beside those of the package; a stage's loss may read them"
+    )
     label: Label = Field(None, description="name in tables and figures")
+
+    @field_validator("views")
+    @classmethod
+    def of_plugins(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        """Views that no plugin has registered are refused."""
+        own = [name for name in VIEWS if VIEWS.plugin(name)]
+        for name in views:
+            if name not in own:
+                raise ValueError(
+                    f"every dataset has the view {name!r}: take it out"
+                    if name in VIEWS
+                    else f"no plugin has a view {name!r}{suggest(name, own)}"
+                )
+        return views
 
     @model_validator(mode="after")
     def room_for_a_response(self) -> Dataset:

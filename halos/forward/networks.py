@@ -15,6 +15,7 @@ from halos.errors import HalosError
 from halos.forward.grouping import Grouping, forget_lengths
 from halos.forward.logprobs import pick, token_logps
 from halos.forward.microbatch import Microbatch
+from halos.forward.own import Forward
 
 
 class ValueHead(nn.Module):
@@ -85,15 +86,17 @@ class ResponseLogps(nn.Module):
     Args:
         model: any `AutoModelForCausalLM`, also within a peft model.
         value_head: module from (N, H) hidden states to (N, 1) values, or None; H is `states_size(model)`.
+        own: a plugin's forward pass, run in place of `of_tokens`.
 
     Attributes:
         grouping: which sequences are run side by side.
         head_is_plain: whether the model's logits are its output layer applied to its decoder's last hidden state.
     """
 
-    def __init__(self, model: Any, value_head: nn.Module | None = None) -> None:
+    def __init__(self, model: Any, value_head: nn.Module | None = None, own: Forward | None = None) -> None:
         super().__init__()
         self.model: Any = model
+        self.own = own
         self._no_split_modules = list(model._no_split_modules or [])  # FSDP reads them from the outermost module
         self.value_head = value_head
         self.head_is_plain = _head_is_plain(model)
@@ -104,10 +107,10 @@ class ResponseLogps(nn.Module):
 
         Returns:
             {"logps": (S, T) float32 log-probabilities}; with a value head also {"values": (S, T) float32}, each the
-            value of the state from which its token is predicted.
+            value of the state from which its token is predicted; those of a plugin's pass likewise.
         """
         parts = list(_parts(self, batch))
-        outputs = [self._of_tokens(part) for part in parts]
+        outputs = [self.of_tokens(part) if self.own is None else self._of_own(self.own, part) for part in parts]
         slots = torch.cat([part.layout.slots for part in parts])
 
         def scatter(values: list[Tensor]) -> Tensor:
@@ -117,9 +120,14 @@ class ResponseLogps(nn.Module):
 
         return {name: scatter([values[name] for values in outputs]) for name in outputs[0]}
 
-    def _of_tokens(self, batch: Microbatch) -> dict[str, Tensor]:
-        """{"logps": (M,)} of the response tokens and, with a value head, {"values": (M,)}; float32."""
-        layout, inputs = batch.layout, model_inputs(batch)
+    def of_tokens(self, batch: Microbatch, **changes: Any) -> dict[str, Tensor]:
+        """{"logps": (M,)} of the response tokens and, with a value head, {"values": (M,)}; float32.
+
+        Args:
+            batch: the microbatch.
+            changes: arguments of the model, in place of or beside its own; `inputs_embeds` in place of `input_ids`.
+        """
+        layout, inputs = batch.layout, model_inputs(batch, **changes)
         head = self.model.get_output_embeddings()
         if self.head_is_plain:
             hidden = self.model.get_decoder()(**inputs).last_hidden_state
@@ -135,6 +143,48 @@ class ResponseLogps(nn.Module):
             outputs["values"] = self.value_head(states)[:, 0]
         return outputs
 
+    def logits(self, batch: Microbatch, **changes: Any) -> Tensor:
+        """(M, V) logits from which the response tokens are predicted; arguments as for `of_tokens`."""
+        layout, inputs = batch.layout, model_inputs(batch, **changes)
+        if self.head_is_plain:
+            hidden = self.model.get_decoder()(**inputs).last_hidden_state
+            logits: Tensor = self.model.get_output_embeddings()(layout.before(hidden.flatten(0, 1)))
+            return logits
+        return layout.before(self.model(**inputs).logits.flatten(0, 1))
+
+    def _of_own(self, own: Forward, batch: Microbatch) -> dict[str, Tensor]:
+        """The outputs of a plugin's forward pass.
+
+        Raises:
+            HalosError: they are not what it has to give.
+        """
+        outputs, name = own(self, batch), type(own).__name__
+        needed = {"logps"} if self.value_head is None else {"logps", "values"}
+        if not isinstance(outputs, dict) or not needed <= outputs.keys():
+            raise HalosError(f"the forward pass {name} must return a dictionary with {' and '.join(sorted(needed))}")
+        for key, values in outputs.items():
+            if not isinstance(values, Tensor) or values.shape != batch.layout.targets.shape:
+                what = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"{values!r:.60}"
+                tokens = len(batch.layout.targets)
+                raise HalosError(f"the forward pass {name} gives {what} as {key}, and not one value for each of the "
+                                 f"{tokens} response tokens")  # fmt: skip
+        return {key: values.float() for key, values in outputs.items()}
+
+
+@contextmanager
+def plain(network: nn.Module) -> Iterator[None]:
+    """With the package's own forward pass in the meantime, in place of a plugin's."""
+    wrapped: Any = network
+    own = getattr(wrapped, "own", None)
+    if own is None:
+        yield
+        return
+    wrapped.own = None
+    try:
+        yield
+    finally:
+        wrapped.own = own
+
 
 def _parts(network: ResponseLogps | SequenceScores, batch: Microbatch) -> Iterator[Microbatch]:
     """The microbatches that a microbatch is run in, one after the other, by the network's grouping."""
@@ -144,8 +194,8 @@ def _parts(network: ResponseLogps | SequenceScores, batch: Microbatch) -> Iterat
         yield replace(batch, layout=layout)
 
 
-def model_inputs(batch: Microbatch) -> dict[str, Any]:
-    """The arguments with which a transformers model is called.
+def model_inputs(batch: Microbatch, **changes: Any) -> dict[str, Any]:
+    """The arguments with which a transformers model is called, `changes` in place of or beside them.
 
     Raises:
         ValueError: a packed microbatch has no packing yet.
@@ -155,7 +205,9 @@ def model_inputs(batch: Microbatch) -> dict[str, Any]:
         if batch.packing is None:
             raise ValueError("a packed microbatch has no packing yet: move it to its device with `to` first")
         inputs |= {"position_ids": batch.layout.position_ids, "packing": batch.packing}
-    return inputs
+    if "inputs_embeds" in changes:
+        del inputs["input_ids"]
+    return inputs | changes
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from halos.forward.attention import NAMES, Unsupported, window_too_short
 from halos.forward.grouping import ALONE, EQUAL_LENGTHS, Grouping, selected_keys
 from halos.forward.layout import Layout, Text
 from halos.forward.microbatch import Microbatch
-from halos.forward.networks import ResponseLogps, cannot_run
+from halos.forward.networks import ResponseLogps, cannot_run, plain
 
 TOLERANCE = 1e-4
 """Largest difference between two ways to run a sequence, over the difference that another context makes. A tiny model
@@ -53,11 +53,15 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
     ids = trial_ids(model)
     together, behind = TRIAL
     wrapped.grouping = Grouping.of(model, longest)
+    own = getattr(module, "own", None)
+    what = type(model).__name__ if own is None else f"the forward pass {type(own).__name__}"
     with _on_cpu(module, model, attention):
         try:
             expected = _stacked(module(_batch(layouts.padded([text]), None)) for text in _texts(together, ids))
+        except HalosError:
+            raise
         except Exception as error:  # any error that a model's own code raises
-            raise HalosError(cannot_run(model, error)) from error
+            raise HalosError(cannot_run(model, error) if own is None else f"{what} fails: {_text(error)}") from error
         check_finite(model, expected)
         same = _Same.of(module, expected, ids)
         side_by_side = _batch(layouts.padded(_texts(together, ids)), None)
@@ -66,13 +70,17 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
             if same(module(side_by_side), expected):
                 break
         else:
-            raise HalosError(f"{type(model).__name__} computes the same sequence otherwise each time, also alone: its "
-                             "log-probabilities are none to train or compare with; take another model")  # fmt: skip
+            raise HalosError(f"{what} computes the same sequence otherwise each time, also alone: its "
+                             "log-probabilities are none to train or compare with; "
+                             + ("take another model" if own is None else "let it draw where network.training is true")
+                             )  # fmt: skip
         if isinstance(module, ResponseLogps):
             _check_causal(module, ids, same)
         together_because: str | None = wrapped.grouping.because
         if together_because is not None:
             return together_because
+        if own is not None and not own.packed:
+            return f"{what} takes no packed rows"
         if attention not in NAMES:
             return f"attention `{attention}` does not support packed rows"
         if selected_keys(model) is not None:
@@ -89,14 +97,37 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
             row = replace(row, segments=replace(row.segments, longest=longest))
             batch = _batch(row, _batch(following, None))
             packed = same(module(batch), expected) and same(module(batch.following), expected_behind)
-            reason = None if packed else "the model gives other results on packed rows"
+            whose = "the model" if own is None else what
+            reason = None if packed else f"{whose} gives other results on packed rows"
         except Unsupported as error:
             reason = str(error)
         except Exception as error:  # any error that a model's own code raises for arguments that it does not expect
-            reason = "the model takes no packed rows: " + (" ".join(str(error).split()) or type(error).__name__)
+            reason = f"the model takes no packed rows: {_text(error)}"
     if reason is None:
         model.set_attn_implementation(NAMES[attention])
     return reason
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def own_outputs(network: ResponseLogps) -> tuple[set[str], bool]:
+    """The names of the outputs of a network with a plugin's forward pass, and whether its log-probabilities are those
+    of the package's pass, in which those of a reference are cached.
+
+    Args:
+        network: on the CPU; it is given back as it was.
+    """
+    model = network.model.get_base_model() if hasattr(network.model, "get_base_model") else network.model
+    ids = trial_ids(model)
+    texts = _texts(TRIAL[0], ids)
+    with _on_cpu(network, model, model.config._attn_implementation):
+        outputs = _stacked(network(_batch(layouts.padded([text]), None)) for text in texts)
+        with plain(network):
+            expected = _stacked(network(_batch(layouts.padded([text]), None)) for text in texts)
+            same = _Same.of(network, expected, ids)
+    return outputs.keys() - {"logps", "values"}, same(outputs, {"logps": expected["logps"]})
 
 
 def check_training_mode(module: nn.Module, longest: int) -> None:
@@ -118,8 +149,12 @@ def check_training_mode(module: nn.Module, longest: int) -> None:
         module.train()
         try:
             module(_batch(layouts.padded([Text(0, ids[: length // 2], ids[length // 2 :])]), None))
+        except HalosError:
+            raise
         except Exception as error:  # any error that a model's own code raises
-            raise HalosError(cannot_run(model, error)) from error
+            own = getattr(module, "own", None)
+            failed = f"the forward pass {type(own).__name__} fails: {_text(error)}"
+            raise HalosError(cannot_run(model, error) if own is None else failed) from error
     torch.random.set_rng_state(state)
 
 
@@ -185,7 +220,8 @@ def _check_causal(module: nn.Module, ids: np.ndarray, same: _Same) -> None:
     text = _texts(TRIAL[0], ids)[-1]
     other = replace(text, tail=np.concatenate([text.tail[:-1], ids[:1]]))
     one, two = (module(_batch(layouts.padded([t]), None)) for t in (text, other))
-    if not same(*({name: values[:, :-1] for name, values in outputs.items()} for outputs in (one, two))):
+    names = one.keys() & {"logps", "values"}  # what a plugin's pass gives beside these may be of a whole sequence
+    if not same(*({name: outputs[name][:, :-1] for name in names} for outputs in (one, two))):
         raise HalosError(
             "the model is not causal: the log-probability of a token depends on the tokens behind it; set `attention: "
             "eager` if it is not, or `is_decoder: true` in its config, or take another model"

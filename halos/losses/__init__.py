@@ -10,6 +10,7 @@ workflow read only that:
     view              the kind of its examples, an entry of halos.views.VIEWS
     needs_reference   whether it reads log ref
     needs_scores      whether it reads the scores of its responses
+    needs_outputs     names of values that a plugin's forward pass must give beside log-probabilities
     prepass           roles that are run first, without gradient, over the whole global batch, for `statistics`
     per_token         whether the objective is a mean over tokens of the global batch, not over its examples
     head              a head beside the output layer, or in its place: a `value` for each token, or a `score` for each

@@ -39,6 +39,8 @@ class Batch:
         advantages: (B,) float32 for the grouped view: the score less its group's mean, over its group's deviation.
         values: role -> (B, T) float32 of the value head: the value of the state before each response token.
         rewards: role -> (B,) float32 of the score head.
+        labels: name -> (B,) float32 or bool, the labels that a plugin's view gives beside those above.
+        outputs: name -> role -> (B, T), the values that a plugin's forward pass gives beside log-probabilities.
         statistics: name -> (N,) results of `Loss.statistics` for all N examples of the global batch, in any order.
     """
 
@@ -49,6 +51,8 @@ class Batch:
     advantages: Tensor | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def mean_over_tokens(self, values: Tensor, role: str) -> Tensor:
@@ -83,6 +87,7 @@ class Loss(ABC):
     prepass: ClassVar[tuple[str, ...]] = ()
     per_token: ClassVar[bool] = False
     head: ClassVar[Literal["value", "score"] | None] = None
+    needs_outputs: ClassVar[tuple[str, ...]] = ()
 
     @property
     def needs_scores(self) -> bool:

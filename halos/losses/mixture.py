@@ -72,6 +72,10 @@ class Mixture(Loss):
         return tuple(dict.fromkeys(role for loss in self._losses for role in loss.prepass))
 
     @property
+    def needs_outputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(name for loss in self._losses for name in loss.needs_outputs))
+
+    @property
     def per_token(self) -> bool:  # type: ignore[override]
         return self._losses[0].per_token
 

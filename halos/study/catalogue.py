@@ -1,7 +1,7 @@
 """config.yaml, the catalogue, read and checked as a whole.
 
-`load` reads config.yaml (or Snakemake's dictionary) into frozen objects and refuses mistakes, one sentence for each,
-before anything runs.
+`load` reads config.yaml, with what is laid over it (halos/study/layers.py), into frozen objects and refuses mistakes,
+one sentence for each, before anything runs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from halos.sample.settings import Prompts
 from halos.scoring.settings import Scorer
 from halos.settings import numbers
 from halos.study.cells import BASE
+from halos.study.layers import combined, with_model
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
 from halos.train.settings import Lora, Stage
@@ -42,6 +43,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     grid: str = Field("demo", description="id of the grid that `snakemake all` makes")
+    model: str | None = Field(
+        None,
+        description="a model in place of those of that grid: an id of models, a local folder, or a hub id; the latter "
+        "two need no entry",
+    )
     plugins: tuple[str, ...] = Field((), description="Python files with losses, sources or verifiers of your own")
     models: dict[str, Model] = {}
     datasets: dict[str, Dataset] = {}
@@ -227,32 +233,39 @@ def _not_finite(content: Any, where: str = "") -> str | None:
     return f"{where}: {content}" if isinstance(number, float) and not math.isfinite(number) else None
 
 
-def load(source: str | Path | dict[str, Any]) -> Config:
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a YAML file with entries of a catalogue.
+
+    Raises:
+        HalosError: there is no such file, or it is not of that form.
+    """
+    if not Path(path).is_file():
+        raise HalosError(f"there is no config file {path}; run from the project's folder or name one by --config")
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise HalosError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise HalosError(f"{path} must hold keys (models:, datasets:, ...), not a {type(content).__name__}")
+    return content
+
+
+def load(*layers: str | Path | dict[str, Any]) -> Config:
     """The validated catalogue.
 
     Args:
-        source: path of a YAML file, or the dictionary that Snakemake made of it and the command line.
+        layers: paths of YAML files, or their contents; each is laid over those before it, and wins.
 
     Raises:
         HalosError: with one line for each mistake.
     """
-    if isinstance(source, dict):
-        content = dict(source)
-    else:
-        if not Path(source).is_file():
-            raise HalosError(f"there is no config file {source}; run from the project's folder or name one by --config")
-        try:
-            content = yaml.safe_load(Path(source).read_text()) or {}
-        except yaml.YAMLError as error:
-            raise HalosError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise HalosError(f"{source} must hold keys (models:, datasets:, ...), not a {type(content).__name__}")
+    content = combined(layer if isinstance(layer, dict) else read(layer) for layer in layers)
     if place := _not_finite(content):
         raise HalosError(f"{place} is no finite number: give one, or take it out")
     plugins = content.get("plugins")
     load_plugins(plugins if isinstance(plugins, list | tuple) else ())  # anything else is refused below
     try:
-        return Config.model_validate(content)
+        return Config.model_validate(with_model(content))
     except ValidationError as error:
         raise HalosError(_sentences(error, Config)) from None
 

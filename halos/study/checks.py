@@ -1,4 +1,4 @@
-"""Checks of a study before anything runs: its local files and its keys."""
+"""Checks of a study before anything runs: its local files, its keys, and settings of stages that no cell reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from halos.scoring.api import read_key
 from halos.study.cells import RESULTS
 from halos.study.paths import Paths
 from halos.study.study import Study
-from halos.tokens.store import no_test_split
+from halos.tokens.store import no_test_split, no_view
+from halos.views import VIEWS
 
 
 def check_files(study: Study) -> None:
@@ -55,6 +56,30 @@ def check_files(study: Study) -> None:
                 raise HalosError(f"judges.{name} wants {wanted}, which does not exist; put it there")
 
 
+def overridden(study: Study) -> str | None:
+    """A line on settings of `stages:` that no cell of a study reads, because each of its models has its own.
+
+    Only those are named that differ from their default, as an edited one does: a stage may say its default for the
+    reader.
+    """
+    models: dict[str, set[str]] = {}
+    for cell in study.trained:
+        models.setdefault(str(cell.stage), set()).add(cell.model)
+    found = []
+    for name, of in models.items():
+        own = [study.config.models[model].stages.get(name, {}) for model in of]
+        in_force = [study.config.stage(name, model) for model in of]
+        for key, value in study.config.stages[name].changed.items():
+            if all(key in settings for settings in own) and value not in [stage.changed.get(key) for stage in in_force]:
+                found.append(f"stages.{name}.{key}")
+    if not found:
+        return None
+    return (
+        f"without effect in the grid {study.grid}: {', '.join(found)}; each of its models has a value of its own, in "
+        f"models.MODEL.stages: change it there, or give yours by --config"
+    )
+
+
 def check_splits(study: Study) -> None:
     """Refuse a study that reads prompts of a test split that a dataset, by its settings, does not have.
 
@@ -66,6 +91,18 @@ def check_splits(study: Study) -> None:
         has_test = any("test" in source.splits for source in study.config.datasets[name].sources)
         if not has_test and (wanted_by := study.test_for(name)):
             raise HalosError(no_test_split(name, wanted_by))
+
+
+def check_views(study: Study) -> None:
+    """Refuse a study with a stage that reads a plugin's view of a dataset that does not have it.
+
+    Raises:
+        HalosError: naming the dataset, the view and the stage.
+    """
+    for cell in study.trained:
+        view, dataset = study.stage(cell).reads, study.config.datasets[cell.dataset]
+        if VIEWS.plugin(view) and view not in dataset.views:
+            raise HalosError(f"stages.{cell.stage}: {no_view(cell.dataset, view)}")
 
 
 def check_classifiers(study: Study) -> None:

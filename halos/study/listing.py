@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from halos.registry import LOSSES, SOURCES, VERIFIERS
+from halos.registry import FORWARDS, LOSSES, SOURCES, VERIFIERS
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.train.mixing import loss_text
 from halos.train.settings import Stage, stage_slice
+from halos.views import VIEWS
 
 
 def state(cell: Cell, results: Path) -> str:
@@ -31,7 +32,8 @@ def table(config: Config, what: str, grid: str | None, results: Path) -> str:
     """An aligned text table of one kind of entry, plugin or cell.
 
     Args:
-        what: models, datasets, sources, stages, losses, prompts, labellers, judges, verifiers, tasks, grids or cells.
+        what: models, datasets, sources, views, stages, losses, forwards, prompts, labellers, judges, verifiers, tasks,
+            grids or cells.
         grid: id of the grid whose cells are listed; None for the config's own.
         results: the results folder, which the states of cells are read from.
     """
@@ -94,6 +96,18 @@ class _Rows:
             defaults = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(loss))
             yield {"loss": name, "view": loss.view.name, "reference": "yes" if loss.needs_reference else "no",
                    "hyperparameters": defaults, "definition": _summary(loss)}  # fmt: skip
+
+    @staticmethod
+    def views(*_: Any) -> Iterator[Row]:
+        for view in VIEWS.values():
+            yield {"view": view.name, "roles": ", ".join(view.roles), "labels": ", ".join(view.labels),
+                   "plugin": VIEWS.plugin(view.name) or ""}  # fmt: skip
+
+    @staticmethod
+    def forwards(*_: Any) -> Iterator[Row]:
+        for name in FORWARDS:
+            options = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(FORWARDS[name]))
+            yield {"forward pass": name, "options": options, "definition": _summary(FORWARDS[name])}
 
     @staticmethod
     def prompts(config: Config, *_: Any) -> Iterator[Row]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Literal
 
 from halos.settings import dump
 from halos.study.catalogue import load, schema
+from halos.study.checks import overridden
 from halos.study.listing import table
 from halos.study.slices import config_slice
+from halos.study.study import Study
 from halos.study.verify import verify
 
 
 def show_entries(
     what: Literal[
-        "models", "datasets", "sources", "stages", "losses", "prompts", "labellers", "judges", "verifiers", "tasks",
-        "grids", "cells",
+        "models", "datasets", "sources", "views", "stages", "losses", "forwards", "prompts", "labellers", "judges",
+        "verifiers", "tasks", "grids", "cells",
     ],
     /,
     grid: str | None = None,
@@ -31,7 +34,10 @@ def show_entries(
         results: the results folder, which tells what of a cell is done.
         config: the catalogue.
     """
-    print(table(load(config), what, grid, results))
+    catalogue = load(config)
+    print(table(catalogue, what, grid, results))
+    if what == "cells" and (line := overridden(Study(catalogue, grid))) is not None:
+        print(line, file=sys.stderr)
 
 
 def show_slice(folder: str, /, config: Path = Path("config.yaml")) -> None:

@@ -17,6 +17,7 @@ from halos.study.cells import Cell
 from halos.study.local import contents
 from halos.tokens.chat import read_template
 from halos.train.settings import stage_plugins, stage_slice
+from halos.views import VIEWS
 
 Content = dict[str, Any]
 
@@ -83,7 +84,10 @@ def _tokens(config: Config, dataset: str, model: str) -> Content:
     keys = (
         "max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable", "split_special_tokens"
     )  # fmt: skip
-    return {"dataset": dataset, "model": model, **{key: getattr(settings, key) for key in keys}}
+    content = {"dataset": dataset, "model": model, **{key: getattr(settings, key) for key in keys}}
+    if not settings.views:
+        return content
+    return {**content, "views": list(settings.views), "plugins": plugin_slice(*map(VIEWS.plugin, settings.views))}
 
 
 def _model(config: Config, name: str) -> Content:

@@ -86,7 +86,8 @@ class StoreBuilder:
         self.prompt = array("i")  # of each sequence: its prompt's row; a real response has its sequence's row
         self.full_lengths = array("i")  # of each response, before max_length cuts it
         self.keys = array("Q")  # of each sequence: a hash of prompt and response, which draws the mismatched ones
-        self.tables = {split: {v.file: IndexTable(v) for v in VIEWS.values() if not v.table} for split in SPLITS}
+        views = [v for v in VIEWS.values() if not v.table and (v.name in settings.views or not VIEWS.plugin(v.name))]
+        self.tables = {split: {v.file: IndexTable(v) for v in views} for split in SPLITS}
         self.records = {split: bytearray() for split in SPLITS}  # prompt id and digest of each record, RECORD bytes
 
     def add(self, split: str, records: Iterator[Feedback], chunk: int = 1_000) -> SplitTokens:

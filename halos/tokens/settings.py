@@ -14,6 +14,7 @@ class StoreSlice(Slice):
         eval_examples: test prompts in the fixed evaluation subset of training.
         keep_desirable: fraction of the train split's desirable responses that is kept.
         keep_undesirable: fraction of the train split's undesirable responses that is kept.
+        views: views of plugins that it has beside those of the package.
         split_special_tokens: whether text that spells a special token stays text, or becomes that control token.
     """
 
@@ -25,3 +26,4 @@ class StoreSlice(Slice):
     keep_desirable: Share = 1.0
     keep_undesirable: Share = 1.0
     split_special_tokens: bool = True
+    views: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ sequences.parquet        (prompt, response, prompt_length, length): the first `l
 {split}_{view}.parquet   sft (sequence) · paired (chosen, rejected, margin) · grouped (sequences, scores)
                          · unpaired (sequence, desirable, score, mismatched): responses with a label or a score, read
                          as the view unpaired (those with a label) or scored (those with a score); weights and margins
-                         where the data has any
+                         where the data has any · those of plugins that the dataset names
 records_{split}.parquet  (prompt_id, digest) of each feedback record that the store was made from
 meta.json                settings, counts, and hashes of the files and of the template (StoreMeta)
 """
@@ -101,10 +101,13 @@ class Store:
         and `scored` those with a score (`desirable` may be null).
 
         Raises:
-            HalosError: the dataset has no rows for the view.
+            HalosError: the dataset has no rows for the view, or its `views` do not name one of a plugin.
         """
         view = VIEWS[name]
-        table = pq.read_table(self.folder / f"{split}_{view.file}.parquet")
+        path = self.folder / f"{split}_{view.file}.parquet"
+        if not path.is_file():
+            raise HalosError(no_view(self.meta.dataset, name))
+        table = pq.read_table(path)
         if view.having is not None:
             table = table.filter(table[view.having].is_valid())
         if not table.num_rows:
@@ -172,6 +175,11 @@ def no_test_split(dataset: str, wanted_by: Sequence[str]) -> str:
         f"dataset {dataset} has no test split, and {', '.join(wanted_by)} {'want' if wanted_by[1:] else 'wants'} its "
         f"prompts: give it one (test_fraction, or a test file), take prompts of another dataset, or leave that out"
     )
+
+
+def no_view(dataset: str, view: str) -> str:
+    """What to say about a dataset that does not have a plugin's view."""
+    return f"dataset {dataset} does not have the view {view}: name it in its `views`, as views: [{view}]"
 
 
 def no_margins(dataset: str, wanted_by: Sequence[str]) -> str:

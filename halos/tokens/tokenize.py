@@ -48,7 +48,7 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
         counts = builder.finish()
         files = hash_each(folder)
         meta = StoreMeta(
-            **settings.model_dump(exclude={"plugins", "local"}),
+            **settings.model_dump(exclude={"plugins", "local", "views"}),
             **counts,
             dropped={split: counted.dropped for split, counted in splits.items()},
             template=template.hash,

@@ -23,7 +23,7 @@ from halos.losses.base import Loss
 from halos.reference.cache import Reference
 from halos.seeds import derive
 from halos.tokens.store import Store
-from halos.views import View
+from halos.views import LABELS, View
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Examples:
             is the mean of its losses by these weights: it depends on their ratios alone. The weight of a group is the
             mean of its responses'.
         labels: name -> (M,): `desirable` (bool; absent when some have no label), `scores` (float32, NaN for none),
-            `margins` (float32, 0 for none; absent where the data has none), and for a grouped view `advantages`
-            (float32).
+            `margins` (float32, 0 for none; absent where the data has none), for a grouped view `advantages` (float32),
+            and those of a plugin's view under their names (bool or float32).
     """
 
     def __init__(
@@ -106,6 +106,9 @@ class Examples:
             self.labels["desirable"] = labels["desirable"].to_numpy()
         if "margins" in labels:
             self.labels["margins"] = labels["margins"].fill_null(0.0).to_numpy().astype(np.float32)
+        for name in labels.keys() - LABELS.keys():
+            values = labels[name].to_numpy()
+            self.labels[name] = values if values.dtype == bool else values.astype(np.float32)
         if view.grouped and "scores" in self.labels:
             self.labels["advantages"] = advantages(self.labels["scores"], self.offsets)
 

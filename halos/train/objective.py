@@ -21,6 +21,7 @@ from halos.losses.base import Batch, Logps, Output, humanline
 from halos.train.batches import LocalBatch
 from halos.train.routers import Load, Routers
 from halos.train.settings import Stage
+from halos.views import LABELS
 
 
 class Given(NamedTuple):
@@ -151,9 +152,12 @@ class Objective:
         reference = self._reference(part)
         if self.stage.humanline:
             policy = humanline(policy, reference, self.stage.log_eps_p, self.stage.log_eps_r)
+        known = {name: values for name, values in part.labels.items() if name in (*LABELS, "advantages")}
         batch = Batch(
             mask=part.by_role(part.mask), values=out.get("values", {}), rewards=out.get("scores", {}), statistics={},
-            **part.labels,
+            labels={name: values for name, values in part.labels.items() if name not in known},
+            outputs={name: values for name, values in out.items() if name not in ("logps", "values", "scores")},
+            **known,
         )  # fmt: skip
         return Given(policy, reference, batch), load
 
@@ -175,7 +179,8 @@ class Objective:
 def _joined(given: Given, following: Given) -> Given:
     """The arguments for the roles of a microbatch and of the one that follows it, which has the same examples."""
     ours, theirs = given.batch, following.batch
-    batch = replace(ours, mask={**ours.mask, **theirs.mask}, values={**ours.values, **theirs.values})
+    outputs = {name: {**values, **theirs.outputs[name]} for name, values in ours.outputs.items()}
+    batch = replace(ours, mask={**ours.mask, **theirs.mask}, values={**ours.values, **theirs.values}, outputs=outputs)
     return Given({**given.policy, **following.policy}, {**given.reference, **following.reference}, batch)
 
 

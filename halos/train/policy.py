@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
-from halos.forward.packable import check_training_mode, enable_packing
+from halos.forward.packable import check_training_mode, enable_packing, own_outputs
 from halos.models.lora import Coverage, coverage
 from halos.models.policy import begin
+from halos.registry import suggest
 from halos.train.inputs import Inputs
 
 
@@ -44,10 +46,28 @@ class Policy:
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
         head = ValueHead(states_size(model)) if loss.head == "value" else None
-        network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
+        own = inputs.stage.make_forward()
+        network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head, own)
         unpacked_because = enable_packing(network, inputs.longest)
         check_training_mode(network, inputs.longest)
+        if isinstance(network, ResponseLogps) and own is not None:
+            _check_own(network, inputs)
         return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because, unchecked_because)
+
+
+def _check_own(network: ResponseLogps, inputs: Inputs) -> None:
+    """Refuse a plugin's forward pass whose outputs the loss, or its cached reference, do not fit."""
+    name, loss = type(network.own).__name__, inputs.loss
+    outputs, gives_logps = own_outputs(network)
+    if lacking := [output for output in loss.needs_outputs if output not in outputs]:
+        what = f"the loss {inputs.stage.loss_name} reads {lacking[0]!r}"
+        raise HalosError(f"{what}, which the forward pass {name} does not give{suggest(lacking[0], outputs)}")
+    if inputs.reference is not None and not gives_logps:
+        raise HalosError(
+            f"the forward pass {name} gives other log-probabilities than those that the reference was cached with: set "
+            "sync_reference, whose live reference is run by the same pass (a number above the run's steps keeps it as "
+            "it begins), or take a loss without a reference"
+        )
 
 
 def _checkpoint_activations(model: Any) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from halos.errors import HalosError
 from halos.forward.layout import Text
 from halos.forward.microbatch import collate, texts_of
+from halos.forward.networks import plain
 from halos.models.policy import REFUSED
 from halos.train.batches import Examples
 
@@ -71,7 +72,7 @@ class Probe:
         exact = not half or not (accelerator.is_fsdp2 or "flash" in config._attn_implementation)
         network: nn.Module = accelerator.unwrap_model(policy, keep_fp32_wrapper=False) if half and exact else policy
         network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), plain(accelerator.unwrap_model(policy)):
             out = network(batch)
         values = out["scores"] if "scores" in out else out["logps"][batch.mask]
         model = accelerator.unwrap_model(policy).model

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from halos.errors import HalosError
+from halos.forward.own import Forward
 from halos.losses import Loss
 from halos.losses.mixture import Part, has_chosen, mix
 from halos.online.settings import Online
-from halos.registry import LOSSES, plugin_slice, suggest
+from halos.registry import FORWARDS, LOSSES, plugin_slice, suggest
 from halos.settings import (
     INCIDENTAL,
     Fraction,
@@ -30,6 +31,7 @@ from halos.settings import (
 from halos.tokens.selection import Selection
 from halos.train.mixing import SFT, SFT_WEIGHT, is_weight, loss_names, loss_text, mixture
 from halos.train.words import meaning
+from halos.views import VIEWS
 
 
 def _label_by(value: Any) -> Any:
@@ -80,6 +82,18 @@ ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
 def _adapter(loss: type) -> TypeAdapter[Any]:
     """The validator of a loss's hyperparameters; cached, as it takes milliseconds and a grid needs thousands."""
     return TypeAdapter(loss)
+
+
+class OwnForward(Strict):
+    """A forward pass of a plugin, and its options."""
+
+    name: str = Field(description="its name")
+    options: Settings = Field({}, description="its options")
+
+
+def _named(value: Any) -> Any:
+    """A forward pass without options, which needs no more than its name."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class Stage(BaseModel):
@@ -154,6 +168,9 @@ class Stage(BaseModel):
     freeze: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         (), description="patterns of names of weights that are not trained: [model.embed_tokens.*, model.layers.0.*]"
     )
+    forward: Annotated[OwnForward | None, BeforeValidator(_named, json_schema_input_type=str | OwnForward | None)] = (
+        Field(None, description="forward pass of a plugin: its name, or {name: ..., options: {...}}")
+    )
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
     )
@@ -219,6 +236,28 @@ class Stage(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def known_forward(self) -> Stage:
+        """A forward pass that is not known, is given options that it does not have, or lacks what the loss reads."""
+        loss = self.make_loss()
+        if self.forward is None and loss.needs_outputs:
+            wanted = loss.needs_outputs[0]
+            raise ValueError(f"the loss {self.loss_name!r} reads {wanted!r}: name the pass that gives it, as `forward`")
+        if self.forward is not None and loss.head == "score":
+            raise ValueError(
+                f"the loss {self.loss_name!r} trains a reward model, which has one pass: take out `forward`"
+            )
+        try:
+            self.make_forward()
+        except HalosError as error:
+            raise ValueError(f"forward: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"forward {self.forward.name if self.forward else None!r}: {where}: "
+                             f"{first['msg'].removeprefix('Value error, ')}") from None  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def no_contradiction(self) -> Stage:
         """Settings that the loss would silently ignore are refused."""
         loss = self.make_loss()
@@ -277,6 +316,15 @@ class Stage(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """Setting or hyperparameter -> value, of those that differ from their default."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        for name in loss_names(self.loss):
+            defaults |= {f.name: f.default for f in dataclasses.fields(LOSSES[name])}
+        given = {key: numbers(getattr(self, key)) for key in sorted(self.model_fields_set)}
+        return {key: value for key, value in given.items() if value != defaults.get(key)}
+
+    @property
     def sync_every(self) -> int | None:
         """Steps between two syncs of a live reference; None for a fixed, and so cached, reference."""
         return self.sync_reference or (1 if self.humanline else None)
@@ -324,6 +372,26 @@ class Stage(BaseModel):
                 parts[SFT] = Part(float(weight), LOSSES[SFT]())
         return parts
 
+    def make_forward(self) -> Forward | None:
+        """The plugin's forward pass with its options; None for the package's own.
+
+        Raises:
+            HalosError: there is none of this name, or it is not of the form that it must have.
+        """
+        if self.forward is None:
+            return None
+        name = self.forward.name
+        kind: Any = FORWARDS[name]
+        is_one: bool = dataclasses.is_dataclass(kind) and Forward in getattr(kind, "__mro__", ())
+        if not is_one:
+            raise HalosError(f"{name!r} must be a dataclass that derives from halos.forward.own.Forward")
+        known = [f.name for f in dataclasses.fields(kind)]
+        for option in self.forward.options:
+            if option not in known:
+                raise HalosError(f"{name!r} has no option {option!r}{suggest(option, known)}")
+        made: Forward = _adapter(kind).validate_python(self.forward.options)
+        return made
+
     def make_loss(self) -> Loss:
         """The loss with its hyperparameters."""
         parts = self.parts
@@ -368,6 +436,8 @@ def stage_slice(stage: Stage) -> dict[str, Any]:
     """
     arguments = {**(ADAMW if stage.optimizer == "AdamW" else {}), **stage.optimizer_args}
     content = {**identity(stage), "optimizer_args": arguments}
+    if stage.forward is None:  # so that runs without one are those that they were before there was this setting
+        del content["forward"]
     parts = {name: {"weight": part.weight, **dataclasses.asdict(part.loss)} for name, part in stage.parts.items()}
     content = {key: value for key, value in content.items() if key not in stage.hyperparameters}
     if not isinstance(stage.loss, str):
@@ -377,5 +447,7 @@ def stage_slice(stage: Stage) -> dict[str, Any]:
 
 
 def stage_plugins(stage: Stage) -> dict[str, str]:
-    """{file: sha256} of the plugins that the stage's losses come from; empty for losses of this package."""
-    return plugin_slice(*map(LOSSES.plugin, stage.parts))
+    """{file: sha256} of the plugins that the stage's losses, views and forward pass come from, if any do."""
+    views = [VIEWS.plugin(part.loss.view.name) for part in stage.parts.values()]
+    own = None if stage.forward is None else FORWARDS.plugin(stage.forward.name)
+    return plugin_slice(*map(LOSSES.plugin, stage.parts), *views, own)

@@ -254,7 +254,8 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def test_the_settings_of_these_tests_are_all_there_are() -> None:
     tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
-    assert tested == set(C.Stage.model_fields) - {"loss", "label", *INTERVALS}
+    of_plugins = {"forward"}  # tests/test_extending.py
+    assert tested == set(C.Stage.model_fields) - {"loss", "label", *INTERVALS, *of_plugins}
 
 
 @pytest.mark.parametrize("given", [False, True])

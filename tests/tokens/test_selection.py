@@ -195,7 +195,7 @@ def test_nothing_is_taken_from_the_test_split(store: Store, name: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", list(VIEWS))
 def test_by_default_a_training_uses_the_whole_view(store: Store, split: str, view: str) -> None:
     assert select(store, split, view, Selection(), 1).equals(store.view(split, view))
 

@@ -187,8 +187,8 @@ def test_a_new_view_is_one_entry(tmp_path: Path, world: World, monkeypatch: pyte
     listed = View("listed", {"response": "all"}, {"all": "list<int32>", "good": "list<bool>"},
                   lambda record: [(range(len(record.responses)), record.desirable)] if record.desirable else [],
                   wants="label its responses", labels={})  # fmt: skip
-    monkeypatch.setitem(VIEWS, "regression", scored)
-    monkeypatch.setitem(VIEWS, "listed", listed)
+    monkeypatch.setitem(VIEWS._entries, "regression", scored)
+    monkeypatch.setitem(VIEWS._entries, "listed", listed)
     store, _ = make(tmp_path, world, [PAIR, replace(OTHER, scores=[0.5])])
     assert store.meta.views["train"].items() >= {"regression": 3, "listed": 2, "sft": 1}.items()
     rows = store.view("train", "regression").to_pylist()

@@ -365,6 +365,41 @@ def test_a_path_of_an_id_that_the_config_lacks_is_made_by_no_rule(small: Project
     assert "MissingRuleException" in run.output
 
 
+# ---- what is in force ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_files_and_models_and_a_line_names_what_has_no_effect(fresh: Project) -> None:
+    cell = "results/runs/d/m/sft-kto/seed1/config.yaml"
+
+    def kto(*arguments: str) -> tuple[dict[str, Any], str]:
+        run = fresh.snakemake(*arguments, "--", cell, timeout=60).ok()
+        stage: dict[str, Any] = yaml.safe_load((fresh.path / cell).read_text())["stage"]
+        return stage, run.output
+
+    # as config.yaml may have it: two stages that share the anchor of one entry
+    text = yaml.safe_dump({**CATALOGUE, "models": {"m": CATALOGUE["models"]["m"]}}, sort_keys=False)
+    own = "    stages: { dpo: &own { lr: 1.e-4, beta: 0.4 }, kto: *own }\n"
+    (fresh.path / "config.yaml").write_text(text.replace("  m:\n", f"  m:\n{own}", 1))
+    stage, output = kto()
+    assert (stage["lr"], stage["beta"]) == (1e-4, 0.4)
+    assert output.count("without effect in the grid both: stages.dpo.lr, stages.kto.lr;") == 1
+    (fresh.path / "more.yaml").write_text("stages: { kto: { lr: 2.e-5 } }")
+    assert kto("--configfile", "more.yaml")[0]["lr"] == 2e-5
+    changes = ("--config", "stages={kto: {lr: 1e-5}}", "models={m: {stages: {dpo: {beta: 0.7}}}}")
+    stage, output = kto("--configfile", "more.yaml", *changes)
+    assert (stage["lr"], stage["beta"]) == (1e-5, 0.4)
+    assert "without effect in the grid both: stages.dpo.lr;" in output
+
+
+def test_a_model_without_an_entry_is_run_by_the_whole_grid(project: Project) -> None:
+    run = project.dry("--config", "model=owner/mine", "--", "all")
+    assert {job.wildcards["model"] for job in run.jobs if "model" in job.wildcards} == {"owner--mine"}
+    assert run.rules["train_cell"] == 2 * 12
+    assert run.rules["fetch_model"] == 1
+    run = project.snakemake("-n", "--config", "model=tinyy", "--", "all", timeout=60).failed()
+    assert re.search(r"^model: 'tinyy' is no id of models, .*; did you mean 'tiny'\?$", run.output, re.MULTILINE)
+
+
 # ---- resources ----------------------------------------------------------------------------------------------------
 
 
