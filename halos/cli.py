@@ -48,7 +48,7 @@ VERBS = {
     "overview": "halos.publish.overview:make",
     "cards": "halos.publish.cards:make",
     "crate": "halos.publish.crate:make",
-    "convert": "halos.models.gguf:gguf",
+    "convert": "halos.models.convert:convert",
     "plan": "halos.plan.run:plan",
     "list": "halos.study.show:show_entries",
     "config": "halos.study.show:show_slice",
