@@ -48,6 +48,7 @@ VERBS = {
     "overview": "halos.publish.overview:make",
     "cards": "halos.publish.cards:make",
     "crate": "halos.publish.crate:make",
+    "export": "halos.publish.export:export",
     "convert": "halos.models.convert:convert",
     "plan": "halos.plan.run:plan",
     "list": "halos.study.show:show_entries",

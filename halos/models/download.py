@@ -120,9 +120,9 @@ def snapshot(name: str, hub: str, revision: str) -> Path:
         ) from error
     if not any(folder.glob("*.safetensors")):
         raise HalosError(
-            f"models.{name}: {hub} at {revision} holds no safetensors weights; get all of it by `hf download {hub} "
-            "--local-dir FOLDER`, make them of its pytorch_model.bin by `python -m halos convert --source FOLDER --output "
-            "models/NAME`, and give that as `path:`"
+            f"models.{name}: {hub} at {revision} holds no safetensors weights; `hf download {hub} --local-dir FOLDER` "
+            "gets all of it, `python -m halos convert --source FOLDER --output models/NAME` makes them of its "
+            "pytorch_model.bin; then give models/NAME as `path:`"
         )
     return folder
 
