@@ -30,14 +30,16 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 ENDS = (300, 301, 302)
 """Ids that end a response, so that some of the untrained model's do end."""
 DRAWN = {"skip": 0, "limit": 12, "samples": 3, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 12}
+GREEDY = {**DRAWN, "limit": 30, "samples": 1, "temperature": 0.0, "top_p": 1.0}
 SETS: dict[str, dict[str, Any]] = {
-    "greedy": {**DRAWN, "limit": 30, "samples": 1, "temperature": 0.0, "top_p": 1.0},
+    "greedy": GREEDY,
+    "cut": {**GREEDY, "max_new_tokens": 20, "stop": ["e", "\nHuman:", "<|user|>"]},
     "drawn": DRAWN,
     "alone": {**DRAWN, "limit": 1},
     "long": {**DRAWN, "limit": 12, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 1000},
     "stopped": DRAWN,  # the last: its second share is where the first run ends
 }
-STOPPED_AFTER = 2 + 3 + 1 + 1 + 1
+STOPPED_AFTER = 2 + 2 + 3 + 1 + 1 + 1
 """Shares of 16 requests: 30 are greedy, 36 are drawn, and so on, and the first share of the set that is stopped."""
 KILLED = f"""
 import os, sys
@@ -165,6 +167,13 @@ def test_greedy_responses_are_those_of_transformers(runs: Runs) -> None:
     stop within 12 tokens."""
     assert runs.vllm["greedy"] == runs.transformers["greedy"]
     assert {line["finish_reason"] for line in runs.vllm["greedy"]} == {"stop", "length"}
+
+
+def test_responses_end_before_a_stop_string_as_those_of_transformers(runs: Runs) -> None:
+    assert runs.vllm["cut"] == runs.transformers["cut"]
+    assert not any("e" in line["response"] for line in runs.vllm["cut"])
+    assert {line["response_ids"] is None for line in runs.vllm["cut"]} == {True, False}
+    assert any(line["response_tokens"] < 20 for line in runs.vllm["cut"])
 
 
 def test_the_prompts_end_in_the_control_token(runs: Runs, model: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.models.architectures import check_causal, check_known, check_weights, language_class
-from halos.models.download import ADAPTERS, local_base
+from halos.models.download import ADAPTERS, PICKLED, local_base, weight_files
 from halos.models.lora import untie
 
 TOLERANCE = 1e-3
@@ -37,7 +37,7 @@ def check_origin(folder: Path) -> None:
     """Check that a local folder's model or adapters can be trained, as far as its small JSON files tell.
 
     Raises:
-        HalosError: the weights are quantised, or the adapters cannot be merged.
+        HalosError: the weights are quantised or pickles alone, or the adapters cannot be merged.
     """
     if (folder / ADAPTERS).is_file():
         check_adapters(folder)
@@ -46,6 +46,8 @@ def check_origin(folder: Path) -> None:
             check_weights(base)
     else:
         check_weights(folder)
+    if any(folder.glob(PICKLED)):
+        weight_files(folder)
 
 
 def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:

@@ -14,6 +14,10 @@ from halos.models.settings import ModelIdentity
 ADAPTERS = "adapter_config.json"
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
 """Files of a model in the layout of transformers: weights, configs, tokenizer."""
+PICKLES = ("pytorch_model.bin", "adapter_model.bin")
+"""Weights in PyTorch's own format, which are read by `convert` alone."""
+PICKLED = "*_model*.bin"
+"""These, or their parts."""
 TEMPLATES = "*.jinja"
 """Chat templates; all but one are in a folder of their own."""
 
@@ -115,8 +119,20 @@ def snapshot(name: str, hub: str, revision: str) -> Path:
             f"models.{name}: cannot get {hub} at {revision} from the Hugging Face hub ({type(error).__name__}); "
             f"{remedy()}, or give a local `path:`"
         ) from error
-    weight_files(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise HalosError(
+            f"models.{name}: {hub} at {revision} holds no safetensors weights; `hf download {hub} --local-dir FOLDER` "
+            "gets all of it, `python -m halos convert --source FOLDER --output models/NAME` makes them of its "
+            "pytorch_model.bin; then give models/NAME as `path:`"
+        )
     return folder
+
+
+def without_safetensors(folder: Path) -> str:
+    """What to do about a folder that holds no safetensors."""
+    if any(folder.glob(PICKLED)):
+        return f"`python -m halos convert --source {folder} --output models/NAME` makes them of its pickles"
+    return "put them there or name another folder"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -129,5 +145,5 @@ def weight_files(folder: Path) -> list[Path]:
     if gone := [path for path in files if not path.is_file()]:
         raise HalosError(f"{gone[0]} is a link to {gone[0].readlink()}, which is gone: put the weights there again")
     if not files:
-        raise HalosError(f"{folder} holds no safetensors weights; convert the model to safetensors first")
+        raise HalosError(f"{folder} holds no safetensors weights; {without_safetensors(folder)}")
     return files

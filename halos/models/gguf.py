@@ -10,24 +10,17 @@ from halos.files import whole
 from halos.tokens.chat import one_template, read_template
 
 
-def gguf(source: Path, output: Path, template: str | None = None) -> None:
+def from_gguf(source: Path, output: Path, template: str | None = None) -> None:
     """Turn a GGUF file into a model folder with float32 safetensors, tokenizer and chat template.
-
-    Quantised weights are dequantised, which does not restore the weights that the model was released with.
 
     Args:
         source: GGUF file.
-        output: model folder to write, new or empty.
+        output: model folder to write; it must not exist, or be empty.
         template: chat template to use instead of the file's: a name in halos/tokens/templates, or a .jinja file.
 
     Raises:
-        HalosError: there is no such file, transformers cannot read it, it has no chat template, or `output` exists.
+        HalosError: transformers cannot read the file, or it has no chat template.
     """
-    source = source.resolve()
-    if not source.is_file():
-        raise HalosError(f"there is no file {source}; name a .gguf file")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise HalosError(f"{output} exists already; remove it or name another folder")
     chat = None if template is None else read_template(template)
 
     import torch

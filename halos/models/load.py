@@ -16,7 +16,7 @@ from halos.models.architectures import (
     language_class,
 )
 from halos.models.attention import AUTO, check_attention
-from halos.models.download import ADAPTERS
+from halos.models.download import ADAPTERS, weight_files
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -79,6 +79,7 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
     check_weights(folder)
+    weight_files(folder)
     config = AutoConfig.from_pretrained(folder)
     if score and not is_reward_model(folder):
         check_classifier(config.model_type)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halos.errors import HalosError
+from halos.models.download import without_safetensors
 from halos.registry import suggest
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def _saved(path: Path, scores: bool, tokens: Sequence[int]) -> Any:
     from peft import PeftConfig
 
     if not (path / "adapter_model.safetensors").is_file():
-        raise HalosError(f"lora.path: there are no adapters in {path} (no adapter_model.safetensors)")
+        raise HalosError(f"lora.path: there are no adapters in {path} (no adapter_model.safetensors); "
+                         f"{without_safetensors(path)}")  # fmt: skip
     saved: Any = PeftConfig.from_pretrained(str(path))
     saved_tokens = sorted(saved.trainable_token_indices or ())
     if (saved.task_type == "SEQ_CLS") != scores or saved_tokens != sorted(tokens):

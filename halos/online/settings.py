@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from halos.sample.settings import StopStrings
 from halos.scoring.settings import OpenAI, Scorer
 from halos.settings import INCIDENTAL, Positive, Slice, Strict, numbers
 
@@ -33,12 +34,13 @@ class Online(Strict):
     temperature: float = Field(1.0, gt=0, description="of sampling")
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling: probability mass of the tokens drawn from")
     max_new_tokens: Positive = Field(512, description="longest response")
+    stop: StopStrings = ()
 
     def prompts(self, split: str, round_: int, seed: int) -> dict[str, Any]:
         """The prompt set of a round's train or test split."""
         n = self.prompts_per_round
         which = {"skip": (round_ - 1) * n, "limit": n} if split == "train" else {"skip": 0, "limit": self.eval_prompts}
-        how = {key: getattr(self, key) for key in ("temperature", "top_p", "max_new_tokens")}
+        how = self.model_dump(mode="json", include={"temperature", "top_p", "max_new_tokens", "stop"})
         shuffle = seed if split == "train" else None
         return {"split": split, **which, "shuffle": shuffle, "samples": self.samples_per_prompt, **how}
 

@@ -142,12 +142,13 @@ def _judge(grid: Results, name: str) -> str:
     drawn = (
         "greedily" if prompts.temperature == 0 else f"with temperature {prompts.temperature} and top-p {prompts.top_p}"
     )
+    stops = f" or the first of {', '.join(f'`{text!r}`' for text in prompts.stop)}" if prompts.stop else ""
     limit = f"{prompts.limit} prompts" if prompts.limit else "all prompts"
     return (
         f"{grid.label('judges', name)} is a {judge.kind.replace('_', ' ')} ({how}). It compares with "
         f"{_value(content['baseline'])} on {limit} of the {prompts.split} split of "
         f"{prompts.dataset or 'the same dataset'}, {_count(prompts.samples, 'response')} each, sampled {drawn}, "
-        f"to at most {prompts.max_new_tokens} tokens."
+        f"to at most {prompts.max_new_tokens} tokens{stops}."
     )
 
 

@@ -1,7 +1,7 @@
 """Generation: token ids in, token ids out, by transformers or by vLLM.
 
-Both sample by temperature and top_p, and end a response at its length limit or at an end-of-sequence id of the model's
-saved generation config. Neither applies anything else of that config, such as a repetition penalty.
+Both sample by temperature and top_p, and end a response at its length limit, at a stop string, or at an end-of-sequence
+id of the model's saved generation config. Neither applies anything else of that config, such as a repetition penalty.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from halos.errors import HalosError
 from halos.forward.grouping import Grouping, forget_lengths, scales_positions
 from halos.models.load import load
 from halos.sample.settings import SamplerSlice
+from halos.sample.stops import Stops
 from halos.tokens.positions import Positions
 
 
@@ -35,11 +36,13 @@ class Request:
         ids: token ids of the prompt.
         limit: most tokens of the response; prompt and response fit the model's positions.
         seed: seed of this response.
+        stops: what may end it besides.
     """
 
     ids: list[int]
     limit: int
     seed: int
+    stops: Stops | None = None
 
 
 class Backend(ABC):
@@ -95,7 +98,8 @@ class Backend(ABC):
             update: called with the number of responses that are newly done.
 
         Returns:
-            Token ids of each response. The id that ended it, if one did, is among them, and padding may follow.
+            Token ids of each response. The id or the stop string that ended it, if one did, is among them, and padding
+            may follow.
         """
 
 
@@ -175,9 +179,16 @@ class Transformers(Backend):
         )
         inputs = self.tokenizer.pad({"input_ids": [r.ids for r in requests]}, return_tensors="pt")
         inputs = inputs.to(self.network.device)
+        start, stops = inputs["input_ids"].shape[1], [request.stops for request in requests]
+
+        def stopped(ids: Any, *_: Any, **__: Any) -> Any:
+            rows = zip(ids[:, start:].tolist(), stops, strict=True)
+            return torch.tensor([stop is not None and stop.reached(row) for row, stop in rows], device=ids.device)
+
+        criteria = {"stopping_criteria": [stopped]} if any(stops) else {}
         with torch.inference_mode():
-            out = self.network.generate(**inputs, generation_config=generation)
-        tokens: list[list[int]] = out[:, inputs["input_ids"].shape[1] :].tolist()
+            out = self.network.generate(**inputs, generation_config=generation, **criteria)
+        tokens: list[list[int]] = out[:, start:].tolist()
         return tokens
 
 
@@ -278,7 +289,12 @@ class Vllm(Backend):
             engine.add_request(str(number), {"prompt_token_ids": request.ids}, parameters)
         responses: dict[int, list[int]] = {}
         while engine.has_unfinished_requests():
-            done = [output for output in engine.step() if output.finished]
-            responses |= {int(output.request_id): list(output.outputs[0].token_ids) for output in done}
-            update(len(done))
+            for output in engine.step():
+                stops = requests[number := int(output.request_id)].stops
+                if not output.finished and not (stops and stops.reached(output.outputs[0].token_ids)):
+                    continue
+                if not output.finished:
+                    engine.abort_request([output.request_id])
+                responses[number] = list(output.outputs[0].token_ids)
+                update(1)
         return [responses[number] for number in range(len(requests))]

@@ -17,6 +17,7 @@ from halos.files import hash_content, whole, write_text
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.samples import Sample
 from halos.sample.settings import PromptsSlice, SamplerSlice
+from halos.sample.stops import Stops
 from halos.seeds import derive
 from halos.tokens.positions import Positions
 from halos.tokens.report import StoreMeta
@@ -119,8 +120,13 @@ def _prepare(
     if short := sum(tokens < wanted for tokens in room):
         print(f"after {short} prompts, the model's {positions} positions leave less than {wanted} tokens; responses to "
               "them end there")  # fmt: skip
+    stops = Stops(settings.stop, template.tokenizer) if settings.stop else None
+
+    def seed_of(record: Feedback, index: int) -> int:
+        return derive(seed, "response", record.prompt_id, index)
+
     jobs = [
-        _Job(record, index, Request(ids, room[record], derive(seed, "response", records[record].prompt_id, index)))
+        _Job(record, index, Request(ids, room[record], seed_of(records[record], index), stops))
         for record, ids in enumerate(prompts)
         if ids is not None
         for index in range(settings.samples)
@@ -134,7 +140,7 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
     seed = backend.settings.seed
     jobs = prompt_set.jobs
     chunks = [jobs[start : start + backend.chunk] for start in range(0, len(jobs), backend.chunk)]
-    parameters = prompt_set.settings.model_dump(include={"temperature", "top_p", "max_new_tokens"})
+    parameters = prompt_set.settings.model_dump(include={"temperature", "top_p", "max_new_tokens", "stop"})
     # what earlier lines must agree with; the weights by their files' dates, as hashing large ones takes minutes
     weights = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(backend.folder.glob("*.safetensors"))]
     prompt_ids = [record.prompt_id for record in prompt_set.records]
@@ -163,19 +169,19 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
                 bar.update,
             )
             for job, tokens in zip(chunk, generated, strict=True):
-                ids, reason = _ended(tokens, backend.ends)
                 record = prompt_set.records[job.record]
+                answer = _answered(tokens, backend.ends, job.request.stops, template)
                 sample = Sample(
                     prompt_id=record.prompt_id,
                     prompt=record.prompt,
                     tools=record.tools,
-                    response=_text(ids, reason, template),
+                    response=answer.text,
                     sample=job.sample,
-                    finish_reason=reason,
+                    finish_reason=answer.reason,
                     prompt_tokens=len(job.request.ids),
-                    response_tokens=len(ids),
+                    response_tokens=answer.tokens,
                     seed=seed,
-                    response_ids=ids,
+                    response_ids=answer.ids,
                     template=template_hash,
                     **parameters,
                 )
@@ -189,19 +195,36 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
     partial.unlink()
 
 
-def _ended(tokens: list[int], ends: list[int]) -> tuple[list[int], Literal["stop", "length"]]:
-    """The ids of a generated response up to the one that ended it, less the padding behind, and its finish reason."""
+@dataclass(frozen=True)
+class _Answer:
+    """A response as a sample holds it; `tokens` is its length with the token that ends it."""
+
+    text: str
+    ids: list[int] | None
+    tokens: int
+    reason: Literal["stop", "length"]
+
+
+def _answered(tokens: list[int], ends: list[int], stops: Stops | None, template: Template) -> _Answer:
+    """A response up to the id that ended it, or up to a stop string. In place of that stands the template's end of a
+    turn, so that it is learned as any other that is finished."""
     end = next((index for index, token in enumerate(tokens) if token in ends), None)
-    return (tokens, "length") if end is None else (tokens[: end + 1], "stop")
+    kept = stops.cut(tokens[:end]) if stops else None
+    if kept is not None:
+        ids = None if kept.ids is None else [*kept.ids, template.end]
+        return _Answer(_turn(kept.text, template), ids, kept.tokens + 1, "stop")
+    text = _turn(template.tokenizer.decode(tokens[:end], skip_special_tokens=True), template)
+    if end is None:
+        return _Answer(text, tokens, len(tokens), "length")
+    return _Answer(text, tokens[: end + 1], end + 1, "stop")
 
 
-def _text(ids: list[int], reason: Literal["stop", "length"], template: Template) -> str:
+def _turn(text: str, template: Template) -> str:
     """The text of a response, as an assistant turn that the template would write so.
 
-    It is without the id that ended it and without what the template writes before a response, and begins with the
-    beginning of reasoning that a prompt may end with.
+    It is without what the template writes before a response, and begins with the beginning of reasoning that a prompt
+    may end with.
     """
-    text: str = template.tokenizer.decode(ids[:-1] if reason == "stop" else ids, skip_special_tokens=True)
     return template.thought * bool(text.strip()) + text.removeprefix(template.lead)
 
 

@@ -22,12 +22,13 @@ class Sample(Record):
         prompt_id: hash of the prompt (halos.data.feedback.prompt_id).
         tools: functions that the model may call, as JSON documents, where the prompt has any.
         sample: index among the prompt's samples, from 0.
-        finish_reason: `stop` at an end-of-sequence token, `length` at the token limit; None where it is not known.
+        finish_reason: `stop` at an end-of-sequence token or a stop string, `length` at the token limit; None where it
+            is not known.
         prompt_tokens: length of the prompt.
         response_tokens: length of the response, with its end-of-sequence token.
         seed: seed of the cell, from which that of the sample is derived.
-        response_ids: token ids of the response as they were generated, the id that ended it last; None where they are
-            not known.
+        response_ids: token ids of the response as they were generated, the id that ended it last. In place of a stop
+            string stands the token that ends a turn. None where they are not known, or a stop string began within one.
         template: hash of the tokenizer and chat template that the response_ids are of (halos.tokens.template.Template).
     """
 

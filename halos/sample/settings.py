@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from halos.models.settings import Attention
 from halos.settings import Positive, Slice, Strict
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_listed),
+    Field(
+        exclude_if=lambda strings: not strings,
+        description="texts that end a response, which is kept up to the first; in double quotes, \\n is a line's end",
+    ),
+]
 
 
 class Prompts(Strict):
@@ -21,6 +35,7 @@ class Prompts(Strict):
     temperature: float = Field(0.7, ge=0, description="0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="probability mass of the tokens that are drawn from")
     max_new_tokens: Positive = Field(2048, description="token limit of a response")
+    stop: StopStrings = ()
 
 
 class PromptsSlice(Slice, Prompts):

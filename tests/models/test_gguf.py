@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from halos.errors import HalosError
-from halos.models import gguf as convert
+from halos.models.convert import convert
 from halos.tokens.chat import read_template
 
 SPECIAL = ["<unk>", "<|start|>", "<|end|>"]
@@ -100,7 +100,7 @@ def write(path: Path, model: LlamaForCausalLM, kind: GGMLQuantizationType, templ
 def test_the_folder_holds_the_files_model(
     tmp_path: Path, model: LlamaForCausalLM, kind: GGMLQuantizationType, tolerance: float
 ) -> None:
-    convert.gguf(write(tmp_path / "tiny.gguf", model, kind), tmp_path / "out")
+    convert(write(tmp_path / "tiny.gguf", model, kind), tmp_path / "out")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", use_safetensors=True)
     assert {p.dtype for p in found.parameters()} == {torch.float32}
@@ -112,7 +112,7 @@ def test_the_folder_holds_the_files_model(
 
 
 def test_special_tokens_and_the_chat_template_come_along(tmp_path: Path, model: LlamaForCausalLM) -> None:
-    convert.gguf(write(tmp_path / "tiny.gguf", model, GGMLQuantizationType.F32), tmp_path / "out")
+    convert(write(tmp_path / "tiny.gguf", model, GGMLQuantizationType.F32), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     generation = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
@@ -129,18 +129,18 @@ def test_special_tokens_and_the_chat_template_come_along(tmp_path: Path, model: 
 def test_another_chat_template_can_be_named(tmp_path: Path, model: LlamaForCausalLM) -> None:
     source = write(tmp_path / "tiny.gguf", model, GGMLQuantizationType.F32, template=None)
     with pytest.raises(HalosError, match="has no chat template"):
-        convert.gguf(source, tmp_path / "out")
+        convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    convert.gguf(source, tmp_path / "out", template="turns")
+    convert(source, tmp_path / "out", template="turns")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == read_template("turns")
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(HalosError, match=r"there is no file .*nowhere\.gguf"):
-        convert.gguf(tmp_path / "nowhere.gguf", tmp_path / "out")
+    with pytest.raises(HalosError, match=r"there is no .*nowhere\.gguf"):
+        convert(tmp_path / "nowhere.gguf", tmp_path / "out")
     (tmp_path / "text.gguf").write_text("this is no GGUF file, though it is long enough to look for a header in it")
     with pytest.raises(HalosError, match=r"transformers cannot read .*text\.gguf"):
-        convert.gguf(tmp_path / "text.gguf", tmp_path / "out")
+        convert(tmp_path / "text.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -149,4 +149,4 @@ def test_a_folder_that_holds_something_is_not_overwritten(tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     with pytest.raises(HalosError, match="exists already"):
-        convert.gguf(tmp_path / "tiny.gguf", tmp_path / "out")
+        convert(tmp_path / "tiny.gguf", tmp_path / "out")

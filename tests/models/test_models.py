@@ -407,7 +407,9 @@ def test_saved_adapters_go_on_from_where_they_were(loss: Any, base: Path, tmp_pa
 
 
 def test_a_folder_without_adapters_is_one_sentence(world: World, tmp_path: Path) -> None:
-    with pytest.raises(HalosError, match=r"^lora\.path: there are no adapters in \S+ \(no adapter_model.*\)$"):
+    with pytest.raises(
+        HalosError, match=r"^lora\.path: there are no adapters in \S+ \(no adapter_model.*\); put them there"
+    ):
         begin(world.base / "model", "sdpa", DPO, {**LORA, "path": str(tmp_path)})
 
 

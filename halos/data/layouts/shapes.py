@@ -160,9 +160,9 @@ class RecordRow(Row):
 
 class Sample(Row):
     repeats = True
-    turns = {"prompt": "user", "output": "assistant", "response": "assistant"}
+    turns = {"prompt": "user", "instruction": "user", "output": "assistant", "response": "assistant"}
 
-    prompt: Turns
+    prompt: Turns = Field(validation_alias=AliasChoices("prompt", "instruction"))
     output: Completion = Field(validation_alias=AliasChoices("output", "response"))
     reward: Number | None = None
     finish_reason: str | None = None

@@ -47,10 +47,13 @@ class Comparison:
 
     @property
     def instruction(self) -> str:
-        """The prompt as text: a single turn as it is, a longer conversation with the roles of its turns."""
-        if len(self.prompt) == 1:
-            return str(self.prompt[0]["content"])
-        return "\n\n".join(map(turn_text, self.prompt))
+        """The prompt as text."""
+        return instruction_of(self.prompt)
+
+
+def instruction_of(prompt: list[Turn]) -> str:
+    """A prompt as text: a single turn as it is, a longer conversation with the roles of its turns."""
+    return str(prompt[0]["content"]) if len(prompt) == 1 else "\n\n".join(map(turn_text, prompt))
 
 
 def compare(

@@ -68,6 +68,11 @@ SHAPES: dict[str, tuple[dict[str, Any], Feedback]] = {
         {"type": "sample", "prompt": TALK, "output": [assistant("A.")], "reward": 2},
         Feedback(TALK, ["A."], "local", [2.0], target=0),
     ),
+    "sample for AlpacaEval": (
+        {"type": "sample", "prompt_id": 7, "sample_id": 0, "instruction": "Why?", "output": "A.", "dataset": "x_test",
+         "generator": "models/x"},
+        Feedback([user("Why?")], ["A."], "local", target=0),
+    ),
     "sample of the package": (
         {"prompt_id": "c0ffee", "prompt": TALK, "response": "A.", **REPLY},
         Feedback(TALK, ["A."], "local", target=0),
