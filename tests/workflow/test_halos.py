@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.data.settings import Dataset
 from halos.losses import Loss
@@ -188,6 +190,21 @@ def test_a_model_on_several_nodes_is_launched_on_them(project: Project) -> None:
     run = project.dry("--profile", "slurm", "--config", nodes, "--", f"results/runs/{script.cell}/seed1/manifest.json")
     [job] = [job for job in run.jobs if job.rule == "train_cell"]
     assert (job.resources["mpi"], job.resources["nodes"]) == ("srun", "2")
+
+
+@pytest.mark.parametrize(("model", "kind"), [("llama-3-8b", "llama"), ("qwen2.5-3b-instruct", "qwen2")])
+def test_the_size_of_a_model_is_that_of_its_architecture(model: str, kind: str) -> None:
+    size, of_a_head = CONFIG.models[model].size, 128
+    assert size is not None
+    assert size.key_value_size is not None
+    config = AutoConfig.for_model(
+        kind, hidden_size=size.hidden_size, intermediate_size=size.intermediate_size, num_hidden_layers=size.layers,
+        num_attention_heads=size.hidden_size // of_a_head, num_key_value_heads=size.key_value_size // of_a_head,
+        vocab_size=size.vocab_size, tie_word_embeddings=size.tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config)
+    assert size.parameters == sum(p.numel() for p in made.parameters())
 
 
 # ---- its settings -------------------------------------------------------------------------------------------------
