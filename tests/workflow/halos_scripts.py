@@ -36,7 +36,7 @@ SAMPLED = {  # the defaults of train/sample.py; each call is for AlpacaEval
 }  # fmt: skip
 JUDGED = {**SAMPLED, "judge": "gpt-4.1"}
 
-ROUNDS = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 2048, "warmup": "first round"}
+ROUNDS = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 2048, "warmup": "first round", "whole_sentences": True}
 FRESH = {  # the same in all online scripts of DPO, KTO and GRPO from the instruction-tuned model
     **ROUNDS, "rounds": CALL, "prompts_per_round": CALL, "samples_per_prompt": 8, "reference": "previous",
     "scorer": "RLHFlow/ArmoRM-Llama3-8B-v0.1", "feedback": "pairwise", "pairs": "max", "min_margin": 0.01,

@@ -55,6 +55,14 @@ def cell_of(script: Script) -> Cell:
     return Cell(*script.cell.split("/"), 1)
 
 
+def scorer_of(name: str) -> str:
+    """What a labeller's `reward_model` is: a model of the hub, the loss that trains it, or a folder."""
+    if name in CONFIG.models:
+        return str(CONFIG.models[name].hub)
+    last = name.rpartition("-")[-1]
+    return CONFIG.stages[last].loss_name if last in CONFIG.stages else name
+
+
 def settings_here(script: Script) -> dict[str, Any]:
     """The settings of a script's counterpart, by the names of tests/workflow/halos_scripts.py."""
     cell = cell_of(script)
@@ -81,10 +89,9 @@ def settings_here(script: Script) -> dict[str, Any]:
                   "seeds": list(grid.seeds)}  # fmt: skip
     if stage.online is not None:
         labeller = CONFIG.labellers[stage.online.label]
-        scorer = labeller.reward_model
-        if labeller.method is not None:
-            scorer = CONFIG.stages[labeller.method.rpartition("-")[-1]].loss_name
-        rounds = {**stage.online.model_dump(), **labeller.model_dump(), "scorer": scorer, "warmup": "every round"}
+        rounds = {"whole_sentences": False, **stage.online.model_dump(), **labeller.model_dump()}
+        rounds["warmup"] = "first round" if rounds.get("continue_optimizer") else "every round"
+        rounds["scorer"] = scorer_of(str(labeller.reward_model))
         found |= {f"online.{name}": value for name, value in rounds.items()}
     return found
 
