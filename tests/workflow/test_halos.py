@@ -301,6 +301,15 @@ def test_the_entries_of_the_page_are_ones_of_the_config(tmp_path: Path, monkeypa
     assert set(C.load(with_entries(content, yaml.safe_load(archangel), small=False)).models) > {"my-sft", "archangel"}
 
 
+def test_the_answers_to_questions_name_settings_that_exist() -> None:
+    answers = [text for row in rows("Its README, from top to bottom") for text in code(row[1])]
+    named = {name: set(yaml.safe_load(f"{{{text.rstrip(':')}}}")) for text in answers
+             if (name := text.split(":")[0]) and re.fullmatch(r"[a-z_]+:.*", text) and name != "models"}  # fmt: skip
+    assert set(named) == {"nodes", "resources", "keep_every", "checkpoint_every", "lora", "attention"}
+    assert set.union(*named.values()) <= set.union(*map(fields, ENTRIES))
+    assert "\nenv: $(ENV)\n" in (ROOT / "Makefile").read_text()
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_in_their_order(small: Project, tmp_path: Path) -> None:
     """On models and data of seconds, with the names that the page has; those of a block side by side, to save time.
