@@ -52,6 +52,7 @@ wildcard_constraints:
     run=patterns.run,
     prompts=patterns.ids("prompts"),
     labeller=patterns.ids("labellers"),
+    reward_model=patterns.ids("models"),
     judge=patterns.ids("judges"),
     task=patterns.ids("tasks"),
     grid=study.grid,

@@ -35,6 +35,7 @@ VERBS = {
     "tokenize": "halos.tokens.tokenize:tokenize",
     "check": "halos.tokens.store:check",
     "reference": "halos.reference.compute:reference",
+    "score": "halos.reference.score:score",
     "train": "halos.train.run:train",
     "sample": "halos.sample.run:sample",
     "label": "halos.online.label:label",

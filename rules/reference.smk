@@ -1,7 +1,8 @@
 """Reference log-probabilities of a cell's model, cached for every cell that starts from it; a reward model's scores.
 
-Input:   the model and its manifest; the sequence store
+Input:   the model and its manifest; the sequence store; for a reward model of `models:`, the store's records
 Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched, scores
+         results/tokens/{dataset}/{model}/scores/{reward_model}.safetensors
 """
 
 
@@ -35,6 +36,46 @@ rule reference:
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \
             --part {wildcards.part} \
+            --output {output:q} \
+            --tokens-per-microbatch {resources.tokens}
+        """
+
+
+rule score:
+    """The scores of a store's responses by a reward model of `models:`."""
+    input:
+        config="<tokens>/config.yaml",
+        train="<data>/train.parquet",
+        test="<data>/test.parquet",
+        model="<base>/model",
+        store="<tokens>/store",
+        reward_model=inputs.reward_model,
+        manifest=inputs.reward_model_manifest,
+    output:
+        "<tokens>/scores/{reward_model}.safetensors",
+    log:
+        "<logs>/score/{dataset}/{model}/{reward_model}.log",
+    benchmark:
+        "<runtime>/score/{dataset}/{model}/{reward_model}.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: resources.score.cpus
+    resources:
+        gres=resources.score.single_gres,
+        cpus_per_task=resources.score.cpus,
+        mem_mb=resources.score.mem_mb,
+        runtime=resources.score.runtime,
+        tokens=resources.score.tokens,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos score \
+            --config {input.config:q} \
+            --train {input.train:q} \
+            --test {input.test:q} \
+            --model {input.model:q} \
+            --store {input.store:q} \
+            --reward-model "$(dirname {input.manifest:q})" \
             --output {output:q} \
             --tokens-per-microbatch {resources.tokens}
         """

@@ -26,6 +26,7 @@ from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, local_bas
 from halos.models.generation import SAMPLING, read_generation_config
 from halos.models.load import check_ids, is_model
 from halos.models.overrides import override
+from halos.models.rewards import is_reward_model
 from halos.models.settings import ModelSlice
 from halos.seeds import derive
 from halos.tokens.chat import one_template, with_arguments
@@ -41,7 +42,7 @@ SPEAKERS = ("system", "user", "assistant")
 
 
 def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Sequence[Path] = ()) -> None:
-    """Make the folder of a base model: weights, tokenizer, chat template and generation config.
+    """Make the folder of a base or reward model: weights, tokenizer, chat template and generation config.
 
     An `architecture` gets random weights from its seed and a tokenizer trained on `feedback`; the weights of a hub or
     local model are linked, not copied; a local folder of LoRA adapters is merged with the model it belongs to.
@@ -196,8 +197,10 @@ def _check_origin(model: ModelSlice, origin: Path) -> None:
 
     try:
         check_origin(origin)
-        if not (origin / ADAPTERS).is_file():
-            check_known(origin)
+        if (origin / ADAPTERS).is_file():
+            return
+        check_known(origin)
+        if not is_reward_model(origin):  # one that is trained further is checked in `begin`
             check_causal(AutoConfig.from_pretrained(origin))
     except HalosError as error:
         raise HalosError(f"models.{model.model}: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from halos.models.architectures import (
 )
 from halos.models.attention import AUTO, check_attention
 from halos.models.download import ADAPTERS, weight_files
+from halos.models.rewards import is_gated, is_reward_model
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a model, or LoRA adapters that name their base model."""
     return any((folder / name).is_file() for name in ("config.json", ADAPTERS))
-
-
-def is_reward_model(folder: Path) -> bool:
-    """Whether a folder's model scores sequences instead of predicting tokens."""
-    kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
 def freeze(network: PreTrainedModel, precision: str) -> None:
@@ -55,7 +49,9 @@ def freeze(network: PreTrainedModel, precision: str) -> None:
             module.to(torch.bfloat16)
 
 
-def load(folder: Path, attention: str, score: bool = False, dtype: str = "float32") -> PreTrainedModel:
+def load(
+    folder: Path, attention: str, score: bool = False, dtype: str = "float32", own_labels: bool = False
+) -> PreTrainedModel:
     """A language model or reward model, from safetensors only.
 
     Args:
@@ -64,6 +60,7 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         score: load a sequence classifier with one label, a reward model; a language model gets a new score layer
             instead of its output layer.
         dtype: torch's name of the weights' type.
+        own_labels: with `score`, keep the labels and the score layer of a finished reward model as they are.
 
     Raises:
         HalosError: the folder holds no such model, its weights are quantised or not all there, transformers has no
@@ -78,6 +75,8 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
+    if score and is_gated(folder):
+        raise HalosError(f"the reward model in {folder} is of ArmoRM's kind, which scores but is not trained here")
     check_weights(folder)
     weight_files(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -85,7 +84,7 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
     options: dict[str, Any] = {}
-    if score and config.num_labels != 1:  # a classifier with other labels gets a new score layer, too
+    if score and config.num_labels != 1 and not own_labels:  # other labels: a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
                    "ignore_mismatched_sizes": True}  # fmt: skip
     model: PreTrainedModel
@@ -106,7 +105,7 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         raise HalosError(f"cannot load the {kind} in {folder} ({why})") from error
     prefix = f"{model.base_model_prefix}."
     missing = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-    if missing := [key for key in missing if not score or key.startswith(prefix)]:
+    if missing := [key for key in missing if not score or own_labels or key.startswith(prefix)]:
         name, some = type(model).__name__, f"{len(missing)} weights, such as {missing[0]}"
         if score and not is_reward_model(folder):
             raise HalosError(f"{name} needs {some}, that no language model has; choose another for the reward model")
@@ -117,46 +116,6 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
         elif not is_reward_model(folder):
             check_reads_to_the_end(model)
     return model
-
-
-def check_reward_model(folder: Path) -> None:
-    """Check that a folder holds a reward model. Only small files are read, so it is quick enough to do before any run.
-
-    Raises:
-        HalosError: there is no model, it is of another kind, it has several labels, or it has no chat template to use.
-    """
-    if not (folder / "config.json").is_file():
-        raise HalosError(f"there is no reward model in {folder} (no config.json); put one there or name another folder")
-    config = json.loads((folder / "config.json").read_text())
-    kind = next(iter(config.get("architectures") or ["a model of no known kind"]))
-    if not kind.endswith("ForSequenceClassification"):
-        raise HalosError(f"{folder} holds {kind}, and a reward model is a sequence classifier with one label")
-    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)  # transformers' own default is two
-    if labels != 1:
-        raise HalosError(f"{folder} is a classifier with {labels} labels, and a reward model has one")
-    names = _template_names(folder)
-    if not names:
-        raise HalosError(f"the reward model in {folder} has no chat template; put one there as chat_template.jinja")
-    if "default" not in names:
-        known = ", ".join(sorted(names))
-        raise HalosError(
-            f"the reward model in {folder} has no chat template named default (it has {known}); put one there as "
-            "chat_template.jinja"
-        )
-
-
-def _template_names(folder: Path) -> set[str]:
-    """The names of the chat templates that a model folder holds; one without a name is `default`."""
-    names = {path.stem for path in (folder / "additional_chat_templates").glob("*.jinja")}
-    if (folder / "chat_template.jinja").is_file():
-        return {"default", *names}
-    if names:  # transformers then reads no other place
-        return names
-    tokenizer = folder / "tokenizer_config.json"
-    known = json.loads(tokenizer.read_text()).get("chat_template") if tokenizer.is_file() else None
-    if isinstance(known, list):
-        return {str(template.get("name")) for template in known}
-    return {"default"} if known else set()
 
 
 def check_ids(folder: Path, tokenizer: Any, generation: GenerationConfig) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from halos.errors import HalosError
 from halos.files import whole
 from halos.losses.base import Loss
-from halos.models.architectures import RESCALING
+from halos.models.architectures import RESCALING, check_causal
 from halos.models.load import load
 from halos.models.lora import with_lora
 from halos.registry import suggest
@@ -51,6 +51,7 @@ def begin(
     from transformers import AutoTokenizer
 
     model: Any = load(parent, attention, score=loss.head == "score")
+    check_causal(model.config)
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)
     tokenizer = AutoTokenizer.from_pretrained(parent)

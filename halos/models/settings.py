@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
+from halos.models.rewards import RewardLogit
+from halos.settings import INCIDENTAL, LATER, Label, Positive, Settings, Slice, Strict
 from halos.tokens.chat import RESERVED
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -99,6 +100,11 @@ class ModelIdentity(Strict):
         description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager",
     )
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
+    reward_logit: Annotated[RewardLogit, LATER] = Field(
+        "second",
+        description="of a reward model with two labels, its score: the second one's logit, as in HALOs, or that minus "
+        "the first one's",
+    )
 
     @field_validator("template_args")
     @classmethod

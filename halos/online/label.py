@@ -20,6 +20,7 @@ from halos.sample.samples import Sample, read_samples
 from halos.scoring.api import Calls
 from halos.scoring.scorers import open_scorer
 from halos.scoring.scores import Score, ScoresResponses
+from halos.scoring.sentences import cut_to_sentence
 from halos.seeds import derive
 
 EMPTY = Score(problem="the response is empty")
@@ -87,7 +88,7 @@ def label(
     files = [read_samples(path) for path in samples]
     calls = Calls(report.with_name("answers.jsonl"), concurrency, requests_per_minute)
     scorer = open_scorer(name, settings, reward_model, tokens_per_microbatch, calls)
-    scored = iter(_scores(scorer, [sample for part in files for sample in part]))
+    scored = iter(_scores(scorer, [sample for part in files for sample in part], settings.whole_sentences))
     scores = [[next(scored) for _ in part] for part in files]
     if os.environ.get("RANK", "0") != "0":
         return
@@ -111,10 +112,11 @@ def label(
     ).write(report)
 
 
-def _scores(scorer: ScoresResponses, samples: list[Sample]) -> list[Score]:
+def _scores(scorer: ScoresResponses, samples: list[Sample], whole_sentences: bool) -> list[Score]:
     """The score of each sample, in their order; empty responses are not scored."""
     texts = [sample for sample in samples if sample.response.strip()]
-    scores = iter(scorer.score([_prompt(sample) for sample in texts], [sample.response for sample in texts]))
+    cut = cut_to_sentence if whole_sentences else str
+    scores = iter(scorer.score([_prompt(sample) for sample in texts], [cut(sample.response) for sample in texts]))
     return [next(scores) if sample.response.strip() else EMPTY for sample in samples]
 
 
@@ -125,7 +127,7 @@ def _prompt(sample: Sample) -> list[feedback.Turn]:
 
 
 def _threshold(settings: LabellerSlice, scores: list[float]) -> float | None:
-    """The score above which a response is desirable; None for feedback without a threshold."""
+    """The score that tells desirable responses from others; None for feedback without a threshold."""
     if settings.feedback != "binary" or not scores:
         return None
     if settings.threshold == "mean":
@@ -155,7 +157,8 @@ def _record(settings: LabellerSlice, threshold: float | None, samples: list[Samp
         pairs = pair(scores, settings.pairs, settings.min_margin, seed)
         desirable = labels_of_pairs(len(scores), pairs)
     elif threshold is not None:
-        desirable = [score > threshold for score in scores]
+        at = settings.at_threshold == "desirable"
+        desirable = [score > threshold or (score == threshold and at) for score in scores]
     cut = [sample.finish_reason == "length" for sample in samples]
     template = next((sample.template for sample in samples if sample.template and sample.response_ids), None)
     ids = [sample.response_ids if sample.template == template else None for sample in samples]

@@ -65,7 +65,7 @@ class Labels(JsonFile):
     """The report of a labeller.
 
     Attributes:
-        threshold: of binary feedback: responses that score higher are desirable; None otherwise.
+        threshold: of binary feedback: the score that tells desirable responses from others; None otherwise.
         files: one entry for each file of samples.
     """
 

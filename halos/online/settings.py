@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from halos.sample.settings import StopStrings
 from halos.scoring.settings import OpenAI, Scorer
-from halos.settings import INCIDENTAL, Positive, Slice, Strict, numbers
+from halos.settings import INCIDENTAL, LATER, Positive, Slice, Strict, numbers
 
 
 def _threshold(value: Any) -> Any:
@@ -45,7 +45,7 @@ class Online(Strict):
         return {"split": split, **which, "shuffle": shuffle, "samples": self.samples_per_prompt, **how}
 
 
-_FEEDBACK_OF = {"threshold": "binary", "pairs": "pairwise", "min_margin": "pairwise"}
+_FEEDBACK_OF = {"threshold": "binary", "at_threshold": "binary", "pairs": "pairwise", "min_margin": "pairwise"}
 """The feedback that each of these settings is read for."""
 
 
@@ -59,12 +59,20 @@ class Labeller(Scorer):
         description="desirable or undesirable; pairs, whose sides are desirable and undesirable; or scores alone"
     )
     threshold: Annotated[Literal["mean", "median"] | float, BeforeValidator(_threshold)] = Field(
-        "mean", description="binary: responses with a higher score are desirable"
+        "mean", description="binary: responses with a higher score are desirable, those with a lower one are not"
+    )
+    at_threshold: Literal["desirable", "undesirable"] = Field(
+        "desirable", description="binary: responses with exactly the threshold's score; HALOs takes them as desirable"
     )
     pairs: Literal["max", "min", "random"] = Field(
         "max", description="pairwise: best and worst of a prompt, the two closest, or as many random pairs as there are"
     )
     min_margin: float = Field(0.0, ge=0, description="pairwise: scores of a pair differ by more than this")
+    whole_sentences: Annotated[bool, LATER] = Field(
+        False,
+        description="what scores sees each response up to its last full sentence, as HALOs' reward models do; feedback "
+        "keeps the whole response",
+    )
     concurrency: Annotated[Positive, INCIDENTAL] = Field(16, description="openai: calls at one time; reruns nothing")
     requests_per_minute: Annotated[Positive | None, INCIDENTAL] = Field(
         None, description="openai: limit on requests, retries included; reruns nothing"

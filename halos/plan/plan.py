@@ -110,7 +110,7 @@ class Plan:
             if cell.parent is not None and stage.online is None:
                 passes.update(dict.fromkeys((cell.parent, part) for part in self.study.reference_parts(cell)))
                 teacher = self.study.teacher(cell)
-                passes.update({} if teacher is None else {(teacher, SCORES): None})
+                passes.update({} if teacher is None or teacher.stage is None else {(teacher, SCORES): None})
         for cell, _ in passes:
             model, size = self.config.models[cell.model], self.sizes[cell.model]
             amount = self.amounts[cell.dataset, cell.model]

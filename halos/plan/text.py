@@ -110,7 +110,7 @@ def text(plan: Plan) -> str:
         "memory is that of the largest step that the dataset's max_length allows; time is that of an average step",
         "time: `measured` cells are finished; `corrected` ones are scaled by the model's finished cells; the rest are "
         "estimates",
-        "judging, benchmarks and the disk space of checkpoints are not in the plan",
+        "judging, benchmarks, scores by reward models of `models:` and the disk of checkpoints are not in the plan",
     ]  # fmt: skip
     data = sorted({f"{dataset}: {_describe(amount)}" for (dataset, _), amount in plan.amounts.items()})
     parts = [f"# Plan of {plan.study.grid}", _table(rows(plan)), _table(totals(plan))]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from halos.errors import HalosError
+from halos.files import whole
 from halos.losses.base import Loss
 from halos.manifest import Manifest
 from halos.tokens.store import Store
@@ -23,6 +25,20 @@ SCORES = "scores"
 MADE_FROM = "made_from"
 """The one key of a file's metadata. safetensors writes several keys in any order: equal passes would make unequal
 files."""
+
+
+def write_values(output: Path, values: np.ndarray, offsets: np.ndarray, made_from: Mapping[str, str]) -> None:
+    """Write a file of log-probabilities or scores, whole or not at all.
+
+    Args:
+        output: the file, safetensors.
+        values: float32, those of all rows, one after the other.
+        offsets: (rows + 1,) int64, where each row's values begin.
+        made_from: hashes of what they were made from; `first`, the first row, and `part`.
+    """
+    with whole(output) as temporary:
+        metadata = {MADE_FROM: json.dumps(made_from, sort_keys=True)}
+        save_file({"logps": values, "offsets": offsets}, temporary, metadata=metadata)
 
 
 class Reference:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from halos.files import whole
+from halos.errors import HalosError
 from halos.forward.budget import cut, pack
-from halos.models.load import check_reward_model, freeze, load
-from halos.reference.cache import MADE_FROM, SCORES, expected_hashes
+from halos.models.load import freeze, load
+from halos.models.rewards import check_reward_model, is_gated, labels_of
+from halos.reference.cache import SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
 
@@ -48,7 +49,6 @@ def reference(
         HalosError: the parent is not finished, or is not the kind of model that `part` needs.
     """
     import torch
-    from safetensors.numpy import save_file
 
     from halos.distributed.accelerator import accelerator_for
     from halos.forward.microbatch import collate
@@ -66,6 +66,10 @@ def reference(
     accelerator = accelerator_for(settings.precision)
     if part == SCORES:
         check_reward_model(parent / "model")
+        if is_gated(parent / "model") or labels_of(parent / "model") > 1:
+            raise HalosError(
+                f"the reward model in {parent} is from elsewhere: `python -m halos score` makes its scores"
+            )
     network = load(parent / "model", settings.attention, score=part == SCORES)
     module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
     not_packable = enable_packing(module, int(sequences.lengths.sum(-1).max()))
@@ -96,9 +100,7 @@ def reference(
             bar.update(batch.tokens)
         done.add(values)
     bar.close()
-    with whole(output) as temporary:
-        metadata = {MADE_FROM: json.dumps(made_from, sort_keys=True)}
-        save_file({"logps": done.values(), "offsets": offsets}, temporary, metadata=metadata)
+    write_values(output, done.values(), offsets, made_from)
     done.remove()
 
 

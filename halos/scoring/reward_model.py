@@ -16,11 +16,13 @@ from halos.data.feedback import Turn
 from halos.errors import HalosError
 from halos.manifest import Manifest
 from halos.models.attention import AUTO
-from halos.models.load import check_reward_model
+from halos.models.rewards import RewardLogit, check_reward_model, is_gated
 from halos.scoring.scores import Score
 from halos.tokens.positions import Positions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from halos.forward.grouping import Grouping
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,13 @@ class RewardModel:
     """A saved reward model: prompts and responses in, scores out.
 
     Args:
-        folder: an `AutoModelForSequenceClassification` with one label, with its tokenizer and chat template: the
-            `model/` of a run that trained one, or one from elsewhere.
+        folder: an `AutoModelForSequenceClassification` with one or two labels, or a model of ArmoRM's kind (see
+            halos/scoring/gated.py), with its tokenizer and chat template: the `model/` of a run that trained one, or
+            one from elsewhere.
         precision: compute type on an accelerator, bf16 or fp32; on the CPU it is float32.
         attention: attention implementation, or `auto`.
         tokens_per_microbatch: tokens of one forward pass, padding included.
+        logit: the reward of a classifier with two labels, see `reward`.
 
     Attributes:
         positions: the longest sequence that the model can read, in tokens; None when it names no limit.
@@ -45,7 +49,12 @@ class RewardModel:
     """
 
     def __init__(
-        self, folder: Path, precision: str = "bf16", attention: str = AUTO, tokens_per_microbatch: int = 16384
+        self,
+        folder: Path,
+        precision: str = "bf16",
+        attention: str = AUTO,
+        tokens_per_microbatch: int = 16384,
+        logit: RewardLogit = "second",
     ) -> None:
         import torch
         from accelerate import PartialState
@@ -53,15 +62,20 @@ class RewardModel:
 
         from halos.distributed.accelerator import check_processes
         from halos.models.load import load
+        from halos.scoring.gated import load_gated
         from halos.tokens.template import Template
 
         check_reward_model(folder)
         try:
             self.template = Template(AutoTokenizer.from_pretrained(folder))
-            model: Any = load(folder, attention, score=True)
+            model: Any = (
+                load_gated(folder, attention, self.template)
+                if is_gated(folder)
+                else load(folder, attention, score=True, own_labels=True)
+            )
         except (OSError, ValueError) as error:
             raise HalosError(f"cannot load the reward model in {folder}: {' '.join(str(error).split())}") from error
-        self.folder, self.budget = folder, tokens_per_microbatch
+        self.folder, self.budget, self.logit = folder, tokens_per_microbatch, logit
         self.processes = PartialState(cpu=not torch.accelerator.is_available())
         check_processes(self.processes.num_processes)
         self.device = self.processes.device
@@ -81,13 +95,21 @@ class RewardModel:
         rewards = self.rewards(prompts, responses)
         return [failed if reward is None else Score({"reward": reward}) for reward in rewards]
 
-    def rewards(self, prompts: list[list[Turn]], responses: list[str]) -> list[float | None]:
+    def rewards(self, prompts: list[list[Turn]], responses: list[str], required: bool = False) -> list[float | None]:
         """The reward of each response to its prompt, in their order; higher is better, on the model's own scale.
 
         A sequence is tokenized as in the sequence store, but never truncated. An empty response, one that the chat
         template cannot show with its prompt, a sequence that is longer than the model's positions, or a reward that is
         not finite gives None; one warning counts them. A reward depends on nothing but its own prompt and response. Of
         several processes, which all get the same texts, each scores a share, and all return all rewards.
+
+        Args:
+            prompts: the turns of the conversation that each response ends.
+            responses: their texts.
+            required: whether each response has to have a reward.
+
+        Raises:
+            HalosError: one that is required has none; it is raised before the model is run where the texts tell.
         """
         if not responses:
             return []
@@ -101,16 +123,21 @@ class RewardModel:
         problems = Counter(refusal for refusal, nothing in zip(refusals, empty, strict=True) if refusal and not nothing)
         long = [not refused and len(s) > limit for s, refused in zip(sequences, unusable, strict=True)]
         readable = [not (refused or too_long) for refused, too_long in zip(unusable, long, strict=True)]
-        by_sequence = self._scores(sorted({s for s, fits in zip(sequences, readable, strict=True) if fits}))
+        by_sequence: dict[tuple[int, ...], float] = {}
+        if all(readable) or not required:
+            by_sequence = self._scores(sorted({s for s, fits in zip(sequences, readable, strict=True) if fits}))
         rewards = [by_sequence.get(s) if fits else None for s, fits in zip(sequences, readable, strict=True)]
         if failed := rewards.count(None):
-            log.warning(
-                "%d of %d responses get no score of the reward model in %s: %d are empty, %d are too long for its %s "
-                "positions, %d have no finite score%s",
-                failed, len(rewards), self.folder, sum(empty), sum(long), self.positions,
-                failed - sum(unusable) - sum(long),
-                "".join(f", {number}: {problem}" for problem, number in problems.items()),
-            )  # fmt: skip
+            failed -= 0 if all(readable) or not required else sum(readable)
+            message = (
+                f"{failed} of {len(rewards)} responses get no score of the reward model in {self.folder}: "
+                f"{sum(empty)} are empty, {sum(long)} are too long for its {self.positions} positions, "
+                f"{failed - sum(unusable) - sum(long)} have no finite score"
+                + "".join(f", {number}: {problem}" for problem, number in problems.items())
+            )
+            if required:
+                raise HalosError(f"{message}; leave them out of the dataset, or name another reward model")
+            log.warning(message)
         return rewards
 
     def _scores(self, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
@@ -146,7 +173,7 @@ class RewardModel:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+            scores: list[float] = reward(self.model(input_ids=ids, attention_mask=mask).logits, self.logit).tolist()
         return scores
 
     def _tried(self) -> Grouping:
@@ -157,11 +184,11 @@ class RewardModel:
         from halos.forward.grouping import ALONE, EQUAL_LENGTHS, Grouping
         from halos.forward.packable import check_finite, trial_ids
 
-        ids = trial_ids(self.model).tolist()
-        texts = [ids[k : k + length] for k, length in enumerate((9, 9, 12))]
+        ids, end = trial_ids(self.model).tolist(), getattr(self.model, "prompt_end", [])
+        texts = [[ids[k], *end, *ids[k + 1 : k + length]] for k, length in enumerate((9, 9, 12))]
         alone = np.array([self._batch([text])[0] for text in texts])
         check_finite(self.model, {"scores": torch.from_numpy(alone)})
-        context = abs(self._batch([[*ids[-8:], texts[0][-1]]])[0] - alone[0])
+        context = abs(self._batch([[ids[-8], *end, *ids[-7:], texts[0][-1]]])[0] - alone[0])
         rounding = 8 * torch.finfo(torch.bfloat16 if self.bf16 else torch.float32).eps * np.abs(alone).max()
         for grouping in (Grouping.of(self.model, sys.maxsize), EQUAL_LENGTHS):
             together = alone * np.nan
@@ -172,11 +199,31 @@ class RewardModel:
         return ALONE
 
 
+def reward(logits: Tensor, logit: RewardLogit) -> Tensor:
+    """The rewards of sequences from a classifier's logits.
+
+    HALOs trains Bradley-Terry models as classifiers with two labels, and scores by the second one's logit
+    (train/label.py: `outputs.logits[:, 1]`).
+
+    Args:
+        logits: (B, 1), the reward itself, or (B, 2), of the worse and the better label.
+        logit: of two labels, `second` for the second one's logit, `difference` for that minus the first one's.
+
+    Returns:
+        (B,) float32, on the model's own scale; higher is better.
+    """
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits[:, 1] - logits[:, 0] if logit == "difference" else logits[:, 1]
+
+
 def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> RewardModel:
     """A reward model, which computes as in the run that trained it where the run's manifest is given.
 
     Args:
-        files: the model's folder and, if it has one, its manifest, whose config tells attention and precision.
+        files: the model's folder and, if it has one, its manifest, whose config tells attention, precision and what
+            of two labels is the reward.
         tokens_per_microbatch: tokens of one forward pass, padding included.
 
     Raises:
@@ -185,5 +232,8 @@ def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> Rewa
     folder, *manifests = files
     if not manifests:
         return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch)
-    config = Manifest.read(manifests[0]).config
-    return RewardModel(folder, config["precision"], config["attention"], tokens_per_microbatch)
+    manifest = Manifest.read(manifests[0])
+    manifest.check_links(folder)
+    config = manifest.config
+    logit = config.get("reward_logit", "second")
+    return RewardModel(folder, config["precision"], config["attention"], tokens_per_microbatch, logit)

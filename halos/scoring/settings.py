@@ -81,7 +81,7 @@ class Scorer(Strict):
     reward_model: str | None = Field(
         None,
         description="for kind reward_model: a method that ends in a reward model (sft-rm), of the cell's dataset and "
-        "model; or a folder, with a / in its name, that holds a sequence classifier with one label",
+        "model; the id of an entry of models that holds one; or its folder, with a / in its name",
     )
     openai: Server | None = Field(None, description="for kind openai: the model that is asked")
     seed: int = Field(1, ge=0, description="with a method as reward_model: its seed, the same for all cells")
@@ -110,8 +110,8 @@ class Scorer(Strict):
         return [self.folder]
 
     @property
-    def method(self) -> str | None:
-        """The method whose reward model scores."""
+    def named(self) -> str | None:
+        """The method whose reward model scores, or the id of the entry of `models:` that is one."""
         return None if self.folder is not None else self.reward_model
 
     def _of_other_kinds(self) -> set[str]:

@@ -97,8 +97,10 @@ class Config(BaseModel):
             *scorers,
             *((f"labellers.{name}", labeller) for name, labeller in self.labellers.items()),
         ):
-            if scorer.method is not None:
-                self._check_method(f"{where}.reward_model", scorer.method, rewards=True)
+            if scorer.named is not None:
+                self._check_reward_model(f"{where}.reward_model", scorer.named)
+            if scorer.named in self.models and "seed" in scorer.model_fields_set:
+                raise ValueError(f"{where}: {scorer.named} is an entry of models, which has no seed: take that out")
         for name, grid in self.grids.items():
             for kind in ("datasets", "models", "prompts", "judges", "tasks"):
                 for entry in getattr(grid, kind):
@@ -112,12 +114,14 @@ class Config(BaseModel):
             stages += [(f"models.{name}.stages.{stage}", self.stage(stage, name)) for stage in model.stages]
         for where, entry in stages:
             if entry.reward_model is not None:
-                self._check_method(f"{where}.reward_model", entry.reward_model, rewards=True)
+                self._check_reward_model(f"{where}.reward_model", entry.reward_model)
             if entry.online is not None:
                 self._check_online(where, entry)
         teachers = {where: teacher for where, entry in stages if (teacher := self.teacher(entry)) is not None}
         taught = {where.rsplit(".", 1)[-1] for where in teachers}
         for where, teacher in teachers.items():
+            if teacher in self.models:
+                continue
             if circular := sorted(taught.intersection(teacher.split("-"))):
                 raise ValueError(f"{where}: its reward model {teacher}: {circular[0]} learns from a reward model "
                                  f"itself; name one that does not")  # fmt: skip
@@ -130,8 +134,9 @@ class Config(BaseModel):
         return sorted({(p.dataset, p.split) for p in map(self.prompts.__getitem__, names) if p.dataset is not None})
 
     def teacher(self, stage: Stage) -> str | None:
-        """The method whose reward model a stage learns from: the one that it names, or that of its labeller."""
-        return stage.reward_model if stage.online is None else self.labellers[stage.online.label].method
+        """The reward model that a stage learns from, a method or the id of a model: the one that it names, or that of
+        its labeller."""
+        return stage.reward_model if stage.online is None else self.labellers[stage.online.label].named
 
     def _check_online(self, where: str, stage: Stage) -> None:
         """Refuse a labeller that does not exist, or whose feedback the stage's loss cannot read."""
@@ -142,6 +147,24 @@ class Config(BaseModel):
         if wanted and feedback not in wanted:
             raise ValueError(f"{where}.online.label: the loss {stage.loss_name} wants {' or '.join(wanted)} feedback, "
                              f"and {stage.online.label} gives {feedback}")  # fmt: skip
+
+    def _check_reward_model(self, where: str, name: str) -> None:
+        """Refuse what is neither a method that ends in a reward model nor the id of a model that could be one."""
+        stages = name.split("-")
+        if name in self.models:
+            if all(stage in self.stages for stage in stages):
+                raise ValueError(f"{where}: {name} is a model and a method: give the model another id")
+            if self.models[name].architecture is not None:
+                raise ValueError(f"{where}: models.{name} has random weights, and scores nothing: name another")
+        elif "/" in name:
+            raise ValueError(
+                f"{where}: {name} is a folder: make it an entry of models, {{path: {name}}}, and name that"
+            )
+        elif not any(stage in self.stages for stage in stages):
+            known = [*self.models, *self.stages]
+            raise ValueError(f"{where}: {name!r} is neither a method nor the id of a model{suggest(name, known)}")
+        else:
+            self._check_method(where, name, rewards=True)
 
     def _check_method(self, where: str, method: str, rewards: bool) -> None:
         """Refuse a method of unknown stages, with a stage after one that ends a chain, or of the wrong kind of model.

@@ -9,7 +9,8 @@ from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromFile, Judge
 from halos.models.adapters import check_origin
 from halos.models.architectures import check_classifier
-from halos.models.load import check_reward_model, is_model
+from halos.models.load import is_model
+from halos.models.rewards import check_reward_model, is_reward_model
 from halos.online.settings import Labeller
 from halos.scoring.api import read_key
 from halos.study.cells import RESULTS
@@ -39,6 +40,12 @@ def check_files(study: Study) -> None:
                 check_origin(Path(path))
             except HalosError as error:
                 raise HalosError(f"models.{name}: {error}") from None
+            scores = (Path(path) / "config.json").is_file() and is_reward_model(Path(path))
+            if scores and any(cell.model == name for cell in study.cells):
+                raise HalosError(
+                    f"models.{name}: {path} holds a reward model, which answers no prompts: take it out of the grid's "
+                    "models, and name it as a reward_model"
+                )
     for cell in study.trained:
         lora = study.stage(cell).lora
         if lora is not None and lora.path is not None and not (Path(lora.path) / "adapter_config.json").is_file():
@@ -49,6 +56,13 @@ def check_files(study: Study) -> None:
                 check_reward_model(scorer.folder)
             except HalosError as error:
                 raise HalosError(f"{where}: {error}") from None
+    for name, where in study.reward_models_of_others.items():
+        path = study.config.models[name].path
+        if path is not None:
+            try:
+                check_reward_model(Path(path), brings_template=study.config.models[name].template is None)
+            except HalosError as error:
+                raise HalosError(f"models.{name}, the reward model of {where}: {error}") from None
     for name, judge in study.judges.items():
         baseline = judge.baseline.file if isinstance(judge.baseline, FromFile) else None
         for wanted in (baseline, judge.difficulties):

@@ -120,7 +120,8 @@ class _Rows:
     def labellers(config: Config, *_: Any) -> Iterator[Row]:
         for name, s in config.labellers.items():
             scorer = s.verifier or s.reward_model or (s.openai.model if s.openai else None)
-            rule = {"binary": f"above {s.threshold}", "pairwise": s.pairs, "scalar": ""}[s.feedback]
+            bound = "from" if s.at_threshold == "desirable" else "above"
+            rule = {"binary": f"{bound} {s.threshold}", "pairwise": s.pairs, "scalar": ""}[s.feedback]
             yield {"labeller": name, "kind": s.kind, "by": scorer, "feedback": f"{s.feedback} {rule}".strip()}
 
     @staticmethod

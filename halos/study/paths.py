@@ -71,6 +71,10 @@ class StorePaths(Folder):
     def checked(self, view: str) -> Path:
         return self.folder / "checked" / f"{view}.json"
 
+    def scores(self, reward_model: str) -> Path:
+        """The scores of its responses by a reward model of `models:`."""
+        return self.folder / "scores" / f"{reward_model}.safetensors"
+
 
 @dataclass(frozen=True)
 class ModelPaths(FetchedFolder):

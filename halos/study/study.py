@@ -12,7 +12,7 @@ from halos.online.settings import Labeller
 from halos.reference.cache import parts_for
 from halos.scoring.settings import Scorer
 from halos.study.catalogue import Config
-from halos.study.cells import Cell
+from halos.study.cells import BASE, Cell
 from halos.study.slices import entry
 from halos.train.settings import Stage
 
@@ -121,11 +121,25 @@ class Study:
         stage = self.stage(cell)
         if stage.online is not None:
             return self.reward_model(self.config.labellers[stage.online.label], cell)
-        return None if stage.reward_model is None else replace(cell, method=stage.reward_model, round=0)
+        return None if stage.reward_model is None else self._reward_model(stage.reward_model, cell, cell.seed)
 
     def reward_model(self, scorer: Scorer, cell: Cell) -> Cell | None:
         """The reward model by which a judge or labeller scores a cell's responses, if it is one of the catalogue."""
-        return None if scorer.method is None else replace(cell, method=scorer.method, seed=scorer.seed, round=0)
+        return None if scorer.named is None else self._reward_model(scorer.named, cell, scorer.seed)
+
+    def _reward_model(self, name: str, cell: Cell, seed: int) -> Cell:
+        """A reward model: that of a method, or the cell `base` of an entry of `models:`, which trains nothing."""
+        if name in self.config.models:
+            return replace(cell, model=name, method=BASE, seed=0, round=0)
+        return replace(cell, method=name, seed=seed, round=0)
+
+    @cached_property
+    def reward_models_of_others(self) -> dict[str, str]:
+        """{id of an entry of `models:`: one place in the config that names it as its reward model}."""
+        named = {scorer.named: f"judges.{name}" for name, scorer in self.judges.items()}
+        named |= {scorer.named: f"labellers.{name}" for name, scorer in self.labellers.items()}
+        named |= {self.stage(cell).reward_model: f"stages.{cell.stage}" for cell in self.trained}
+        return {name: place for name, place in named.items() if name is not None and name in self.config.models}
 
     def baseline(self, judge: Judge, cell: Cell) -> Cell | None:
         """The cell whose samples a judge compares with, if its baseline is a cell."""

@@ -117,7 +117,7 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, torch.device]:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from halos.models.architectures import language_class
-    from halos.models.load import is_reward_model
+    from halos.models.rewards import is_reward_model
 
     language: Any = language_class(AutoConfig.from_pretrained(folder))
     kind = AutoModelForSequenceClassification if is_reward_model(folder) else language

@@ -185,7 +185,9 @@ class Stage(BaseModel):
         "sync_weight * policy + (1 - sync_weight) * reference (Gorbatovski et al. 2024, arXiv 2404.09656)",
     )
     reward_model: str | None = Field(
-        None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"
+        None,
+        description="what scores the responses, for a loss that reads scores: a method that ends in a reward model "
+        "(sft-rm), or the id of an entry of models that holds one",
     )
     keep_desirable: Share = Field(1.0, description="fraction of the desirable training examples to keep")
     keep_undesirable: Share = Field(1.0, description="fraction of the undesirable training examples to keep")

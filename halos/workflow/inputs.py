@@ -11,7 +11,7 @@ from typing import Any
 
 from halos.evaluate.judging.settings import FromFile
 from halos.models.download import base_on_hub
-from halos.models.load import check_reward_model
+from halos.models.rewards import check_reward_model
 from halos.reference.cache import SCORES
 from halos.scoring.settings import Scorer
 from halos.settings import dump
@@ -107,8 +107,19 @@ class Inputs:
 
     def scores(self, wildcards: Any) -> list[Path]:
         """The scores that the cell's reward model gives to the dataset's responses, if it has one."""
-        teacher = self.study.teacher(cell_of(wildcards))
-        return [] if teacher is None else [self.paths.run(teacher).reference(SCORES)]
+        cell = cell_of(wildcards)
+        teacher = self.study.teacher(cell)
+        if teacher is None:
+            return []
+        if teacher.stage is None:
+            return [self.paths.store(cell.dataset, cell.model).scores(teacher.model)]
+        return [self.paths.run(teacher).reference(SCORES)]
+
+    def reward_model(self, wildcards: Any) -> Path:
+        return self.paths.model(wildcards.reward_model).model
+
+    def reward_model_manifest(self, wildcards: Any) -> Path:
+        return self.paths.model(wildcards.reward_model).manifest
 
     def adapters(self, wildcards: Any) -> list[str]:
         """The saved LoRA adapters that the cell goes on from, if any."""

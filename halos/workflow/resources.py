@@ -97,16 +97,19 @@ class JobResources:
 
 
 class ScorerResources(JobResources):
-    """Resources of a judge or labeller: those of the cell's model for a reward model, else the defaults of models.
+    """Resources of a judge or labeller: of a reward model those of its entry in `models:` or of the cell's model, else
+    the defaults of models.
 
     A reward model runs on one node, and each process holds all of it.
     """
 
     def __init__(self, study: Study, scorer: Callable[[Any], Judge | Labeller]) -> None:
         def entry(wildcards: Any) -> Resources:
-            if scorer(wildcards).reward_model is None:
+            name = scorer(wildcards).reward_model
+            if name is None:
                 return Resources()
-            resources = study.config.models[wildcards.model].resources
+            model = study.config.models.get(name, study.config.models[wildcards.model])
+            resources = model.resources
             return resources.model_copy(update={"nodes": 1, "parallel": "ddp"})
 
         super().__init__(entry)
@@ -123,12 +126,14 @@ class StudyResources(JobResources):
     """Resources of a study's jobs.
 
     Attributes:
+        score: those of passes of reward models of `models:` over a store.
         judge: those of judges.
         label: those of labellers.
     """
 
     def __init__(self, study: Study) -> None:
         super().__init__(lambda wildcards: study.config.models[wildcards.model].resources)
+        self.score = JobResources(lambda wildcards: study.config.models[wildcards.reward_model].resources)
         self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study = study

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from halos.errors import HalosError
-from halos.models.load import check_reward_model
+from halos.models.rewards import check_reward_model
 from halos.settings import read_slice
 from halos.tokens.template import Template
 from tests.conftest import World

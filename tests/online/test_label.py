@@ -65,6 +65,29 @@ def test_a_response_is_desirable_above_the_threshold(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("setting", "desirable"), [({}, True), ({"at_threshold": "undesirable"}, False)])
+def test_a_score_at_the_threshold_is_desirable_as_in_halos_unless_it_is_said_otherwise(
+    tmp_path: Path, setting: dict[str, str], desirable: bool
+) -> None:
+    """HALOs, train/label.py: `1 if sample['reward'] >= threshold else 0`."""
+    [[record]], _ = run(tmp_path, samples(tmp_path / "s", ["0", "1", "2"]), threshold=1, **setting)
+    assert record.desirable == [False, desirable, True]
+
+
+@VERIFIERS.register("characters")
+def characters(prompt: list[F.Turn], response: str) -> dict[str, float]:
+    return {"characters": len(response)}
+
+
+def test_whole_sentences_are_scored_and_the_whole_response_is_learned(tmp_path: Path) -> None:
+    texts = ["One. Two", "No sentence"]
+    [[record]], _ = run(
+        tmp_path, samples(tmp_path / "s", texts), verifier="characters", whole_sentences=True, threshold=5
+    )
+    assert record.scores == [4.0, 11.0]
+    assert (record.responses, record.desirable) == (texts, [False, True])
+
+
 def test_a_mean_is_that_of_the_first_file(tmp_path: Path) -> None:
     """So that held-out samples are labelled as those that are trained on."""
     files = samples(tmp_path / "train", ["0", "2"]), samples(tmp_path / "test", ["3", "5"])

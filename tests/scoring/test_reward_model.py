@@ -20,7 +20,7 @@ from halos.cli import main
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import Judge
-from halos.models.load import check_reward_model
+from halos.models.rewards import check_reward_model
 from halos.reference.cache import read_scores
 from halos.reference.compute import reference
 from halos.scoring.reward_model import RewardModel
@@ -259,17 +259,17 @@ def test_a_folder_that_is_no_reward_model_is_refused_in_one_sentence(world: Worl
     for folder, says in (
         (tmp_path / "none", "there is no reward model in .*none"),
         (world.base / "model", "holds LlamaForCausalLM, and a reward model is a sequence classifier"),
-        (three, "is a classifier with 3 labels, and a reward model has one"),
-        (two, "is a classifier with 2 labels"),
+        (three, "is a classifier with 3 labels, of which none is known to be the reward"),
         (bare, "has no chat template"),
     ):
         for refuse in (check_reward_model, RewardModel):
             with pytest.raises(HalosError, match=says) as caught:
                 refuse(folder)
             assert "\n" not in str(caught.value)
-    with pytest.raises(HalosError, match="cannot load the reward model") as caught:
-        RewardModel(empty)
-    assert "\n" not in str(caught.value)
+    for folder in (empty, two):  # of two labels one has no weights
+        with pytest.raises(HalosError, match="cannot load the reward model") as caught:
+            RewardModel(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_verb_judges_by_the_scores_of_the_model(

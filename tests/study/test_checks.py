@@ -56,6 +56,18 @@ def test_local_models_that_can_be_trained_pass(tmp_path: Path) -> None:
     check_files(study_of(folder_of(tmp_path / "adapters", adapter_config=ADAPTERS)))
 
 
+def test_a_local_reward_model_is_checked_and_is_no_policy(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForSequenceClassification"], "id2label": dict.fromkeys("01234", "x")}
+    entry = folder_of(tmp_path / "model", config=config)
+    with pytest.raises(HalosError, match=r"^models\.m: .* holds a reward model, which answers no prompts"):
+        check_files(study_of(entry))
+    content = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    content["models"]["theirs"] = entry
+    content["judges"]["j"] = {"kind": "reward_model", "reward_model": "theirs", "prompts": "p"}
+    with pytest.raises(HalosError, match=r"^models\.theirs, the reward model of judges\.j: .* with 5 labels"):
+        check_files(Study(C.load(content)))
+
+
 def test_a_reward_model_of_a_type_without_a_classifier_is_refused(tmp_path: Path) -> None:
     grid: dict[str, Any] = {"methods": ["base"], "reward_models": ["sft-bradley_terry"]}
     local = folder_of(tmp_path / "model", config={"model_type": "mamba"})

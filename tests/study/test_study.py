@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 
+from halos.errors import HalosError
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.study import Study
@@ -47,6 +49,47 @@ def test_what_judging_needs_is_trained_though_the_grid_does_not_name_it() -> Non
     assert (against_a_cell.judge_cells, against_a_cell.trained) == ([cell("kto_on")], [cell("sft"), cell("kto_on")])
     assert list(against_a_cell.labellers) == ["l"]
     assert study().labellers == {}
+
+
+def test_a_reward_model_of_models_is_a_base_cell_and_trains_nothing() -> None:
+    content = copy.deepcopy(CATALOGUE)
+    content["models"]["theirs"] = {"hub": "some/one"}
+    content["stages"]["ppo"] |= {"reward": "score", "reward_model": "theirs"}
+    content["judges"]["j"] = {"kind": "reward_model", "reward_model": "theirs", "prompts": "p"}
+    content["grids"]["g"]["methods"] = ["sft-ppo"]
+    s = Study(C.load(content))
+    assert s.teacher(cell("sft-ppo")) == s.reward_model(s.judges["j"], cell("sft", 3)) == Cell("d", "theirs", "base", 0)
+    assert s.trained == [cell("sft"), cell("sft-ppo")]
+    assert s.reward_models_of_others == {"theirs": "stages.ppo"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"reward_model": "thiers"}, "'thiers' is neither a method nor the id of a model; did you mean 'theirs'"),
+        ({"reward_model": "models/rm"}, "models/rm is a folder: make it an entry of models, {path: models/rm}, and"),
+        ({"reward_model": "m"}, "models.m has random weights, and scores nothing"),
+        ({"reward_model": "sft"}, "sft is a model and a method: give the model another id"),
+    ],
+)
+def test_what_is_no_reward_model_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    content = copy.deepcopy(CATALOGUE)
+    content["models"] |= {"theirs": {"hub": "some/one"}, "sft": {"hub": "some/one"}}
+    content["stages"]["ppo"] |= {"reward": "score", **changes}
+    with pytest.raises(HalosError, match=re.escape(f"stages.ppo.reward_model: {sentence}")) as caught:
+        C.load(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_labeller_by_a_model_has_no_seed() -> None:
+    content = copy.deepcopy(CATALOGUE)
+    content["models"]["theirs"] = {"hub": "some/one"}
+    labeller = {"kind": "reward_model", "reward_model": "theirs", "feedback": "scalar"}
+    content["labellers"] = {"l": labeller}
+    C.load(content)
+    content["labellers"] = {"l": {**labeller, "seed": 2}}
+    with pytest.raises(HalosError, match=r"labellers\.l: theirs is an entry of models, which has no seed"):
+        C.load(content)
 
 
 @pytest.mark.parametrize(

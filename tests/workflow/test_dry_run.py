@@ -153,7 +153,8 @@ def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> No
     wanted = [
         data.train, data.test, data.report, store.store, store.report, store.checked("paired"), model.model,
         model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
-        run.reference("responses"), paths.tables("both") / "main.md", paths.figures("both") / "win_rate.svg",
+        run.reference("responses"), store.scores("m"), paths.tables("both") / "main.md",
+        paths.figures("both") / "win_rate.svg",
         paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html",
         paths.cards("both") / "index.md", paths.crate("both"),
         *(folder.config for folder in (data, store, model, run, paths.prompts("p"), paths.judge("j"), paths.task("t"),
@@ -272,6 +273,35 @@ def test_all_views_are_checked_before_the_first_training(planned: Run) -> None:
     assert {job.resources["views"] for job in checks} == {"grouped paired sft unpaired"}
     [sft] = [job for job in planned.jobs if job.name == "train_cell sft/seed1"]
     assert "results/tokens/d/m/checked/sft.json" in sft.input
+
+
+def test_a_reward_model_of_the_hub_is_fetched_and_scores_for_stages_judges_and_labellers(
+    small: Project, tmp_path: Path
+) -> None:
+    theirs = {"kind": "reward_model", "reward_model": "theirs"}
+    changes = {
+        "models.theirs": {"hub": "some/one", "resources": {"gpus": 1, "mem_gb": 7, "tokens_per_microbatch": 99}},
+        "stages.ppo": {"loss": "ppo", "reward": "score", "reward_model": "theirs"},
+        "judges.j": {**theirs, "prompts": "p"},
+        "labellers": {"l": {**theirs, "feedback": "scalar"}},
+        "grids.both": {"datasets": ["d"], "models": ["m"], "methods": ["sft-ppo"], "judges": ["j"]},
+    }
+    run = small.copy(tmp_path / "project").edit(changes).dry(
+        "results/runs/d/m/sft-ppo/seed1/labelled/p/l.parquet", "results/runs/d/m/sft-ppo/seed1/judged/j.json"
+    )  # fmt: skip
+    rest = r"(fetch_model|model|score|judge|label) "
+    assert [name for name in run.names if re.match(rest, name)] == [
+        "fetch_model theirs", "judge sft-ppo/seed1 j", "label sft-ppo/seed1 p", "model m", "model theirs",
+        "score d/m/theirs",
+    ]  # fmt: skip
+    jobs = {job.rule: job for job in run.jobs}
+    reads = {"results/models/theirs/model", "results/models/theirs/manifest.json"}
+    for rule in ("score", "judge", "label"):
+        assert set(jobs[rule].input) >= reads
+        assert (jobs[rule].resources["mem_mb"], jobs[rule].resources["gres"]) == ("7000", "gpu:1")
+    [ppo] = [job for job in run.jobs if job.name == "train_cell sft-ppo/seed1"]
+    assert "results/tokens/d/m/scores/theirs.safetensors" in ppo.input
+    assert "/reference/scores" not in " ".join(ppo.input)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from halos.errors import HalosError
 from halos.evaluate.judging.baseline import Baseline
 from halos.sample.samples import Sample
 from halos.scoring.conversations import turn_text
-
-SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u2026][\"'\u201d\u2019)\]*_]*(?=\s|$)|[\u3002\uff01\uff1f]")
-ENUMERATOR = re.compile(r"\s*(\d+|[A-Za-z])\.")
+from halos.scoring.sentences import cut_to_sentence
 
 
 @dataclass(frozen=True)
@@ -93,15 +90,3 @@ def compare(
         raise HalosError(f"no prompt of {path} has a response of the baseline, {baseline.name}; "
                          "choose the prompt set that it answers")  # fmt: skip
     return comparisons
-
-
-def cut_to_sentence(text: str) -> str:
-    """The text up to the end of its last full sentence; the whole text where no sentence ends.
-
-    The full stop after the number of a list's item does not end a sentence.
-    """
-    for end in reversed(list(SENTENCE_END.finditer(text))):
-        line = text[text.rfind("\n", 0, end.start()) + 1 : end.end()]
-        if not ENUMERATOR.fullmatch(line):
-            return text[: end.end()]
-    return text

@@ -11,9 +11,10 @@ import pytest
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.evaluate.judging.baseline import open_baseline
-from halos.evaluate.judging.comparisons import Comparison, compare, cut_to_sentence
+from halos.evaluate.judging.comparisons import Comparison, compare
 from halos.evaluate.judging.settings import FromCell, FromFile
 from halos.sample.samples import Sample
+from halos.scoring.sentences import cut_to_sentence
 
 
 def question(text: str) -> list[F.Turn]:

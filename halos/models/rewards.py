@@ -1,0 +1,87 @@
+"""The kinds of reward model: classifiers with one or two labels, and ArmoRM's, which weighs several objectives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from halos.errors import HalosError
+
+CLASSIFIER = "ForSequenceClassification"
+GATED = "ForRewardModelWithGating"
+"""End of the name of ArmoRM's class in its config.json."""
+RewardLogit = Literal["second", "difference"]
+"""Of a classifier with two labels, the reward: the second one's logit, or that minus the first one's."""
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of classes that a folder's config.json gives."""
+    return [*map(str, json.loads((folder / "config.json").read_text() or "{}").get("architectures") or ())]
+
+
+def is_reward_model(folder: Path) -> bool:
+    """Whether a folder's model scores sequences instead of predicting tokens."""
+    return any(name.endswith((CLASSIFIER, GATED)) for name in _classes(folder))
+
+
+def is_gated(folder: Path) -> bool:
+    """Whether a folder's reward model weighs rewards of several objectives, as ArmoRM does."""
+    return any(name.endswith(GATED) for name in _classes(folder))
+
+
+def labels_of(folder: Path) -> int:
+    """The number of labels of a folder's classifier."""
+    config = json.loads((folder / "config.json").read_text())
+    return len(config.get("id2label") or ()) or config.get("num_labels", 2)  # transformers' own default is two
+
+
+def check_reward_model(folder: Path, brings_template: bool = True) -> None:
+    """Check that a folder holds a reward model. Only small files are read, so it is quick enough to do before any run.
+
+    Args:
+        folder: the model's folder.
+        brings_template: whether the chat template has to be in the folder.
+
+    Raises:
+        HalosError: there is no model, it is of another kind, it has more than two labels, or it has no chat template to
+            use.
+    """
+    if not (folder / "config.json").is_file():
+        raise HalosError(f"there is no reward model in {folder} (no config.json); put one there or name another folder")
+    if not is_reward_model(folder):
+        kind = next(iter(_classes(folder)), "a model of no known kind")
+        raise HalosError(
+            f"{folder} holds {kind}, and a reward model is a sequence classifier with one or two labels, or ArmoRM's "
+            "kind: name another"
+        )
+    if not is_gated(folder) and (labels := labels_of(folder)) > 2:
+        raise HalosError(
+            f"{folder} is a classifier with {labels} labels, of which none is known to be the reward: a reward model "
+            "has one label, or two of which the second is the better; name another"
+        )
+    if not brings_template:
+        return
+    names = _template_names(folder)
+    if not names:
+        raise HalosError(f"the reward model in {folder} has no chat template; put one there as chat_template.jinja")
+    if "default" not in names:
+        known = ", ".join(sorted(names))
+        raise HalosError(
+            f"the reward model in {folder} has no chat template named default (it has {known}); put one there as "
+            "chat_template.jinja"
+        )
+
+
+def _template_names(folder: Path) -> set[str]:
+    """The names of the chat templates that a model folder holds; one without a name is `default`."""
+    names = {path.stem for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    if (folder / "chat_template.jinja").is_file():
+        return {"default", *names}
+    if names:  # transformers then reads no other place
+        return names
+    tokenizer = folder / "tokenizer_config.json"
+    known = json.loads(tokenizer.read_text()).get("chat_template") if tokenizer.is_file() else None
+    if isinstance(known, list):
+        return {str(template.get("name")) for template in known}
+    return {"default"} if known else set()
