@@ -104,7 +104,8 @@ class ResponseLogps(nn.Module):
 
         Returns:
             {"logps": (S, T) float32 log-probabilities}; with a value head also {"values": (S, T) float32}, each the
-            value of the state from which its token is predicted.
+            value of the state from which its token is predicted, and {"entropies": (S, T) float32} of the distributions
+            that it is drawn from.
         """
         parts = list(_parts(self, batch))
         outputs = [self._of_tokens(part) for part in parts]
@@ -118,21 +119,23 @@ class ResponseLogps(nn.Module):
         return {name: scatter([values[name] for values in outputs]) for name in outputs[0]}
 
     def _of_tokens(self, batch: Microbatch) -> dict[str, Tensor]:
-        """{"logps": (M,)} of the response tokens and, with a value head, {"values": (M,)}; float32."""
+        """{"logps": (M,)} of the response tokens, with a value head also "values" and "entropies" of them; float32."""
         layout, inputs = batch.layout, model_inputs(batch)
-        head = self.model.get_output_embeddings()
+        head, entropies = self.model.get_output_embeddings(), None
+        if self.value_head is not None:
+            entropies = torch.empty(layout.targets.shape, dtype=torch.float32, device=layout.targets.device)
         if self.head_is_plain:
             hidden = self.model.get_decoder()(**inputs).last_hidden_state
             states = layout.before(hidden.flatten(0, 1))
-            outputs = {"logps": token_logps(states, head, layout.targets)}
+            outputs = {"logps": token_logps(states, head, layout.targets, entropies)}
         else:
             with _inputs_of(head if self.value_head is not None else None) as seen:
                 logits = self.model(**inputs).logits
-            outputs = {"logps": pick(layout.before(logits.flatten(0, 1)), layout.targets)}
+            outputs = {"logps": pick(layout.before(logits.flatten(0, 1)), layout.targets, entropies)}
             if self.value_head is not None:
                 states = layout.before(seen[0].flatten(0, 1))
-        if self.value_head is not None:
-            outputs["values"] = self.value_head(states)[:, 0]
+        if self.value_head is not None and entropies is not None:
+            outputs |= {"values": self.value_head(states)[:, 0], "entropies": entropies}
         return outputs
 
 

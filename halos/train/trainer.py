@@ -126,7 +126,7 @@ class Trainer:
         self.stopping.listen()
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
-        if step == 0:
+        if step == 0 and self.stage.eval_first:
             self._evaluate(step, examples=0)
         while step < len(self.batches):
             metrics = self.step(step)
@@ -169,7 +169,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.dropout.train(self.policy)
-        metrics, sizes = self.objective(self.ahead(step), backward=True)
+        batch = self.ahead(step)
+        metrics, sizes = self.objective(batch, backward=True)
         norm = self._clip()
         self._check_finite(metrics["loss"], step + 1, updates=step, norm=norm)
         if self.stage.sync_every and (step + 1) % self.stage.sync_every == 0:
@@ -184,6 +185,7 @@ class Trainer:
             "lr": lr,
             "grad_norm": norm,
             "tokens_per_second": sizes.tokens / seconds,
+            "examples_per_second": batch.examples / seconds,
             "padding_share": 1 - sizes.real / sizes.positions,
             "shared_share": 1 - sizes.real / sizes.tokens,
             "peak_memory_gb": peak_memory_gb(),
