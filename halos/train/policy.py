@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
+from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
 from halos.forward.packable import check_training_mode, enable_packing
 from halos.models.lora import Coverage, coverage
@@ -44,10 +48,28 @@ class Policy:
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
         head = ValueHead(states_size(model)) if loss.head == "value" else None
+        if head is not None and inputs.value_head is not None:
+            _load_head(head, inputs.value_head)
         network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head)
         unpacked_because = enable_packing(network, inputs.longest)
         check_training_mode(network, inputs.longest)
         return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because, unchecked_because)
+
+
+def _load_head(head: ValueHead, file: Path) -> None:
+    """Load the value head that another run was trained to.
+
+    Raises:
+        HalosError: it reads hidden states of another size.
+    """
+    saved = load_file(file)
+    sizes = [weights["layers.0.weight"].shape[1] for weights in (saved, head.state_dict())]
+    if sizes[0] != sizes[1]:
+        raise HalosError(
+            f"{file} is the value head of another model: it reads hidden states of {sizes[0]} numbers, and this "
+            f"model's have {sizes[1]}; delete {file.parent} and run snakemake again"
+        )
+    head.load_state_dict(saved)
 
 
 def _checkpoint_activations(model: Any) -> str | None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
+from halos.manifest import VALUE_HEAD
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
@@ -89,6 +90,8 @@ class Trainer:
         name_layers(begun.network)
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
+            head = inputs.value_head
+            self._say("the value head is fresh: the parent has none" if head is None else f"the value head is {head}")
             keep_float32(begun.value_head, self.accelerator)
         optimizer = make_optimizer(begun.network, self.stage)
         self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
@@ -267,6 +270,7 @@ class Trainer:
             if main:
                 self.log.start()
                 (self.output / "manifest.json").unlink(missing_ok=True)  # it would say that this run is done
+                (self.output / VALUE_HEAD).unlink(missing_ok=True)
                 shutil.rmtree(self._kept, ignore_errors=True)
             return 0
         meta = self.checkpoints.load(path, *self._trained(), self.accelerator)
