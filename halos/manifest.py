@@ -16,6 +16,10 @@ from halos.seeds import RECIPE
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm")
 
 
+VALUE_HEAD = "value_head.safetensors"
+"""The file of a value head, beside `model/`: within it, programs that read every safetensors file would stumble."""
+
+
 class Hardware(Record):
     """The machine that made a run.
 
@@ -73,6 +77,7 @@ class Manifest(JsonFile):
         not_adapted: names of the weights that stayed as they were, with `*` for the number of a layer.
         processes: number of processes, and so of devices.
         rounds: the rounds of an online stage, in order.
+        value_head: sha256 of value_head.safetensors beside `model/`, PPO's value head; None where there is none.
         seed_recipe: how seeds were derived (halos/seeds.py).
         packages: name -> version of the installed packages that results depend on.
         python: version of Python.
@@ -98,6 +103,7 @@ class Manifest(JsonFile):
     not_adapted: tuple[str, ...] = ()
     processes: int = 1
     rounds: tuple[Round, ...] = ()
+    value_head: str | None = None
     seed_recipe: str = RECIPE
     packages: dict[str, str] = {}
     python: str | None = None

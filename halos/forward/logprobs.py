@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ KEPT = 4
 again. CHUNK and KEPT bound the memory of the output layer for any vocabulary and any number of tokens."""
 
 
-def token_logps(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+def token_logps(hidden: Tensor, head: nn.Module, labels: Tensor, entropies: Tensor | None = None) -> Tensor:
     """Log-probabilities of tokens given the hidden states before them, computed chunk by chunk.
 
     A plain, unsharded output layer has a backward pass of its own (`_TokenLogps`). Any other layer (with
@@ -26,6 +27,7 @@ def token_logps(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
         hidden: (N, H) hidden states.
         head: the output layer, from H to V.
         labels: (N,) int64 token ids.
+        entropies: (N,) float32, filled with the entropies of the distributions over the vocabulary, in nats.
 
     Returns:
         (N,) float32 log-probabilities.
@@ -33,12 +35,16 @@ def token_logps(hidden: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
     weight: Any = head.weight
     rows = max(1, CHUNK // (4 * weight.shape[0]))
     if type(head) is nn.Linear and not isinstance(weight, DTensor):
-        logps: Tensor = _TokenLogps.apply(hidden, weight, head.bias, labels, rows, torch.is_grad_enabled())
+        logps: Tensor = _TokenLogps.apply(hidden, weight, head.bias, labels, rows, torch.is_grad_enabled(), entropies)
         return logps
-    chunks = list(zip(hidden.split(rows), labels.split(rows), strict=True))
+    chunks = list(zip(hidden.split(rows), labels.split(rows), _split(entropies, rows, len(hidden)), strict=True))
     if len(chunks) == 1 or not torch.is_grad_enabled():
-        return torch.cat([pick(head(h), y) for h, y in chunks])
-    return torch.cat([checkpoint(lambda h, y: pick(head(h), y), h, y, use_reentrant=False) for h, y in chunks])
+        return torch.cat([pick(head(h), y, e) for h, y, e in chunks])
+
+    def again(h: Tensor, y: Tensor, unfilled: list[Tensor | None]) -> Tensor:
+        return pick(head(h), y, unfilled.pop() if unfilled else None)  # not in the backward pass
+
+    return torch.cat([checkpoint(again, h, y, [e], use_reentrant=False) for h, y, e in chunks])
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -51,7 +57,14 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, rows: int, training: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        rows: int,
+        training: bool,
+        entropies: Tensor | None,
     ) -> Tensor:
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -61,9 +74,12 @@ class _TokenLogps(torch.autograd.Function):
         scratch: Tensor | None = None
         with torch.autocast(device, enabled=False):
             cast = weight.to(ctx.dtype)
-            for h, y, chunk in zip(hidden.split(rows), labels.split(rows), out.split(rows), strict=True):
+            parts = hidden.split(rows), labels.split(rows), out.split(rows), _split(entropies, rows, len(hidden))
+            for h, y, chunk, entropy in zip(*parts, strict=True):
                 logps = scratch = _log_softmax(h.to(ctx.dtype), cast, bias, scratch)
                 chunk.copy_(logps.gather(1, y[:, None])[:, 0])
+                if entropy is not None:
+                    entropy.copy_(_entropies(logps))
                 if training and len(ctx.kept) < KEPT:
                     ctx.kept.append(logps)
                     scratch = None  # the next chunk needs memory of its own
@@ -97,7 +113,7 @@ class _TokenLogps(torch.autograd.Function):
                 elif d_weight is not None:
                     d_weight += d_logits.T @ h
         del ctx.kept
-        return d_hidden, d_weight, d_bias, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None, None
 
 
 def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, scratch: Tensor | None) -> Tensor:
@@ -116,6 +132,20 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, scratch: T
     return torch.log_softmax(logits, -1, out=logits)
 
 
-def pick(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) float32 log-probabilities of the labels, from (N, V) logits."""
+def _split(entropies: Tensor | None, rows: int, n: int) -> Sequence[Tensor | None]:
+    """The entropies of each chunk, to be filled; None for each where none are asked for."""
+    return [None] * max(1, -(-n // rows)) if entropies is None else entropies.split(rows)
+
+
+def _entropies(logps: Tensor) -> Tensor:
+    """(n,) entropies of (n, V) log-probabilities."""
+    found: Tensor = -torch.linalg.vecdot(logps.exp(), logps)
+    return found
+
+
+def pick(logits: Tensor, labels: Tensor, entropies: Tensor | None = None) -> Tensor:
+    """(N,) float32 log-probabilities of the labels, from (N, V) logits; the entropies are filled, if given."""
+    if entropies is not None:
+        with torch.no_grad():
+            entropies.copy_(_entropies(logits.float().log_softmax(-1)))
     return -nn.functional.cross_entropy(logits.float(), labels, reduction="none")

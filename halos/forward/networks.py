@@ -17,6 +17,9 @@ from halos.forward.logprobs import pick, token_logps
 from halos.forward.microbatch import Microbatch
 from halos.forward.own import Forward
 
+OUTPUTS = ("logps", "values", "entropies", "scores")
+"""The outputs of the package's own forward passes; a plugin's pass may give others beside them."""
+
 
 class ValueHead(nn.Module):
     """The value head of PPO: a perceptron of three layers from (N, H) hidden states to (N, 1) values.
@@ -107,7 +110,8 @@ class ResponseLogps(nn.Module):
 
         Returns:
             {"logps": (S, T) float32 log-probabilities}; with a value head also {"values": (S, T) float32}, each the
-            value of the state from which its token is predicted; those of a plugin's pass likewise.
+            value of the state from which its token is predicted, and {"entropies": (S, T) float32} of the distributions
+            that it is drawn from; those of a plugin's pass likewise.
         """
         parts = list(_parts(self, batch))
         outputs = [self.of_tokens(part) if self.own is None else self._of_own(self.own, part) for part in parts]
@@ -121,26 +125,28 @@ class ResponseLogps(nn.Module):
         return {name: scatter([values[name] for values in outputs]) for name in outputs[0]}
 
     def of_tokens(self, batch: Microbatch, **changes: Any) -> dict[str, Tensor]:
-        """{"logps": (M,)} of the response tokens and, with a value head, {"values": (M,)}; float32.
+        """{"logps": (M,)} of the response tokens, with a value head also "values" and "entropies" of them; float32.
 
         Args:
             batch: the microbatch.
             changes: arguments of the model, in place of or beside its own; `inputs_embeds` in place of `input_ids`.
         """
         layout, inputs = batch.layout, model_inputs(batch, **changes)
-        head = self.model.get_output_embeddings()
+        head, entropies = self.model.get_output_embeddings(), None
+        if self.value_head is not None:
+            entropies = torch.empty(layout.targets.shape, dtype=torch.float32, device=layout.targets.device)
         if self.head_is_plain:
             hidden = self.model.get_decoder()(**inputs).last_hidden_state
             states = layout.before(hidden.flatten(0, 1))
-            outputs = {"logps": token_logps(states, head, layout.targets)}
+            outputs = {"logps": token_logps(states, head, layout.targets, entropies)}
         else:
             with _inputs_of(head if self.value_head is not None else None) as seen:
                 logits = self.model(**inputs).logits
-            outputs = {"logps": pick(layout.before(logits.flatten(0, 1)), layout.targets)}
+            outputs = {"logps": pick(layout.before(logits.flatten(0, 1)), layout.targets, entropies)}
             if self.value_head is not None:
                 states = layout.before(seen[0].flatten(0, 1))
-        if self.value_head is not None:
-            outputs["values"] = self.value_head(states)[:, 0]
+        if self.value_head is not None and entropies is not None:
+            outputs |= {"values": self.value_head(states)[:, 0], "entropies": entropies}
         return outputs
 
     def logits(self, batch: Microbatch, **changes: Any) -> Tensor:

@@ -18,7 +18,7 @@ from halos.forward.attention import NAMES, Unsupported, window_too_short
 from halos.forward.grouping import ALONE, EQUAL_LENGTHS, Grouping, selected_keys
 from halos.forward.layout import Layout, Text
 from halos.forward.microbatch import Microbatch
-from halos.forward.networks import ResponseLogps, cannot_run, plain
+from halos.forward.networks import OUTPUTS, ResponseLogps, cannot_run, plain
 
 TOLERANCE = 1e-4
 """Largest difference between two ways to run a sequence, over the difference that another context makes. A tiny model
@@ -127,7 +127,7 @@ def own_outputs(network: ResponseLogps) -> tuple[set[str], bool]:
         with plain(network):
             expected = _stacked(network(_batch(layouts.padded([text]), None)) for text in texts)
             same = _Same.of(network, expected, ids)
-    return outputs.keys() - {"logps", "values"}, same(outputs, {"logps": expected["logps"]})
+    return outputs.keys() - set(OUTPUTS), same(outputs, {"logps": expected["logps"]})
 
 
 def check_training_mode(module: nn.Module, longest: int) -> None:

@@ -37,7 +37,11 @@ class Batch:
         margins: (B,) float32 for the paired view, by how much the chosen response is better in the data, 0 where a pair
             has none; None where no pair has one.
         advantages: (B,) float32 for the grouped view: the score less its group's mean, over its group's deviation.
+        unclamped: role -> (B, T) log pi before humanline clamps it, for losses that read no reference; may be empty
+            where nothing is clamped.
         values: role -> (B, T) float32 of the value head: the value of the state before each response token.
+        entropies: role -> (B, T) float32 with a value head: the entropy of the distribution that each response token is
+            drawn from, in nats, without gradient.
         rewards: role -> (B,) float32 of the score head.
         labels: name -> (B,) float32 or bool, the labels that a plugin's view gives beside those above.
         outputs: name -> role -> (B, T), the values that a plugin's forward pass gives beside log-probabilities.
@@ -49,7 +53,9 @@ class Batch:
     scores: Tensor | None = None
     margins: Tensor | None = None
     advantages: Tensor | None = None
+    unclamped: Mapping[str, Tensor] = field(default_factory=dict)
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    entropies: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -70,12 +76,15 @@ class Output:
         chosen_rewards: implicit rewards of the chosen (or desirable) responses, any number, without gradient.
         rejected_rewards: implicit rewards of the rejected (or undesirable) responses, likewise.
         metrics: name -> (B,) values, without gradient, averaged over the global batch for the log.
+        moments: name -> (B,) values or (B, T) values of response tokens, without gradient, whose mean and variance over
+            the global batch are logged.
     """
 
     losses: Tensor
     chosen_rewards: Tensor | None = None
     rejected_rewards: Tensor | None = None
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def humanline(policy: Logps, reference: Logps, low: float, high: float) -> Logps
     """The policy's log-probabilities, clamped so that each token's log-ratio to the reference lies in [low, high].
 
     A token outside the range has no gradient: the perceived distribution would reject it. Liu et al. 2025, Humanline
-    (arXiv 2509.24207).
+    (arXiv 2509.24207). Of a mixture, only the losses that read the reference see them so: likelihoods have no ratio.
     """
     return {role: reference[role] + (policy[role] - reference[role]).clamp(low, high) for role in policy}
 

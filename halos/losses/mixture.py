@@ -42,7 +42,8 @@ class Mixture(Loss):
     """The sum of weight * loss over its parts, by name: a loss like any other, which needs what any of them needs.
 
     Rewards and metrics are those of the leading part (`leading`); those of the others have their name before them, and
-    so do statistics. `NAME/loss` is the loss of each part, without its weight.
+    so do statistics. `NAME/loss` is the loss of each part, without its weight. Under humanline, a part that reads no
+    reference sees log-probabilities that are not clamped.
     """
 
     parts: Mapping[str, Part]
@@ -91,22 +92,28 @@ class Mixture(Loss):
         return {
             f"{name}/{key}": values
             for name, part in self.parts.items()
-            for key, values in part.loss.statistics(policy, reference, batch).items()
+            for key, values in part.loss.statistics(_seen(part, policy, batch), reference, batch).items()
         }
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
         outputs = {}
         for name, part in self.parts.items():
             own = {k.removeprefix(f"{name}/"): v for k, v in batch.statistics.items() if k.startswith(f"{name}/")}
-            outputs[name] = part.loss(policy, reference, replace(batch, statistics=own))
+            outputs[name] = part.loss(_seen(part, policy, batch), reference, replace(batch, statistics=own))
         lead = leading({name: part.weight for name, part in self.parts.items()})
-        metrics = dict(outputs[lead].metrics)
+        metrics, moments = dict(outputs[lead].metrics), dict(outputs[lead].moments)
         for name, output in outputs.items():
             metrics[f"{name}/loss"] = output.losses.detach()
             if name != lead:
                 metrics |= {f"{name}/{key}": values for key, values in output.metrics.items()}
+                moments |= {f"{name}/{key}": values for key, values in output.moments.items()}
         first, *others = (part.weight * outputs[name].losses for name, part in self.parts.items())
-        return replace(outputs[lead], losses=sum(others, first), metrics=metrics)
+        return replace(outputs[lead], losses=sum(others, first), metrics=metrics, moments=moments)
+
+
+def _seen(part: Part, policy: Logps, batch: Batch) -> Logps:
+    """The policy's log-probabilities as a part sees them: humanline clamps ratios to a reference alone."""
+    return policy if part.loss.needs_reference else {**policy, **batch.unclamped}
 
 
 def mix(parts: Mapping[str, Part]) -> Mixture:

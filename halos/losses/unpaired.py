@@ -98,10 +98,10 @@ class PPO(Loss):
         return advantages * mask
 
     def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-        mask, moments = batch.mask["response"], batch.statistics
-        tokens = moments["tokens"].sum().clamp(min=1)
-        mean = moments["advantage"].sum() / tokens
-        variance = (moments["advantage_squared"].sum() / tokens - mean.square()).clamp(min=0)
+        mask, sums = batch.mask["response"], batch.statistics
+        tokens = sums["tokens"].sum().clamp(min=1)
+        mean = sums["advantage"].sum() / tokens
+        variance = (sums["advantage_squared"].sum() / tokens - mean.square()).clamp(min=0)
         advantages = (self.advantages(batch) - mean) * (variance + 1e-8).rsqrt()
         difference, ratio, kl = _ratio_and_kl(policy, reference)
         surrogate = (ratio * advantages).minimum(ratio.clamp(1 - self.clip, 1 + self.clip) * advantages)
@@ -111,10 +111,17 @@ class PPO(Loss):
         error = (batch.values["response"] - returns).square() / 2
         losses = -surrogate + self.kl_weight * kl + self.value_weight * error
         clipped = batch.mean_over_tokens(((ratio.detach() - 1).abs() > self.clip).to(ratio.dtype), "response")
-        metrics = {"clipped": clipped, "value_error": batch.mean_over_tokens(error.detach(), "response")}
-        middle = moments["reward"].mean() if self.needs_scores else 0.0
+        metrics = {
+            "clipped": clipped,
+            "value_error": batch.mean_over_tokens(error.detach(), "response"),
+            "sequence_ratio": difference.detach().sum(-1).clamp(-LIMIT, LIMIT).exp(),
+        }
+        if batch.entropies:
+            metrics["entropy"] = batch.mean_over_tokens(batch.entropies["response"], "response")
+        moments = {"value": batch.values["response"].detach(), "return": returns}
+        middle = sums["reward"].mean() if self.needs_scores else 0.0
         rewards = _split(difference.sum(-1), reward - middle > 1e-6)  # a mean's rounding decides nothing
-        return Output((losses * mask).sum(-1), *rewards, metrics)
+        return Output((losses * mask).sum(-1), *rewards, metrics, moments)
 
 
 @LOSSES.register("grpo")
@@ -143,7 +150,11 @@ class GRPO(Loss):
         losses = batch.mean_over_tokens(self.beta * kl - surrogate, "response")
         clipped = ((ratio.detach() - 1).abs() > self.epsilon).to(ratio.dtype)
         rewards = _split(difference.sum(-1), batch.advantages > 0)
-        return Output(losses, *rewards, {"clipped": batch.mean_over_tokens(clipped, "response")})
+        metrics = {
+            "clipped": batch.mean_over_tokens(clipped, "response"),
+            "advantage/absolute": batch.advantages.abs(),
+        }
+        return Output(losses, *rewards, metrics, {"advantage": batch.advantages})
 
 
 def _ratio_and_kl(policy: Logps, reference: Logps) -> tuple[Tensor, Tensor, Tensor]:

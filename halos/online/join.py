@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.files import whole, write_text
-from halos.manifest import Manifest, Round
+from halos.manifest import VALUE_HEAD, Manifest, Round
 from halos.online.labels import Labels
 from halos.settings import AnySlice
 
@@ -19,9 +19,9 @@ from halos.settings import AnySlice
 def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
     """Join the rounds of an online stage as one run.
 
-    The run's `model/` is the last round's, with hard links where the file system has them. Its `train.jsonl` holds all
-    rounds' lines, each with its round; steps and examples count on from round to round. Its `manifest.json`, written
-    last, sums the rounds up. The rounds' folders stay as they are.
+    The run's `model/`, and PPO's value head, are the last round's, with hard links where the file system has them. Its
+    `train.jsonl` holds all rounds' lines, each with its round; steps and examples count on from round to round. Its
+    `manifest.json`, written last, sums the rounds up. The rounds' folders stay as they are.
 
     Args:
         config: config.yaml of the cell.
@@ -34,6 +34,10 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
     manifests = [Manifest.read(folder / "manifest.json") for folder in rounds]
     with whole(output / "model") as temporary:
         shutil.copytree(rounds[-1] / "model", temporary, copy_function=_link)
+    (output / VALUE_HEAD).unlink(missing_ok=True)
+    if manifests[-1].value_head is not None:
+        with whole(output / VALUE_HEAD) as temporary:
+            _link(str(rounds[-1] / VALUE_HEAD), str(temporary))
     write_text(output / "train.jsonl", "".join(json.dumps(line) + "\n" for line in _log(rounds)))
     train = sum((Counter(manifest.data["train"]) for manifest in manifests), Counter[str]())
     peaks = [manifest.peak_memory_gb for manifest in manifests if manifest.peak_memory_gb is not None]

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from halos.errors import HalosError
-from halos.files import hash_content, hash_each, hash_files
-from halos.manifest import Manifest, environment
+from halos.files import hash_content, hash_each, hash_file, hash_files
+from halos.manifest import VALUE_HEAD, Manifest, environment
 from halos.settings import AnySlice
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
@@ -57,6 +57,10 @@ def changes(cell: Cell, paths: Paths, config: Config) -> Iterator[str]:
     for made in _made_from(cell, paths):
         run, manifest = paths.run(made), _manifest(made, paths)
         yield from _files(run.model, manifest.files)
+        if manifest.value_head is not None:
+            head = run.folder / VALUE_HEAD
+            now = hash_file(head) if head.is_file() else None
+            yield from _differing(str(head), manifest.value_head, now, "its content changed")
         if made.stage is None:
             continue
         yield from _settings(manifest.config, AnySlice.read(run.config).content, str(run.config))

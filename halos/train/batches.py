@@ -36,14 +36,18 @@ class LocalBatch:
             holds everything: then the statistics are known before the loss is computed.
         count: what the sum of the weighted losses of the whole global batch is divided by: its examples' weights, 1
             each without weights in the data; for a loss that is a mean over tokens, its response tokens, weighted.
+        examples: number of examples of the whole global batch.
+        metrics: name -> metrics of the global batch that are known before it is run: the sizes of its groups.
     """
 
     parts: list[Microbatch]
     before: list[Microbatch]
     count: float
+    examples: int
+    metrics: Mapping[str, float]
 
     def to(self, device: torch.device) -> LocalBatch:
-        return LocalBatch([b.to(device) for b in self.parts], [b.to(device) for b in self.before], self.count)
+        return replace(self, parts=[b.to(device) for b in self.parts], before=[b.to(device) for b in self.before])
 
 
 class Examples:
@@ -160,7 +164,13 @@ class Examples:
         apart = loss.prepass and not at_once
         before = list(self.microbatches(indices, loss.prepass, budget, rank, world)) if apart else []
         count = self.response_tokens(indices, roles) if loss.per_token else self.total_weight(indices)
-        return LocalBatch(parts, before, count)
+        return LocalBatch(parts, before, count, len(indices), self._sizes(indices) if loss.view.grouped else {})
+
+    def _sizes(self, indices: np.ndarray) -> dict[str, float]:
+        """Mean and extremes of the numbers of responses of some examples."""
+        sizes = np.diff(self.offsets)[indices]
+        return {"group/size": float(sizes.mean()), "group/size_min": int(sizes.min()),
+                "group/size_max": int(sizes.max())}  # fmt: skip
 
     def microbatches(
         self,

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from halos.errors import HalosError
-from halos.files import hash_files, hash_weights
+from halos.files import hash_file, hash_files, hash_weights
 from halos.losses import Loss
+from halos.manifest import VALUE_HEAD, Manifest
 from halos.reference.cache import Reference, expected_hashes, parts_for, read_scores
 from halos.tokens.positions import Positions
 from halos.tokens.selection import select
@@ -31,8 +32,9 @@ class Inputs:
         store: sequence store of the dataset and model.
         reference: cached log-probabilities of the reference; None for a live reference, or a loss without one.
         scores: (responses,) float32 scores of a reward model, by sequence row; None where the data's own are read.
+        value_head: file of the parent's value head; None where the loss or the parent has none.
         hashes: sha256 of each input: `weights` of the parent, `store`, `template`, and where they are read `scores`,
-            `adapters`, and `reference` (weights of a reference that is not the parent).
+            `adapters`, `value_head`, and `reference` (weights of a reference that is not the parent).
     """
 
     settings: RunSlice
@@ -42,6 +44,7 @@ class Inputs:
     store: Store
     reference: Reference | None
     scores: np.ndarray | None
+    value_head: Path | None
     hashes: dict[str, str]
 
     @classmethod
@@ -74,10 +77,14 @@ class Inputs:
             hashes["adapters"] = hash_weights(Path(stage.lora.path))
         if reference and frozen["weights"] != hashes["weights"]:
             hashes["reference"] = frozen["weights"]
+        head = _value_head(parent) if loss.head == "value" else None
+        if head is not None:
+            hashes["value_head"] = hash_file(head)
         inputs = cls(
             settings, stage, loss, parent / "model", sequences,
             reference=Reference(list(reference), frozen) if reference else None,
             scores=read_scores(scores[0], sequences) if scores else None,
+            value_head=head,
             hashes=hashes,
         )  # fmt: skip
         inputs._check_lengths()
@@ -111,6 +118,23 @@ class Inputs:
     def _check_margins(self) -> None:
         if self.loss.needs_margins and not self.store.has_margins:
             raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss_name}"]))
+
+
+def _value_head(parent: Path) -> Path | None:
+    """The file of a finished run's value head; None where its stage had none.
+
+    Raises:
+        HalosError: it is not what the run left.
+    """
+    then, file = Manifest.read(parent / "manifest.json").value_head, parent / VALUE_HEAD
+    if then is None:
+        return None
+    if not file.is_file() or hash_file(file) != then:
+        raise HalosError(
+            f"{file}, the value head of the run before, {'was replaced' if file.is_file() else 'is gone'}: delete "
+            f"{parent} and run snakemake again"
+        )
+    return file
 
 
 def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Sequence[Path]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from halos.distributed.reductions import Gathered, Sums, means
 from halos.distributed.sharding import copy_weights, prepare_frozen
 from halos.forward.microbatch import Microbatch
+from halos.forward.networks import OUTPUTS
 from halos.losses import Loss
 from halos.losses.base import Batch, Logps, Output, humanline
 from halos.train.batches import LocalBatch
@@ -110,9 +111,11 @@ class Objective:
                     self.accelerator.backward((objective + balance) * self.accelerator.num_processes)
             sums.add("loss", objective)
             _add_metrics(sums, part, given, out)
+            if self.stage.humanline:
+                self._add_free(sums, part, given)
         totals = sums.over(self.accelerator)
         sizes = Sizes(*(int(totals.pop(name)[0]) for name in Sizes._fields))
-        metrics = {**means(totals), "loss": totals["loss"][0]}
+        metrics = {**_with_variances(means(totals)), "loss": totals["loss"][0], **local.metrics}
         if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
             metrics["rewards/margin"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         metrics |= {f"batch/{name}": float(values.mean()) for name, values in statistics.items()}
@@ -148,18 +151,27 @@ class Objective:
             sums.add(name, torch.tensor(float(getattr(part, name))).to(self.accelerator.device, non_blocking=True))
         outputs, load = self.routers.run(self.policy, part)
         out = {name: part.by_role(values) for name, values in outputs.items()}
-        policy: Logps = out.get("logps", {})
+        unclamped = out.get("logps", {})
+        policy: Logps = unclamped
         reference = self._reference(part)
         if self.stage.humanline:
             policy = humanline(policy, reference, self.stage.log_eps_p, self.stage.log_eps_r)
         known = {name: values for name, values in part.labels.items() if name in (*LABELS, "advantages")}
         batch = Batch(
-            mask=part.by_role(part.mask), values=out.get("values", {}), rewards=out.get("scores", {}), statistics={},
+            mask=part.by_role(part.mask), unclamped=unclamped, values=out.get("values", {}),
+            entropies=out.get("entropies", {}), rewards=out.get("scores", {}), statistics={},
             labels={name: values for name, values in part.labels.items() if name not in known},
-            outputs={name: values for name, values in out.items() if name not in ("logps", "values", "scores")},
+            outputs={name: values for name, values in out.items() if name not in OUTPUTS},
             **known,
         )  # fmt: skip
         return Given(policy, reference, batch), load
+
+    def _add_free(self, sums: Sums, part: Microbatch, given: Given) -> None:
+        """Add the response tokens whose log-ratio humanline does not clamp."""
+        for role in part.roles:
+            ratio = given.batch.unclamped[role].detach() - given.reference[role]
+            free = (ratio >= self.stage.log_eps_p) & (ratio <= self.stage.log_eps_r)
+            sums.add("humanline/free", free, given.batch.mask[role] * (not part.filler))
 
     @torch.no_grad()
     def _reference(self, part: Microbatch) -> dict[str, Tensor]:
@@ -180,18 +192,51 @@ def _joined(given: Given, following: Given) -> Given:
     """The arguments for the roles of a microbatch and of the one that follows it, which has the same examples."""
     ours, theirs = given.batch, following.batch
     outputs = {name: {**values, **theirs.outputs[name]} for name, values in ours.outputs.items()}
-    batch = replace(ours, mask={**ours.mask, **theirs.mask}, values={**ours.values, **theirs.values}, outputs=outputs)
+    batch = replace(
+        ours, mask={**ours.mask, **theirs.mask}, unclamped={**ours.unclamped, **theirs.unclamped},
+        values={**ours.values, **theirs.values}, outputs=outputs,
+    )  # fmt: skip
     return Given({**given.policy, **following.policy}, {**given.reference, **following.reference}, batch)
 
 
+SQUARED = "/squared"
+"""After the name of a mean that is no metric itself, but makes a variance of one."""
+
+
 def _add_metrics(sums: Sums, part: Microbatch, given: Given, out: Output) -> None:
+    counted = torch.full_like(part.weight, not part.filler)
     for name, rewards in (("chosen", out.chosen_rewards), ("rejected", out.rejected_rewards)):
         if rewards is not None:
-            sums.add(f"rewards/{name}", rewards, (part.weight[:1] > 0).expand_as(rewards))
+            sums.add(f"rewards/{name}", rewards, counted[:1].expand_as(rewards))
+    for role, logps in given.batch.unclamped.items():
+        for name, chosen in _groups(role, given.batch).items():
+            sums.add(f"logps/{name}", logps.sum(-1), counted if chosen is None else counted * chosen)
     for name, values in out.metrics.items():
         sums.add(name, values, part.weight)
+    for name, values in out.moments.items():
+        weight = part.weight if values.ndim == 1 else part.weight[:, None] * given.batch.mask[part.roles[0]]
+        sums.add(f"{name}/mean", values, weight)
+        sums.add(f"{name}{SQUARED}", values.square(), weight)
     for role in part.roles if given.reference else ():
         sums.add("kl", (given.policy[role] - given.reference[role]).sum(-1), part.weight)
+
+
+def _groups(role: str, batch: Batch) -> dict[str, Tensor | None]:
+    """name -> (B,) which responses of a role belong to it: in a pair the role, else by label or advantage if there is
+    one."""
+    if role != "response":
+        return {role: None}
+    chosen = batch.desirable if batch.advantages is None else batch.advantages > 0
+    return {"response": None} if chosen is None else {"chosen": chosen, "rejected": ~chosen}
+
+
+def _with_variances(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics with a variance in place of each mean square."""
+    names = [name.removesuffix(SQUARED) for name in metrics if name.endswith(SQUARED)]
+    variances = {
+        f"{name}/variance": max(0.0, metrics.pop(f"{name}{SQUARED}") - metrics[f"{name}/mean"] ** 2) for name in names
+    }
+    return metrics | variances
 
 
 def live_reference(policy: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
@@ -46,6 +49,8 @@ class Policy:
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
         head = ValueHead(states_size(model)) if loss.head == "value" else None
+        if head is not None and inputs.value_head is not None:
+            _load_head(head, inputs.value_head)
         own = inputs.stage.make_forward()
         network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head, own)
         unpacked_because = enable_packing(network, inputs.longest)
@@ -68,6 +73,22 @@ def _check_own(network: ResponseLogps, inputs: Inputs) -> None:
             "sync_reference, whose live reference is run by the same pass (a number above the run's steps keeps it as "
             "it begins), or take a loss without a reference"
         )
+
+
+def _load_head(head: ValueHead, file: Path) -> None:
+    """Load the value head that another run was trained to.
+
+    Raises:
+        HalosError: it reads hidden states of another size.
+    """
+    saved = load_file(file)
+    sizes = [weights["layers.0.weight"].shape[1] for weights in (saved, head.state_dict())]
+    if sizes[0] != sizes[1]:
+        raise HalosError(
+            f"{file} is the value head of another model: it reads hidden states of {sizes[0]} numbers, and this "
+            f"model's have {sizes[1]}; delete {file.parent} and run snakemake again"
+        )
+    head.load_state_dict(saved)
 
 
 def _checkpoint_activations(model: Any) -> str | None:

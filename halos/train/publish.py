@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from halos.distributed.accelerator import peak_memory_gb
-from halos.files import whole
-from halos.manifest import Manifest
+from halos.files import hash_file, whole
+from halos.manifest import VALUE_HEAD, Manifest
 from halos.models.lora import Coverage
 from halos.models.policy import save
 from halos.train.batches import Examples
@@ -41,8 +42,13 @@ class Publisher:
     coverage: Coverage
     examples: Examples
 
-    def model(self, folder: Path, merge: bool) -> None:
+    def model(self, folder: Path, merge: bool, head: Path | None = None) -> None:
         """Write the policy as a model folder; of a LoRA run the merged model, or with `merge` False its adapters.
+
+        Args:
+            folder: the folder.
+            merge: whether adapters are merged.
+            head: file for the value head, if the policy has one.
 
         Raises:
             HalosError: the merged model, or that of a run without LoRA, gives other values once it is loaded again.
@@ -51,17 +57,22 @@ class Publisher:
         state = self.accelerator.get_state_dict(self.policy)
         if not self.accelerator.is_main_process:
             return
-        prefix = "model."  # a value head is left out
-        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "value_head": {}}
+        for name, tensor in state.items():
+            part, own = name.split(".", 1)
+            parts[part][own] = tensor
         save(
             self._model(),
-            weights,
+            parts["model"],
             self.inputs.parent,
             folder,
             self.tokenizer,
             merge,
             None if probe is None else probe.check,
         )
+        if head is not None and parts["value_head"]:
+            with whole(head) as temporary:
+                save_file({name: tensor.cpu().contiguous() for name, tensor in parts["value_head"].items()}, temporary)
 
     def _model(self) -> Any:
         """The model without its wrappers; where weights are sharded a fresh one, to put them together in."""
@@ -79,7 +90,7 @@ class Publisher:
         seconds: float,
         parameters: int,
     ) -> None:
-        """Write `model/`, then train.jsonl, then, as the sign that all is whole, manifest.json.
+        """Write `model/` and a value head, then train.jsonl, then, as the sign that all is whole, manifest.json.
 
         Args:
             output: the run's folder.
@@ -90,7 +101,8 @@ class Publisher:
             seconds: wall time, over all attempts.
             parameters: number of the model's weights.
         """
-        self.model(output / "model", merge=True)
+        head = output / VALUE_HEAD
+        self.model(output / "model", merge=True, head=head)
         if not self.accelerator.is_main_process:
             return
         with whole(output / "train.jsonl") as temporary:
@@ -111,4 +123,5 @@ class Publisher:
             adapted=self.coverage.adapted,
             not_adapted=self.coverage.others,
             processes=processes,
+            value_head=hash_file(head) if head.is_file() else None,
         ).write(output / "manifest.json")

@@ -25,6 +25,7 @@ def train(
     eval_every: int | None = None,
     checkpoint_every: int | None = None,
     keep_every: int | None = None,
+    skip_first_evaluation: bool = False,
     time_limit: float | None = None,
 ) -> None:
     """Train the last stage of a cell.
@@ -42,6 +43,7 @@ def train(
         eval_every: steps between two evaluations; by default as in the config, like the two that follow
         checkpoint_every: steps between two checkpoints
         keep_every: steps between two models that are kept in kept/
+        skip_first_evaluation: do not evaluate before the first step
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
@@ -51,6 +53,8 @@ def train(
     stopping = Stopping(slurm.time_limit(time_limit))
     inputs = Inputs.open(config, parent, store, reference, reference_of, scores)
     intervals = {"eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every}
-    given = {name: steps for name, steps in intervals.items() if steps is not None}
+    given: dict[str, int | bool] = {name: steps for name, steps in intervals.items() if steps is not None}
+    if skip_first_evaluation:
+        given["eval_first"] = False
     inputs = replace(inputs, stage=inputs.stage.model_copy(update=given))
     Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()

@@ -143,6 +143,9 @@ class Stage(BaseModel):
     eval_every: Annotated[Positive, INCIDENTAL] = Field(
         32, description="steps between two evaluations on held-out examples; reruns nothing"
     )
+    eval_first: Annotated[bool, INCIDENTAL] = Field(
+        True, description="whether to evaluate before the first step, too; reruns nothing"
+    )
     checkpoint_every: Annotated[Positive, INCIDENTAL] = Field(
         100, description="steps between two checkpoints, to resume from; reruns nothing"
     )

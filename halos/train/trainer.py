@@ -17,6 +17,7 @@ from tqdm import tqdm
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
+from halos.manifest import VALUE_HEAD
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint
@@ -89,6 +90,8 @@ class Trainer:
         name_layers(begun.network)
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
+            head = inputs.value_head
+            self._say("the value head is fresh: the parent has none" if head is None else f"the value head is {head}")
             keep_float32(begun.value_head, self.accelerator)
         optimizer = make_optimizer(begun.network, self.stage)
         self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
@@ -126,7 +129,7 @@ class Trainer:
         self.stopping.listen()
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
-        if step == 0:
+        if step == 0 and self.stage.eval_first:
             self._evaluate(step, examples=0)
         while step < len(self.batches):
             metrics = self.step(step)
@@ -169,7 +172,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.dropout.train(self.policy)
-        metrics, sizes = self.objective(self.ahead(step), backward=True)
+        batch = self.ahead(step)
+        metrics, sizes = self.objective(batch, backward=True)
         norm = self._clip()
         self._check_finite(metrics["loss"], step + 1, updates=step, norm=norm)
         if self.stage.sync_every and (step + 1) % self.stage.sync_every == 0:
@@ -184,6 +188,7 @@ class Trainer:
             "lr": lr,
             "grad_norm": norm,
             "tokens_per_second": sizes.tokens / seconds,
+            "examples_per_second": batch.examples / seconds,
             "padding_share": 1 - sizes.real / sizes.positions,
             "shared_share": 1 - sizes.real / sizes.tokens,
             "peak_memory_gb": peak_memory_gb(),
@@ -266,6 +271,7 @@ class Trainer:
             if main:
                 self.log.start()
                 (self.output / "manifest.json").unlink(missing_ok=True)  # it would say that this run is done
+                (self.output / VALUE_HEAD).unlink(missing_ok=True)
                 shutil.rmtree(self._kept, ignore_errors=True)
             return 0
         meta = self.checkpoints.load(path, *self._trained(), self.accelerator)

@@ -57,6 +57,7 @@ MEANINGS = {
     "eval_strategy": _STRATEGY,
     "evaluation_strategy": _STRATEGY,
     "eval_steps": "write `eval_every`",
+    "eval_on_start": "write `eval_first`, which is true by default",
     "seed": _SEED,
     "data_seed": _SEED,
     "output_dir": "results lie in a folder by dataset, model, method and seed",

@@ -139,10 +139,11 @@ class StudyResources(JobResources):
         self._study = study
 
     def intervals(self, wildcards: Any) -> str:
-        """Options of a training's intervals between evaluations, checkpoints and kept models, in steps."""
+        """Options of a training's evaluations, checkpoints and kept models: intervals in steps."""
         stage = self._study.stage(cell_of(wildcards))
         steps = {name: getattr(stage, name) for name in ("eval_every", "checkpoint_every", "keep_every")}
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value)
+        options = [f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value]
+        return " ".join([*options, *["--skip-first-evaluation"] * (not stage.eval_first)])
 
     def views(self, wildcards: Any) -> str:
         """Every view that trainings for the grid read of a store, separated by spaces."""

@@ -231,7 +231,10 @@ def test_the_output_layer_equals_all_logits_in_value_and_gradient(
     set_chunks(monkeypatch, rows, kept)
     hidden, head, labels, upstream = layer(bias)
     exact, exact_head, *_ = layer(bias, torch.float64)
-    found, expected = token_logps(hidden, head, labels), full(exact, exact_head, labels)
+    entropies = torch.empty(len(labels))
+    found, expected = token_logps(hidden, head, labels, entropies), full(exact, exact_head, labels)
+    drawn_from = torch.distributions.Categorical(logits=exact_head(exact).detach())
+    torch.testing.assert_close(entropies.double(), drawn_from.entropy(), rtol=1e-5, atol=1e-5)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     found.backward(upstream)
@@ -375,8 +378,11 @@ def test_an_output_layer_of_another_kind_is_called_a_chunk_at_a_time(monkeypatch
     scaled.weight = nn.Parameter(head.weight.detach() / 3)
     seen: list[int] = []
     scaled.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
-    found = token_logps(hidden, scaled, labels)
+    entropies = torch.empty(N)
+    found = token_logps(hidden, scaled, labels, entropies)
     torch.testing.assert_close(found, full(hidden, head, labels), rtol=1e-5, atol=1e-5)
+    drawn_from = torch.distributions.Categorical(logits=head(hidden).detach())
+    torch.testing.assert_close(entropies, drawn_from.entropy(), rtol=1e-5, atol=1e-5)
     found.backward(upstream)
     assert sum(seen) == 2 * N  # the backward pass makes the logits again
     assert max(seen) == 3

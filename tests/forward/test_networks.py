@@ -47,9 +47,15 @@ def test_a_value_is_that_of_the_state_before_its_token(make: Any, packed: bool) 
     pairs = sequences()
     with torch.no_grad():
         expected = plain_values(model, value_head, pairs)
+        distributions = [model(input_ids=torch.cat(pair)[None]).logits[0].log_softmax(-1) for pair in pairs]
         without = wrap(copy.deepcopy(model), packed)(batch_of(pairs, packed))
         found = wrap(model, packed, value_head)(batch_of(pairs, packed))
-        assert list(found) == ["logps", "values"]
+        assert list(found) == ["logps", "values", "entropies"]
+        for row, (prompt, response), all_logps in zip(found["entropies"], pairs, distributions, strict=True):
+            of_response = all_logps[len(prompt) - 1 : len(prompt) + len(response) - 1]
+            entropy = -(of_response.exp() * of_response).sum(-1)
+            torch.testing.assert_close(row[: len(response)], entropy, rtol=1e-4, atol=1e-5)
+            assert not row[len(response) :].any()
         torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found["logps"], without["logps"])
 

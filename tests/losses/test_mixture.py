@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from halos.settings import dump
 from halos.train.mixing import leading_loss, loss_text
 from halos.train.settings import Stage, stage_plugins, stage_slice
 from halos.views import VIEWS
+from tests.conftest import World
 from tests.losses.closed_forms import FORMS, Case, mean
 from tests.losses.test_losses import DEFAULTS, LENGTHS, PARTS, double, gathered, random_case, run
+from tests.train.runs import setup
 
 __all__ = ["double"]
 
@@ -268,3 +271,21 @@ def test_a_mixture_depends_on_the_plugin_of_each_part(monkeypatch: pytest.Monkey
     monkeypatch.setitem(LOSSES._plugins, "centred", file)
     assert list(stage_plugins(Stage(loss={"kto": 0.5, "centred": 2}))) == [str(file)]
     assert stage_plugins(Stage(loss=MPO)) == {}
+
+
+def test_humanline_clamps_no_likelihood_of_a_mixture(world: World, tmp_path: Path) -> None:
+    """The gradient of the likelihood is as without humanline, where that clamps every token."""
+    tight = {"humanline": True, "log_eps_p": -1e-9, "log_eps_r": 1e-9}
+    cases = {"both": {**tight, "sft_weight": 1.0}, "clamped": tight, "likelihood": {"sft_weight": 1.0}}
+    gradients = {}
+    for name, changes in cases.items():
+        trainer = setup(world, tmp_path / name, "dpo", beta=1e-9, **changes)
+        if trainer.live is not None:
+            with torch.no_grad():  # every token is out of bounds
+                for parameter in trainer.live.parameters():
+                    parameter.mul_(1.5)
+        trainer.objective(trainer.ahead(0), backward=True)
+        gradients[name] = torch.cat([p.grad.flatten() for p in trainer.policy.parameters()])
+    assert not gradients["clamped"].any()
+    assert float(gradients["likelihood"].abs().max()) > 1e-3
+    torch.testing.assert_close(gradients["both"], gradients["likelihood"], rtol=1e-4, atol=1e-6)

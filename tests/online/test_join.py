@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from halos.errors import HalosError
-from halos.manifest import Manifest
+from halos.manifest import VALUE_HEAD, Manifest
 from halos.online.join import join
 from halos.settings import dump
 from halos.study import catalogue as C
@@ -307,3 +307,14 @@ def test_an_unfinished_round_is_named(run: Path) -> None:
     (run / "round2/manifest.json").unlink()
     with pytest.raises(HalosError, match=r"there is no .*round2/manifest\.json; run `snakemake"):
         join(run / "config.yaml", [run / "round1", run / "round2"], run)
+
+
+def test_ppos_value_head_is_the_last_rounds(run: Path) -> None:
+    for number in (1, 2):
+        head = run / f"round{number}" / VALUE_HEAD
+        head.write_text(f"head {number}")
+        manifest = Manifest.read(head.with_name("manifest.json"))
+        manifest.model_copy(update={"value_head": f"hash {number}"}).write(head.with_name("manifest.json"))
+    join(run / "config.yaml", [run / "round1", run / "round2"], run)
+    assert (run / VALUE_HEAD).read_text() == "head 2"
+    assert Manifest.read(run / "manifest.json").value_head == "hash 2"

@@ -122,8 +122,9 @@ def test_the_log_has_a_line_for_each_step_and_evaluations_before_during_and_afte
     assert [step for split, step in found if split == "eval"] == [0, 3, 6, 8]
     assert [line["examples"] for line in lines if line["split"] == "train"] == list(range(8, 65, 8))
     same = {"split", "step", "examples", "loss", "kl", "rewards/chosen", "rewards/rejected", "rewards/margin",
-            "rewards/accuracy"}  # fmt: skip
-    more = {"lr", "grad_norm", "tokens_per_second", "padding_share", "shared_share", "peak_memory_gb", "seconds"}
+            "rewards/accuracy", "logps/chosen", "logps/rejected"}  # fmt: skip
+    more = {"lr", "grad_norm", "tokens_per_second", "examples_per_second", "padding_share", "shared_share",
+            "peak_memory_gb", "seconds"}  # fmt: skip
     for line in lines:
         assert set(line) == same | (more if line["split"] == "train" else set())
         assert all(math.isfinite(v) for k, v in line.items() if k != "split")

@@ -57,7 +57,7 @@ def weights(cell: Path) -> dict[str, torch.Tensor]:
 
 def steps(cell: Path) -> list[dict[str, Any]]:
     """What a run logged of its training, but for what the clock and the machine say."""
-    own = ("seconds", "tokens_per_second", "peak_memory_gb")
+    own = ("seconds", "tokens_per_second", "examples_per_second", "peak_memory_gb")
     records = [json.loads(line) for line in (cell / "train.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in own} for record in records]
 
@@ -72,12 +72,12 @@ def test_a_finished_study_has_nothing_to_be_done(done: Project) -> None:
 
 
 def test_other_intervals_of_its_stages_leave_a_finished_study_as_it_is(done: Project) -> None:
-    intervals = {"eval_every": 1, "checkpoint_every": 2, "keep_every": 1}
+    intervals = {"eval_every": 1, "checkpoint_every": 2, "keep_every": 1, "eval_first": False}
     stages = ("sft", "dpo", "kto")
     run = done.edit({f"stages.{s}.{k}": v for s in stages for k, v in intervals.items()}).dry("all", LONG)
     assert not run.jobs
     project = done.edit({"stages.sft.lr": 2e-3})  # and reach the trainer once something else is new
-    words = " --eval-every 1 --checkpoint-every 2 --keep-every 1 "
+    words = " --eval-every 1 --checkpoint-every 2 --keep-every 1 --skip-first-evaluation "
     assert project.dry("-p", "results/runs/d/m/sft/seed1/manifest.json").output.count(words) == 1
 
 
