@@ -81,12 +81,12 @@ def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:
             wanted = adapted(input_ids=ids, use_cache=False).logits
             merged = adapted.merge_and_unload()
             found = merged(input_ids=ids, use_cache=False).logits
-        merged.save_pretrained(folder)
     except Exception as error:  # peft and its kinds of adapters raise whatever they like
         why = " ".join(str(error).split())
         raise HalosError(f"the adapters in {adapters} cannot be merged into {base} ({why})") from error
     if not (found - wanted).abs().max() <= TOLERANCE * wanted.std():
         raise HalosError(f"merged into {base}, the adapters in {adapters} compute something else: give a merged model")
+    merged.save_pretrained(folder)
 
 
 def _change_an_end(network: Any, config: Any) -> bool:
