@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from halos.errors import HalosError
+from halos.files import read_json
 from halos.models.architectures import check_causal, check_known, check_weights, language_class
 from halos.models.download import ADAPTERS, local_base
 from halos.models.lora import untie
@@ -22,7 +22,7 @@ def check_adapters(folder: Path) -> None:
     Raises:
         HalosError: they are of a kind that stays beside the weights, or of a model for another task.
     """
-    config = json.loads((folder / ADAPTERS).read_text())
+    config = read_json(folder / ADAPTERS)
     kind = str(config.get("peft_type"))
     if config.get("num_virtual_tokens") is not None or kind == "ADAPTION_PROMPT":
         raise HalosError(

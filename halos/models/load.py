@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
+from halos.files import read_json
 from halos.models.architectures import (
     check_attends_to_the_past,
     check_classifier,
@@ -29,7 +29,7 @@ def is_model(folder: Path) -> bool:
 
 def is_reward_model(folder: Path) -> bool:
     """Whether a folder's model scores sequences instead of predicting tokens."""
-    kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    kinds = read_json(folder / "config.json").get("architectures") or []
     return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
@@ -126,7 +126,7 @@ def check_reward_model(folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no reward model in {folder} (no config.json); put one there or name another folder")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     kind = next(iter(config.get("architectures") or ["a model of no known kind"]))
     if not kind.endswith("ForSequenceClassification"):
         raise HalosError(f"{folder} holds {kind}, and a reward model is a sequence classifier with one label")
@@ -152,7 +152,7 @@ def _template_names(folder: Path) -> set[str]:
     if names:  # transformers then reads no other place
         return names
     tokenizer = folder / "tokenizer_config.json"
-    known = json.loads(tokenizer.read_text()).get("chat_template") if tokenizer.is_file() else None
+    known = read_json(tokenizer).get("chat_template") if tokenizer.is_file() else None
     if isinstance(known, list):
         return {str(template.get("name")) for template in known}
     return {"default"} if known else set()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
-from halos.files import whole
+from halos.files import read_json, whole
 from halos.losses.base import Loss
 from halos.models.architectures import RESCALING
 from halos.models.load import load
@@ -142,7 +142,7 @@ def save(
         model = model.merge_and_unload()
         state = model.state_dict()
     if hasattr(model.config, RESCALING):
-        setattr(model.config, RESCALING, json.loads((parent / "config.json").read_text()).get(RESCALING, 0))
+        setattr(model.config, RESCALING, read_json(parent / "config.json").get(RESCALING, 0))
     with whole(folder) as temporary:
         model.save_pretrained(temporary, state_dict=state)
         written = {"config.json", "README.md"}
