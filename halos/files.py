@@ -139,6 +139,21 @@ def hash_content(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of someone else's, such as a model's config.json.
+
+    Raises:
+        HalosError: it is no JSON, or no object of keys and values.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of the encoding
+        raise HalosError(f"{path} is not valid JSON ({error}): put it there again") from None
+    if not isinstance(content, dict):
+        raise HalosError(f"{path} must hold keys and values, not a {type(content).__name__}: put it there again")
+    return content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, whole or not at all.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from halos.errors import HalosError
+from halos.files import read_json
 from halos.models.architectures import check_causal, check_known, check_weights, language_class
 from halos.models.download import ADAPTERS, PICKLED, local_base, weight_files
 from halos.models.lora import untie
@@ -22,7 +22,7 @@ def check_adapters(folder: Path) -> None:
     Raises:
         HalosError: they are of a kind that stays beside the weights, or of a model for another task.
     """
-    config = json.loads((folder / ADAPTERS).read_text())
+    config = read_json(folder / ADAPTERS)
     kind = str(config.get("peft_type"))
     if config.get("num_virtual_tokens") is not None or kind == "ADAPTION_PROMPT":
         raise HalosError(
@@ -71,28 +71,39 @@ def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:
     check_known(base)
     base_config = AutoConfig.from_pretrained(base)
     check_causal(base_config)
-    network: Any = language_class(base_config).from_pretrained(base, dtype=torch.float32, use_safetensors=True)
-    if len(tokenizer) > network.get_input_embeddings().num_embeddings:  # adapters may bring new tokens
-        network.resize_token_embeddings(len(tokenizer))
-    if _change_an_end(network, PeftConfig.from_pretrained(str(adapters))):
-        untie(network)
-    ids = torch.arange(3, 11)[None] % network.get_input_embeddings().num_embeddings
-    try:
-        adapted: Any = PeftModel.from_pretrained(network, str(adapters)).eval()
+    ids = torch.arange(3, 11)[None]
+
+    def adapted(apart: bool) -> tuple[Any, torch.Tensor]:
+        """The model with its adapters, its input and output layer a matrix each with `apart`; and its logits."""
+        network: Any = language_class(base_config).from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        rows = network.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:  # adapters may bring new tokens
+            network.resize_token_embeddings(len(tokenizer))
+        if apart:
+            untie(network)
+        model: Any = PeftModel.from_pretrained(network, str(adapters)).eval()
         with torch.no_grad():
-            wanted = adapted(input_ids=ids, use_cache=False).logits
-            merged = adapted.merge_and_unload()
-            found = merged(input_ids=ids, use_cache=False).logits
-        merged.save_pretrained(folder)
+            return model, model(input_ids=ids % rows, use_cache=False).logits
+
+    try:
+        model, wanted = adapted(apart=False)  # as peft itself runs it
+        if _change_an_end(model.get_base_model(), PeftConfig.from_pretrained(str(adapters))):
+            model, _ = adapted(apart=True)
+        merged = model.merge_and_unload()
+        with torch.no_grad():
+            found = merged(input_ids=ids % merged.get_input_embeddings().num_embeddings, use_cache=False).logits
     except Exception as error:  # peft and its kinds of adapters raise whatever they like
         why = " ".join(str(error).split())
         raise HalosError(f"the adapters in {adapters} cannot be merged into {base} ({why})") from error
     if not (found - wanted).abs().max() <= TOLERANCE * wanted.std():
         raise HalosError(f"merged into {base}, the adapters in {adapters} compute something else: give a merged model")
+    merged.save_pretrained(folder)
 
 
 def _change_an_end(network: Any, config: Any) -> bool:
-    """Whether adapters change a model's embeddings or its output layer, which may be one matrix."""
+    """Whether adapters change a model's embeddings or its output layer, and not the other, with which it may be one."""
+    if config.peft_type == "TRAINABLE_TOKENS":  # changes both alike
+        return False
     targets, saved = getattr(config, "target_modules", None), getattr(config, "modules_to_save", None)
     names = [*(() if isinstance(targets, str) else targets or ()), *(saved or ())]
     pattern = targets if isinstance(targets, str) else None

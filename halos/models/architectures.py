@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import re
 import sys
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
+from halos.files import read_json
 from halos.registry import suggest
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def check_known(folder: Path) -> None:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if model_type in CONFIG_MAPPING:
         return
@@ -242,7 +242,7 @@ def check_weights(folder: Path) -> None:
     Raises:
         HalosError: they are, so that they cannot be trained.
     """
-    config = json.loads((folder / "config.json").read_text() or "{}")
+    config = read_json(folder / "config.json")
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else "some method"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
 
 from halos.errors import HalosError
-from halos.files import JsonFile, Record
+from halos.files import JsonFile, Record, read_json
 from halos.hub import remedy
 from halos.models.settings import ModelIdentity
 
@@ -72,7 +71,7 @@ def base_on_hub(folder: Path) -> dict[str, str] | None:
         return None
     if local_base(folder) is not None:
         return None
-    config = json.loads((folder / ADAPTERS).read_text())
+    config = read_json(folder / ADAPTERS)
     return {"hub": config["base_model_name_or_path"], "revision": config.get("revision") or "main"}
 
 
@@ -82,7 +81,7 @@ def local_base(adapters: Path) -> Path | None:
     Raises:
         HalosError: the adapters do not say to which model they belong.
     """
-    base = json.loads((adapters / ADAPTERS).read_text()).get("base_model_name_or_path")
+    base = read_json(adapters / ADAPTERS).get("base_model_name_or_path")
     if not base:
         raise HalosError(
             f"the adapters in {adapters} do not say which model they belong to: set base_model_name_or_path in their "

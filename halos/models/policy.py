@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
-from halos.files import whole
+from halos.files import read_json, whole
 from halos.losses.base import Loss
 from halos.models.architectures import RESCALING, check_causal
 from halos.models.load import load
@@ -67,16 +67,17 @@ def begin(
         tokenizer.chat_template = dated(one_template(tokenizer.chat_template)).removesuffix("\n") + ending
     if lora is not None:
         model = with_lora(model, lora, scores=loss.head == "score", tokens=sorted(control.values()))
-    if freeze:
-        _freeze(model, freeze, control)
+    freeze_parameters(model, freeze)
+    if control and not (lora or model.get_input_embeddings().weight.requires_grad):
+        raise HalosError("freeze: the loss adds tokens, whose embeddings have to be trained: take out their pattern")
     return model, tokenizer if control or loss.head == "score" else None, control
 
 
-def _freeze(model: Any, patterns: Sequence[str], control: dict[str, int]) -> None:
-    """Freeze the parameters whose names match one of the patterns.
+def freeze_parameters(model: Any, patterns: Sequence[str]) -> None:
+    """Freeze the parameters of a model whose names match one of the patterns.
 
     Raises:
-        HalosError: a pattern matches none, nothing is left to train, or new tokens would never be trained.
+        HalosError: a pattern matches none, or nothing is left to train.
     """
     parameters = list(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
@@ -87,8 +88,6 @@ def _freeze(model: Any, patterns: Sequence[str], control: dict[str, int]) -> Non
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for _, parameter in parameters):
         raise HalosError("freeze: the patterns leave nothing to train: take one out")
-    if control and not model.get_input_embeddings().weight.requires_grad:
-        raise HalosError("freeze: the loss adds tokens, whose embeddings have to be trained: take out their pattern")
 
 
 def _add_token(tokenizer: Any, token: str) -> int:
@@ -144,7 +143,7 @@ def save(
         model = model.merge_and_unload()
         state = model.state_dict()
     if hasattr(model.config, RESCALING):
-        setattr(model.config, RESCALING, json.loads((parent / "config.json").read_text()).get(RESCALING, 0))
+        setattr(model.config, RESCALING, read_json(parent / "config.json").get(RESCALING, 0))
     with whole(folder) as temporary:
         model.save_pretrained(temporary, state_dict=state)
         written = {"config.json", "README.md"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from halos.errors import HalosError
+from halos.files import read_json
 
 CLASSIFIER = "ForSequenceClassification"
 GATED = "ForRewardModelWithGating"
@@ -17,7 +17,7 @@ RewardLogit = Literal["second", "difference"]
 
 def _classes(folder: Path) -> list[str]:
     """The names of classes that a folder's config.json gives."""
-    return [*map(str, json.loads((folder / "config.json").read_text() or "{}").get("architectures") or ())]
+    return [*map(str, read_json(folder / "config.json").get("architectures") or ())]
 
 
 def is_reward_model(folder: Path) -> bool:
@@ -32,7 +32,7 @@ def is_gated(folder: Path) -> bool:
 
 def labels_of(folder: Path) -> int:
     """The number of labels of a folder's classifier."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     return len(config.get("id2label") or ()) or config.get("num_labels", 2)  # transformers' own default is two
 
 
@@ -81,7 +81,7 @@ def _template_names(folder: Path) -> set[str]:
     if names:  # transformers then reads no other place
         return names
     tokenizer = folder / "tokenizer_config.json"
-    known = json.loads(tokenizer.read_text()).get("chat_template") if tokenizer.is_file() else None
+    known = read_json(tokenizer).get("chat_template") if tokenizer.is_file() else None
     if isinstance(known, list):
         return {str(template.get("name")) for template in known}
     return {"default"} if known else set()

@@ -9,6 +9,7 @@ from halos.forward.logprobs import CHUNK, KEPT
 from halos.losses.base import Loss
 from halos.models.settings import Resources, Size
 from halos.plan.devices import FLOAT, HALF, PROCESS
+from halos.plan.sizes import Trained
 from halos.train.settings import Lora, Stage
 from halos.views import View
 
@@ -70,12 +71,21 @@ def _matrices(size: Size) -> int:
     return 3 if (layer_parameters(size) - attention) / (h * size.intermediate_size) > 2.5 else 2
 
 
-def added_parameters(size: Size, lora: Lora | None, loss: Loss) -> float:
-    """Number of parameters that a stage adds to the model: LoRA adapters of all linear layers, a value head."""
+def value_head_parameters(size: Size, loss: Loss) -> int:
+    """Number of parameters of the value head that a loss adds to the model."""
+    h = size.hidden_size
+    return 2 * (h * h + h) + h + 1 if loss.head == "value" else 0
+
+
+def estimated_training(size: Size, lora: Lora | None) -> Trained:
+    """What is trained of a model of which only the size is known: all of it, or adapters of all linear layers.
+
+    Parts that are frozen, and experts with adapters of their own, are not known.
+    """
     h, kv, i = size.hidden_size, size.key_value_size or size.hidden_size, size.intermediate_size
     widths = 2 * (2 * h) + 2 * (h + kv) + _matrices(size) * (h + i)
     adapters = 0 if lora is None else size.layers * lora.r * widths
-    return adapters + (2 * (h * h + h) + h + 1 if loss.head == "value" else 0)
+    return Trained(adapters, adapters if lora else size.parameters)
 
 
 def kept_in_a_layer(size: Size, precision: str, sharded: bool) -> float:
@@ -122,11 +132,14 @@ def accumulates(stage: Stage, budget: int, longest: int, world: int) -> bool:
     return math.ceil(stage.batch_size / world) * longest > budget
 
 
-def training_memory(size: Size, stage: Stage, precision: str, resources: Resources, longest: int) -> Memory:
+def training_memory(
+    size: Size, stage: Stage, precision: str, resources: Resources, longest: int, counted: Trained | None = None
+) -> Memory:
     """Peak memory of one device while a stage trains.
 
     Args:
         longest: tokens of the longest example.
+        counted: what is trained of the model, where that is known, else it is estimated.
     """
     world = max(1, resources.gpus) * resources.nodes
     loss = stage.make_loss()
@@ -134,8 +147,9 @@ def training_memory(size: Size, stage: Stage, precision: str, resources: Resourc
     budget = max(resources.tokens_per_microbatch, longest)
     several = accumulates(stage, resources.tokens_per_microbatch, longest, world)
     tokens = min(budget, math.ceil(stage.batch_size / world) * longest)
-    added = added_parameters(size, stage.lora, loss)
-    trained = added + (0 if stage.lora else size.parameters)
+    counted = counted or estimated_training(size, stage.lora)
+    head = value_head_parameters(size, loss)
+    added, trained = counted.added + head, counted.trained + head
     share = world if sharded else 1
     compute = HALF if precision == "bf16" else FLOAT
     copies = 0.0 if sharded or precision == "fp32" else HALF * size.parameters
@@ -144,7 +158,7 @@ def training_memory(size: Size, stage: Stage, precision: str, resources: Resourc
         layer, ends = layer_parameters(size), output_parameters(size)
         buffers = compute * (2 * layer + ends) + (0 if stage.lora else (compute + FLOAT) * max(layer, ends))
         buffers += FLOAT * trained if several else 0  # gradients that wait for the last microbatch are whole
-    live = size.parameters if stage.lora is None or sharded else added  # what is not trained is shared with the policy
+    live = size.parameters if sharded else counted.trained  # what is not trained is shared with the policy
     shared_prompts = {*loss.prepass} - {*loss.view.roles} and not several
     keys = 2 * compute * (size.key_value_size or size.hidden_size) * size.layers * tokens if shared_prompts else 0
     fused = stage.optimizer in ("Adam", "AdamW") or sharded
@@ -197,9 +211,10 @@ def sampling_memory(size: Size, precision: str, resources: Resources, length: in
 
 
 def main_memory(size: Size, resources: Resources, device: Memory) -> float:
-    """Bytes of main memory on one node: each process reads all float32 weights before it moves or shards them, and the
-    first process gathers sharded weights in a second copy at the end. Without GPUs, it holds everything else, too."""
+    """Bytes of main memory on one node: each process reads all float32 weights before it moves or shards them, and at
+    the end the first one gathers sharded weights, puts them in a model and loads what it saved again. Without GPUs, it
+    holds everything else, too."""
     processes = max(1, resources.gpus)
-    copies = max(processes, 2) if resources.parallel == "fsdp" and processes > 1 else processes
+    copies = max(processes, 3) if resources.parallel == "fsdp" and processes > 1 else processes
     held = copies * FLOAT * size.parameters if resources.gpus else max(device.total, 2 * FLOAT * size.parameters)
     return processes * PROCESS + held

@@ -23,7 +23,7 @@ from halos.plan.memory import (
     training_memory,
     uses_vllm,
 )
-from halos.plan.sizes import amount_of, size_of
+from halos.plan.sizes import Trained, amount_of, config_of, counted_training, size_of
 from halos.plan.work import sampling_seconds, training_operations, work_of
 from halos.reference.cache import SCORES
 from halos.registry import suggest
@@ -55,6 +55,7 @@ class Plan:
             )
         self.study = Study(config, grid)
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
+        self._counts: dict[tuple[str, str, tuple[str, ...]], Trained | None] = {}
         self.sizes = {m: size_of(m, config.models[m], results) for m in self.study.settings.models}
         self.amounts = {(d, m): amount_of(config, d, m, results)
                         for d in self.study.settings.datasets for m in self.sizes}  # fmt: skip
@@ -88,7 +89,8 @@ class Plan:
         model = self.config.models[cell.model]
         resources, stage = resources or model.resources, stage or self.study.stage(cell)
         size, world = self.sizes[cell.model], max(1, resources.gpus) * resources.nodes
-        memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage))
+        counted = self._counted(cell.model, stage)
+        memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage), counted)
         eval_examples = self.config.datasets[cell.dataset].eval_examples
         amount = self.amounts[cell.dataset, cell.model]
         work = work_of(stage, amount, resources.tokens_per_microbatch, world, eval_examples)
@@ -96,6 +98,16 @@ class Plan:
         seconds = operations / (world * self._speed(cell.model))
         main = main_memory(size, resources, memory)
         return Job(str(cell.stage), cell, world, memory, main, seconds, FLOAT * size.parameters)
+
+    def _counted(self, model: str, stage: Stage) -> Trained | None:
+        """What a stage trains of a model, where it is not all of it; None where no config is there to count by."""
+        if stage.lora is None and not stage.freeze:
+            return None
+        key = (model, str(stage.lora), stage.freeze)
+        if key not in self._counts:
+            config = config_of(model, self.config.models[model], self.results)
+            self._counts[key] = None if config is None else counted_training(config, stage)
+        return self._counts[key]
 
     def _speed(self, model: str) -> float:
         """Floating-point operations per second that one device of a model reaches."""

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from halos.data.report import DataReport
 from halos.errors import HalosError
 from halos.models.architectures import language_class
+from halos.models.lora import with_lora
+from halos.models.policy import freeze_parameters
 from halos.models.settings import Model, Size
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
 from halos.tokens.report import TokensReport
+from halos.train.settings import Stage
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,32 @@ def measured_size(config: Any) -> Size:
         key_value_size=text.hidden_size * (getattr(text, "num_key_value_heads", None) or heads) // heads,
         tied=bool(text.tie_word_embeddings),
     )
+
+
+class Trained(NamedTuple):
+    """Number of weights that a stage adds to a model (adapters, whole copies of layers), and that it trains."""
+
+    added: float
+    trained: float
+
+
+def counted_training(config: Any, stage: Stage) -> Trained:
+    """What a stage trains of the model that a transformers config describes, built without memory for its weights.
+
+    Raises:
+        HalosError: the model has no layer or weight of a name in `lora` or `freeze`.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = language_class(config).from_config(config)
+        before = sum(p.numel() for p in model.parameters())
+        if stage.lora is not None:
+            model = with_lora(model, {**stage.lora.model_dump(), "path": None})
+        freeze_parameters(model, stage.freeze)
+    weights = list(model.parameters())
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    return Trained(sum(p.numel() for p in weights) - before, trained)
 
 
 def amount_of(config: Config, dataset: str, model: str, results: Path) -> Amount:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromFile, Judge
+from halos.files import read_json
 from halos.models.adapters import check_origin
 from halos.models.architectures import check_classifier
 from halos.models.load import is_model
@@ -134,7 +134,7 @@ def check_classifiers(study: Study) -> None:
         kind = (model.architecture or {}).get("model_type")
         for folder in (Paths().model(cell.model).model, Path(model.path or "")):
             if kind is None and (folder / "config.json").is_file():
-                kind = json.loads((folder / "config.json").read_text()).get("model_type")
+                kind = read_json(folder / "config.json").get("model_type")
         if kind is not None:
             try:
                 check_classifier(kind)

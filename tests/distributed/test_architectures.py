@@ -38,7 +38,8 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3n_lora": ("gemma3n_text", "lora", LORA),
 }
 """Losses with a reference, a live one and a value head; adapters; a process that has only a filler."""
-SHARDED = ("mixtral", "ernie", "jamba", "gemma3", "gemma3_live_reference", "gemma3_adamw")
+SHARDED = ("mixtral", "mixtral_lora", "ernie", "jamba", "jamba_lora", "gemma3", "gemma3_live_reference",
+           "gemma3_lora", "gemma3n_lora", "gemma3_adamw")  # fmt: skip
 
 SCRIPT = """
 import json, sys

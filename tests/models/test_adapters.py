@@ -18,6 +18,7 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    TrainableTokensConfig,
     get_peft_model,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,6 +75,20 @@ def test_adapters_that_change_weights_are_merged_and_the_bases_tokenizer_is_take
     assert (found - before).abs().max() > 1e-3 * before.std()
     assert AutoTokenizer.from_pretrained(model).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
     assert AutoTokenizer.from_pretrained(model).chat_template == AutoTokenizer.from_pretrained(base).chat_template
+
+
+TOKENS = {"alone": TrainableTokensConfig(token_indices=[5, 6]),
+          "lora": LoraConfig(**LORA, trainable_token_indices=[5, 6])}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", TOKENS.values(), ids=TOKENS)
+def test_tokens_of_tied_embeddings_are_changed_at_both_ends(config: Any, world: World, tmp_path: Path) -> None:
+    """As peft runs them: its own logits are what the merged model has to give."""
+    base = tied(world, tmp_path / "tied")
+    wanted = saved(base, tmp_path / "adapters", config)
+    model = made(tmp_path, [], path=str(tmp_path / "adapters")) / "model"
+    with torch.no_grad():
+        torch.testing.assert_close(load(model, "sdpa")(IDS).logits, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("changed", [["lm_head"], ["embed_tokens"], r".*\.(q_proj|embed_tokens)|lm_head"], ids=str)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from halos.errors import HalosError
 from halos.models.generation import read_generation_config
 from tests.conftest import World
 from tests.models.test_models import made
@@ -61,3 +62,21 @@ def test_a_config_that_is_invalid_in_another_way_is_named_and_keeps_its_ids(
 
 def test_a_folder_without_one_has_the_default(tmp_path: Path) -> None:
     assert read_generation_config(tmp_path).to_diff_dict() == GenerationConfig().to_diff_dict()
+
+
+@pytest.mark.parametrize(("saved", "read"), [(-1, None), ("7", None), ([-1, 7], [7]), ([None], None), (7, 7)])
+def test_what_is_no_id_of_a_token_is_none(saved: Any, read: Any, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": saved, "pad_token_id": -1}))
+    config = read_generation_config(tmp_path)
+    assert (config.eos_token_id, config.pad_token_id) == (read, None)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_a_damaged_file_of_a_model_is_one_sentence(name: str, text: str, world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(world.base / "model", folder)
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(HalosError, match=rf"{name} (is not valid JSON|must hold keys)") as refused:
+        made(tmp_path, [], path=str(folder), template="turns", precision="fp32")
+    assert "\n" not in str(refused.value)

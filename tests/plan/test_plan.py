@@ -21,14 +21,14 @@ from halos.errors import HalosError
 from halos.forward.logprobs import token_logps
 from halos.forward.networks import ValueHead
 from halos.models.load import load
-from halos.models.policy import with_lora
+from halos.models.policy import freeze_parameters, with_lora
 from halos.models.settings import Resources, Size
 from halos.plan.devices import GPUS
 from halos.plan.measured import ran_on
-from halos.plan.memory import added_parameters, optimizer_numbers, training_memory
+from halos.plan.memory import estimated_training, optimizer_numbers, training_memory, value_head_parameters
 from halos.plan.plan import Plan
 from halos.plan.problems import problems
-from halos.plan.sizes import PUBLISHED, Amount, amount_of, measured_size, size_of
+from halos.plan.sizes import PUBLISHED, Amount, amount_of, counted_training, measured_size, size_of
 from halos.plan.work import training_operations, work_of
 from halos.registry import SOURCES
 from halos.study import catalogue as C
@@ -179,13 +179,51 @@ def test_adapters_are_as_many_parameters_as_peft_makes(kind: str) -> None:
     size = measured_size(model.config)
     adapted = with_lora(model, lora.model_dump())
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    planned = added_parameters(size, lora, Stage(loss="dpo").make_loss())
+    planned = estimated_training(size, lora).trained
+    assert counted_training(model.config, Stage(loss="dpo", lora=lora)) == (trained, trained)
     assert planned == trained if kind == "llama" else 1 <= planned / trained < 1.15  # its q, k and v share an adapter
+
+
+PARTIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "experts": ("mixtral", {"lora": Lora(r=4)}),
+    "whole layers": ("llama", {"lora": Lora(r=4, modules_to_save=("embed_tokens", "lm_head"))}),
+    "frozen": ("gpt_neox", {"freeze": ("*.embed_in.*", "*.layers.0.*")}),
+}
+
+
+@pytest.mark.parametrize("case", PARTIAL)
+def test_what_is_trained_is_counted_where_the_model_is_known(case: str) -> None:
+    """An estimate from sizes alone knows neither the adapters of experts, nor layers that are saved whole or frozen."""
+    kind, changes = PARTIAL[case]
+    experts = {**SMALL, "intermediate_size": 256, "num_key_value_heads": 2, "num_local_experts": 4}
+    config = AutoConfig.for_model(kind, **(experts if kind == "mixtral" else KINDS[kind]))
+    stage, model = Stage(loss="dpo", **changes), AutoModelForCausalLM.from_config(config)
+    before = sum(p.numel() for p in model.parameters())
+    made = with_lora(model, stage.lora.model_dump()) if stage.lora else model
+    freeze_parameters(made, stage.freeze)
+    weights = list(made.parameters())
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    counted = counted_training(config, stage)
+    assert counted == (sum(p.numel() for p in weights) - before, trained)
+    size = measured_size(config)
+    memory, estimate = (training_memory(size, stage, "fp32", Resources(gpus=1), 64, known) for known in (counted, None))
+    assert memory.optimizer == 4 * 2 * trained
+    assert (memory.weights, memory.gradients) == (4 * sum(p.numel() for p in weights), 4 * trained)
+    assert (memory.optimizer > 1.5 * estimate.optimizer) if stage.lora else (memory.optimizer < estimate.optimizer)
+
+
+def test_a_plan_counts_what_a_stage_trains(tmp_path: Path) -> None:
+    content = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    whole, frozen = (Plan(C.load({**content, "stages": {**content["stages"], "dpo": {"loss": "dpo", **changes}}}), "g",
+                          "a100-80gb", tmp_path).trainings()[-1].memory
+                     for changes in ({}, {"freeze": ["*.embed_tokens.*"]}))  # fmt: skip
+    assert whole.weights == frozen.weights
+    assert whole.optimizer - frozen.optimizer == 4 * 2 * 512 * 32
 
 
 def test_a_value_head_is_as_many_parameters_as_is_made() -> None:
     head = sum(p.numel() for p in ValueHead(SIZE.hidden_size).parameters())
-    assert added_parameters(SIZE, None, Stage(loss="ppo").make_loss()) == head
+    assert value_head_parameters(SIZE, Stage(loss="ppo").make_loss()) == head
 
 
 def test_a_hub_model_that_is_not_here_needs_a_size(tmp_path: Path) -> None:
