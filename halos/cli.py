@@ -19,7 +19,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from halos import __version__
 from halos.errors import HalosError
@@ -109,7 +109,7 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, te
     name = parameter.name.replace("_", "-")
     kind, default = parameter.annotation, parameter.default
     positional = parameter.kind is parameter.POSITIONAL_ONLY
-    if isinstance(kind, types.UnionType):
+    if get_origin(kind) in (types.UnionType, Union):
         kind = next(part for part in get_args(kind) if part is not types.NoneType)
         default = None if default is parameter.empty else default
     if kind is bool:
@@ -121,7 +121,7 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, te
     elif get_origin(kind) is not None:
         settings["nargs"] = "*"
         kind = get_args(kind)[0]
-        default = default if default is parameter.empty else list(default)
+        default = default if default in (parameter.empty, None) else list(default)
     if "choices" not in settings:
         settings |= {"type": kind, "metavar": (name if positional else kind.__name__).upper()}
     if default not in (parameter.empty, None, []):

@@ -82,12 +82,12 @@ class Study:
         path.write_text(self.run("config", folder, "--config", self.folder / "config.yaml").stdout)
         return path
 
-    def train(self, stage: str, *reference: Path, check: bool = True) -> Any:
+    def train(self, stage: str, *reference: Path, check: bool = True, budget: int = 16384) -> Done:
         run = self.folder / stage
         config = self.slice(f"runs/d/m/{stage}/seed1", run / "config.yaml")
         given = ("--reference", *reference) if reference else ()
         return self.run("train", "--config", config, "--parent", self.world.base, "--store", self.store,
-                        "--output", run, *given, check=check)  # fmt: skip
+                        "--output", run, "--tokens-per-microbatch", budget, *given, check=check)  # fmt: skip
 
     def log(self, stage: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (self.folder / stage / "train.jsonl").read_text().splitlines()]
@@ -128,6 +128,22 @@ def test_a_pass_that_draws_trains_from_a_cached_reference_and_evaluates_without_
     assert abs(study.log("dpo_noise")[0]["loss"] - np.log(2)) > 1e-5
 
 
+@pytest.mark.parametrize("loss", ["kto", "ppo", "grpo", "csft", "simpo"])
+@pytest.mark.parametrize("budget", [300, 16384])
+def test_any_loss_trains_with_any_pass_as_it_does_with_the_packages_own(loss: str, budget: int, study: Study) -> None:
+    """In one microbatch and in several: mismatched responses, a value head, groups, control tokens."""
+    study.plugin("my.py", block("python", "class NEFTune").replace("if not network.training:", "if True:"))
+    study.write(
+        {"plugins": ["my.py"], "stages": {"own": {"loss": loss, "forward": "neftune"}, "plain": {"loss": loss}}}
+    )
+    reference = [*study.world.reference()[: {"kto": 2, "ppo": 1, "grpo": 1}.get(loss, 0)]]
+    logs = []
+    for stage in ("own", "plain"):
+        study.train(stage, *reference, budget=budget)
+        logs.append([(line["loss"], line["grad_norm"]) for line in study.log(stage)])
+    np.testing.assert_allclose(*logs, rtol=1e-5)
+
+
 Edit = Callable[[str], str]
 PASSES: dict[str, tuple[Edit, dict[str, Any], str]] = {
     "other log-probabilities than the cached ones": (
@@ -152,6 +168,11 @@ PASSES: dict[str, tuple[Edit, dict[str, Any], str]] = {
         {"loss": "sft", "forward": "with_entropy"},
         "the forward pass WithEntropy must return a dictionary with logps",
     ),
+    "no values of a value head": (
+        str,
+        {"loss": "ppo", "forward": "with_entropy"},
+        "the forward pass WithEntropy must return a dictionary with logps and values",
+    ),
     "another output than the loss reads": (
         lambda text: text.replace('"entropy": -', '"entropies": -'),
         {"loss": "sft_entropy", "forward": "with_entropy"},
@@ -171,7 +192,7 @@ def test_a_pass_that_would_train_something_else_is_refused_in_a_sentence(name: s
     edit, stage, sentence = PASSES[name]
     study.plugin("my.py", edit(block("python", "class WithEntropy")))
     study.write({"plugins": ["my.py"], "stages": {"mine": stage}})
-    reference = [study.world.reference()[0]] if stage["loss"] == "dpo" else []
+    reference = [study.world.reference()[0]] if stage["loss"] in ("dpo", "ppo") else []
     result = study.train("mine", *reference, check=False)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

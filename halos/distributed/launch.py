@@ -3,7 +3,8 @@
     python -m halos.distributed.launch --nodes N --gpus G --parallel ddp|fsdp --cpus C VERB ...
 
 A single process runs the verb directly. Several processes of one node are started by accelerate. For several nodes,
-srun starts this module again on each node, which then starts accelerate. Each step replaces its own process (exec), so
+srun starts this module again on each node, which then starts accelerate. That works in a batch job and, by hand, in the
+shell of `salloc` or on any node of a job. Each step replaces its own process (exec), so
 that signals to the job reach the program that runs, and the exit code is the verb's. A node without GPUs gets one
 process.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from random import randrange
 from typing import Any, NoReturn
 
 from halos.errors import HalosError
@@ -41,8 +44,8 @@ class Launch:
         parallel: `ddp` if each process holds all weights, `fsdp` if it holds a shard.
         cpus: CPU cores of each node.
         verb: a verb of `python -m halos`, and its options.
-        head: host at which the processes of several nodes meet; None before srun has started this module on each node.
-        port: port on that host.
+        head: host at which the processes of several nodes meet; None for the first node of srun's step.
+        port: port on that host; None before srun has started this module on each node.
     """
 
     nodes: int
@@ -76,14 +79,19 @@ class Launch:
             return [sys.executable, "-m", "halos", *self.verb]
         if self.nodes == 1:
             return self._accelerate("localhost", hold_port(), rank=0)
-        if self.head is not None and self.port is not None:
-            return self._accelerate(self.head, self.port, rank=int(environment["SLURM_NODEID"]))
+        if self.port is not None:
+            head = self.head or first_host(environment["SLURM_STEP_NODELIST"])
+            return self._accelerate(head, self.port, rank=int(environment["SLURM_NODEID"]))
         if "SLURM_JOB_ID" not in environment or shutil.which("srun") is None:
             raise HalosError(
-                f"a training on {self.nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or set "
-                "`nodes: 1` in the model's resources"
+                f"a training on {self.nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or this "
+                f"within `salloc --nodes {self.nodes}`, or set `nodes: 1` in the model's resources"
             )
-        return self._srun(socket.gethostname(), hold_port())
+        nodes = environment.get("SLURM_JOB_NUM_NODES")
+        if nodes is not None and int(nodes) < self.nodes:
+            raise HalosError(f"the Slurm job {environment['SLURM_JOB_ID']} has {nodes} nodes, and {self.nodes} are "
+                             "asked for: ask for as many, or start a job with more")  # fmt: skip
+        return self._srun(environment)
 
     def _accelerate(self, head: str, port: int, rank: int) -> list[str]:
         options = {
@@ -97,8 +105,19 @@ class Launch:
         }
         return [sys.executable, "-m", "accelerate.commands.launch", *_words(options), "-m", "halos", *self.verb]
 
-    def _srun(self, head: str, port: int) -> list[str]:
-        """The srun command. This host is the head: a batch script and task 0 both run on the first node of a job."""
+    def _is_head(self, environment: Mapping[str, str]) -> bool:
+        """Whether task 0 of the step will run on this host, as it does where a batch script runs."""
+        nodes = environment.get("SLURM_JOB_NODELIST")
+        if nodes is None:  # Snakemake takes it from the script of a job
+            return True
+        names = (environment.get("SLURMD_NODENAME"), socket.gethostname().partition(".")[0])
+        return first_host(nodes) in names and environment.get("SLURM_JOB_NUM_NODES") == str(self.nodes)
+
+    def _srun(self, environment: Mapping[str, str]) -> list[str]:
+        """The srun command. Where this host is not the head, the tasks find out which one is; its port can be held by
+        nobody there, and is drawn from those that systems give to nobody who asks for any."""
+        here = self._is_head(environment)
+        meeting = {"head": socket.gethostname(), "port": hold_port()} if here else {"port": randrange(20000, 30000)}
         step = {
             "nodes": self.nodes,
             "ntasks": self.nodes,
@@ -107,8 +126,10 @@ class Launch:
             "kill-on-bad-exit": 1,
         }
         same = {name: getattr(self, name) for name in ("nodes", "gpus", "parallel", "cpus")}
-        options = {**same, "head": head, "port": port}
-        return ["srun", *_words(step), sys.executable, "-m", MODULE, *_words(options), *self.verb]
+        options = {**same, **meeting}
+        # a step within a step, such as that of `srun --pty bash`, would wait for the end of the outer one
+        overlap = ["--overlap"] if "SLURM_STEP_ID" in environment else []
+        return ["srun", *_words(step), *overlap, sys.executable, "-m", MODULE, *_words(options), *self.verb]
 
     def variables(self) -> dict[str, str]:
         """The environment variables to set for the command."""
@@ -120,6 +141,12 @@ class Launch:
 
 def _words(options: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a list as Slurm writes it: `n03` of `n[03-05,7],m1`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[([^-,\]]+)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
 def hold_port() -> int:
@@ -152,7 +179,7 @@ def parse(argv: list[str] | None = None) -> Launch:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node; 0 for one process on its CPU")
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="all weights or a shard in each")
     parser.add_argument("--cpus", type=_count, default=1, help="CPU cores of each node")
-    parser.add_argument("--head", help="host at which processes of several nodes meet (default: this one)")
+    parser.add_argument("--head", help="host at which processes of several nodes meet (default: the first)")
     parser.add_argument("--port", type=int, help="port on that host")
     parser.add_argument("verb", nargs=argparse.REMAINDER, metavar="VERB ...", help="see `python -m halos --help`")
     arguments = parser.parse_args(argv)

@@ -10,12 +10,16 @@ from random import Random
 from statistics import fmean, median
 from typing import Literal
 
-from halos.data import feedback
-from halos.data.feedback import Feedback, labels_of_pairs
+from pydantic import ValidationError
+
+from halos.data.feedback import Feedback, Turn, labels_of_pairs
+from halos.data.feedback import write as write_records
 from halos.errors import HalosError
 from halos.files import whole
 from halos.online.labels import LabelledFile, Labels
 from halos.online.settings import LabellerSlice
+from halos.registry import load_plugins
+from halos.sample.by_hand import samples_of
 from halos.sample.samples import Sample, read_samples
 from halos.scoring.api import Calls
 from halos.scoring.scorers import open_scorer
@@ -51,16 +55,24 @@ def pair(
 
 
 def label(
-    config: Path,
+    config: Path | None,
     samples: Sequence[Path],
     output: Sequence[Path],
-    report: Path,
+    report: Path | None,
     reward_model: Sequence[Path] = (),
     tokens_per_microbatch: int = 16384,
     concurrency: int = 16,
     requests_per_minute: int | None = None,
+    verifier: str | None = None,
+    plugins: Sequence[Path] = (),
+    feedback: Literal["binary", "pairwise", "scalar"] | None = None,
+    threshold: str | None = None,
+    pairs: Literal["max", "min", "random"] | None = None,
 ) -> None:
     """Make feedback records from samples that a labeller scores, one for each prompt.
+
+    By hand, `--samples FILE --reward-model FOLDER --output FILE`, or `--verifier NAME`: samples are then a file of any
+    origin, of objects with a prompt and a response. A rule gives a labeller's config in place of the last options.
 
     A response that could not be scored is counted, by reason, and left out; so is a prompt without any scored response.
     A threshold that is a mean or median is that of the first file's scores. The answers of a model that is asked are
@@ -68,14 +80,19 @@ def label(
     share, and the first one writes.
 
     Args:
-        config: the labeller's config.yaml; `python -m halos config FOLDER` writes one.
-        samples: files of samples, JSON lines.
+        config: the labeller's config.yaml; `python -m halos config FOLDER` writes one. By hand none.
+        samples: files of samples, JSON lines; by hand also a JSON list, CSV or parquet.
         output: feedback records to write, .parquet or .jsonl, for each file of samples.
-        report: report to write, JSON: counts of responses scored, failed and labelled.
+        report: report to write, JSON: counts of responses scored, failed and labelled; by hand, by default none.
         reward_model: a reward model's folder and its manifest, if it has one, for a labeller of that kind.
         tokens_per_microbatch: tokens of one forward pass of the reward model, padding included.
         concurrency: calls at one time, for a model that is asked.
         requests_per_minute: limit on requests, for a model that is asked; by default none.
+        verifier: verifier that scores (by hand).
+        plugins: Python files with verifiers of your own (by hand).
+        feedback: desirable or undesirable, pairs, or scores alone (by hand; default scalar).
+        threshold: of binary feedback, mean, median or a number (by hand; default mean).
+        pairs: of pairwise feedback, the best and the worst of a prompt, the closest, or random (by hand; default max).
 
     Raises:
         HalosError: a file is missing or malformed, the labeller's scorer does not exist or cannot be loaded, or no
@@ -83,17 +100,29 @@ def label(
     """
     if len(samples) != len(output):
         raise HalosError("give as many --output as --samples")
-    settings = LabellerSlice.read(config)
+    how = {"verifier": verifier, "feedback": feedback, "threshold": threshold, "pairs": pairs}
+    given = {option: value for option, value in how.items() if value is not None}
+    if config is None:
+        if wrong := [path for path in output if path.suffix not in (".parquet", ".jsonl")]:
+            raise HalosError(f"--output {wrong[0]}: feedback is written as .jsonl or .parquet: name it so")
+        settings = _by_hand(given, reward_model, plugins)
+        files = [samples_of(path) for path in samples]
+    else:
+        if given or plugins or report is None:
+            taken = ", ".join(f"--{option}" for option in given) or "--plugins"
+            raise HalosError("with --config, give a --report" if report is None else
+                             f"{taken}: with --config, the labeller's entry says this: leave it out")  # fmt: skip
+        settings = LabellerSlice.read(config)
+        files = [read_samples(path) for path in samples]
     name = f"labeller {settings.labeller}"
-    files = [read_samples(path) for path in samples]
-    calls = Calls(report.with_name("answers.jsonl"), concurrency, requests_per_minute)
+    calls = Calls((report or output[0]).with_name("answers.jsonl"), concurrency, requests_per_minute)
     scorer = open_scorer(name, settings, reward_model, tokens_per_microbatch, calls)
     scored = iter(_scores(scorer, [sample for part in files for sample in part], settings.whole_sentences))
     scores = [[next(scored) for _ in part] for part in files]
     if os.environ.get("RANK", "0") != "0":
         return
-    threshold = _threshold(settings, [score.value for score in scores[0] if score.value is not None])
-    records = [_records(settings, threshold, part, of_part) for part, of_part in zip(files, scores, strict=True)]
+    bound = _threshold(settings, [score.value for score in scores[0] if score.value is not None])
+    records = [_records(settings, bound, part, of_part) for part, of_part in zip(files, scores, strict=True)]
     counts = [
         LabelledFile.of(str(path), part, of_part, made)
         for path, part, of_part, made in zip(samples, files, scores, records, strict=True)
@@ -102,14 +131,39 @@ def label(
         _print(name, of_file)
     for path, made in zip(output, records, strict=True):
         with whole(path) as temporary:
-            feedback.write(made, temporary)
-    Labels(
-        labeller=settings.labeller,
-        kind=settings.kind,
-        feedback=settings.feedback,
-        threshold=threshold,
-        files=tuple(counts),
-    ).write(report)
+            write_records(made, temporary)
+    if report is not None:
+        Labels(
+            labeller=settings.labeller,
+            kind=settings.kind,
+            feedback=settings.feedback,
+            threshold=bound,
+            files=tuple(counts),
+        ).write(report)
+
+
+def _by_hand(given: dict[str, str], reward_model: Sequence[Path], plugins: Sequence[Path]) -> LabellerSlice:
+    """A labeller of options of the command line.
+
+    Raises:
+        HalosError: they do not say what scores, or do not go together.
+    """
+    load_plugins(plugins)
+    if ("verifier" in given) == bool(reward_model):
+        raise HalosError("say what scores: --reward-model FOLDER or --verifier NAME (or --config, of a labeller)")
+    folder = reward_model[0].absolute() if reward_model else None
+    scorer = {"kind": "verifier"} if folder is None else {"kind": "reward_model", "reward_model": str(folder)}
+    try:
+        number = float(given["threshold"])
+    except (KeyError, ValueError):
+        number = None
+    content = {"feedback": "scalar", **scorer, **given, **({} if number is None else {"threshold": number})}
+    try:
+        return LabellerSlice.model_validate({"labeller": given.get("verifier") or str(reward_model[0]), **content})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{first['loc'][0]}: " if first["loc"] else ""
+        raise HalosError(f"{option}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _scores(scorer: ScoresResponses, samples: list[Sample], whole_sentences: bool) -> list[Score]:
@@ -120,7 +174,7 @@ def _scores(scorer: ScoresResponses, samples: list[Sample], whole_sentences: boo
     return [next(scores) if sample.response.strip() else EMPTY for sample in samples]
 
 
-def _prompt(sample: Sample) -> list[feedback.Turn]:
+def _prompt(sample: Sample) -> list[Turn]:
     if sample.prompt is None:
         raise HalosError(f"the sample of prompt {sample.prompt_id} does not hold its prompt; sample again")
     return sample.prompt

@@ -22,6 +22,7 @@ import numpy as np
 
 from halos.errors import HalosError
 from halos.forward.grouping import Grouping, forget_lengths, scales_positions
+from halos.models.generation import read_generation_config
 from halos.models.load import load
 from halos.sample.settings import SamplerSlice
 from halos.sample.stops import Stops
@@ -60,11 +61,9 @@ class Backend(ABC):
     """
 
     def __init__(self, folder: Path, tokenizer: Any, settings: SamplerSlice, batch: int, longest: int) -> None:
-        from transformers import GenerationConfig
-
         self.folder, self.tokenizer, self.settings, self.batch = folder, tokenizer, settings, batch
         self.longest = longest
-        saved = GenerationConfig.from_pretrained(folder)
+        saved = read_generation_config(folder)
         ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
         self.ends: list[int] = [end for end in ends if end is not None]
         self.padding: int = tokenizer.pad_token_id if saved.pad_token_id is None else saved.pad_token_id

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from halos.data.feedback import Feedback, select_prompts
 from halos.errors import HalosError
 from halos.files import hash_content, whole, write_text
+from halos.models.generation import read_generation_config
+from halos.models.load import check_ids, is_model
 from halos.sample.backends import Backend, Request, Transformers, Vllm
-from halos.sample.samples import Sample
+from halos.sample.by_hand import read_prompts
+from halos.sample.samples import Sample, write_samples
 from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.sample.stops import Stops
 from halos.seeds import derive
@@ -25,57 +30,109 @@ from halos.tokens.template import TOO_LONG, Template
 
 
 def sample(
-    config: Path,
+    config: Path | None,
     prompts: Sequence[Path],
-    feedback: Sequence[Path],
+    feedback: Sequence[Path] | None,
     model: Path,
-    store: Path,
+    store: Path | None,
     output: Sequence[Path],
     batch: int = 64,
     backend: Literal["transformers", "vllm"] = "transformers",
     tensor_parallel: int = 1,
+    n: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
 ) -> None:
-    """Sample a model's responses to one prompt set or several.
+    """Sample a model's responses to one prompt set or several: `--model FOLDER --prompts FILE --output FILE`.
+
+    By hand, prompts are files of any origin: texts, turns, or objects with a field `prompt`, `messages` or
+    `instruction`. A rule gives config, feedback and store, and prompt sets in place of such files.
 
     Prompts of similar length are answered together, a chunk at a time, each chunk from its own seed: a stopped run goes
     on after its last whole chunk and ends with the same text. An output is whole or absent: it grows under a hidden
     name.
 
     Args:
-        config: config.yaml of the cell.
-        prompts: config.yaml of each prompt set.
-        feedback: feedback records whose prompts are answered, a parquet file for each prompt set.
+        config: config.yaml of the cell; by hand none, and the options from n on instead.
+        prompts: files of prompts: JSON, JSON lines, CSV or parquet; with a config, config.yaml of each prompt set.
+        feedback: with a config, feedback records whose prompts are answered, a file for each prompt set.
         model: model folder.
-        store: sequence store of the cell, whose limit on the length of prompts applies here too.
-        output: samples to write, a JSON lines file for each prompt set.
+        store: with a config, sequence store of the cell, whose limit on the length of prompts applies here too.
+        output: samples to write for each, JSON lines, or one JSON list where it ends in .json.
         batch: responses generated side by side.
         backend: library that generates.
         tensor_parallel: GPUs over which vLLM splits each layer.
+        n: responses to each prompt (by hand; default 1).
+        temperature: of sampling, 0 is greedy (by hand; default 0.7).
+        top_p: probability mass of the tokens that are drawn from (by hand; default 0.95).
+        max_new_tokens: token limit of a response (by hand; default 2048).
+        limit: the most prompts of a file, from its start (by hand; default all).
+        seed: of the draws (by hand; default 0).
 
     Raises:
-        HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, or the backend cannot run
-            here.
+        HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, the backend cannot run
+            here, or options of both ways are mixed.
     """
     from transformers import AutoTokenizer
 
-    if not len(prompts) == len(feedback) == len(output):
-        raise HalosError("give as many --feedback and --output as --prompts")
-    settings = SamplerSlice.read(config)
-    meta, positions = StoreMeta.read(store / "meta.json"), Positions.read(model)
+    how = {"samples": n, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "limit": limit}
+    given = {name: value for name, value in how.items() if value is not None}
+    if config is None:
+        if feedback or store is not None or len(prompts) != len(output):
+            raise HalosError("give --config with --feedback and --store, or none of them; and as many --output as "
+                             "--prompts")  # fmt: skip
+        if not is_model(model):
+            raise HalosError(f"there is no model in {model} (no config.json): name a model's folder")
+        settings = SamplerSlice(seed=seed or 0, attention="auto", precision="bf16")
+        asked = [_by_hand({"limit": None, **given})] * len(prompts)
+        records = [read_prompts(file, limit) for file in prompts]
+        max_prompt_length, split_special_tokens = sys.maxsize, True
+    else:
+        if given or seed is not None:
+            named = ", ".join(f"--{'n' if name == 'samples' else name.replace('_', '-')}" for name in given) or "--seed"
+            raise HalosError(f"{named}: with --config, the prompt sets and the cell say this: leave it out")
+        if store is None or not len(prompts) == len(feedback or ()) == len(output):
+            raise HalosError("with --config, give --store, and as many --feedback and --output as --prompts")
+        settings, meta = SamplerSlice.read(config), StoreMeta.read(store / "meta.json")
+        asked = [PromptsSlice.read(file) for file in prompts]
+        records = [
+            select_prompts(file, s.limit, s.skip, s.shuffle) for file, s in zip(feedback or (), asked, strict=True)
+        ]
+        max_prompt_length, split_special_tokens = meta.max_prompt_length, meta.split_special_tokens
+    positions = Positions.read(model)
     tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
-    template = Template(tokenizer, meta.split_special_tokens)
-    limit = positions.prompt_limit(meta.max_prompt_length, template.control)
+    if config is None:
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        check_ids(model, tokenizer, read_generation_config(model))
+    template = Template(tokenizer, split_special_tokens)
+    longest_prompt = positions.prompt_limit(max_prompt_length, template.control)
     sets = [
-        _prepare(PromptsSlice.read(file), records, template, limit, positions.limit, settings.seed)
-        for file, records in zip(prompts, feedback, strict=True)
+        _prepare(how_asked, of_set, template, longest_prompt, positions.limit, settings.seed)
+        for how_asked, of_set in zip(asked, records, strict=True)
     ]
     longest = max(
         (len(job.request.ids) + job.request.limit for prompt_set in sets for job in prompt_set.jobs), default=1
     )
     arguments = (model, tokenizer, settings, batch, longest)
     engine = Vllm(*arguments, tensor_parallel=tensor_parallel) if backend == "vllm" else Transformers(*arguments)
+    if config is None:  # a model from elsewhere may not say that it ends a response as its template does
+        engine.ends = sorted({*engine.ends, template.end})
     for prompt_set, path in zip(sets, output, strict=True):
         _answer(prompt_set, engine, template, path)
+
+
+def _by_hand(given: dict[str, Any]) -> PromptsSlice:
+    """A prompt set of options of the command line."""
+    try:
+        return PromptsSlice.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        option = "n" if name == "samples" else name.replace("_", "-")
+        raise HalosError(f"--{option}: {first['msg']}") from None
 
 
 @dataclass(frozen=True)
@@ -102,7 +159,7 @@ class _PromptSet:
 
 
 def _prepare(
-    settings: PromptsSlice, feedback: Path, template: Template, limit: int, positions: int | None, seed: int
+    settings: PromptsSlice, records: list[Feedback], template: Template, limit: int, positions: int | None, seed: int
 ) -> _PromptSet:
     """Template and tokenise the prompts of a set, and plan the responses.
 
@@ -110,7 +167,6 @@ def _prepare(
         limit: most tokens of a prompt, a control token not counted.
         positions: most tokens of prompt and response together; None for a model without a limit.
     """
-    records = select_prompts(feedback, settings.limit, settings.skip, settings.shuffle)
     templated = template.prompts([r.prompt for r in records], limit, [r.tools for r in records])
     prompts = [p.ids for p in templated]
     for problem, number in Counter(p.problem for p in templated if p.problem is not None).items():
@@ -191,7 +247,7 @@ def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output
     order = {prompt_id: number for number, prompt_id in enumerate(prompt_ids)}
     samples.sort(key=lambda sample: (order[sample.prompt_id], sample.sample))
     with whole(output) as temporary:
-        temporary.write_text("".join(sample.line() for sample in samples))
+        write_samples(samples, temporary, as_list=output.suffix == ".json")
     partial.unlink()
 
 

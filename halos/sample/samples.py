@@ -54,6 +54,13 @@ class Sample(Record):
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=False) + "\n"
 
 
+def write_samples(samples: list[Sample], path: Path, as_list: bool = False) -> None:
+    """Write samples as JSON lines, or as one JSON list."""
+    lines = [sample.line() for sample in samples]
+    text = "[\n" + ",".join(lines) + "]\n" if as_list else "".join(lines)
+    path.write_text(text, encoding="utf-8")
+
+
 def read_samples(path: Path) -> list[Sample]:
     """The samples of a file, in order.
 

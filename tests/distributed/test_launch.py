@@ -21,7 +21,7 @@ from accelerate.utils import _filter_args
 from torch.distributed.run import get_args_parser
 
 from halos.distributed.accelerator import accelerator_for, check_processes
-from halos.distributed.launch import PATIENCE, PROCESSES, hold_port, parse
+from halos.distributed.launch import PATIENCE, PROCESSES, first_host, hold_port, parse
 from halos.errors import HalosError
 from halos.settings import read_slice
 from halos.study import catalogue as C
@@ -104,6 +104,52 @@ def test_several_nodes_are_a_task_each_that_meet_on_the_first(
     assert {(each["num_machines"], each["num_processes"]) for each in found} == {("3", processes)}
     assert all(task[-len(verb) - 2 :] == ["-m", "halos", *verb] for task in tasks)
     assert ("ACCELERATE_USE_CPU" in parse(words[launcher + 3 :]).variables()) == on_cpu
+
+
+IN_SALLOC = {**IN_A_JOB, "SLURM_JOB_NODELIST": "gpu[07-08],x1", "SLURM_JOB_NUM_NODES": "3"}
+FIRST = {**IN_SALLOC, "SLURMD_NODENAME": "gpu07"}
+PLACES: dict[str, tuple[dict[str, str], bool, bool]] = {
+    "the script of a job": (IN_A_JOB, True, False),
+    "the shell of salloc, on a login node": (IN_SALLOC, False, False),
+    "the first node": (FIRST, True, False),
+    "a step on the first node": ({**FIRST, "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu07"}, True, True),
+    "a step on another": ({**IN_SALLOC, "SLURMD_NODENAME": "x1", "SLURM_STEP_ID": "0"}, False, True),
+    "a job of more nodes": ({**FIRST, "SLURM_JOB_NUM_NODES": "4"}, False, False),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_processes_of_a_job_meet_on_the_first_node_of_their_step_wherever_they_are_started(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    environment, here, overlaps = PLACES[place]
+    words = command("--nodes", "3", "--gpus", "2", "train", **environment)
+    launcher = words.index(sys.executable)
+    assert ("--overlap" in words[:launcher]) == overlaps
+    step = {"SLURM_STEP_NODELIST": "gpu[07-08],x1"}
+    inner = parse(words[launcher + 3 :])
+    tasks = [options(inner.command({**environment, **step, "SLURM_NODEID": str(rank)})) for rank in range(3)]
+    assert {task["main_process_ip"] for task in tasks} == {socket.gethostname() if here else "gpu07"}
+    assert len({task["main_process_port"] for task in tasks}) == 1
+    assert [task["machine_rank"] for task in tasks] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n[1-2]", "n1"), ("b[003-010,12],a1", "b003"), ("r[1-2]c[4,6]", "r1c4"), ("a-1,a-2", "a-1"),
+     ("x,y[1-2]", "x"), ("n[7].cluster", "n7.cluster")],
+)  # fmt: skip
+def test_the_first_host_of_a_list_as_slurm_writes_it(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_more_nodes_than_the_job_has_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HalosError, match=r"^the Slurm job 7 has 3 nodes, and 4 are asked for: "):
+        command("--nodes", "4", "train", **IN_SALLOC)
 
 
 def test_several_nodes_outside_of_a_slurm_job_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

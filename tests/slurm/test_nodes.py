@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,30 @@ def test_a_training_on_two_nodes_is_one_job_and_its_gradients_are_those_of_one_p
         moved = tensor - start[name]
         assert float(moved.abs().max()) > 0
         torch.testing.assert_close(weights[name] - start[name], moved, rtol=1e-4, atol=1e-4 * float(moved.abs().max()))
+
+
+PLACES = {"the shell of salloc": [], "its second node": ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={NODES[1]}"]}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_by_hand_two_nodes_of_an_allocation_train_from_wherever_they_are_started(
+    place: str, spread: ClusterProject, tmp_path: Path
+) -> None:
+    """The shell of salloc is on no node of the job, and the second node is not the one at which its processes meet."""
+    base, run = spread.results / "runs/d/m/base/seed0", tmp_path / "run"
+    references = [str(base / f"reference/{part}.safetensors") for part in ("responses", "mismatched")]
+    launch = [sys.executable, "-m", "halos.distributed.launch", "--nodes", "2", "train"]
+    options = {"config": spread.cell("alone") / "config.yaml", "parent": spread.results / "models/m",
+               "store": spread.results / "tokens/d/m/store", "output": run, "eval-every": 2}  # fmt: skip
+    words = [*launch, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    job = ["salloc", f"--nodes={len(NODES)}", "--ntasks-per-node=1", "--mem=4000", *PLACES[place]]
+    environment = ["env", f"PYTHONPATH={spread.path}", "OMP_NUM_THREADS=1", "ACCELERATE_USE_CPU=true"]
+    spread.cluster.run([*environment, *job, *words, "--reference", *references], spread.path, timeout=240)
+    assert json.loads((run / "manifest.json").read_text())["processes"] == 2
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    for a, b in zip(read(spread, "alone"), lines, strict=True):
+        for key in {"loss", "grad_norm"} & a.keys():
+            assert b[key] == pytest.approx(a[key], rel=1e-5), (a["step"], key)
 
 
 # ---- the end of one part -------------------------------------------------------------------------------------------
