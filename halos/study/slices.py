@@ -90,7 +90,9 @@ def _model(config: Config, name: str) -> Content:
     model = entry(config, "models", name)
     # the text of the template, because an edited file makes another model
     text = None if model.template is None else read_template(model.template)
-    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path])
+    other = model.tokenizer.of_model if model.tokenizer else None
+    folder = None if other in config.models else other
+    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path, folder])
 
 
 def _run(config: Config, *ids: str) -> Content:

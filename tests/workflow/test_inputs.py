@@ -259,3 +259,20 @@ def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
     for inputs in ("parent_model", "parent_manifest", "checked", "parent_reference", "scores", "adapters"):
         for method in (*methods, *rewards):
             assert getattr(one.inputs, inputs)(wildcards(method)) == getattr(other.inputs, inputs)(wildcards(method))
+
+
+def test_the_tokenizer_of_a_model_of_the_catalogue_is_read_from_where_that_is_made() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["models"] |= {
+        "a": {"path": "somewhere", "tokenizer": {"from": "m"}},
+        "b": {"path": "somewhere", "tokenizer": {"from": "some/one"}},
+    }
+    inputs = Workflow(C.load(catalogue)).inputs
+
+    def read(model: str) -> list[list[Path]]:
+        named = SimpleNamespace(model=model)
+        return [inputs.tokenizer_data(named), inputs.tokenizer_model(named), inputs.fetched_model(named)]
+
+    assert read("m") == [[Path("results/data/d/train.parquet")], [], []]
+    assert read("a") == [[], [Path("results/models/m/model")], []]
+    assert read("b") == [[], [], [Path("results/models/b/fetched.json")]]
