@@ -66,7 +66,7 @@ def entry(config: Config, kind: str, name: str) -> Any:
 
 def _data(config: Config, dataset: str) -> Content:
     settings = entry(config, "datasets", dataset)
-    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.sources))
+    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.all_sources))
     content = {
         "dataset": dataset,
         "sources": [identity(source) for source in settings.sources],
@@ -74,7 +74,9 @@ def _data(config: Config, dataset: str) -> Content:
         "seed": settings.seed,
         "plugins": plugins,
     }
-    return _with_local(content, (file for source in settings.sources for file in source.files))
+    if settings.test_sources:
+        content["test_sources"] = [identity(source) for source in settings.test_sources]
+    return _with_local(content, (file for source in settings.all_sources for file in source.files))
 
 
 def _tokens(config: Config, dataset: str, model: str) -> Content:

@@ -49,11 +49,11 @@ class Inputs:
 
     def source_files(self, wildcards: Any) -> list[str]:
         """The local files that a dataset is made from."""
-        return [file for source in self.config.datasets[wildcards.dataset].sources for file in source.files]
+        return [file for source in self.config.datasets[wildcards.dataset].all_sources for file in source.files]
 
     def fetched_data(self, wildcards: Any) -> list[Path]:
         """The commits that a dataset is made from, if one of its sources is on the hub."""
-        remote = any(source.on_hub for source in self.config.datasets[wildcards.dataset].sources)
+        remote = any(source.on_hub for source in self.config.datasets[wildcards.dataset].all_sources)
         return [self.paths.data(wildcards.dataset).fetched] if remote else []
 
     def fetched_model(self, wildcards: Any) -> list[Path]:

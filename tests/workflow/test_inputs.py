@@ -269,10 +269,22 @@ def test_the_tokenizer_of_a_model_of_the_catalogue_is_read_from_where_that_is_ma
     }
     inputs = Workflow(C.load(catalogue)).inputs
 
-    def read(model: str) -> list[list[Path]]:
+    def read(model: str) -> list[list[Any]]:
         named = SimpleNamespace(model=model)
         return [inputs.tokenizer_data(named), inputs.tokenizer_model(named), inputs.fetched_model(named)]
 
-    assert read("m") == [[Path("results/data/d/train.parquet")], [], []]
-    assert read("a") == [[], [Path("results/models/m/model")], []]
-    assert read("b") == [[], [], [Path("results/models/b/fetched.json")]]
+    assert read("m") == [["results/data/d/train.parquet"], [], []]
+    assert read("a") == [[], ["results/models/m/model"], []]
+    assert read("b") == [[], [], ["results/models/b/fetched.json"]]
+
+
+def test_the_files_of_both_splits_are_read() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    own = {"name": "local", "options": {"path": "a.jsonl", "test_fraction": 0}}
+    catalogue["datasets"]["d"] |= {
+        "sources": [own], "test_sources": [{"name": "local", "options": {"path": {"test": "b.jsonl"}}}, {"name": "shp"}]
+    }  # fmt: skip
+    inputs = Workflow(C.load(catalogue)).inputs
+    named = SimpleNamespace(dataset="d")
+    assert inputs.source_files(named) == ["a.jsonl", "b.jsonl"]
+    assert inputs.fetched_data(named) == ["results/data/d/fetched.json"]
