@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -282,9 +283,13 @@ def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
 
     The model's own sampling parameters stay in it, for its users; here, those of the prompt set or the task are used.
     """
-    generation = read_generation_config(folder)
+    generation, template = read_generation_config(folder), Template(tokenizer)
+    if template.unknown:
+        end, unknown = tokenizer.eos_token, template.unknown
+        print(f"the chat template ends a response with {unknown!r}, which is no token of the tokenizer, so {end!r} ends "
+              "it; `add_tokens` in the model's entry adds tokens", file=sys.stderr)  # fmt: skip
     ends = generation.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, Template(tokenizer).end}
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, template.end}
     generation.eos_token_id = sorted(token for token in ends if token is not None)
     generation.pad_token_id = tokenizer.pad_token_id
     if not generation.do_sample:  # without it they mean nothing, and transformers refuses to save them

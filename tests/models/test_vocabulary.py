@@ -18,15 +18,13 @@ from halos.models.settings import Model
 from halos.settings import identity
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
+from halos.tokens.chat import read_template
 from halos.tokens.template import Template
 from tests.conftest import CATALOGUE, World
 from tests.models.test_models import made, slice_of
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+TEMPLATE = read_template("chatml")
 
 
 def origin_of(world: World, folder: Path, rows: int, tied: bool = True, **more: Any) -> Path:
@@ -56,8 +54,7 @@ def test_added_tokens_begin_as_the_mean_of_the_others(spare: int, tied: bool, wo
     tokens = len(AutoTokenizer.from_pretrained(world.base / "model"))
     origin = origin_of(world, tmp_path / "origin", tokens + spare, tied)
     untouched = hash_each(origin)
-    (tmp_path / "chatml.jinja").write_text(TEMPLATE)
-    entry = {"path": str(origin), "add_tokens": CHATML, "template": str(tmp_path / "chatml.jinja")}
+    entry = {"path": str(origin), "add_tokens": CHATML, "template": "chatml"}
     model = made(tmp_path, [], **entry) / "model"
     assert hash_each(origin) == untouched
     assert not any(path.is_symlink() for path in model.iterdir())
@@ -89,9 +86,19 @@ def test_a_token_that_is_there_already_changes_nothing_and_the_log_says_so(
     assert "add_tokens: the tokenizer has <|user|>, <|end|> already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("template", "said"), [("chatml", True), ("turns", False), ("archangel", False)])
+def test_the_log_says_where_the_end_that_a_template_writes_is_no_token(
+    template: str, said: bool, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, [], path=str(world.base / "model"), template=template)
+    line = "ends a response with '<|im_end|>', which is no token of the tokenizer, so '<|end|>' ends it"
+    assert (line in capsys.readouterr().err) == said
+    made(tmp_path, [], path=str(world.base / "model"), template=template, add_tokens=CHATML)
+    assert "no token of the tokenizer" not in capsys.readouterr().err
+
+
 def test_a_model_from_a_config_has_room_for_added_tokens(world: World, tmp_path: Path) -> None:
-    (tmp_path / "chatml.jinja").write_text(TEMPLATE)
-    entry = {**CATALOGUE["models"]["m"], "add_tokens": CHATML, "template": str(tmp_path / "chatml.jinja")}
+    entry = {**CATALOGUE["models"]["m"], "add_tokens": CHATML, "template": "chatml"}
     model = made(tmp_path, [world.results / "data/d/train.parquet"], **entry) / "model"
     tokenizer = AutoTokenizer.from_pretrained(model)
     assert tokenizer.convert_tokens_to_ids(CHATML) == [512, 513]
