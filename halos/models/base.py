@@ -286,8 +286,8 @@ def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
     generation, template = read_generation_config(folder), Template(tokenizer)
     if template.unknown:
         end, unknown = tokenizer.eos_token, template.unknown
-        print(f"the chat template ends a response with {unknown!r}, which is no token of the tokenizer, so {end!r} ends "
-              "it; `add_tokens` in the model's entry adds tokens", file=sys.stderr)  # fmt: skip
+        print(f"the chat template ends a response with {unknown!r}, which is no token of the tokenizer, so {end!r} "
+              "ends it; `add_tokens` in the model's entry adds tokens", file=sys.stderr)  # fmt: skip
     ends = generation.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, template.end}
     generation.eos_token_id = sorted(token for token in ends if token is not None)
