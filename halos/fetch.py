@@ -40,7 +40,7 @@ def fetch(config: Path, output: Path) -> None:
         model = download(settings.model, settings)
         commits = {} if model is None else model.model_dump(mode="json", exclude_none=True)
     elif isinstance(settings, DataSlice):
-        sources = [_open(source) if source.on_hub else None for source in settings.sources]
+        sources = [_open(source) if source.on_hub else None for source in settings.all_sources]
         commits = {"sources": sources} if any(sources) else {}
     elif isinstance(settings, TaskSlice) and settings.task is not None:
         from halos.evaluate.tasks.lm_eval import download as download_task

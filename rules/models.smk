@@ -33,6 +33,7 @@ rule model:
         config="<base>/config.yaml",
         feedback=inputs.tokenizer_data,
         fetched=inputs.fetched_model,
+        tokenizer_of=inputs.tokenizer_model,
     output:
         model=directory("<base>/model"),
         manifest="<base>/manifest.json",
@@ -49,5 +50,6 @@ rule model:
             --config {input.config:q} \
             --feedback {input.feedback:q} \
             --fetched {input.fetched:q} \
+            --tokenizer-of {input.tokenizer_of:q} \
             --output "$(dirname {output.model:q})"
         """

@@ -116,6 +116,18 @@ def test_a_fetched_model_is_made_without_the_hub_at_the_commit_that_was_fetched(
     assert json.loads((machine.path / "m/manifest.json").read_text())["revision"] == A
 
 
+def test_a_tokenizer_on_the_hub_is_fetched_without_its_models_weights(
+    machine: Machine, weights: dict[str, bytes], world: World
+) -> None:
+    entry = Model(path=str(world.base / "model"), tokenizer={"from": "some/one"})  # type: ignore[arg-type]
+    config = machine.slice("model", entry)
+    found = machine.fetch({"some/one": {A: weights}}, config)
+    assert found == {"tokenizer": {"hub": "some/one", "revision": "main", "commit": A}}
+    assert machine.cached() == {name for name in weights if not name.endswith(".safetensors")}
+    machine.halos("model", "--config", config, "--fetched", "fetched.json", "--output", "m")
+    assert (machine.path / "m/model/tokenizer.json").read_bytes() == weights["tokenizer.json"]
+
+
 def test_weights_are_fetched_once_and_as_safetensors(machine: Machine, weights: dict[str, bytes]) -> None:
     other = ["consolidated.safetensors", "pytorch_model.bin", "onnx/config.json", "README.md"]
     machine.fetch(

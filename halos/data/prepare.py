@@ -53,18 +53,20 @@ def prepare(config: Path, train: Path, test: Path, report: Path, fetched: Sequen
         HalosError: a source cannot be read, or a split is left without rows.
     """
     settings = DataSlice.read(config)
-    commits = _commits(settings.sources, read_fetched(fetched).get("sources"))
+    commits = _commits(settings.all_sources, read_fetched(fetched).get("sources"))
+    parts = {"train": commits[: len(settings.sources)], "test": commits[-len(settings.sources_of("test")) :]}
     # all are opened first: a source that checks its files does so before anything is written
     opened: dict[str, Opened] = {
-        split: [(s, s.open(split, c)) for s, c in zip(settings.sources, commits, strict=True) if split in s.splits]
+        split: [(s, s.open(split, c)) for s, c in zip(settings.sources_of(split), parts[split], strict=True)
+                if split in s.splits]
         for split in SPLITS
-    }
+    }  # fmt: skip
     with ExitStack() as stack:
         files = {"train": stack.enter_context(whole(train)), "test": stack.enter_context(whole(test))}
         index = PromptIndex()
         held_out = _Split("test", opened["test"])
         held_out.write(files["test"], index.add)
-        test_rows = held_out.counted(settings.dataset, needed=any(source.holds_out for source in settings.sources))
+        test_rows = held_out.counted(settings.dataset, needed=any(s.holds_out for s in settings.sources_of("test")))
         learned = _Split("train", opened["train"])
         duplicates, overlap = _write_train(settings, learned, index, files["train"], files["test"])
         train_rows = learned.counted(settings.dataset, needed=bool(opened["train"]))

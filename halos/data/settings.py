@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -112,6 +112,13 @@ class Source(Strict):
         """Whether it is to have a test split."""
         return "test" in self.splits and self.options.get("test_fraction") != 0
 
+    @property
+    def divided(self) -> bool:
+        """Whether its files are divided into train and test by `test_fraction`."""
+        named = any(isinstance(self.options.get(option), dict) for option in ("path", "split"))
+        takes_fraction = "test_fraction" in inspect.signature(self.function).parameters
+        return takes_fraction and "path" in self.options and not named and self.options.get("test_fraction") != 0
+
     def open(self, split: str, commit: str | None = None) -> Iterable[Feedback | Drop]:
         """The records and drops of a split.
 
@@ -140,10 +147,53 @@ Sources = Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(_ali
 Duplication = Literal["none", "exact", "near"]
 
 
-class Dataset(Strict):
-    """One or more sources mixed, and how their text is cut to tokens."""
+class Sourced(Strict):
+    """The sources of a dataset's two splits."""
 
     sources: Sources
+    test_sources: tuple[Source, ...] = Field(
+        (),
+        exclude_if=lambda sources: not sources,
+        description="sources whose test splits are the test split, in place of those of `sources`",
+    )
+
+    @property
+    def all_sources(self) -> tuple[Source, ...]:
+        """Those of train, then those of test alone."""
+        return (*self.sources, *self.test_sources)
+
+    def sources_of(self, split: str) -> tuple[Source, ...]:
+        """The sources that are read for a split; those that have no such split add nothing."""
+        return self.test_sources if split == "test" and self.test_sources else self.sources
+
+    @model_validator(mode="after")
+    def no_row_is_lost(self) -> Self:
+        """Refuse sources of one split whose files are divided into both: a part of them would be read by nothing."""
+        for source in self.test_sources:
+            if "test" not in source.splits:
+                raise ValueError(f"test_sources: source {source.name} has no test split; name one that has")
+            if source.divided:
+                raise ValueError(
+                    f"test_sources: source {source.name} divides its files by test_fraction; name them for the test "
+                    "split, as in `path: {test: FILE}`"
+                )
+            if source.limit or source.weight:
+                raise ValueError(
+                    f"test_sources: limit and weight of source {source.name} are for train: take them out; every "
+                    "record of a test split is kept"
+                )
+        for source in self.sources if self.test_sources else ():
+            if source.divided:
+                raise ValueError(
+                    f"source {source.name} divides its files by test_fraction, and the test split is that of "
+                    "test_sources; give it `test_fraction: 0`"
+                )
+        return self
+
+
+class Dataset(Sourced):
+    """One or more sources mixed, and how their text is cut to tokens."""
+
     drop_duplicates: Duplication = Field(
         "none",
         description="records of train to leave out: exact (prompt and responses of an earlier one), or near ones, too",
@@ -184,11 +234,10 @@ class Dataset(Strict):
         return self
 
 
-class DataSlice(Slice):
+class DataSlice(Slice, Sourced):
     """The part of the catalogue that makes one dataset's feedback records."""
 
     dataset: str
-    sources: Sources
     drop_duplicates: Duplication = "none"
     seed: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,12 +23,21 @@ from halos.models.architectures import (
     language_class,
 )
 from halos.models.attention import check_attention
-from halos.models.download import ADAPTERS, FetchedModel, base_on_hub, local_base, snapshot, weight_files
+from halos.models.download import (
+    ADAPTERS,
+    FetchedModel,
+    base_on_hub,
+    local_base,
+    snapshot,
+    tokenizer_on_hub,
+    weight_files,
+)
 from halos.models.generation import SAMPLING, read_generation_config
 from halos.models.load import check_ids, is_model
 from halos.models.overrides import override
 from halos.models.rewards import is_reward_model
 from halos.models.settings import ModelSlice
+from halos.models.vocabulary import add_tokens, equip
 from halos.seeds import derive
 from halos.tokens.chat import one_template, with_arguments
 from halos.tokens.template import Template
@@ -41,7 +51,13 @@ SPEAKERS = ("system", "user", "assistant")
 """Roles that have a token of their own in a tokenizer that is trained here."""
 
 
-def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Sequence[Path] = ()) -> None:
+def make(
+    config: Path,
+    output: Path,
+    feedback: Sequence[Path] = (),
+    fetched: Sequence[Path] = (),
+    tokenizer_of: Sequence[Path] = (),
+) -> None:
     """Make the folder of a base or reward model: weights, tokenizer, chat template and generation config.
 
     An `architecture` gets random weights from its seed and a tokenizer trained on `feedback`; the weights of a hub or
@@ -52,22 +68,25 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
         output: folder to write model/ and manifest.json to.
         feedback: feedback records to train a tokenizer on, parquet; for an `architecture` only.
         fetched: what `fetch` wrote for the same config, if something is on the hub; its commits are used.
+        tokenizer_of: folder of the model in `models:` whose tokenizer this one has, if the config names one.
 
     Raises:
-        HalosError: an input is missing, or transformers cannot make such a model.
+        HalosError: an input is missing, transformers cannot make such a model, or its tokenizer does not fit it.
     """
     model = ModelSlice.read(config)
     folder = output / "model"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     revision = None
+    commits = FetchedModel.model_validate(read_fetched(fetched))
+    other = _tokenizer_of(model, tokenizer_of, commits)
     if model.architecture is not None and model.tokenizer is not None:
-        if not feedback:
+        if not feedback and other is None:
             raise HalosError(f"model {model.model} trains its tokenizer on a dataset: give --feedback")
-        tokenizer = _train_tokenizer(feedback, model.tokenizer.vocab_size)
+        tokenizer = _train_tokenizer(feedback, model.tokenizer.vocab_size) if other is None else other
+        add_tokens(tokenizer, model.add_tokens)
         tokenizer = _initialise(model, model.architecture, tokenizer, folder)
     else:
-        commits = FetchedModel.model_validate(read_fetched(fetched))
         origin, revision = _find(model, commits)
         _check_origin(model, origin)
         try:
@@ -76,11 +95,13 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
                 tokenizer = read_tokenizer(origin if (origin / TOKENIZER).is_file() else base)
                 merge(origin, base, folder, tokenizer)
             else:
-                base, tokenizer = origin, read_tokenizer(origin)
+                base = origin
+                tokenizer = None if other is not None and not (origin / TOKENIZER).is_file() else read_tokenizer(origin)
                 _link(origin, folder)
             _copy_processor(base, folder)
             if model.config:
                 override(folder, model.config)
+            tokenizer = equip(folder, tokenizer, other, model.add_tokens)
         except HalosError as error:
             raise HalosError(f"models.{model.model}: {error}") from None
     try:
@@ -100,6 +121,21 @@ def make(config: Path, output: Path, feedback: Sequence[Path] = (), fetched: Seq
     links = {path.name: state_of(path) for path in folder.iterdir() if path.is_symlink()}
     manifest = Manifest(config=content, weights=weights_of(files), files=files, links=links, revision=revision)
     manifest.write(output / "manifest.json")
+
+
+def _tokenizer_of(model: ModelSlice, folders: Sequence[Path], commits: FetchedModel) -> Any:
+    """The tokenizer of another model that a model is to have; None if its entry names none."""
+    name = None if model.tokenizer is None else model.tokenizer.of_model
+    if name is None:
+        return None
+    if (hub := tokenizer_on_hub(model)) is not None and not folders:
+        folder = snapshot(model.model, hub, commits.tokenizer.commit if commits.tokenizer else "main", weights=False)
+    else:
+        folder = next(iter(folders), Path(name))
+    try:
+        return read_tokenizer(folder)
+    except HalosError as error:
+        raise HalosError(f"models.{model.model}.tokenizer: {error}; name a model that has one") from None
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -250,9 +286,13 @@ def _generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
 
     The model's own sampling parameters stay in it, for its users; here, those of the prompt set or the task are used.
     """
-    generation = read_generation_config(folder)
+    generation, template = read_generation_config(folder), Template(tokenizer)
+    if template.unknown:
+        end, unknown = tokenizer.eos_token, template.unknown
+        print(f"the chat template ends a response with {unknown!r}, which is no token of the tokenizer, so {end!r} "
+              "ends it; `add_tokens` in the model's entry adds tokens", file=sys.stderr)  # fmt: skip
     ends = generation.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, Template(tokenizer).end}
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, template.end}
     generation.eos_token_id = sorted(token for token in ends if token is not None)
     generation.pad_token_id = tokenizer.pad_token_id
     if not generation.do_sample:  # without it they mean nothing, and transformers refuses to save them

@@ -11,7 +11,8 @@ from halos.hub import remedy
 from halos.models.settings import ModelIdentity
 
 ADAPTERS = "adapter_config.json"
-PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
+SMALL = ("*.json", "*.model", "*.txt")
+PATTERNS = (*SMALL, "*.safetensors")
 """Files of a model in the layout of transformers: weights, configs, tokenizer."""
 PICKLES = ("pytorch_model.bin", "adapter_model.bin")
 """Weights in PyTorch's own format, which are read by `convert` alone."""
@@ -35,16 +36,19 @@ class FetchedModel(JsonFile):
     Attributes:
         hub, revision, commit: the model, where it is on the hub itself.
         base: the model to which its LoRA adapters belong, where that one is on the hub.
+        tokenizer: the model whose tokenizer it has, where its entry names one on the hub.
     """
 
     hub: str | None = None
     revision: str | None = None
     commit: str | None = None
     base: OnHub | None = None
+    tokenizer: OnHub | None = None
 
 
 def download(name: str, model: ModelIdentity) -> FetchedModel | None:
-    """Download a base model and the model to which its LoRA adapters belong; None if neither is on the hub.
+    """Download a base model, the model to which its LoRA adapters belong, and the tokenizer of another that its entry
+    names; None if none is on the hub.
 
     Args:
         name: the model's id in the catalogue, for messages.
@@ -58,10 +62,18 @@ def download(name: str, model: ModelIdentity) -> FetchedModel | None:
     if model.hub is not None:
         folder = snapshot(name, model.hub, model.revision)
         origin = {"hub": model.hub, "revision": model.revision, "commit": folder.name}
-    base = None if folder is None else base_on_hub(folder)
-    if base is None:
-        return FetchedModel(**origin) if origin else None
-    return FetchedModel(**origin, base=OnHub(**base, commit=snapshot(name, **base).name))
+    parts: dict[str, OnHub] = {}
+    if (base := None if folder is None else base_on_hub(folder)) is not None:
+        parts["base"] = OnHub(**base, commit=snapshot(name, base["hub"], base["revision"]).name)
+    if (hub := tokenizer_on_hub(model)) is not None:
+        parts["tokenizer"] = OnHub(hub=hub, revision="main", commit=snapshot(name, hub, "main", weights=False).name)
+    return FetchedModel(**origin, **parts) if origin or parts else None
+
+
+def tokenizer_on_hub(model: ModelIdentity) -> str | None:
+    """The model on the hub whose tokenizer a model has; None if it has its own, or that of a local one."""
+    name = model.tokenizer.of_model if model.tokenizer else None
+    return name if name is not None and name.count("/") == 1 and not Path(name).is_dir() else None
 
 
 def base_on_hub(folder: Path) -> dict[str, str] | None:
@@ -96,20 +108,21 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
-def snapshot(name: str, hub: str, revision: str) -> Path:
+def snapshot(name: str, hub: str, revision: str, weights: bool = True) -> Path:
     """The folder of a model in the hub's cache, named after its commit; downloaded unless this process is offline.
 
     Args:
         name: the model's id in the catalogue, for messages.
         hub: its id on the hub.
         revision: branch, tag or commit.
+        weights: whether its weights are wanted, or its small files alone.
 
     Raises:
         HalosError: it cannot be downloaded or is not in the cache, or has no safetensors weights.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [*PATTERNS, TEMPLATES]
+    patterns = [*PATTERNS, TEMPLATES] if weights else [*SMALL, TEMPLATES]
     duplicates = [*(f"*/{pattern}" for pattern in PATTERNS), "consolidated*"]  # in the layouts of other programs
     try:
         folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
@@ -118,7 +131,7 @@ def snapshot(name: str, hub: str, revision: str) -> Path:
             f"models.{name}: cannot get {hub} at {revision} from the Hugging Face hub ({type(error).__name__}); "
             f"{remedy()}, or give a local `path:`"
         ) from error
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise HalosError(
             f"models.{name}: {hub} at {revision} holds no safetensors weights; `hf download {hub} --local-dir FOLDER` "
             "gets all of it, `python -m halos convert --source FOLDER --output models/NAME` makes them of its "

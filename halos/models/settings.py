@@ -59,11 +59,27 @@ class Resources(Strict):
         return self
 
 
-class Tokenizer(Strict):
-    """A small byte-level BPE tokenizer, trained on a dataset's text."""
+class Tokenizer(Strict, serialize_by_alias=True):
+    """A small byte-level BPE tokenizer, trained on a dataset's text, or the tokenizer of another model."""
 
-    train_on: str = Field(description="id of the dataset whose train split it is trained on")
-    vocab_size: Positive = Field(1024, description="tokens, the special ones included")
+    train_on: str | None = Field(
+        None, exclude_if=lambda dataset: dataset is None, description="id of the dataset whose train split trains it"
+    )
+    vocab_size: Positive = Field(1024, description="tokens of one that is trained, the special ones included")
+    of_model: str | None = Field(
+        None,
+        alias="from",
+        exclude_if=lambda model: model is None,
+        description="the model whose tokenizer it is: an id of `models:`, a local folder, or one on the hub",
+    )
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Tokenizer:
+        if (self.train_on is None) == (self.of_model is None):
+            raise ValueError("give it train_on (a dataset, for a new tokenizer) or from (a model that has one)")
+        if self.of_model is not None and self.vocab_size != type(self).model_fields["vocab_size"].default:
+            raise ValueError("vocab_size is for a tokenizer that is trained: take it out beside from")
+        return self
 
 
 class Size(Strict):
@@ -88,7 +104,14 @@ class ModelIdentity(Strict):
     path: str | None = Field(None, description="local folder in the transformers layout, weights as safetensors")
     architecture: Settings | None = Field(None, description="transformers config (model_type and its fields)")
     config: Settings = Field({}, description="fields of a hub or local model's transformers config to change")
-    tokenizer: Tokenizer | None = Field(None, description="needed with `architecture`")
+    tokenizer: Tokenizer | None = Field(
+        None, description="needed with `architecture`; in place of its own, a hub or local model can have another's"
+    )
+    add_tokens: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        (),
+        exclude_if=lambda tokens: not tokens,
+        description="special tokens that its template needs; each begins as the mean of the model's other embeddings",
+    )
     seed: int = Field(0, description="seed of the random weights of an `architecture`")
     template: str | None = Field(None, description="chat template: a name in halos/tokens/templates, or a .jinja file")
     template_args: Settings = Field(
@@ -127,8 +150,13 @@ class ModelIdentity(Strict):
         given = [k for k in ("hub", "path", "architecture") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of hub, path and architecture (now: {', '.join(given) or 'none'})")
-        if (self.architecture is None) != (self.tokenizer is None):
-            raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer")
+        if self.architecture is not None and self.tokenizer is None:
+            raise ValueError("architecture and tokenizer go together: add `tokenizer: {train_on: DATASET}`")
+        if self.architecture is None and self.tokenizer is not None and self.tokenizer.train_on is not None:
+            raise ValueError("architecture and tokenizer go together: a hub or local model brings its own tokenizer; "
+                             "another model's is `tokenizer: {from: MODEL}`")  # fmt: skip
+        if len(set(self.add_tokens)) < len(self.add_tokens):
+            raise ValueError("add_tokens names a token twice: take one out")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, for example llama")
         if self.architecture is not None and self.config:

@@ -89,7 +89,8 @@ def config_of(name: str, model: Model, results: Path) -> Any | None:
     assert model.tokenizer is not None
     fields = dict(model.architecture)
     kind = fields.pop("model_type")
-    return AutoConfig.for_model(kind, **{"vocab_size": model.tokenizer.vocab_size, **fields})
+    vocabulary = {} if model.tokenizer.train_on is None else {"vocab_size": model.tokenizer.vocab_size}
+    return AutoConfig.for_model(kind, **{**vocabulary, **fields})
 
 
 def size_of(name: str, model: Model, results: Path) -> Size:

@@ -70,12 +70,13 @@ def _data(grid: Results, name: str) -> str:
     report = DataReport.read(grid.paths.data(name).report)
     tokens = [TokensReport.read(grid.paths.store(name, model).report) for model in grid.models]
     train, test = report.train, report.test
-    sources = _list([f"`{source.name}`" for source in train.sources])
+    sources, held_out = (_list([f"`{source.name}`" for source in split.sources]) for split in (train, test))
+    apart = "" if {s.name for s in test.sources} <= {s.name for s in train.sources} else f" of {held_out}"
     limits = sorted({(t.max_length, t.max_prompt_length) for t in tokens})
     truncated = sum(t.train.truncated_responses for t in tokens)
     return (
         f"{grid.label('datasets', name)} ({sources}) has {train.rows_out:,} prompts for training with "
-        f"{train.responses:,} responses and {train.pairs:,} pairs, and {test.rows_out:,} held out; "
+        f"{train.responses:,} responses and {train.pairs:,} pairs, and {test.rows_out:,} held out{apart}; "
         f"{sum(train.drops.values()) + sum(test.drops.values()):,} rows were dropped. Sequences have at most "
         f"{_list([f'{length} tokens, {prompt} of them for the prompt' for length, prompt in limits])}; {truncated:,} "
         "responses of training were cut there, and learned without an end of turn."

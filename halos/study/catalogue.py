@@ -83,8 +83,9 @@ class Config(BaseModel):
                     every = self.stages[stage].loss_name
                     raise ValueError(f"models.{name}.stages.{stage}.loss: it is {every} for every model; add a stage "
                                      f"for another")  # fmt: skip
-            if model.tokenizer is not None:
+            if model.tokenizer is not None and model.tokenizer.train_on is not None:
                 self._refer(f"models.{name}.tokenizer.train_on", model.tokenizer.train_on, "datasets")
+            self._check_tokenizer(name)
         for name, prompts in self.prompts.items():
             if prompts.dataset is not None:
                 self._refer(f"prompts.{name}.dataset", prompts.dataset, "datasets")
@@ -137,6 +138,21 @@ class Config(BaseModel):
         """The reward model that a stage learns from, a method or the id of a model: the one that it names, or that of
         its labeller."""
         return stage.reward_model if stage.online is None else self.labellers[stage.online.label].named
+
+    def _check_tokenizer(self, name: str) -> None:
+        """Refuse the tokenizer of a model that does not exist, or that has this model's in turn."""
+        seen = [name]
+        while (tokenizer := self.models[seen[-1]].tokenizer) is not None and tokenizer.of_model is not None:
+            other = tokenizer.of_model
+            if other in seen:
+                raise ValueError(
+                    f"models.{name}.tokenizer.from: {' from '.join([*seen, other])} goes round in a circle"
+                )
+            if other not in self.models:
+                if "/" not in other and not Path(other).is_dir():
+                    self._refer(f"models.{seen[-1]}.tokenizer.from", other, "models")
+                return
+            seen.append(other)
 
     def _check_online(self, where: str, stage: Stage) -> None:
         """Refuse a labeller that does not exist, or whose feedback the stage's loss cannot read."""

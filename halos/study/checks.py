@@ -27,7 +27,7 @@ def check_files(study: Study) -> None:
         HalosError: naming the file and the entry that wants it.
     """
     for name in study.settings.datasets:
-        for source in study.config.datasets[name].sources:
+        for source in study.config.datasets[name].all_sources:
             for file in source.files:
                 if _missing(file):
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
@@ -102,7 +102,7 @@ def check_splits(study: Study) -> None:
     """
     read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
     for name in [*study.settings.datasets, *sorted(read)]:
-        has_test = any("test" in source.splits for source in study.config.datasets[name].sources)
+        has_test = any("test" in source.splits for source in study.config.datasets[name].sources_of("test"))
         if not has_test and (wanted_by := study.test_for(name)):
             raise HalosError(no_test_split(name, wanted_by))
 

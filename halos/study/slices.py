@@ -67,7 +67,7 @@ def entry(config: Config, kind: str, name: str) -> Any:
 
 def _data(config: Config, dataset: str) -> Content:
     settings = entry(config, "datasets", dataset)
-    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.sources))
+    plugins = plugin_slice(*(SOURCES.plugin(source.name) for source in settings.all_sources))
     content = {
         "dataset": dataset,
         "sources": [identity(source) for source in settings.sources],
@@ -75,7 +75,9 @@ def _data(config: Config, dataset: str) -> Content:
         "seed": settings.seed,
         "plugins": plugins,
     }
-    return _with_local(content, (file for source in settings.sources for file in source.files))
+    if settings.test_sources:
+        content["test_sources"] = [identity(source) for source in settings.test_sources]
+    return _with_local(content, (file for source in settings.all_sources for file in source.files))
 
 
 def _tokens(config: Config, dataset: str, model: str) -> Content:
@@ -94,7 +96,9 @@ def _model(config: Config, name: str) -> Content:
     model = entry(config, "models", name)
     # the text of the template, because an edited file makes another model
     text = None if model.template is None else read_template(model.template)
-    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path])
+    other = model.tokenizer.of_model if model.tokenizer else None
+    folder = None if other in config.models else other
+    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path, folder])
 
 
 def _run(config: Config, *ids: str) -> Content:

@@ -43,6 +43,7 @@ class AssistantTurn:
         thought: the beginning of reasoning with which prompts end, so that a response continues it; or empty.
         generation: what asks for a response: the end of a prompt that it has not without a response to come.
         end: id of the token that ends a response.
+        unknown: what the template ends a response with, where the tokenizer has no token of it; or empty.
 
     Raises:
         HalosError: the template does not show the response's text exactly once, begins it otherwise than prompts end,
@@ -73,6 +74,7 @@ class AssistantTurn:
         known = before if isinstance(plain, Refused) else plain
         self.generation = before[len(os.path.commonprefix([known, before])) :]  # noqa: RUF071 - of characters
         self._closing, self.end = self._end_of_turn(self._suffix, tokens.tokenizer)
+        self.unknown = "" if str(tokens.tokenizer.convert_ids_to_tokens(self.end)) in whole else self._suffix.strip()
 
     def repeats(self, turn: Turn, whole: str | Refused) -> bool:
         """Whether a template writes reasoning of its own before a response that has some in its text."""

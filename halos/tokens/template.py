@@ -69,6 +69,7 @@ class Template:
         lead: text that the template writes before a plain response.
         thought: the beginning of reasoning with which its prompts end, so that a response continues it; or empty.
         end: id of the token that ends a response.
+        unknown: what the template ends a response with, where the tokenizer has no token of it; or empty.
 
     Raises:
         HalosError: it has no template, or the template does not show the response's text exactly once.
@@ -81,7 +82,7 @@ class Template:
         self._assistant = AssistantTurn(self._chat, self._tokens)
         self._drafter = Drafter(self._chat, self._tokens, self._assistant)
         self.lead, self.thought, self.end = self._assistant.lead, self._assistant.thought, self._assistant.end
-        self.control = int(self._assistant.control != "")
+        self.control, self.unknown = int(self._assistant.control != ""), self._assistant.unknown
 
     @property
     def hash(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.evaluate.judging.settings import FromFile
-from halos.models.download import base_on_hub
+from halos.models.download import base_on_hub, tokenizer_on_hub
 from halos.models.rewards import check_reward_model
 from halos.reference.cache import SCORES
 from halos.scoring.settings import Scorer
@@ -49,17 +49,18 @@ class Inputs:
 
     def source_files(self, wildcards: Any) -> list[str]:
         """The local files that a dataset is made from."""
-        return [file for source in self.config.datasets[wildcards.dataset].sources for file in source.files]
+        return [file for source in self.config.datasets[wildcards.dataset].all_sources for file in source.files]
 
     def fetched_data(self, wildcards: Any) -> list[Path]:
         """The commits that a dataset is made from, if one of its sources is on the hub."""
-        remote = any(source.on_hub for source in self.config.datasets[wildcards.dataset].sources)
+        remote = any(source.on_hub for source in self.config.datasets[wildcards.dataset].all_sources)
         return [self.paths.data(wildcards.dataset).fetched] if remote else []
 
     def fetched_model(self, wildcards: Any) -> list[Path]:
-        """The commit of a model of the hub, or of the base model of local LoRA adapters."""
+        """The commit of a model of the hub, of the base model of local LoRA adapters, or of another's tokenizer."""
         model = self.config.models[wildcards.model]
         remote = model.hub is not None or (model.path is not None and base_on_hub(Path(model.path)) is not None)
+        remote = remote or tokenizer_on_hub(model) is not None
         return [self.paths.model(wildcards.model).fetched] if remote else []
 
     def fetched_task(self, wildcards: Any) -> list[Path]:
@@ -70,7 +71,13 @@ class Inputs:
     def tokenizer_data(self, wildcards: Any) -> list[Path]:
         """The train split that a model's tokenizer is trained on, if it is trained here."""
         tokenizer = self.config.models[wildcards.model].tokenizer
-        return [self.paths.data(tokenizer.train_on).train] if tokenizer else []
+        return [self.paths.data(tokenizer.train_on).train] if tokenizer and tokenizer.train_on else []
+
+    def tokenizer_model(self, wildcards: Any) -> list[Path]:
+        """The model of the catalogue whose tokenizer a model has, if it is not its own."""
+        tokenizer = self.config.models[wildcards.model].tokenizer
+        other = tokenizer.of_model if tokenizer else None
+        return [self.paths.model(other).model] if other in self.config.models else []
 
     # ---- a cell ---------------------------------------------------------------------------------------------
 

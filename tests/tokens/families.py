@@ -41,6 +41,11 @@ BOS_EOS = {
     "smolvlm": ("<|im_start|>", "<end_of_utterance>"),
     "archangel": ("<s>", "</s>"),
     "turns": (None, "<|end|>"),
+    "chatml": (None, "<|im_end|>"),
+    "llama-2": ("<s>", "</s>"),
+    "llama-3": ("<|begin_of_text|>", "<|end_of_text|>"),
+    "mistral": ("<s>", "</s>"),
+    "zephyr": ("<s>", "</s>"),
 }
 """Beginning of a template's name -> the tokens that its models' tokenizers name bos and eos."""
 SPECIAL = re.compile(

@@ -27,6 +27,8 @@ from tests.tokens.families import (
 
 CONTINUED = {"deepseek_r1_distill", "deepseekv3", "deepseekv3_training"}
 """Templates that leave the reasoning out of a conversation that is over, though their prompts begin it."""
+JOINED = {"gemma", "gemma_training", "gemma-it", "mistral"}
+"""Those that know no system turn."""
 APART = {"qwen3_5_think", "qwen3_6", "qwen3_8"}
 """Those that write a plain response as an end of the reasoning that their prompts begin."""
 
@@ -36,12 +38,48 @@ def test_a_conversation_has_the_tokens_of_the_templates_own_rendering(name: str)
     found = family_of(name).outcomes
     expected = "continued" if name in CONTINUED else "apart" if name.removesuffix("_training") in APART else "yes"
     assert (found["one"], found["several"]) == (expected, expected)
-    joined = "joined" if name in ("gemma", "gemma_training") else expected
+    joined = "joined" if name in JOINED else expected
     assert (found["system"], found["system and several"]) == (joined, joined)
     for outcome in found.values():
         assert outcome in ("yes", "apart", "joined", "continued") or outcome.startswith("refused: "), outcome
         assert len(outcome) < 300
         assert "\n" not in outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("archangel", "<s>\n<|user|>\nQ\n<|assistant|>\nA</s>\n<|user|>\nR\n<|assistant|>\n"),
+        ("chatml", "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nR<|im_end|>\n"
+                   "<|im_start|>assistant\n"),
+        ("qwen-2", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"
+                   "<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n"),
+        ("llama-2", "<s>[INST] Q [/INST] A </s><s>[INST] R [/INST]"),
+        ("llama-3", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
+                    "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"
+                    "<|start_header_id|>user<|end_header_id|>\n\nR<|eot_id|>"
+                    "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+        ("mistral", "<s>[INST] Q [/INST] A</s>[INST] R [/INST]"),
+        ("zephyr", "<|user|>\nQ</s>\n<|assistant|>\nA</s>\n<|user|>\nR</s>\n<|assistant|>\n"),
+        ("gemma-it", "<bos><start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"
+                     "<start_of_turn>user\nR<end_of_turn>\n<start_of_turn>model\n"),
+    ],
+)  # fmt: skip
+def test_a_named_template_writes_what_its_family_of_models_was_trained_on(name: str, text: str) -> None:
+    turns = [turn("user", "Q"), turn("assistant", "A"), turn("user", "R")]
+    assert family_of(name).template.render(turns) == text
+
+
+def test_a_system_turn_of_llama_2_is_within_the_first_question() -> None:
+    text = family_of("llama-2").template.render([turn("system", "S"), turn("user", "Q")])
+    assert text == "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nQ [/INST]"
+
+
+@pytest.mark.parametrize(("name", "published"), [("llama-3", "llama3"), ("gemma-it", "gemma")])
+def test_a_named_template_writes_the_same_as_the_published_one(name: str, published: str) -> None:
+    assert {path.parent.name for path in (FILES[name], FILES[published])} == {"templates", "chat_templates"}
+    for turns in ([USER], SEVERAL, [SYSTEM, *SEVERAL]):
+        assert family_of(name).template.render(turns) == family_of(published).template.render(turns)
 
 
 def test_the_page_of_templates_says_what_happens() -> None:

@@ -259,3 +259,32 @@ def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
     for inputs in ("parent_model", "parent_manifest", "checked", "parent_reference", "scores", "adapters"):
         for method in (*methods, *rewards):
             assert getattr(one.inputs, inputs)(wildcards(method)) == getattr(other.inputs, inputs)(wildcards(method))
+
+
+def test_the_tokenizer_of_a_model_of_the_catalogue_is_read_from_where_that_is_made() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    catalogue["models"] |= {
+        "a": {"path": "somewhere", "tokenizer": {"from": "m"}},
+        "b": {"path": "somewhere", "tokenizer": {"from": "some/one"}},
+    }
+    inputs = Workflow(C.load(catalogue)).inputs
+
+    def read(model: str) -> list[list[Any]]:
+        named = SimpleNamespace(model=model)
+        return [inputs.tokenizer_data(named), inputs.tokenizer_model(named), inputs.fetched_model(named)]
+
+    assert read("m") == [["results/data/d/train.parquet"], [], []]
+    assert read("a") == [[], ["results/models/m/model"], []]
+    assert read("b") == [[], [], ["results/models/b/fetched.json"]]
+
+
+def test_the_files_of_both_splits_are_read() -> None:
+    catalogue = yaml.safe_load(yaml.safe_dump(CATALOGUE))
+    own = {"name": "local", "options": {"path": "a.jsonl", "test_fraction": 0}}
+    catalogue["datasets"]["d"] |= {
+        "sources": [own], "test_sources": [{"name": "local", "options": {"path": {"test": "b.jsonl"}}}, {"name": "shp"}]
+    }  # fmt: skip
+    inputs = Workflow(C.load(catalogue)).inputs
+    named = SimpleNamespace(dataset="d")
+    assert inputs.source_files(named) == ["a.jsonl", "b.jsonl"]
+    assert inputs.fetched_data(named) == ["results/data/d/fetched.json"]
