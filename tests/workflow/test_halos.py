@@ -89,7 +89,8 @@ def settings_here(script: Script) -> dict[str, Any]:
                   "seeds": list(grid.seeds)}  # fmt: skip
     if stage.online is not None:
         labeller = CONFIG.labellers[stage.online.label]
-        rounds = {"whole_sentences": False, **stage.online.model_dump(), **labeller.model_dump()}
+        rounds = {"whole_sentences": False, **stage.online.model_dump(),
+                  **labeller.model_dump(exclude=labeller.foreign)}  # fmt: skip
         rounds["warmup"] = "first round" if rounds.get("continue_optimizer") else "every round"
         rounds["scorer"] = scorer_of(str(labeller.reward_model))
         found |= {f"online.{name}": value for name, value in rounds.items()}
@@ -114,6 +115,8 @@ def differences(script: Script) -> set[tuple[str, str, str]]:
             here = {**here, name: []}
         if name == "seeds" and not script.grid:
             continue
+        if name.startswith("online.") and name not in here:
+            continue  # a setting that is not read with the feedback that a labeller gives here
         if here[name] != theirs:
             found.add((name, shown(theirs), shown(here[name])))
     return found
@@ -128,8 +131,8 @@ WHERE: dict[str, Callable[[Script], bool]] = {
     "PPO": lambda s: s.loss == "ppo",
     "online": lambda s: s.rounds is not None,
     "online from the instruction-tuned model": lambda s: s.rounds is not None and s.start == "base",
-    "online DPO, KTO and GRPO from the instruction-tuned model": lambda s: (
-        s.rounds is not None and s.start == "base" and s.loss != "ppo"
+    "online DPO and KTO from the instruction-tuned model": lambda s: (
+        s.rounds is not None and s.start == "base" and s.loss in ("dpo", "kto")
     ),
     "online GRPO": lambda s: s.rounds is not None and s.loss == "grpo",
     "online PPO": lambda s: s.rounds is not None and s.loss == "ppo",
