@@ -10,6 +10,7 @@ from halos.errors import HalosError
 from halos.files import JsonFile, Record
 from halos.hub import remedy
 from halos.models.settings import ModelIdentity
+from halos.pretrained import CODE
 
 ADAPTERS = "adapter_config.json"
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
@@ -53,12 +54,12 @@ def download(name: str, model: ModelIdentity) -> FetchedModel | None:
     folder = None if model.path is None else Path(model.path)
     origin: dict[str, str] = {}
     if model.hub is not None:
-        folder = snapshot(name, model.hub, model.revision)
+        folder = snapshot(name, model.hub, model.revision, model.trust_remote_code)
         origin = {"hub": model.hub, "revision": model.revision, "commit": folder.name}
     base = None if folder is None else base_on_hub(folder)
     if base is None:
         return FetchedModel(**origin) if origin else None
-    return FetchedModel(**origin, base=OnHub(**base, commit=snapshot(name, **base).name))
+    return FetchedModel(**origin, base=OnHub(**base, commit=snapshot(name, base["hub"], base["revision"]).name))
 
 
 def base_on_hub(folder: Path) -> dict[str, str] | None:
@@ -92,21 +93,25 @@ def model_files(folder: Path) -> list[Path]:
     return sorted({*chain.from_iterable(map(folder.glob, PATTERNS)), *folder.rglob(TEMPLATES)})
 
 
-def snapshot(name: str, hub: str, revision: str) -> Path:
+def snapshot(name: str, hub: str, revision: str, code: bool = False) -> Path:
     """The folder of a model in the hub's cache, named after its commit; downloaded unless this process is offline.
 
     Args:
         name: the model's id in the catalogue, for messages.
         hub: its id on the hub.
         revision: branch, tag or commit.
+        code: whether code that comes with it is downloaded, too.
 
     Raises:
         HalosError: it cannot be downloaded or is not in the cache, or has no safetensors weights.
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [*PATTERNS, TEMPLATES]
-    duplicates = [*(f"*/{pattern}" for pattern in PATTERNS), "consolidated*"]  # in the layouts of other programs
+    patterns = [*PATTERNS, TEMPLATES, *([CODE] if code else [])]
+    duplicates = [
+        *(f"*/{pattern}" for pattern in (*PATTERNS, CODE)),
+        "consolidated*",
+    ]  # in the layouts of other programs
     try:
         folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
     except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -106,6 +107,12 @@ class ModelIdentity(Strict):
         "the first one's",
     )
 
+    trust_remote_code: Annotated[bool, LATER] = Field(
+        False,
+        description="run the code that comes with the model, and with what is trained from it; one of the hub needs a "
+        "`revision` of 40 digits, so that no other code is run",
+    )
+
     @field_validator("template_args")
     @classmethod
     def of_the_template(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +140,20 @@ class ModelIdentity(Strict):
             raise ValueError("architecture needs a model_type, for example llama")
         if self.architecture is not None and self.config:
             raise ValueError("config changes a hub or local model: write these fields under architecture")
+        return self
+
+    @model_validator(mode="after")
+    def code_that_stays(self) -> ModelIdentity:
+        if not self.trust_remote_code:
+            return self
+        if self.architecture is not None:
+            raise ValueError("an architecture is of transformers' own code: take out trust_remote_code")
+        if self.config:
+            raise ValueError("the fields of `config` are those of transformers' own code: change them in the model's "
+                             "config.json, or take out trust_remote_code")  # fmt: skip
+        if self.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(f"trust_remote_code runs whatever code {self.hub} has at {self.revision}: set `revision:` "
+                             "to the commit whose code you have read, in full (40 digits)")  # fmt: skip
         return self
 
 

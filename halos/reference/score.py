@@ -9,6 +9,7 @@ import numpy as np
 
 from halos.data.feedback import Feedback, Turn
 from halos.errors import HalosError
+from halos.pretrained import read_config, read_tokenizer
 from halos.reference.cache import SCORES, expected_hashes, write_values
 from halos.scoring.reward_model import open_reward_model
 from halos.tokens.builder import StoreBuilder
@@ -76,10 +77,8 @@ def _texts(config: Path, train: Path, test: Path, model: Path, store: Store) -> 
     Raises:
         HalosError: the records are not those that the store was made from.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    settings, model_config = StoreSlice.read(config), AutoConfig.from_pretrained(model)
-    template = Template(AutoTokenizer.from_pretrained(model), settings.split_special_tokens)
+    settings, model_config = StoreSlice.read(config), read_config(model)
+    template = Template(read_tokenizer(model), settings.split_special_tokens)
     limit = Positions.of(model_config).prompt_limit(settings.max_prompt_length, template.control)
     records = read_splits(settings.eval_examples, train, test)
     with TemporaryDirectory() as folder:

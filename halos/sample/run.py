@@ -14,6 +14,7 @@ from tqdm import tqdm
 from halos.data.feedback import Feedback, select_prompts
 from halos.errors import HalosError
 from halos.files import hash_content, whole, write_text
+from halos.pretrained import read_tokenizer
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.samples import Sample
 from halos.sample.settings import PromptsSlice, SamplerSlice
@@ -55,13 +56,11 @@ def sample(
         HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, or the backend cannot run
             here.
     """
-    from transformers import AutoTokenizer
-
     if not len(prompts) == len(feedback) == len(output):
         raise HalosError("give as many --feedback and --output as --prompts")
     settings = SamplerSlice.read(config)
     meta, positions = StoreMeta.read(store / "meta.json"), Positions.read(model)
-    tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+    tokenizer: Any = read_tokenizer(model, padding_side="left")
     template = Template(tokenizer, meta.split_special_tokens)
     limit = positions.prompt_limit(meta.max_prompt_length, template.control)
     sets = [

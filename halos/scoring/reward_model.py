@@ -17,6 +17,7 @@ from halos.errors import HalosError
 from halos.manifest import Manifest
 from halos.models.attention import AUTO
 from halos.models.rewards import RewardLogit, check_reward_model, is_gated
+from halos.pretrained import read_tokenizer
 from halos.scoring.scores import Score
 from halos.tokens.positions import Positions
 
@@ -58,7 +59,6 @@ class RewardModel:
     ) -> None:
         import torch
         from accelerate import PartialState
-        from transformers import AutoTokenizer
 
         from halos.distributed.accelerator import check_processes
         from halos.models.load import load
@@ -67,7 +67,7 @@ class RewardModel:
 
         check_reward_model(folder)
         try:
-            self.template = Template(AutoTokenizer.from_pretrained(folder))
+            self.template = Template(read_tokenizer(folder))
             model: Any = (
                 load_gated(folder, attention, self.template)
                 if is_gated(folder)
@@ -173,7 +173,8 @@ class RewardModel:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            scores: list[float] = reward(self.model(input_ids=ids, attention_mask=mask).logits, self.logit).tolist()
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
+            scores: list[float] = reward(logits.reshape(len(ids), -1), self.logit).tolist()
         return scores
 
     def _tried(self) -> Grouping:
@@ -231,6 +232,7 @@ def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> Rewa
     """
     folder, *manifests = files
     if not manifests:
+        check_reward_model(folder, trusted=False)
         return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch)
     manifest = Manifest.read(manifests[0])
     manifest.check_links(folder)
