@@ -192,6 +192,9 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
         raise HalosError(f"{where}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, StrictDataclassError) as error:
         message = " ".join(str(error).split())
+        if isinstance(error, TypeError | KeyError | AttributeError):  # from within its class
+            why = f"{type(error).__name__}: {message}"
+            message = f"transformers cannot make the type {model_type} of these fields ({why}); its class needs others"
         raise HalosError(f"{where}: {message}") from error
     network.save_pretrained(folder)
     return tokenizer
