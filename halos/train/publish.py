@@ -53,9 +53,11 @@ class Publisher:
             return
         prefix = "model."  # a value head is left out
         weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        model = self._model()
+        tied = getattr(model, "all_tied_weights_keys", None) or {}  # gathered shards are tensors of their own
         save(
-            self._model(),
-            weights,
+            model,
+            {name: tensor for name, tensor in weights.items() if tied.get(name) not in weights},
             self.inputs.parent,
             folder,
             self.tokenizer,
