@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from halos.models.rewards import RewardLogit
-from halos.settings import INCIDENTAL, LATER, Label, Positive, Settings, Slice, Strict
+from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
 from halos.tokens.chat import RESERVED
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -101,14 +101,16 @@ class ModelIdentity(Strict):
         description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager",
     )
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
-    reward_logit: Annotated[RewardLogit, LATER] = Field(
+    reward_logit: RewardLogit = Field(
         "second",
+        exclude_if=lambda logit: logit == "second",
         description="of a reward model with two labels, its score: the second one's logit, as in HALOs, or that minus "
         "the first one's",
     )
 
-    trust_remote_code: Annotated[bool, LATER] = Field(
+    trust_remote_code: bool = Field(
         False,
+        exclude_if=lambda trusted: not trusted,
         description="run the code that comes with the model, and with what is trained from it; one of the hub needs a "
         "`revision` of 40 digits, so that no other code is run",
     )
