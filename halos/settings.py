@@ -32,10 +32,6 @@ def numbers(content: Any) -> Any:
 INCIDENTAL = "incidental"
 """Marks a field that is no part of an entry's identity: changing it reruns nothing. `Annotated[int, INCIDENTAL]`."""
 
-LATER = "later"
-"""Marks a field that entries did not have when results were made: an identity leaves it out at its default, so that
-those results stay. `Annotated[bool, LATER]`."""
-
 Label = Annotated[str | None, INCIDENTAL]
 """The name of an entry in tables and figures."""
 
@@ -55,11 +51,8 @@ def incidental(kind: type[BaseModel]) -> set[str]:
 
 
 def identity(entry: BaseModel) -> dict[str, Any]:
-    """The fields of an entry that make a result: all but those marked INCIDENTAL, and those marked LATER at their
-    defaults."""
-    fields = type(entry).model_fields
-    unset = {name for name, f in fields.items() if LATER in f.metadata and getattr(entry, name) == f.default}
-    return entry.model_dump(mode="json", exclude=incidental(type(entry)) | unset)
+    """The fields of an entry that make a result: all but those marked INCIDENTAL."""
+    return entry.model_dump(mode="json", exclude=incidental(type(entry)))
 
 
 class Slice(Strict):

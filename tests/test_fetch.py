@@ -28,6 +28,7 @@ from halos.sample.settings import Prompts
 from halos.settings import dump, identity
 from tests.conftest import World
 from tests.data.hub import Datasets, serve
+from tests.models.code import with_code
 from tests.test_cli import small_job
 from tests.workflow.conftest import CATALOGUE, Project, copy_files
 
@@ -134,6 +135,18 @@ def test_weights_are_fetched_once_and_as_safetensors(machine: Machine, weights: 
         {"some/one": {A: weights | dict.fromkeys(other, b"x")}}, machine.slice("model", Model(hub="some/one"))
     )
     assert machine.cached() == set(weights)
+
+
+def test_code_is_fetched_with_a_model_whose_entry_trusts_it_and_with_no_other(machine: Machine, world: World) -> None:
+    files = {path.name: path.read_bytes() for path in with_code(world.base / "model", machine.path / "m").iterdir()}
+    machine.fetch({"some/one": {A: files}}, machine.slice("model", Model(hub="some/one")))
+    code = {"configuration_mine.py", "modeling_mine.py"}
+    assert code.isdisjoint(machine.cached())
+    config = machine.slice("model", Model(hub="some/one", revision=A, trust_remote_code=True))
+    machine.fetch({"some/one": {A: files}}, config)
+    assert machine.cached() == set(files)
+    machine.halos("model", "--config", config, "--fetched", "fetched.json", "--output", "made")
+    assert code <= {path.name for path in (machine.path / "made/model").iterdir()}
 
 
 def test_a_model_without_safetensors_is_refused_when_it_is_fetched(machine: Machine, weights: dict[str, bytes]) -> None:

@@ -11,6 +11,7 @@ from halos.files import read_json
 from halos.models.architectures import check_causal, check_known, check_weights, language_class
 from halos.models.download import ADAPTERS, PICKLED, local_base, weight_files
 from halos.models.lora import untie
+from halos.pretrained import read_config
 
 TOLERANCE = 1e-3
 """Largest change of a logit by merging, over the logits' standard deviation."""
@@ -64,12 +65,11 @@ def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:
     """
     import torch
     from peft import PeftConfig, PeftModel
-    from transformers import AutoConfig
 
     check_adapters(adapters)
     check_weights(base)
     check_known(base)
-    base_config = AutoConfig.from_pretrained(base)
+    base_config = read_config(base, trusted=False)
     check_causal(base_config)
     ids = torch.arange(3, 11)[None]
 

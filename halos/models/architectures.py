@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
 from halos.files import read_json
+from halos.pretrained import read_config, remote_classes
 from halos.registry import suggest
 
 if TYPE_CHECKING:
@@ -117,23 +118,30 @@ def _source(kind: Any) -> tuple[str, str]:
     return configs, Path(spec.origin).read_text() if spec is not None and spec.origin is not None else ""
 
 
-def check_known(folder: Path) -> None:
-    """Check that transformers itself has the type of a folder's model. Code that comes with a model is never run.
+def check_known(folder: Path, trusted: bool = False) -> None:
+    """Check that transformers itself has the type of a folder's model, or that code for it comes with the model.
+
+    Args:
+        folder: the model's folder.
+        trusted: whether code that comes with a model is run.
 
     Raises:
-        HalosError: it does not.
+        HalosError: it has not.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    if trusted:
+        read_config(folder, trusted)
+        return
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if model_type in CONFIG_MAPPING:
         return
     if code := config.get("auto_map"):
         raise HalosError(
-            f"the model in {folder} is of a type that transformers does not know ({model_type}) and brings code of its "
-            f"own ({', '.join(sorted(map(str, code.values())))}), which is not run here: choose a model of a type that "
-            "transformers knows"
+            f"the model in {folder} is of a type that transformers does not know ({model_type}) and brings code of "
+            f"its own ({', '.join(sorted(map(str, code.values())))}), which is not run: set `trust_remote_code: true` "
+            "in the model's entry if you have read and trust it, or choose a model of a type that transformers knows"
         )
     raise HalosError(
         f"the model in {folder} is of a type that transformers does not know ({model_type}); a newer transformers may"
@@ -151,7 +159,10 @@ def language_class(config: PreTrainedConfig) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     autos: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    own = remote_classes(config)
     for auto in autos:
+        if auto.__name__ in own:
+            return auto
         if type(config) in auto._model_mapping:
             kinds = auto._model_mapping[type(config)]
             kind = kinds[0] if isinstance(kinds, tuple) else kinds

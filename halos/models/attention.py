@@ -7,6 +7,7 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.models.architectures import language_class
+from halos.pretrained import read_config
 
 AUTO = "auto"
 """The best that a class has on any hardware: sdpa, or else eager. It is what transformers takes by itself."""
@@ -29,11 +30,11 @@ def check_attention(folder: Path, attention: str, score: bool = False) -> None:
     Raises:
         HalosError: the class does not have it; the message names what it has.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     if attention == AUTO:
         return
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     auto: Any = AutoModelForSequenceClassification if score else language_class(config)
     if type(config) not in auto._model_mapping:  # another class, which says so itself when it is loaded
         return

@@ -38,6 +38,7 @@ from halos.models.overrides import override
 from halos.models.rewards import is_reward_model
 from halos.models.settings import ModelSlice
 from halos.models.vocabulary import add_tokens, equip
+from halos.pretrained import check_code, keep_code, read_config, read_tokenizer
 from halos.seeds import derive
 from halos.tokens.chat import one_template, with_arguments
 from halos.tokens.template import Template
@@ -89,15 +90,19 @@ def make(
     else:
         origin, revision = _find(model, commits)
         _check_origin(model, origin)
+        trusted = model.trust_remote_code
         try:
             if (origin / ADAPTERS).is_file():
                 base = _base(model, origin, commits)
-                tokenizer = read_tokenizer(origin if (origin / TOKENIZER).is_file() else base)
+                tokenizer = _tokenizer_in(origin if (origin / TOKENIZER).is_file() else base)
                 merge(origin, base, folder, tokenizer)
             else:
                 base = origin
-                tokenizer = None if other is not None and not (origin / TOKENIZER).is_file() else read_tokenizer(origin)
+                has_none = other is not None and not (origin / TOKENIZER).is_file()
+                tokenizer = None if has_none else _tokenizer_in(origin, trusted)
                 _link(origin, folder)
+            if trusted:
+                keep_code(origin, folder)
             _copy_processor(base, folder)
             if model.config:
                 override(folder, model.config)
@@ -133,21 +138,23 @@ def _tokenizer_of(model: ModelSlice, folders: Sequence[Path], commits: FetchedMo
     else:
         folder = next(iter(folders), Path(name))
     try:
-        return read_tokenizer(folder)
+        return _tokenizer_in(folder, None if folders else False)
     except HalosError as error:
         raise HalosError(f"models.{model.model}.tokenizer: {error}; name a model that has one") from None
 
 
-def read_tokenizer(folder: Path) -> Any:
+def _tokenizer_in(folder: Path, trusted: bool | None = False) -> Any:
     """The tokenizer in a model folder.
+
+    Args:
+        folder: the folder.
+        trusted: whether code that comes with it is run.
 
     Raises:
         HalosError: there is none that transformers can read.
     """
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # else it asks on the terminal
+        return read_tokenizer(folder, trusted)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         why = " ".join(str(error).split())
         raise HalosError(f"there is no tokenizer in {folder} that transformers can read ({why})") from error
@@ -183,7 +190,7 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     fields = dict(architecture)
@@ -212,7 +219,7 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
             ids["bos_token_id"] = tokenizer.eos_token_id  # the class insists on one
         configure().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(folder)
         config = configure()
         torch.manual_seed(derive(model.seed, "weights"))
         network: PreTrainedModel = language_class(config).from_config(config, dtype=torch.float32)
@@ -222,6 +229,9 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
         raise HalosError(f"{where}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, StrictDataclassError) as error:
         message = " ".join(str(error).split())
+        if isinstance(error, TypeError | KeyError | AttributeError):  # from within its class
+            why = f"{type(error).__name__}: {message}"
+            message = f"transformers cannot make the type {model_type} of these fields ({why}); its class needs others"
         raise HalosError(f"{where}: {message}") from error
     network.save_pretrained(folder)
     return tokenizer
@@ -229,15 +239,16 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
 
 def _check_origin(model: ModelSlice, origin: Path) -> None:
     """Refuse a hub or local model that cannot be trained as a causal language model, before its weights are read."""
-    from transformers import AutoConfig
-
+    trusted = model.trust_remote_code
     try:
         check_origin(origin)
+        if trusted:
+            check_code(origin)
         if (origin / ADAPTERS).is_file():
             return
-        check_known(origin)
+        check_known(origin, trusted)
         if not is_reward_model(origin):  # one that is trained further is checked in `begin`
-            check_causal(AutoConfig.from_pretrained(origin))
+            check_causal(read_config(origin, trusted))
     except HalosError as error:
         raise HalosError(f"models.{model.model}: {error}") from None
 
@@ -245,7 +256,7 @@ def _check_origin(model: ModelSlice, origin: Path) -> None:
 def _find(model: ModelSlice, commits: FetchedModel) -> tuple[Path, str | None]:
     """The folder of a hub or local model, and the hub commit."""
     if model.hub is not None:
-        folder = snapshot(model.model, model.hub, commits.commit or model.revision)
+        folder = snapshot(model.model, model.hub, commits.commit or model.revision, model.trust_remote_code)
         return folder, folder.name
     assert model.path is not None
     if not is_model(Path(model.path)):

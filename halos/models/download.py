@@ -9,6 +9,7 @@ from halos.errors import HalosError
 from halos.files import JsonFile, Record, read_json
 from halos.hub import remedy
 from halos.models.settings import ModelIdentity
+from halos.pretrained import CODE
 
 ADAPTERS = "adapter_config.json"
 SMALL = ("*.json", "*.model", "*.txt")
@@ -60,7 +61,7 @@ def download(name: str, model: ModelIdentity) -> FetchedModel | None:
     folder = None if model.path is None else Path(model.path)
     origin: dict[str, str] = {}
     if model.hub is not None:
-        folder = snapshot(name, model.hub, model.revision)
+        folder = snapshot(name, model.hub, model.revision, model.trust_remote_code)
         origin = {"hub": model.hub, "revision": model.revision, "commit": folder.name}
     parts: dict[str, OnHub] = {}
     if (base := None if folder is None else base_on_hub(folder)) is not None:
@@ -108,13 +109,14 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
-def snapshot(name: str, hub: str, revision: str, weights: bool = True) -> Path:
+def snapshot(name: str, hub: str, revision: str, code: bool = False, weights: bool = True) -> Path:
     """The folder of a model in the hub's cache, named after its commit; downloaded unless this process is offline.
 
     Args:
         name: the model's id in the catalogue, for messages.
         hub: its id on the hub.
         revision: branch, tag or commit.
+        code: whether code that comes with it is downloaded, too.
         weights: whether its weights are wanted, or its small files alone.
 
     Raises:
@@ -122,8 +124,8 @@ def snapshot(name: str, hub: str, revision: str, weights: bool = True) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    patterns = [*PATTERNS, TEMPLATES] if weights else [*SMALL, TEMPLATES]
-    duplicates = [*(f"*/{pattern}" for pattern in PATTERNS), "consolidated*"]  # in the layouts of other programs
+    patterns = [*(PATTERNS if weights else SMALL), TEMPLATES, *([CODE] if code else [])]
+    duplicates = [*(f"*/{pattern}" for pattern in (*PATTERNS, CODE)), "consolidated*"]  # in other programs' layouts
     try:
         folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
     except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here

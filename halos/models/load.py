@@ -16,7 +16,8 @@ from halos.models.architectures import (
 )
 from halos.models.attention import AUTO, check_attention
 from halos.models.download import ADAPTERS, weight_files
-from halos.models.rewards import is_gated, is_reward_model
+from halos.models.rewards import CLASSIFIER, is_gated, is_reward_model
+from halos.pretrained import read_config, remote_classes, trusts
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -69,7 +70,7 @@ def load(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file():
         raise HalosError(f"there is no model in {folder} (no config.json); put one there or name another folder")
@@ -79,8 +80,8 @@ def load(
         raise HalosError(f"the reward model in {folder} is of ArmoRM's kind, which scores but is not trained here")
     check_weights(folder)
     weight_files(folder)
-    config = AutoConfig.from_pretrained(folder)
-    if score and not is_reward_model(folder):
+    config = read_config(folder)
+    if score and not is_reward_model(folder) and CLASSIFIER not in remote_classes(config):
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
     options: dict[str, Any] = {}
@@ -95,6 +96,7 @@ def load(
             attn_implementation=None if attention == AUTO else attention,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=trusts(folder),
             **options,
         )
     except (ImportError, RuntimeError, OSError, SafetensorError) as error:
@@ -129,11 +131,9 @@ def check_ids(folder: Path, tokenizer: Any, generation: GenerationConfig) -> Non
     Raises:
         HalosError: an id is beyond the embeddings, or there is no padding token.
     """
-    from transformers import AutoConfig
-
     if tokenizer.pad_token_id is None:
         raise HalosError("the tokenizer has neither a padding nor an eos token; set pad_token in its files")
-    rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    rows = read_config(folder).get_text_config().vocab_size
     ends = generation.eos_token_id
     ids = {
         "the padding token": tokenizer.pad_token_id,

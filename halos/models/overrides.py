@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from halos.errors import HalosError
 from halos.models.architectures import check_causal, check_fields, language_class
+from halos.pretrained import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -27,9 +28,8 @@ def override(folder: Path, changes: dict[str, Any]) -> None:
         HalosError: the class knows no such field, refuses its value, or the weights would not fit.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     if "model_type" in changes:
         raise HalosError("config: the model_type is that of the weights: take it out")
     check_fields(config.model_type, changes, type(config), "config: ")

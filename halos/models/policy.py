@@ -15,6 +15,7 @@ from halos.losses.base import Loss
 from halos.models.architectures import RESCALING, check_causal
 from halos.models.load import load
 from halos.models.lora import with_lora
+from halos.pretrained import read_tokenizer
 from halos.registry import suggest
 from halos.tokens.chat import dated, one_template
 from halos.tokens.template import Template
@@ -48,13 +49,11 @@ def begin(
         HalosError: the folder holds no such model or adapters, a reward model would have no padding token, or there is
             no layer of a name that `lora` or `freeze` gives.
     """
-    from transformers import AutoTokenizer
-
     model: Any = load(parent, attention, score=loss.head == "score")
     check_causal(model.config)
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)
-    tokenizer = AutoTokenizer.from_pretrained(parent)
+    tokenizer = read_tokenizer(parent)
     if loss.head == "score":
         _pad_apart(tokenizer)
         model.config.pad_token_id = tokenizer.pad_token_id

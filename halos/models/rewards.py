@@ -7,8 +7,10 @@ from typing import Literal
 
 from halos.errors import HalosError
 from halos.files import read_json
+from halos.pretrained import TRUSTED, trusts
 
-CLASSIFIER = "ForSequenceClassification"
+CLASSIFIER = "AutoModelForSequenceClassification"
+"""transformers' name for classifiers, by which a config also names code for one."""
 GATED = "ForRewardModelWithGating"
 """End of the name of ArmoRM's class in its config.json."""
 RewardLogit = Literal["second", "difference"]
@@ -22,7 +24,19 @@ def _classes(folder: Path) -> list[str]:
 
 def is_reward_model(folder: Path) -> bool:
     """Whether a folder's model scores sequences instead of predicting tokens."""
-    return any(name.endswith((CLASSIFIER, GATED)) for name in _classes(folder))
+    return _is_known(folder) or _scores_by_own_code(folder)
+
+
+def _is_known(folder: Path) -> bool:
+    """Whether a folder's model is a classifier, or of ArmoRM's kind, by its name."""
+    return any(name.endswith((CLASSIFIER.removeprefix("AutoModel"), GATED)) for name in _classes(folder))
+
+
+def _scores_by_own_code(folder: Path) -> bool:
+    """Whether a folder's model is a classifier by code that comes with it, and no language model."""
+    own = read_json(folder / "config.json").get("auto_map") or {}
+    name = str(own.get(CLASSIFIER, "")).rpartition(".")[2]
+    return CLASSIFIER in own and (name in _classes(folder) or "AutoModelForCausalLM" not in own)
 
 
 def is_gated(folder: Path) -> bool:
@@ -36,12 +50,13 @@ def labels_of(folder: Path) -> int:
     return len(config.get("id2label") or ()) or config.get("num_labels", 2)  # transformers' own default is two
 
 
-def check_reward_model(folder: Path, brings_template: bool = True) -> None:
+def check_reward_model(folder: Path, brings_template: bool = True, trusted: bool | None = None) -> None:
     """Check that a folder holds a reward model. Only small files are read, so it is quick enough to do before any run.
 
     Args:
         folder: the model's folder.
         brings_template: whether the chat template has to be in the folder.
+        trusted: whether code that comes with it is run; None for what the folder says.
 
     Raises:
         HalosError: there is no model, it is of another kind, it has more than two labels, or it has no chat template to
@@ -54,6 +69,12 @@ def check_reward_model(folder: Path, brings_template: bool = True) -> None:
         raise HalosError(
             f"{folder} holds {kind}, and a reward model is a sequence classifier with one or two labels, or ArmoRM's "
             "kind: name another"
+        )
+    accepted = trusts(folder) if trusted is None else trusted
+    if not (_is_known(folder) or accepted) or (trusted is False and (folder / TRUSTED).is_file()):
+        raise HalosError(
+            f"the reward model in {folder} brings code of its own, which is not run: make it an entry of models with "
+            "`trust_remote_code: true` if you have read and trust it, or name another"
         )
     if not is_gated(folder) and (labels := labels_of(folder)) > 2:
         raise HalosError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from halos.models.rewards import RewardLogit
-from halos.settings import INCIDENTAL, LATER, Label, Positive, Settings, Slice, Strict
+from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
 from halos.tokens.chat import RESERVED
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -123,10 +124,18 @@ class ModelIdentity(Strict):
         description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager",
     )
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
-    reward_logit: Annotated[RewardLogit, LATER] = Field(
+    reward_logit: RewardLogit = Field(
         "second",
+        exclude_if=lambda logit: logit == "second",
         description="of a reward model with two labels, its score: the second one's logit, as in HALOs, or that minus "
         "the first one's",
+    )
+
+    trust_remote_code: bool = Field(
+        False,
+        exclude_if=lambda trusted: not trusted,
+        description="run the code that comes with the model, and with what is trained from it; one of the hub needs a "
+        "`revision` of 40 digits, so that no other code is run",
     )
 
     @field_validator("template_args")
@@ -161,6 +170,20 @@ class ModelIdentity(Strict):
             raise ValueError("architecture needs a model_type, for example llama")
         if self.architecture is not None and self.config:
             raise ValueError("config changes a hub or local model: write these fields under architecture")
+        return self
+
+    @model_validator(mode="after")
+    def code_that_stays(self) -> ModelIdentity:
+        if not self.trust_remote_code:
+            return self
+        if self.architecture is not None:
+            raise ValueError("an architecture is of transformers' own code: take out trust_remote_code")
+        if self.config:
+            raise ValueError("the fields of `config` are those of transformers' own code: change them in the model's "
+                             "config.json, or take out trust_remote_code")  # fmt: skip
+        if self.hub is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(f"trust_remote_code runs whatever code {self.hub} has at {self.revision}: set `revision:` "
+                             "to the commit whose code you have read, in full (40 digits)")  # fmt: skip
         return self
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.models.architectures import language_class
+from halos.pretrained import read_config, trusts
 
 SAME = 0.99
 """Least share of the tokens of a model's own tokenizer that another tokenizer for it gives the same ids."""
@@ -30,15 +31,13 @@ def equip(folder: Path, own: Any, other: Any, tokens: Sequence[str]) -> Any:
     Raises:
         HalosError: the other tokenizer's ids mean other texts, or the embeddings cannot be resized.
     """
-    from transformers import AutoConfig
-
     tokenizer = own if other is None else other
     if own is not None and other is not None:
         check_fits(own, other)
     known = (tokenizer if own is None else own).get_vocab().values()
     new = set(add_tokens(tokenizer, tokens))
     if new or other is not None:
-        rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+        rows = read_config(folder).get_text_config().vocab_size
         new |= {id for id in tokenizer.get_vocab().values() if id >= rows}
     if new:
         make_room(folder, sorted(new), sorted(known))
@@ -100,10 +99,12 @@ def make_room(folder: Path, new: Sequence[int], known: Sequence[int]) -> None:
         HalosError: the embeddings of such a model cannot be resized.
     """
     import torch
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    config = AutoConfig.from_pretrained(folder)
-    network: Any = language_class(config).from_pretrained(folder, dtype="auto", use_safetensors=True)
+    config = read_config(folder)
+    network: Any = language_class(config).from_pretrained(
+        folder, dtype="auto", use_safetensors=True, trust_remote_code=trusts(folder)
+    )
     rows = network.get_input_embeddings().weight.shape[0]
     try:
         if max(new) >= rows:

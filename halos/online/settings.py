@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from halos.sample.settings import StopStrings
 from halos.scoring.settings import OpenAI, Scorer
-from halos.settings import INCIDENTAL, LATER, Positive, Slice, Strict, numbers
+from halos.settings import INCIDENTAL, Positive, Slice, Strict, numbers
 
 
 def _threshold(value: Any) -> Any:
@@ -68,8 +68,9 @@ class Labeller(Scorer):
         "max", description="pairwise: best and worst of a prompt, the two closest, or as many random pairs as there are"
     )
     min_margin: float = Field(0.0, ge=0, description="pairwise: scores of a pair differ by more than this")
-    whole_sentences: Annotated[bool, LATER] = Field(
+    whole_sentences: bool = Field(
         False,
+        exclude_if=lambda whole: not whole,
         description="what scores sees each response up to its last full sentence, as HALOs' reward models do; feedback "
         "keeps the whole response",
     )

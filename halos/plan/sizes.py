@@ -14,6 +14,7 @@ from halos.models.architectures import language_class
 from halos.models.lora import with_lora
 from halos.models.policy import freeze_parameters
 from halos.models.settings import Model, Size
+from halos.pretrained import read_config, remote_classes
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
 from halos.tokens.report import TokensReport
@@ -81,10 +82,10 @@ def config_of(name: str, model: Model, results: Path) -> Any | None:
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     if folder is None and model.architecture is None:
         return None
+    if folder is not None:
+        return read_config(folder, model.trust_remote_code)
     from transformers import AutoConfig
 
-    if folder is not None:
-        return AutoConfig.from_pretrained(folder)
     assert model.architecture is not None
     assert model.tokenizer is not None
     fields = dict(model.architecture)
@@ -112,7 +113,7 @@ def measured_size(config: Any) -> Size:
     import torch
 
     with torch.device("meta"):
-        model = language_class(config).from_config(config)
+        model = language_class(config).from_config(config, trust_remote_code=bool(remote_classes(config)))
     text = config.get_text_config()
     heads = text.num_attention_heads
     return Size(

@@ -14,6 +14,9 @@ from halos.evaluate.judging.judgement import Judgement
 from halos.evaluate.tasks.result import TaskResult
 from halos.files import write_text
 from halos.manifest import Manifest
+from halos.models.architectures import language_class
+from halos.models.rewards import CLASSIFIER
+from halos.pretrained import read_config, trusts
 from halos.report.measures import ROW
 from halos.report.panels import part_of
 from halos.report.render import NOTHING, markdown_table
@@ -86,7 +89,7 @@ def card(grid: Results, cell: Cell) -> str:
         **names,
         seed=cell.seed,
         reward=reward,
-        loader="AutoModelForSequenceClassification" if reward else "AutoModelForCausalLM",
+        **loading(run.model, reward),
         origin=f"`{origin}`" if origin else f"random weights (seed {base.config['seed']})",
         stages=_stages(grid, cell),
         max_length=tokens.max_length if tokens else "all",
@@ -98,6 +101,12 @@ def card(grid: Results, cell: Cell) -> str:
         commit=(manifest.commit or "COMMIT").removesuffix("-modified"),
         provenance=_provenance(manifest),
     )
+
+
+def loading(model: Path, reward: bool) -> dict[str, str]:
+    """`loader`, the class of transformers that loads the whole model of a folder, and its `options`."""
+    loader = CLASSIFIER if reward else language_class(read_config(model)).__name__
+    return {"loader": loader, "options": ", trust_remote_code=True" if trusts(model) else ""}
 
 
 def metadata(grid: Results, cell: Cell, base: Manifest, scores: list[Score], reward: bool) -> str:

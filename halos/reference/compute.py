@@ -78,7 +78,7 @@ def reference(
     freeze(network, settings.precision)
     model = accelerator.prepare(module).eval()
     depends_on = {**made_from, "attention": settings.attention, "precision": settings.precision}
-    done = _Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
+    done = Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
     tokens = sequences.lengths[rows].sum(-1)
     bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",
                unit=" tokens", unit_scale=True, mininterval=1)  # fmt: skip
@@ -104,7 +104,7 @@ def reference(
     done.remove()
 
 
-class _Done:
+class Done:
     """The values that a pass has computed so far: float32 in the order of their rows, in a file that grows by windows.
 
     Args:

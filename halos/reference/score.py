@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import numpy as np
 
 from halos.data.feedback import Feedback, Turn
 from halos.errors import HalosError
+from halos.files import hash_file
+from halos.pretrained import read_config, read_tokenizer
 from halos.reference.cache import SCORES, expected_hashes, write_values
+from halos.reference.compute import WINDOW, Done
 from halos.scoring.reward_model import open_reward_model
 from halos.tokens.builder import StoreBuilder
 from halos.tokens.positions import Positions
@@ -32,7 +36,8 @@ def score(
     """Score the responses of a sequence store by a reward model of `models:`.
 
     Prompts and whole responses are read as texts, with the reward model's own chat template and tokenizer. The output
-    is a file like those of `reference`: one float32 score for each real response, in the order of the store's rows.
+    is a file like those of `reference`: one float32 score for each real response, in the order of the store's rows. A
+    pass that was stopped resumes after its last window.
 
     Args:
         config: config.yaml of the store's folder.
@@ -52,9 +57,23 @@ def score(
     made_from = {**expected_hashes(reward_model, sequences), "first": "0", "part": SCORES}
     texts = _texts(config, train, test, model, sequences)
     scorer = open_reward_model([reward_model / "model", reward_model / "manifest.json"], tokens_per_microbatch)
-    scores = scorer.rewards([prompt for prompt, _ in texts], [response for _, response in texts], required=True)
-    values = np.array(scores, dtype=np.float32)
-    write_values(output, values, np.arange(len(values) + 1), made_from)
+    read, unreadable = scorer.read([prompt for prompt, _ in texts], [response for _, response in texts])
+    if unreadable:
+        _refuse(scorer.missing(unreadable, [None if ids is None else 0.0 for ids in read]))
+    offsets = np.arange(len(read) + 1)
+    depends_on = {**made_from, "manifest": hash_file(reward_model / "manifest.json")}  # its template and settings
+    done = Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
+    for start in range(done.rows, len(read), WINDOW):
+        scores = scorer.rewards_of(read[start : start + WINDOW])
+        if None in scores:
+            _refuse(scorer.missing(unreadable, scores))
+        done.add([np.array([score], np.float32) for score in scores])
+    write_values(output, done.values(), offsets, made_from)
+    done.remove()
+
+
+def _refuse(missing: str) -> NoReturn:
+    raise HalosError(f"{missing}; leave them out of the dataset, or name another reward model")
 
 
 class _Texts(StoreBuilder):
@@ -76,10 +95,8 @@ def _texts(config: Path, train: Path, test: Path, model: Path, store: Store) -> 
     Raises:
         HalosError: the records are not those that the store was made from.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    settings, model_config = StoreSlice.read(config), AutoConfig.from_pretrained(model)
-    template = Template(AutoTokenizer.from_pretrained(model), settings.split_special_tokens)
+    settings, model_config = StoreSlice.read(config), read_config(model)
+    template = Template(read_tokenizer(model), settings.split_special_tokens)
     limit = Positions.of(model_config).prompt_limit(settings.max_prompt_length, template.control)
     records = read_splits(settings.eval_examples, train, test)
     with TemporaryDirectory() as folder:

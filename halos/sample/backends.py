@@ -24,6 +24,7 @@ from halos.errors import HalosError
 from halos.forward.grouping import Grouping, forget_lengths, scales_positions
 from halos.models.generation import read_generation_config
 from halos.models.load import load
+from halos.pretrained import trusts
 from halos.sample.settings import SamplerSlice
 from halos.sample.stops import Stops
 from halos.tokens.positions import Positions
@@ -260,6 +261,7 @@ class Vllm(Backend):
             dtype=self.precision,
             max_model_len=self.longest,
             tensor_parallel_size=self.tensor_parallel,
+            trust_remote_code=trusts(self.folder),
             enforce_eager=not torch.cuda.is_available(),  # compiling takes longer than most CPU runs
             seed=self.settings.seed,
         )

@@ -18,6 +18,7 @@ from halos.errors import HalosError
 from halos.files import hash_content, whole, write_text
 from halos.models.generation import read_generation_config
 from halos.models.load import check_ids, is_model
+from halos.pretrained import read_tokenizer
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.by_hand import read_prompts
 from halos.sample.samples import Sample, write_samples
@@ -76,8 +77,6 @@ def sample(
         HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, the backend cannot run
             here, or options of both ways are mixed.
     """
-    from transformers import AutoTokenizer
-
     how = {"samples": n, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "limit": limit}
     given = {name: value for name, value in how.items() if value is not None}
     if config is None:
@@ -103,7 +102,7 @@ def sample(
         ]
         max_prompt_length, split_special_tokens = meta.max_prompt_length, meta.split_special_tokens
     positions = Positions.read(model)
-    tokenizer: Any = AutoTokenizer.from_pretrained(model, padding_side="left")
+    tokenizer: Any = read_tokenizer(model, padding_side="left")
     if config is None:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         check_ids(model, tokenizer, read_generation_config(model))

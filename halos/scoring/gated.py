@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from halos.errors import HalosError
 from halos.models.attention import AUTO, check_attention
 from halos.models.download import weight_files
+from halos.pretrained import read_config
 from halos.tokens.template import Template
 
 TEMPERATURE = 10.0
@@ -123,10 +124,10 @@ def load_gated(folder: Path, attention: str, template: Template) -> GatedRewardM
         HalosError: its weights are not all there or are those of another kind, or the template does not end a user's
             turn with a token.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     check_attention(folder, attention)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder, trusted=False)
     implementation = None if attention == AUTO else attention
     options: dict[str, Any] = {"attn_implementation": implementation, "trust_remote_code": False}
     decoder, report = AutoModel.from_pretrained(

@@ -17,6 +17,7 @@ from halos.errors import HalosError
 from halos.manifest import Manifest
 from halos.models.attention import AUTO
 from halos.models.rewards import RewardLogit, check_reward_model, is_gated
+from halos.pretrained import read_tokenizer
 from halos.scoring.scores import Score
 from halos.tokens.positions import Positions
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from halos.forward.grouping import Grouping
 
 log = logging.getLogger(__name__)
+
+EMPTY, LONG = "empty", "long"
+"""Reasons why a response is not read, beside those of the chat template."""
 
 
 class RewardModel:
@@ -58,7 +62,6 @@ class RewardModel:
     ) -> None:
         import torch
         from accelerate import PartialState
-        from transformers import AutoTokenizer
 
         from halos.distributed.accelerator import check_processes
         from halos.models.load import load
@@ -67,7 +70,7 @@ class RewardModel:
 
         check_reward_model(folder)
         try:
-            self.template = Template(AutoTokenizer.from_pretrained(folder))
+            self.template = Template(read_tokenizer(folder))
             model: Any = (
                 load_gated(folder, attention, self.template)
                 if is_gated(folder)
@@ -95,50 +98,61 @@ class RewardModel:
         rewards = self.rewards(prompts, responses)
         return [failed if reward is None else Score({"reward": reward}) for reward in rewards]
 
-    def rewards(self, prompts: list[list[Turn]], responses: list[str], required: bool = False) -> list[float | None]:
+    def rewards(self, prompts: list[list[Turn]], responses: list[str]) -> list[float | None]:
         """The reward of each response to its prompt, in their order; higher is better, on the model's own scale.
 
-        A sequence is tokenized as in the sequence store, but never truncated. An empty response, one that the chat
-        template cannot show with its prompt, a sequence that is longer than the model's positions, or a reward that is
-        not finite gives None; one warning counts them. A reward depends on nothing but its own prompt and response. Of
-        several processes, which all get the same texts, each scores a share, and all return all rewards.
+        An empty response, one that the chat template cannot show with its prompt, a sequence that is longer than the
+        model's positions, or a reward that is not finite gives None; one warning counts them.
+        """
+        sequences, unreadable = self.read(prompts, responses)
+        rewards = self.rewards_of(sequences)
+        if None in rewards:
+            log.warning(self.missing(unreadable, rewards))
+        return rewards
+
+    def read(
+        self, prompts: list[list[Turn]], responses: list[str]
+    ) -> tuple[list[tuple[int, ...] | None], Counter[str]]:
+        """The token ids of each prompt with its response, None for those that cannot be scored, and the reasons.
+
+        A sequence is tokenized as in the sequence store, but never truncated.
+        """
+        heads = self.template.prompts(prompts, max_length=sys.maxsize) if prompts else []
+        tails = self.template.responses(responses) if responses else []
+        sequences: list[tuple[int, ...] | None] = []
+        unreadable: Counter[str] = Counter()
+        for text, head, tail in zip(responses, heads, tails, strict=True):
+            ids = (*(head.ids or ()), *(tail.ids or ()))
+            problem = EMPTY if not text.strip() else head.problem or tail.problem
+            if problem is None and len(ids) > (self.positions or sys.maxsize):
+                problem = LONG
+            unreadable.update([] if problem is None else [problem])
+            sequences.append(ids if problem is None else None)
+        return sequences, unreadable
+
+    def rewards_of(self, sequences: Sequence[tuple[int, ...] | None]) -> list[float | None]:
+        """The reward of each sequence that `read` has given, in their order; None where it is not finite.
+
+        A reward depends on nothing but its own sequence. Of several processes, which all get the same sequences, each
+        scores a share, and all return all rewards.
+        """
+        by_sequence = self._scores(sorted({s for s in sequences if s is not None}))
+        return [None if s is None else by_sequence.get(s) for s in sequences]
+
+    def missing(self, unreadable: Counter[str], rewards: Sequence[float | None]) -> str:
+        """What to say about rewards that are missing.
 
         Args:
-            prompts: the turns of the conversation that each response ends.
-            responses: their texts.
-            required: whether each response has to have a reward.
-
-        Raises:
-            HalosError: one that is required has none; it is raised before the model is run where the texts tell.
+            unreadable: the reasons that `read` has given.
+            rewards: all rewards, None where one is missing.
         """
-        if not responses:
-            return []
-        heads = self.template.prompts(prompts, max_length=sys.maxsize)
-        tails = self.template.responses(responses)
-        sequences = [(*(head.ids or ()), *(tail.ids or ())) for head, tail in zip(heads, tails, strict=True)]
-        limit = self.positions or sys.maxsize
-        empty = [not text.strip() for text in responses]
-        refusals = [head.problem or tail.problem for head, tail in zip(heads, tails, strict=True)]
-        unusable = [nothing or refusal is not None for nothing, refusal in zip(empty, refusals, strict=True)]
-        problems = Counter(refusal for refusal, nothing in zip(refusals, empty, strict=True) if refusal and not nothing)
-        long = [not refused and len(s) > limit for s, refused in zip(sequences, unusable, strict=True)]
-        readable = [not (refused or too_long) for refused, too_long in zip(unusable, long, strict=True)]
-        by_sequence: dict[tuple[int, ...], float] = {}
-        if all(readable) or not required:
-            by_sequence = self._scores(sorted({s for s, fits in zip(sequences, readable, strict=True) if fits}))
-        rewards = [by_sequence.get(s) if fits else None for s, fits in zip(sequences, readable, strict=True)]
-        if failed := rewards.count(None):
-            failed -= 0 if all(readable) or not required else sum(readable)
-            message = (
-                f"{failed} of {len(rewards)} responses get no score of the reward model in {self.folder}: "
-                f"{sum(empty)} are empty, {sum(long)} are too long for its {self.positions} positions, "
-                f"{failed - sum(unusable) - sum(long)} have no finite score"
-                + "".join(f", {number}: {problem}" for problem, number in problems.items())
-            )
-            if required:
-                raise HalosError(f"{message}; leave them out of the dataset, or name another reward model")
-            log.warning(message)
-        return rewards
+        failed = rewards.count(None)
+        others = "".join(f", {n}: {problem}" for problem, n in unreadable.items() if problem not in (EMPTY, LONG))
+        return (
+            f"{failed} of {len(rewards)} responses get no score of the reward model in {self.folder}: "
+            f"{unreadable[EMPTY]} are empty, {unreadable[LONG]} are too long for its {self.positions} positions, "
+            f"{failed - unreadable.total()} have no finite score{others}"
+        )
 
     def _scores(self, sequences: list[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
         """{sequence: score} of those with a finite score; this process computes a share and gathers the others'."""
@@ -173,7 +187,8 @@ class RewardModel:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.padding)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            scores: list[float] = reward(self.model(input_ids=ids, attention_mask=mask).logits, self.logit).tolist()
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
+            scores: list[float] = reward(logits.reshape(len(ids), -1), self.logit).tolist()
         return scores
 
     def _tried(self) -> Grouping:
@@ -231,6 +246,7 @@ def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> Rewa
     """
     folder, *manifests = files
     if not manifests:
+        check_reward_model(folder, trusted=False)
         return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch)
     manifest = Manifest.read(manifests[0])
     manifest.check_links(folder)

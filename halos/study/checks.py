@@ -53,14 +53,15 @@ def check_files(study: Study) -> None:
     for where, scorer in _scorers(study).items():
         if scorer.folder is not None:
             try:
-                check_reward_model(scorer.folder)
+                check_reward_model(scorer.folder, trusted=False)
             except HalosError as error:
                 raise HalosError(f"{where}: {error}") from None
     for name, where in study.reward_models_of_others.items():
         path = study.config.models[name].path
         if path is not None:
+            entry = study.config.models[name]
             try:
-                check_reward_model(Path(path), brings_template=study.config.models[name].template is None)
+                check_reward_model(Path(path), entry.template is None, entry.trust_remote_code or None)
             except HalosError as error:
                 raise HalosError(f"models.{name}, the reward model of {where}: {error}") from None
     for name, judge in study.judges.items():

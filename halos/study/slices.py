@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.errors import HalosError
+from halos.pretrained import CODE
 from halos.registry import SOURCES, VERIFIERS, plugin_slice, suggest
 from halos.settings import identity
 from halos.study.catalogue import KINDS, Config
@@ -98,7 +99,8 @@ def _model(config: Config, name: str) -> Content:
     text = None if model.template is None else read_template(model.template)
     other = model.tokenizer.of_model if model.tokenizer else None
     folder = None if other in config.models else other
-    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path, folder])
+    code = sorted(Path(model.path).glob(CODE)) if model.path is not None and model.trust_remote_code else []
+    return _with_local({"model": name, **identity(model), "chat_template": text}, [model.path, folder, *code])
 
 
 def _run(config: Config, *ids: str) -> Content:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from halos.errors import HalosError
+from halos.pretrained import read_config
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ class Positions:
     @classmethod
     def read(cls, model: Path) -> Self:
         """The positions of the model in a folder."""
-        from transformers import AutoConfig
-
-        return cls.of(AutoConfig.from_pretrained(model))
+        return cls.of(read_config(model))
 
     def prompt_limit(self, max_prompt_length: int, control: int) -> int:
         """Most tokens of a prompt, in training and in sampling alike: a response needs at least one position.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from halos.files import hash_content, hash_each, hash_files, whole
+from halos.pretrained import read_config, read_tokenizer
 from halos.tokens.builder import StoreBuilder
 from halos.tokens.notes import balance, notes
 from halos.tokens.positions import Positions
@@ -31,13 +32,11 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
         HalosError: an input is missing or malformed, the model's chat template cannot be used, the model has no
             positions for max_length, or nothing is left of a split.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    settings, model_config = StoreSlice.read(config), AutoConfig.from_pretrained(model)
+    settings, model_config = StoreSlice.read(config), read_config(model)
     positions = Positions.of(model_config)
     if warning := positions.check(settings.model, settings.dataset, settings.max_length):
         print(warning)
-    template = Template(AutoTokenizer.from_pretrained(model), settings.split_special_tokens)
+    template = Template(read_tokenizer(model), settings.split_special_tokens)
     limit = positions.prompt_limit(settings.max_prompt_length, template.control)
     vocabulary = model_config.get_text_config().vocab_size
     with whole(output) as folder:

@@ -61,9 +61,11 @@ class Publisher:
         for name, tensor in state.items():
             part, own = name.split(".", 1)
             parts[part][own] = tensor
+        model, weights = self._model(), parts["model"]
+        tied = getattr(model, "all_tied_weights_keys", None) or {}  # gathered shards are tensors of their own
         save(
-            self._model(),
-            parts["model"],
+            model,
+            {name: tensor for name, tensor in weights.items() if tied.get(name) not in weights},
             self.inputs.parent,
             folder,
             self.tokenizer,

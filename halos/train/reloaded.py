@@ -16,6 +16,7 @@ from halos.forward.layout import Text
 from halos.forward.microbatch import collate, texts_of
 from halos.forward.networks import plain
 from halos.models.policy import REFUSED
+from halos.pretrained import read_config, trusts
 from halos.train.batches import Examples
 
 SEQUENCES = 8
@@ -114,14 +115,15 @@ class Probe:
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, torch.device]:
     """A saved model in float32, and where it is: on the device if it has room there, else in main memory."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     from halos.models.architectures import language_class
     from halos.models.rewards import is_reward_model
 
-    language: Any = language_class(AutoConfig.from_pretrained(folder))
+    language: Any = language_class(read_config(folder))
     kind = AutoModelForSequenceClassification if is_reward_model(folder) else language
-    model: Any = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trusts(folder)}
+    model: Any = kind.from_pretrained(folder, **options).eval()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -188,7 +188,7 @@ class Inputs:
                 where there are judgements already.)
         """
         if scorer.folder is not None:
-            check_reward_model(scorer.folder)
+            check_reward_model(scorer.folder, trusted=False)
             return [scorer.folder]
         cell = self.study.reward_model(scorer, cell_of(wildcards))
         return [] if cell is None else [self.paths.run(cell).model, self.paths.run(cell).manifest]

@@ -185,6 +185,14 @@ def test_a_reward_model_that_does_not_read_the_last_token_is_refused(kind: str, 
     assert "\n" not in str(refused.value)
 
 
+def test_a_class_that_fails_on_the_fields_is_said_to_need_others(tmp_path: Path) -> None:
+    """Emu3's takes its ids of pictures from a map of the vocabulary, which a config of its sizes alone has not."""
+    says = r"^models\.m\.architecture: transformers cannot make the type emu3 of these fields \(AttributeError: "
+    with pytest.raises(HalosError, match=says) as refused:
+        made(tmp_path, architecture=tiny("emu3", 300))
+    assert "\n" not in str(refused.value)
+
+
 def test_code_that_a_tokenizer_brings_is_not_run(tmp_path: Path) -> None:
     folder = made(tmp_path, architecture=LLAMA)
     (folder / "code.py").write_text("raise SystemExit('run')")

@@ -246,7 +246,7 @@ class Pass:
         self.changes: dict[str, Any] = {}
         patch.setattr(module, "WINDOW", 100)
         kind = SequenceScores if part == SCORES else ResponseLogps
-        forward, add = kind.forward, module._Done.add
+        forward, add = kind.forward, module.Done.add
 
         def counted(network: Any, batch: Microbatch) -> dict[str, torch.Tensor]:
             if batch.tokens > 1:
@@ -261,7 +261,7 @@ class Pass:
             self.after.append(self.calls)
 
         patch.setattr(kind, "forward", counted)
-        patch.setattr(module._Done, "add", added)
+        patch.setattr(module.Done, "add", added)
 
     def run(self, output: Path, killed_at: int | None = None) -> Path:
         settings = read_slice(self.world.slice("runs/d/m/bradley_terry/seed1", **self.changes))

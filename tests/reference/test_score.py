@@ -114,6 +114,32 @@ def test_other_records_than_the_stores_are_refused(world: World, theirs: Path, t
         score(**changed, reward_model=theirs, output=tmp_path / "s")
 
 
+def test_a_pass_that_was_stopped_goes_on_after_its_last_window(
+    world: World, theirs: Path, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halos.reference.score.WINDOW", 100)
+    monkeypatch.setattr("halos.reference.compute.WINDOW", 100)
+    scored: list[int] = []
+    whole = RewardModel.rewards_of
+
+    def stopped(self: RewardModel, sequences: Any) -> Any:
+        scored.append(len(sequences))
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return whole(self, sequences)
+
+    monkeypatch.setattr(RewardModel, "rewards_of", stopped)
+    output = tmp_path / "scores.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        score(**inputs(world), reward_model=theirs, output=output)
+    assert not output.exists()
+    score(**inputs(world), reward_model=theirs, output=output)
+    store = Store(world.store)
+    assert sum(scored[3:]) == store.n_responses - 200
+    assert read_scores(output, store) == pytest.approx(read_scores(scores, store), rel=0, abs=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
 def test_a_response_that_is_too_long_for_the_reward_model_is_refused_before_it_runs(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

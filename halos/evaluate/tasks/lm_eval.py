@@ -15,6 +15,7 @@ from halos.errors import HalosError
 from halos.hub import remedy
 from halos.models.architectures import language_class
 from halos.models.generation import SAMPLING
+from halos.pretrained import read_config, read_tokenizer, trusts
 from halos.sample.backends import prepare_vllm
 from halos.tokens.template import Template
 
@@ -29,12 +30,11 @@ def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
     """lm-eval's class for transformers, and its arguments."""
     import torch
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoConfig
 
     class Greedy(HFLM):
         """Loads a language model whole, and without the sampling parameters that are saved with it."""
 
-        AUTO_MODEL_CLASS = language_class(AutoConfig.from_pretrained(folder))
+        AUTO_MODEL_CLASS = language_class(read_config(folder))
 
         def _create_model(self, *args: Any, **kwargs: Any) -> None:
             super()._create_model(*args, **kwargs)
@@ -44,7 +44,8 @@ def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
     gpu = torch.cuda.is_available()
     # lm-eval's default on a GPU sums in bfloat16, which rounds a long response to whole nats
     number = {"dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
-    return Greedy, {"pretrained": str(folder), **number, "device": "cuda" if gpu else "cpu"}
+    device = "cuda" if gpu else "cpu"
+    return Greedy, {"pretrained": str(folder), **number, "device": device, "trust_remote_code": trusts(folder)}
 
 
 def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, Any]]:
@@ -55,7 +56,7 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
     """
     prepare_vllm(tensor_parallel)
     import torch
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     gpus = torch.cuda.device_count()
     from vllm.platforms import current_platform  # type: ignore[import-not-found]  # noqa: F401
@@ -65,7 +66,7 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
     from lm_eval.models.utils import resolve_max_length
     from lm_eval.models.vllm_causallms import VLLM
 
-    model = AutoConfig.from_pretrained(folder)
+    model = read_config(folder)
     saved = GenerationConfig.from_pretrained(folder).to_diff_dict()
     defaults = {theirs: saved[ours] for ours, theirs in OBEYED.items() if saved.get(ours) is not None}
     defaults["temperature"] = 0.0  # a task without a temperature means greedy decoding; vLLM's default is 1
@@ -87,8 +88,9 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
     return Obeying, {
         "pretrained": str(folder),
         "dtype": number,  # at `auto`, vLLM would take a half type for float32 weights
-        "max_model_len": resolve_max_length(model, AutoTokenizer.from_pretrained(folder)),
+        "max_model_len": resolve_max_length(model, read_tokenizer(folder)),
         "tensor_parallel_size": tensor_parallel,
+        "trust_remote_code": trusts(folder),
         "enforce_eager": not gpus,  # compiling takes longer than most CPU runs
     }
 

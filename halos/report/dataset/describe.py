@@ -7,6 +7,7 @@ from pathlib import Path
 from halos.data.report import DataReport
 from halos.errors import HalosError
 from halos.files import write_json, write_text
+from halos.pretrained import read_tokenizer
 from halos.report.dataset.charts import draw_lengths, draw_rows
 from halos.report.dataset.counts import lengths_table, report, rows_table
 from halos.report.dataset.examples import Chooser, page
@@ -30,11 +31,9 @@ def describe(data: Path, tokens: Path, store: Path, model: Path, output: Path) -
     Raises:
         HalosError: the inputs do not belong together, or the store is empty.
     """
-    from transformers import AutoTokenizer
-
     prepared, tokenized = DataReport.read(data), TokensReport.read(tokens)
     opened = Store(store)
-    template = Template(AutoTokenizer.from_pretrained(model), opened.meta.split_special_tokens)
+    template = Template(read_tokenizer(model), opened.meta.split_special_tokens)
     _check(prepared, tokenized, opened, template)
     splits = open_splits(opened, tokenized, template.end)
     rows, lengths = rows_table(prepared, tokenized), lengths_table(splits)
