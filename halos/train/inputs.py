@@ -17,6 +17,7 @@ from halos.tokens.positions import Positions
 from halos.tokens.selection import select
 from halos.tokens.store import Store, no_margins
 from halos.train.batches import Examples
+from halos.train.kept import kept_state
 from halos.train.settings import RunSlice, Stage
 
 
@@ -32,6 +33,7 @@ class Inputs:
         store: sequence store of the dataset and model.
         reference: cached log-probabilities of the reference; None for a live reference, or a loss without one.
         scores: (responses,) float32 scores of a reward model, by sequence row; None where the data's own are read.
+        before: kept state of the round before, whose optimiser goes on; None where the optimiser begins anew.
         value_head: file of the parent's value head; None where the loss or the parent has none.
         hashes: sha256 of each input: `weights` of the parent, `store`, `template`, and where they are read `scores`,
             `adapters`, `value_head`, and `reference` (weights of a reference that is not the parent).
@@ -45,6 +47,7 @@ class Inputs:
     reference: Reference | None
     scores: np.ndarray | None
     value_head: Path | None
+    before: Path | None
     hashes: dict[str, str]
 
     @classmethod
@@ -85,6 +88,7 @@ class Inputs:
             reference=Reference(list(reference), frozen) if reference else None,
             scores=read_scores(scores[0], sequences) if scores else None,
             value_head=head,
+            before=kept_state(parent) if settings.continues else None,
             hashes=hashes,
         )  # fmt: skip
         inputs._check_lengths()

@@ -26,6 +26,7 @@ def train(
     checkpoint_every: int | None = None,
     keep_every: int | None = None,
     skip_first_evaluation: bool = False,
+    keep_optimizer: bool = False,
     time_limit: float | None = None,
 ) -> None:
     """Train the last stage of a cell.
@@ -44,6 +45,7 @@ def train(
         checkpoint_every: steps between two checkpoints
         keep_every: steps between two models that are kept in kept/
         skip_first_evaluation: do not evaluate before the first step
+        keep_optimizer: keep the optimiser's state at the end, to go on from
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
@@ -56,5 +58,7 @@ def train(
     given: dict[str, int | bool] = {name: steps for name, steps in intervals.items() if steps is not None}
     if skip_first_evaluation:
         given["eval_first"] = False
+    if keep_optimizer:
+        given["keep_optimizer"] = True
     inputs = replace(inputs, stage=inputs.stage.model_copy(update=given))
     Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()

@@ -140,6 +140,12 @@ class Stage(BaseModel):
         description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
         "finished run keeps what it kept until it is deleted",
     )
+    keep_optimizer: Annotated[bool, INCIDENTAL] = Field(
+        False,
+        description="keep the state of the optimiser, and the weights as they were trained, at the end of a run, so "
+        "that a stage with `resume_from` can go on from it; reruns nothing, so a finished run has none until it is "
+        "deleted",
+    )
     dropout: float | None = Field(
         None,
         ge=0,
@@ -245,6 +251,11 @@ class Stage(BaseModel):
                 raise ValueError("a labeller gives no margins: take out margin_weight")
             if self.reward_model is not None:
                 raise ValueError("with `online` the labeller gives the scores: take out reward_model")
+            if self.online.continue_optimizer and self.lora is not None:
+                raise ValueError(
+                    "with lora each round trains new adapters, which the optimiser of the round before does not fit: "
+                    "take out online.continue_optimizer"
+                )
             if self.sync_every and self.online.reference == "fixed":
                 raise ValueError("humanline and sync_reference move the reference: take out online.reference: fixed")
             if loss.view.compares and self.online.samples_per_prompt < 2:
@@ -340,6 +351,7 @@ class RunSlice(Slice):
 
     Attributes:
         round: the round of an online stage, from 1; 0 for a whole run.
+        rounds: the number of rounds that one optimiser and one schedule go on through; 0 where each run has its own.
         stage: the last stage of the method, with all hyperparameters; None for a base model.
     """
 
@@ -348,6 +360,7 @@ class RunSlice(Slice):
     method: str
     seed: int
     round: int = 0
+    rounds: int = 0
     attention: str
     precision: Literal["bf16", "fp32"]
     stage: Stage | None = None
@@ -356,6 +369,11 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the optimiser goes on from the round before."""
+        return self.rounds > 0 and self.round > 1
 
     @property
     def identity(self) -> dict[str, Any]:

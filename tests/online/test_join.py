@@ -146,6 +146,15 @@ def test_an_edit_reaches_the_rounds_that_it_makes_and_more_rounds_leave_the_firs
     assert [f for f in FOLDERS if config_slice(before, f) != config_slice(after, f)] == changed
 
 
+def test_an_optimiser_that_goes_on_makes_the_number_of_rounds_a_part_of_each() -> None:
+    folder = "runs/d/m/kto_on/seed1/round2"
+    changes = {"stages/kto_on/online/continue_optimizer": True}
+    more = {**changes, "stages/kto_on/online/rounds": 4}
+    before, after, longer = (config_slice(load(c), folder) for c in ({}, changes, more))
+    assert (after.pop("rounds"), longer.pop("rounds")) == (3, 4)
+    assert before == after == longer  # else as without, so that finished rounds stay
+
+
 def test_no_round_has_a_training_prompt_of_another_and_all_have_the_same_test_prompts() -> None:
     train, test = ([config_slice(load(), f"{ROUND}/round{i}/fresh/{split}") for i in (1, 2, 3)]
                    for split in ("train", "test"))  # fmt: skip

@@ -208,7 +208,13 @@ OTHERWISE: dict[str, Any] = {
     "inner_epochs": 2, "max_grad_norm": 2.0, "dropout": 0.2, "router_weight": 0.01,
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"},
 }  # fmt: skip
-INTERVALS = {"eval_every": 5, "eval_first": False, "checkpoint_every": 6, "keep_every": 7}
+INTERVALS = {
+    "eval_every": 5,
+    "eval_first": False,
+    "checkpoint_every": 6,
+    "keep_every": 7,
+    "keep_optimizer": True,
+}
 BY_TRAIT: dict[str, dict[str, Any]] = {
     "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3, "sync_weight": 0.5},
     "all weights": {"freeze": ["model.embed_tokens.*"]},
