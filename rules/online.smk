@@ -125,6 +125,7 @@ use rule reference as reference_round with:
         model=inputs.reference_model,
         manifest=inputs.reference_manifest,
         store="<run>/fresh/store",
+        vocabulary=inputs.vocabulary,
     output:
         "<run>/fresh/reference/{part}.safetensors",
     log:

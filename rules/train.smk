@@ -1,6 +1,6 @@
 """Training: the last stage of a cell, from its parent's weights.
 
-Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the parent's log-probabilities;
+Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the reference's log-probabilities;
          a reward model's scores; saved adapters
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
          checkpoints/ and kept/ beside them are not declared: Snakemake leaves them after a failure, and the next attempt
@@ -16,8 +16,8 @@ rule train_cell:
         manifest=inputs.parent_manifest,
         store="<tokens>/store",
         checked=inputs.checked,
-        reference=inputs.parent_reference,
-        reference_of=inputs.parent_manifest,
+        reference=inputs.reference,
+        reference_of=inputs.reference_manifest,
         scores=inputs.scores,
         adapters=inputs.adapters,
     output:

@@ -107,6 +107,8 @@ class Config(BaseModel):
                 self._check_method(f"{where}.reward_model", entry.reward_model, rewards=True)
             if entry.online is not None:
                 self._check_online(where, entry)
+            if entry.reference is not None:
+                self._check_reference(where, entry)
         teachers = {where: teacher for where, entry in stages if (teacher := self.teacher(entry)) is not None}
         taught = {where.rsplit(".", 1)[-1] for where in teachers}
         for where, teacher in teachers.items():
@@ -124,6 +126,40 @@ class Config(BaseModel):
     def teacher(self, stage: Stage) -> str | None:
         """The method whose reward model a stage learns from: the one that it names, or that of its labeller."""
         return stage.reward_model if stage.online is None else self.labellers[stage.online.label].method
+
+    def reference(self, stage: Stage) -> tuple[str, bool] | None:
+        """The reference that a stage names, and whether it is a model's id and no method; None if it names none."""
+        name = stage.reference
+        if name is None:
+            return None
+        return name, name != BASE and not all(part in self.stages for part in name.split("-"))
+
+    def _check_reference(self, where: str, stage: Stage) -> None:
+        """Refuse a reference that does not exist, is ambiguous, is no policy, or is made with the stage itself."""
+        assert stage.reference is not None
+        where, name, own = f"{where}.reference", stage.reference, where.rsplit(".", 1)[-1]
+        _, is_model = self.reference(stage) or ("", False)
+        if is_model:
+            if name not in self.models:
+                known = [BASE, *self.stages, *self.models]
+                raise ValueError(f"{where}: there is no method and no model {name!r}{suggest(name, known)}")
+            return
+        if name in self.models:
+            raise ValueError(f"{where}: {name!r} is a stage and a model: give one of them another id")
+        self._check_method(where, name, rewards=False)
+        if name != BASE and self.stages[name.rsplit("-", 1)[-1]].make_loss().control:
+            raise ValueError(f"{where}: {name}: its prompts end in a control token, which those of this stage do not")
+        seen: set[str] = set()
+        wanted = [part for part in name.split("-") if part != BASE]
+        while wanted:
+            part = wanted.pop()
+            if part not in seen:
+                seen.add(part)
+                entry = self.stages[part]
+                named = [entry.reference, self.teacher(entry)]
+                wanted += [p for other in named if other for p in other.split("-") if p in self.stages]
+        if own in seen:
+            raise ValueError(f"{where}: {name} is trained by {own} itself: name a method that is made without it")
 
     def _check_online(self, where: str, stage: Stage) -> None:
         """Refuse a labeller that does not exist, or whose feedback the stage's loss cannot read."""

@@ -87,7 +87,8 @@ def _of_weights(stage: Stage, loss: Loss) -> Iterator[str]:
     decay = stage.optimizer_args.get("weight_decay", default.default if default else 0)
     if not stage.decay_norms_and_biases and not decay:
         yield "decay_norms_and_biases: there is no weight decay (set it by `optimizer_args: {weight_decay: ...}`)"
-    if stage.lora is not None and stage.lora.path is not None and loss.needs_reference and not stage.sync_every:
+    fixed = loss.needs_reference and not stage.sync_every and stage.reference is None
+    if stage.lora is not None and stage.lora.path is not None and fixed:
         yield (
             "lora.path: the policy begins with these adapters and its reference is the parent without them: they "
             "differ before the first step (merge them into a model of its own to begin at 0)"

@@ -176,6 +176,12 @@ class Stage(BaseModel):
         description="share of the policy in a sync: each weight of the reference (LoRA: of its adapters) becomes "
         "sync_weight * policy + (1 - sync_weight) * reference (Gorbatovski et al. 2024, arXiv 2404.09656)",
     )
+    reference: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="the reference: a method (sft-dpo: the model of that cell, with the same seed), or the id of a "
+        "model with the same tokenizer; by default what the stage, or the round, starts from",
+    )
     reward_model: str | None = Field(
         None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"
     )
@@ -235,6 +241,15 @@ class Stage(BaseModel):
         loss = self.make_loss()
         if self.sync_every and not loss.needs_reference:
             raise ValueError(f"the loss {self.loss_name!r} has no reference: take out humanline and sync_reference")
+        if self.reference is not None:
+            if not loss.needs_reference:
+                raise ValueError(f"the loss {self.loss_name!r} has no reference: take out `reference`")
+            if self.sync_every:
+                raise ValueError(
+                    "humanline and sync_reference move the reference, which begins as the policy: take out `reference`"
+                )
+            if self.online is not None and self.online.reference == "fixed":
+                raise ValueError("`reference` names a fixed reference: take out online.reference: fixed")
         if self.sync_weight != 1 and not self.sync_every:
             raise ValueError("sync_weight is read at a sync alone: set sync_reference, or take it out")
         if self.lora is not None and self.freeze:

@@ -85,7 +85,7 @@ MEANINGS = {
     "disable_dropout": "dropout is off for a loss with a reference; write `dropout: 0` for any other",
     "router_aux_loss_coef": "write `router_weight`",
     "output_router_logits": "write `router_weight`, the weight of the loss that they are for",
-    "ref_model": "the reference is the method before this stage: of `a-b` it is `a`",
+    "ref_model": "write `reference`, a method or a model; by default it is the method before: of `a-b` it is `a`",
     "precompute_ref_log_probs": "a fixed reference is always computed once, before training",
     "sync_ref_model": "write `sync_reference`, the steps between two syncs",
     "ref_model_sync_steps": "write `sync_reference`, the steps between two syncs",

@@ -100,10 +100,14 @@ class Inputs:
         view = PROMPTS if stage.online else stage.reads
         return self.paths.store(wildcards.dataset, wildcards.model).checked(view)
 
-    def parent_reference(self, wildcards: Any) -> list[Path]:
-        """The parts of the parent's log-probabilities that the cell's loss reads."""
-        parts = self.study.reference_parts(cell_of(wildcards))
-        return [self._parent(wildcards).reference(part) for part in parts]
+    def reference(self, wildcards: Any) -> list[Path]:
+        """The parts of its reference's log-probabilities that the cell's loss reads."""
+        cell = cell_of(wildcards)
+        reference, parts = self.study.reference(cell), self.study.reference_parts(cell)
+        if reference.model != cell.model:
+            store = self.paths.store(cell.dataset, cell.model)
+            return [store.reference(reference.model, part) for part in parts]
+        return [self.paths.run(reference).reference(part) for part in parts]
 
     def scores(self, wildcards: Any) -> list[Path]:
         """The scores that the cell's reward model gives to the dataset's responses, if it has one."""
@@ -135,6 +139,11 @@ class Inputs:
 
     def reference_manifest(self, wildcards: Any) -> Path:
         return self._reference(wildcards).manifest
+
+    def vocabulary(self, wildcards: Any) -> list[Path]:
+        """The policy's base model, where the reference is another: their tokenizers must be the same."""
+        cell = cell_of(wildcards)
+        return [] if self.study.reference(cell).model == cell.model else [self.paths.model(cell.model).model]
 
     def round_reference(self, wildcards: Any) -> list[Path]:
         """The parts of its reference's log-probabilities, on the round's own store, that a round's loss reads."""
