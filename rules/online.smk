@@ -149,6 +149,7 @@ use rule train_cell as train_round with:
         reference_of=inputs.reference_manifest,
         scores=[],
         adapters=inputs.adapters,
+        resumed=[],
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",

@@ -93,7 +93,10 @@ class Plan:
         memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage))
         eval_examples = self.config.datasets[cell.dataset].eval_examples
         amount = self.amounts[cell.dataset, cell.model]
-        work = work_of(stage, amount, resources.tokens_per_microbatch, world, eval_examples)
+        budget, source = resources.tokens_per_microbatch, self.study.resumed(cell)
+        work = work_of(stage, amount, budget, world, eval_examples)
+        if source is not None:
+            work = work.after(work_of(self.study.stage(source), amount, budget, world, eval_examples))
         operations = training_operations(size, stage, resources.gradient_checkpointing, work)
         seconds = operations / (world * self._speed(cell.model))
         main = main_memory(size, resources, memory)

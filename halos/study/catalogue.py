@@ -26,7 +26,7 @@ from halos.scoring.settings import Scorer
 from halos.study.cells import BASE
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
-from halos.train.settings import Stage
+from halos.train.settings import LENGTH, Stage, stage_slice
 from halos.views import VIEWS
 
 KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")
@@ -47,6 +47,28 @@ class Config(BaseModel):
     judges: dict[str, Judge] = {}
     tasks: dict[str, Task] = {}
     grids: dict[str, Grid] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def resumed(cls, content: Any) -> Any:
+        """Give stages with `resume_from` the settings of the stage that they go on from."""
+        stages = content.get("stages") if isinstance(content, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+            return content
+
+        def whole(name: str, after: tuple[str, ...] = ()) -> dict[str, Any]:
+            source = stages[name].get("resume_from")
+            if source is None:
+                return dict(stages[name])
+            if source not in stages:
+                raise ValueError(
+                    f"stages.{name}.resume_from: there is no {source!r} in stages{suggest(source, stages)}"
+                )
+            if source in (*after, name):
+                raise ValueError(f"stages.{name}.resume_from: {source} goes on from {name} itself")
+            return _extended(whole(source, (*after, name)), stages[name])
+
+        return {**content, "stages": {name: whole(name) for name in stages}}
 
     @model_validator(mode="after")
     def consistent(self) -> Config:
@@ -109,6 +131,9 @@ class Config(BaseModel):
                 self._check_online(where, entry)
             if entry.reference is not None:
                 self._check_reference(where, entry)
+            if entry.resume_from is not None:
+                of_model = where.split(".")[1] if where.startswith("models.") else None
+                self._check_resumed(where, entry, entry.resume_from, of_model)
         teachers = {where: teacher for where, entry in stages if (teacher := self.teacher(entry)) is not None}
         taught = {where.rsplit(".", 1)[-1] for where in teachers}
         for where, teacher in teachers.items():
@@ -126,6 +151,22 @@ class Config(BaseModel):
     def teacher(self, stage: Stage) -> str | None:
         """The method whose reward model a stage learns from: the one that it names, or that of its labeller."""
         return stage.reward_model if stage.online is None else self.labellers[stage.online.label].method
+
+    def _check_resumed(self, where: str, stage: Stage, source: str, model: str | None) -> None:
+        """Refuse to go on from a stage that keeps no state, or with settings that would make it another training."""
+        other = self.stages[source] if model is None else self.stage(source, model)
+        if stage.online is not None:
+            raise ValueError(f"{where}: an online stage goes on by more rounds: raise online.rounds instead")
+        if not other.keep_optimizer:
+            raise ValueError(
+                f"{where}.resume_from: {source} keeps no state to go on from: set its keep_optimizer: true"
+            )
+        ours, theirs = stage_slice(stage), stage_slice(other)
+        differing = [k for k in sorted({*ours, *theirs} - LENGTH) if ours.get(k) != theirs.get(k)]
+        if differing:
+            raise ValueError(
+                f"{where}: {', '.join(differing)} must be that of {source}, from which it goes on: take it out"
+            )
 
     def reference(self, stage: Stage) -> tuple[str, bool] | None:
         """The reference that a stage names, and whether it is a model's id and no method; None if it names none."""
@@ -195,13 +236,24 @@ class Config(BaseModel):
 
     def stage(self, name: str, model: str) -> Stage:
         """A stage as a model runs it: the stage's entry with the model's own settings for it."""
-        stage, changes = self.stages[name], self.models[model].stages.get(name, {})
+        stage, changes = self.stages[name], self._changes(name, model)
         return Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes}) if changes else stage
+
+    def _changes(self, name: str, model: str) -> dict[str, Any]:
+        """A model's own settings for a stage, and for the one that it goes on from."""
+        own, source = self.models[model].stages.get(name, {}), self.stages[name].resume_from
+        return own if source is None else _extended(self._changes(source, model), own)
 
     def _refer(self, where: str, name: str, kind: str) -> None:
         """Refuse the id of an entry that does not exist."""
         if name not in getattr(self, kind):
             raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
+
+
+def _extended(source: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a stage that goes on from another: that one's, but for its label and length, and its own."""
+    left = {"label", "keep_optimizer", *(("examples",) if "epochs" in own else ())}
+    return {**{key: value for key, value in source.items() if key not in left}, **own}
 
 
 def _sentences(error: ValidationError) -> str:
@@ -259,6 +311,8 @@ def schema() -> dict[str, Any]:
     """JSON schema of config.yaml, for editors. A stage lists the hyperparameters of every loss of the package."""
     document = Config.model_json_schema()
     properties = document["$defs"]["Stage"]["properties"]
+    del document["$defs"]["Stage"]["required"]
+    document["$defs"]["Stage"]["anyOf"] = [{"required": ["loss"]}, {"required": ["resume_from"]}]
     for name in LOSSES:
         if LOSSES.plugin(name) is None:
             for f in dataclasses.fields(LOSSES[name]):

@@ -80,11 +80,11 @@ class Study:
         return [*prompts, *tasks, *(f"stages.{name}.online" for name in sorted(filter(None, trained)))]
 
     def made_from(self, cell: Cell) -> Iterator[Cell]:
-        """A cell, its parents, and the reward models and named references that they learn from, with all that those are
-        made from."""
+        """A cell, its parents, and what they need beside them: reward models, named references and runs that they go on
+        from, with all that those are made from."""
         for ancestor in cell.lineage():
             yield ancestor
-            for other in (self.teacher(ancestor), self.named_reference(ancestor)):
+            for other in (self.teacher(ancestor), self.named_reference(ancestor), self.resumed(ancestor)):
                 if other is not None:
                     yield from self.made_from(other)
 
@@ -122,6 +122,11 @@ class Study:
         if is_model:
             return Cell(cell.dataset, name, BASE, 0)
         return replace(cell, method=name, round=0, seed=0 if name == BASE else cell.seed)
+
+    def resumed(self, cell: Cell) -> Cell | None:
+        """The cell whose run a training goes on from, if its stage has `resume_from`."""
+        source = None if cell.stage is None else self.stage(cell).resume_from
+        return None if source is None else replace(cell, method="-".join([*cell.method.split("-")[:-1], source]))
 
     def reference_parts(self, cell: Cell) -> tuple[str, ...]:
         """The parts of its reference's log-probabilities that a training reads."""

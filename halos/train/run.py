@@ -20,6 +20,7 @@ def train(
     reference: Sequence[Path] = (),
     reference_of: Path | None = None,
     scores: Sequence[Path] = (),
+    resumed: Sequence[Path] = (),
     tokens_per_microbatch: int = 16384,
     gradient_checkpointing: bool = False,
     eval_every: int | None = None,
@@ -39,6 +40,7 @@ def train(
         reference: files of the reference's log-probabilities, one for each part that the loss reads
         reference_of: folder of the reference, with manifest.json, where it is not the parent
         scores: file of a reward model's scores, for a stage with a reward_model
+        resumed: manifest.json of the run to go on from, for a stage with resume_from
         tokens_per_microbatch: tokens of one forward pass on one device, padding included
         gradient_checkpointing: save memory by running forward passes again in the backward pass
         eval_every: steps between two evaluations; by default as in the config, like the two that follow
@@ -53,7 +55,7 @@ def train(
         Stopped: the time limit or a signal came first; the same command goes on from the checkpoint.
     """
     stopping = Stopping(slurm.time_limit(time_limit))
-    inputs = Inputs.open(config, parent, store, reference, reference_of, scores)
+    inputs = Inputs.open(config, parent, store, reference, reference_of, scores, resumed)
     intervals = {"eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every}
     given: dict[str, int | bool] = {name: steps for name, steps in intervals.items() if steps is not None}
     if skip_first_evaluation:

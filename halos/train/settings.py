@@ -182,6 +182,13 @@ class Stage(BaseModel):
         description="the reference: a method (sft-dpo: the model of that cell, with the same seed), or the id of a "
         "model with the same tokenizer; by default what the stage, or the round, starts from",
     )
+    resume_from: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="go on from the end of another stage's run, with its optimiser, as far as this stage's `epochs` or "
+        "`examples` reach, those of that run included; all other settings are that stage's, which has to have "
+        "keep_optimizer, and only those of the learning rate may be changed",
+    )
     reward_model: str | None = Field(
         None, description="method whose reward model scores the responses, for a loss that reads scores: sft-rm"
     )
@@ -359,6 +366,10 @@ class Stage(BaseModel):
         """The loss with its hyperparameters."""
         parts = self.parts
         return mix(parts) if len(parts) > 1 else parts[self.loss_name].loss
+
+
+LENGTH = {"lr", "scheduler", "min_lr_ratio", "warmup", "decay", "epochs", "examples", "resume_from"}
+"""Settings that a stage with `resume_from` may have of its own."""
 
 
 class RunSlice(Slice):

@@ -107,6 +107,13 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
+        if inputs.resumed is not None:
+            done = int(read_meta(inputs.resumed / KEPT)["step"])
+            if done >= len(self.batches):
+                raise HalosError(
+                    f"{inputs.resumed} has {done} steps and this run would end at {len(self.batches)}: raise epochs or "
+                    f"examples, which count those of that run, too"
+                )
         rounds = max(1, inputs.settings.rounds - inputs.settings.round + 1)  # this one and those that follow
         self.earlier = 0 if inputs.before is None else int(read_meta(inputs.before)["step"])
         self.scheduled = self.earlier + rounds * len(self.batches)
@@ -284,13 +291,27 @@ class Trainer:
             if self.inputs.before is not None:
                 self.checkpoints.load(self.inputs.before, {}, self.optimizer.optimizer, self.accelerator)
                 self._say(f"the optimiser goes on from step {self.earlier}")
-            return 0
+            return self._go_on() if self.inputs.resumed is not None else 0
         meta = self.checkpoints.load(path, *self._trained(), self.accelerator)
         self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         step = int(meta["step"])
         self._say(f"going on from step {step} of {len(self.batches)}")
         if main:
             self.log.cut(step)
+        return step
+
+    def _go_on(self) -> int:
+        """Load the state at the end of the run that this one goes on from, whose log it takes over.
+
+        Returns:
+            The steps of that run.
+        """
+        run = self.inputs.resumed
+        assert run is not None
+        step = int(self.checkpoints.load(run / KEPT, *self._trained(), self.accelerator)["step"])
+        if self.accelerator.is_main_process:
+            shutil.copyfile(run / "train.jsonl", self.log.path)
+        self._say(f"going on from {run}, step {step} of {len(self.batches)}")
         return step
 
     def _save_checkpoint(self, step: int) -> None:

@@ -60,6 +60,7 @@ MEANINGS = {
     "eval_on_start": "write `eval_first`, which is true by default",
     "seed": _SEED,
     "data_seed": _SEED,
+    "resume_from_checkpoint": "a stopped run goes on by itself; `resume_from: STAGE` goes on from a finished one",
     "output_dir": "results lie in a folder by dataset, model, method and seed",
     "bf16": _PRECISION,
     "fp16": _PRECISION,

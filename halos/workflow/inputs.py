@@ -119,6 +119,11 @@ class Inputs:
         lora = self.study.stage(cell_of(wildcards)).lora
         return [] if lora is None or lora.path is None else [f"{lora.path}/adapter_model.safetensors"]
 
+    def resumed(self, wildcards: Any) -> list[Path]:
+        """The manifest of the run that the cell goes on from, if any."""
+        cell = self.study.resumed(cell_of(wildcards))
+        return [] if cell is None else [self.paths.run(cell).manifest]
+
     # ---- rounds of an online stage --------------------------------------------------------------------------
 
     def round_manifests(self, wildcards: Any) -> list[Path]:
