@@ -104,7 +104,7 @@ use rule tokenize as tokenize_round with:
     input:
         config="<tokens>/config.yaml",
         train="<run>/fresh/train/feedback.parquet",
-        test="<run>/fresh/test/feedback.parquet",
+        test=inputs.round_test,
         model="<base>/model",
     output:
         store=directory("<run>/fresh/store"),

@@ -97,7 +97,7 @@ class Inputs:
     def checked(self, wildcards: Any) -> Path:
         """The check that the store has the view that the cell's loss reads, and all others that the grid needs."""
         stage = self.study.stage(cell_of(wildcards))
-        view = PROMPTS if stage.online else stage.reads
+        view = PROMPTS if stage.online and stage.online.evaluate == "fresh" else stage.reads
         return self.paths.store(wildcards.dataset, wildcards.model).checked(view)
 
     def reference(self, wildcards: Any) -> list[Path]:
@@ -128,6 +128,12 @@ class Inputs:
 
     def round_manifests(self, wildcards: Any) -> list[Path]:
         return [self.paths.run(round_).manifest for round_ in self.study.rounds(cell_of(wildcards))]
+
+    def round_test(self, wildcards: Any) -> Path:
+        """The feedback records that a round is evaluated on: its own, or the dataset's."""
+        online = self.study.stage(cell_of(wildcards)).online
+        own = online is None or online.evaluate == "fresh"
+        return self._run(wildcards).fresh.test.feedback if own else self.paths.data(wildcards.dataset).test
 
     def last_model(self, wildcards: Any) -> Path:
         """The model of a cell's last round."""

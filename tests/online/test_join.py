@@ -194,6 +194,20 @@ def test_a_round_reads_the_reference_that_its_stage_names_on_its_own_store() -> 
     assert w.inputs.reference_config(first) == "results/runs/d/m/base/seed0/config.yaml"
 
 
+def test_a_round_is_evaluated_on_its_own_responses_or_on_the_datasets() -> None:
+    place = wildcards("sft-kto_on")
+    fresh, dataset = (Workflow(load({"stages/kto_on/online/evaluate": name})) for name in ("fresh", "dataset"))
+    round_ = "results/runs/d/m/sft-kto_on/seed3/round2"
+    assert fresh.inputs.round_test(place) == f"{round_}/fresh/test/feedback.parquet"
+    assert dataset.inputs.round_test(place) == "results/data/d/test.parquet"
+    # the labels that are evaluated on have to be there before anything is sampled
+    checked = "results/tokens/d/m/checked"
+    assert (fresh.inputs.checked(place), dataset.inputs.checked(place)) == (
+        f"{checked}/prompts.json", f"{checked}/unpaired.json"
+    )  # fmt: skip
+    assert "evaluate" not in C.Stage(loss="kto", online=ONLINE).model_dump()["online"]
+
+
 def test_a_cell_is_made_of_its_rounds_and_all_but_the_last_are_judged_beside_it() -> None:
     w = Workflow(load(methods=["sft", "sft-kto_on"]))
     cell = wildcards("sft-kto_on", "seed1")
