@@ -63,11 +63,11 @@ class Manifest(JsonFile):
         files: name -> sha256 of each file of `model/`.
         links: name -> size and time of the last change (ns) of each file that a base model links to.
         revision: commit of a base model from the hub.
-        inputs: hashes of what a run was trained from: `weights`, `store` and `template`; `reference`, `scores` and
-            `adapters` where it had them.
+        inputs: hashes of what a run was trained from: `weights`, `store` and `template`; `reference`, `scores`,
+            `adapters`, `value_head` and `resumed` where it had them.
         data: split -> counts of its examples, responses and labels.
         steps: optimiser steps.
-        tokens: tokens of all sequences that were trained on.
+        tokens: tokens of all sequences that were trained on; as the times, without those of a run that it goes on from.
         seconds: wall time, over all attempts.
         gpu_hours: hours of all its GPUs together; 0 on the CPU.
         peak_memory_gb: peak memory of the main process's device.

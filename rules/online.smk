@@ -104,7 +104,7 @@ use rule tokenize as tokenize_round with:
     input:
         config="<tokens>/config.yaml",
         train="<run>/fresh/train/feedback.parquet",
-        test="<run>/fresh/test/feedback.parquet",
+        test=inputs.round_test,
         model="<base>/model",
     output:
         store=directory("<run>/fresh/store"),
@@ -125,6 +125,7 @@ use rule reference as reference_round with:
         model=inputs.reference_model,
         manifest=inputs.reference_manifest,
         store="<run>/fresh/store",
+        vocabulary=inputs.vocabulary,
     output:
         "<run>/fresh/reference/{part}.safetensors",
     log:
@@ -148,6 +149,7 @@ use rule train_cell as train_round with:
         reference_of=inputs.reference_manifest,
         scores=[],
         adapters=inputs.adapters,
+        resumed=[],
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",

@@ -3,6 +3,8 @@
 Input:   the model and its manifest; the sequence store; for a reward model of `models:`, the store's records
 Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched, scores
          results/tokens/{dataset}/{model}/scores/{reward_model}.safetensors
+         results/tokens/{dataset}/{of}/reference/{model}/{part}.safetensors   for cells of a model whose stage names
+                                                                              another one as its reference
 """
 
 
@@ -13,6 +15,7 @@ rule reference:
         model=inputs.model,
         manifest=inputs.manifest,
         store="<tokens>/store",
+        vocabulary=[],
     output:
         "<run>/reference/{part}.safetensors",
     log:
@@ -36,6 +39,7 @@ rule reference:
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \
             --part {wildcards.part} \
+            --vocabulary {input.vocabulary:q} \
             --output {output:q} \
             --tokens-per-microbatch {resources.tokens}
         """
@@ -79,3 +83,21 @@ rule score:
             --output {output:q} \
             --tokens-per-microbatch {resources.tokens}
         """
+
+
+use rule reference as reference_of_model with:
+    """A base model's log-probabilities of a store of another model, of the same vocabulary."""
+    input:
+        config="results/runs/{dataset}/{model}/base/seed0/config.yaml",
+        model="<base>/model",
+        manifest="<base>/manifest.json",
+        store="results/tokens/{dataset}/{of}/store",
+        vocabulary="results/models/{of}/model",
+    output:
+        "results/tokens/{dataset}/{of}/reference/{model}/{part}.safetensors",
+    log:
+        "<logs>/reference_of_model/{dataset}/{of}/{model}/{part}.log",
+    benchmark:
+        "<runtime>/reference_of_model/{dataset}/{of}/{model}/{part}.tsv"
+    wildcard_constraints:
+        of=patterns.ids("models"),

@@ -1,7 +1,7 @@
 """Training: the last stage of a cell, from its parent's weights.
 
-Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the parent's log-probabilities;
-         a reward model's scores; saved adapters
+Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the reference's log-probabilities;
+         a reward model's scores; saved adapters; the run that the cell goes on from
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
          checkpoints/ and kept/ beside them are not declared: Snakemake leaves them after a failure, and the next attempt
          goes on from the last checkpoint
@@ -16,10 +16,11 @@ rule train_cell:
         manifest=inputs.parent_manifest,
         store="<tokens>/store",
         checked=inputs.checked,
-        reference=inputs.parent_reference,
-        reference_of=inputs.parent_manifest,
+        reference=inputs.reference,
+        reference_of=inputs.reference_manifest,
         scores=inputs.scores,
         adapters=inputs.adapters,
+        resumed=inputs.resumed,
     output:
         model=directory("<run>/model"),
         log="<run>/train.jsonl",
@@ -57,6 +58,7 @@ rule train_cell:
             --reference {input.reference:q} \
             --reference-of "$(dirname {input.reference_of:q})" \
             --scores {input.scores:q} \
+            --resumed {input.resumed:q} \
             --output "$(dirname {output.manifest:q})" \
             --tokens-per-microbatch {resources.tokens} \
             {resources.checkpointing} \

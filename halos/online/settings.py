@@ -30,6 +30,18 @@ class Online(Strict):
         "previous",
         description="each round's reference: the policy it starts from, or the one the first round starts from",
     )
+    continue_optimizer: bool = Field(
+        False,
+        exclude_if=lambda value: not value,
+        description="the optimiser's state goes on from round to round, and the schedule runs over all rounds, each "
+        "taken to be as long as the current one; by default each round has its own",
+    )
+    evaluate: Literal["fresh", "dataset"] = Field(
+        "fresh",
+        exclude_if=lambda value: value == "fresh",
+        description="what a round's training is evaluated on: its own labelled responses to eval_prompts, or the "
+        "responses and labels of the dataset's test split, the same in each round",
+    )
     eval_prompts: Positive = Field(64, description="prompts of the test split, the same in each round, to evaluate on")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling: probability mass of the tokens drawn from")

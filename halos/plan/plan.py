@@ -56,9 +56,11 @@ class Plan:
         self.study = Study(config, grid)
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
         self._counts: dict[tuple[str, str, tuple[str, ...]], Trained | None] = {}
-        self.sizes = {m: size_of(m, config.models[m], results) for m in self.study.settings.models}
+        models = self.study.settings.models
+        named = [reference.model for c in self.study.trained if (reference := self.study.named_reference(c))]
+        self.sizes = {m: size_of(m, config.models[m], results) for m in dict.fromkeys((*models, *named))}
         self.amounts = {(d, m): amount_of(config, d, m, results)
-                        for d in self.study.settings.datasets for m in self.sizes}  # fmt: skip
+                        for d in self.study.settings.datasets for m in models}  # fmt: skip
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -93,7 +95,10 @@ class Plan:
         memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage), counted)
         eval_examples = self.config.datasets[cell.dataset].eval_examples
         amount = self.amounts[cell.dataset, cell.model]
-        work = work_of(stage, amount, resources.tokens_per_microbatch, world, eval_examples)
+        budget, source = resources.tokens_per_microbatch, self.study.resumed(cell)
+        work = work_of(stage, amount, budget, world, eval_examples)
+        if source is not None:
+            work = work.after(work_of(self.study.stage(source), amount, budget, world, eval_examples))
         operations = training_operations(size, stage, resources.gradient_checkpointing, work)
         seconds = operations / (world * self._speed(cell.model))
         main = main_memory(size, resources, memory)
@@ -115,17 +120,19 @@ class Plan:
         return self.utilisation * (device.bf16 if self.config.models[model].precision == "bf16" else device.fp32)
 
     def _references(self) -> Iterator[Job]:
-        """One pass for each part of a parent's log-probabilities that a cell reads, one for a reward model's scores."""
-        passes: dict[tuple[Cell, str], None] = {}
+        """One pass for each part of a reference's log-probabilities that is read, one for a reward model's scores."""
+        passes: dict[tuple[Cell, str, str], None] = {}  # with the model whose store it is over
         for cell in self.study.trained:
             stage = self.study.stage(cell)
             if cell.parent is not None and stage.online is None:
-                passes.update(dict.fromkeys((cell.parent, part) for part in self.study.reference_parts(cell)))
+                parts = self.study.reference_parts(cell)
+                passes.update(dict.fromkeys((self.study.reference(cell), part, cell.model) for part in parts))
                 teacher = self.study.teacher(cell)
-                passes.update({} if teacher is None or teacher.stage is None else {(teacher, SCORES): None})
-        for cell, _ in passes:
+                if teacher is not None and teacher.stage is not None:
+                    passes[teacher, SCORES, cell.model] = None
+        for cell, _, of in passes:
             model, size = self.config.models[cell.model], self.sizes[cell.model]
-            amount = self.amounts[cell.dataset, cell.model]
+            amount = self.amounts[cell.dataset, of]
             longest = self.config.datasets[cell.dataset].max_length
             memory = reference_memory(size, model.precision, max(model.resources.tokens_per_microbatch, longest))
             tokens = amount.prompts * amount.prompt + amount.responses * amount.response

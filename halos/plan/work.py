@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from halos.models.settings import Size
 from halos.plan.devices import DECODING, HALF, Device
@@ -24,6 +24,10 @@ class Work:
     trained: float
     scored: float
     examples: float
+
+    def after(self, done: Work) -> Work:
+        """What is left of it once some of it is done."""
+        return Work(*(max(0.0, a - b) for a, b in zip(astuple(self), astuple(done), strict=True)))
 
 
 def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples: int) -> Work:

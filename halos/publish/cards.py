@@ -160,7 +160,7 @@ def _stages(grid: Results, cell: Cell) -> str:
     for made in reversed([made for made in cell.lineage() if made.stage]):
         manifest, stage = grid.manifest(made), grid.settings(made)
         hyperparameters = {key: value for key, value in stage.items() if key not in Stage.model_fields}
-        names = ("humanline", "sync_reference", "sync_weight", "lora", "online")
+        names = ("humanline", "sync_reference", "sync_weight", "reference", "resume_from", "lora", "online")
         hyperparameters |= {name: stage[name] for name in names if stage.get(name)}
         row = [
             grid.method_label(str(made.stage)),

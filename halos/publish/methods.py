@@ -38,7 +38,7 @@ def methods(grid: Results) -> str:
         "**Models.** " + " ".join(_model(grid, name) for name in grid.models),
         "**Data.** " + " ".join(_data(grid, name) for name in grid.datasets),
         "**Training.** Methods are chains of stages, each from the weights of the one before; a stage's reference is "
-        "what it starts from. " + _training(grid),
+        "what it starts from, unless its settings name another. " + _training(grid),
         _stages(grid),
         *(["**Judging.** " + " ".join(_judge(grid, name) for name in grid.judges)] if grid.judges else []),
         *(["**Benchmarks.** " + " ".join(_task(grid, name) for name in grid.tasks)] if grid.tasks else []),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from halos.errors import HalosError
 from halos.forward.budget import cut, pack
 from halos.models.load import freeze, load
 from halos.models.rewards import check_reward_model, is_gated, labels_of
+from halos.pretrained import read_tokenizer
 from halos.reference.cache import SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
@@ -29,6 +31,7 @@ def reference(
     part: Literal["responses", "mismatched", "scores"],
     output: Path,
     tokens_per_microbatch: int = 16384,
+    vocabulary: Sequence[Path] = (),
 ) -> None:
     """Cache a model's log-probabilities of a sequence store, or a reward model's scores.
 
@@ -44,10 +47,14 @@ def reference(
         part: sequences to run: real responses, mismatched ones, or (for a reward model) scores of real ones.
         output: file to write, safetensors.
         tokens_per_microbatch: tokens of one forward pass on one device, padding included.
+        vocabulary: model folder whose tokenizer made the store, where it is another model's.
 
     Raises:
-        HalosError: the parent is not finished, or is not the kind of model that `part` needs.
+        HalosError: the parent is not finished, is not the kind of model that `part` needs, or has another vocabulary.
     """
+    for other in vocabulary:
+        check_vocabulary(parent / "model", other)
+
     import torch
 
     from halos.distributed.accelerator import accelerator_for
@@ -102,6 +109,27 @@ def reference(
     bar.close()
     write_values(output, done.values(), offsets, made_from)
     done.remove()
+
+
+def check_vocabulary(model: Path, other: Path) -> None:
+    """Check that a token id means the same to two models.
+
+    Args:
+        model: folder of the model that is a reference.
+        other: folder of the policy's base model.
+
+    Raises:
+        HalosError: their tokenizers have other tokens or ids.
+    """
+    ours, theirs = (read_tokenizer(folder).get_vocab() for folder in (model, other))
+    differing = sorted(token for token in {*ours, *theirs} if ours.get(token) != theirs.get(token))
+    if differing:
+        ids = [vocab.get(differing[0], "none") for vocab in (ours, theirs)]
+        raise HalosError(
+            f"{model.parent} cannot be the reference of {other.parent}: {len(differing)} of their tokens differ (the "
+            f"first: {differing[0]!r} has the id {ids[0]} in it and {ids[1]} in the other); name a model with the same "
+            f"tokenizer in `reference`"
+        )
 
 
 class Done:

@@ -30,7 +30,7 @@ from halos.study.cells import BASE
 from halos.study.layers import combined, with_model
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
-from halos.train.settings import Lora, Stage
+from halos.train.settings import LENGTH, Lora, Stage, stage_slice
 from halos.train.words import lora_meaning
 from halos.views import VIEWS
 
@@ -57,6 +57,28 @@ class Config(BaseModel):
     judges: dict[str, Judge] = {}
     tasks: dict[str, Task] = {}
     grids: dict[str, Grid] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def resumed(cls, content: Any) -> Any:
+        """Give stages with `resume_from` the settings of the stage that they go on from."""
+        stages = content.get("stages") if isinstance(content, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+            return content
+
+        def whole(name: str, after: tuple[str, ...] = ()) -> dict[str, Any]:
+            source = stages[name].get("resume_from")
+            if source is None:
+                return dict(stages[name])
+            if source not in stages:
+                raise ValueError(
+                    f"stages.{name}.resume_from: there is no {source!r} in stages{suggest(source, stages)}"
+                )
+            if source in (*after, name):
+                raise ValueError(f"stages.{name}.resume_from: {source} goes on from {name} itself")
+            return _extended(whole(source, (*after, name)), stages[name])
+
+        return {**content, "stages": {name: whole(name) for name in stages}}
 
     @model_validator(mode="after")
     def consistent(self) -> Config:
@@ -118,6 +140,11 @@ class Config(BaseModel):
                 self._check_reward_model(f"{where}.reward_model", entry.reward_model)
             if entry.online is not None:
                 self._check_online(where, entry)
+            if entry.reference is not None:
+                self._check_reference(where, entry)
+            if entry.resume_from is not None:
+                of_model = where.split(".")[1] if where.startswith("models.") else None
+                self._check_resumed(where, entry, entry.resume_from, of_model)
         teachers = {where: teacher for where, entry in stages if (teacher := self.teacher(entry)) is not None}
         taught = {where.rsplit(".", 1)[-1] for where in teachers}
         for where, teacher in teachers.items():
@@ -153,6 +180,56 @@ class Config(BaseModel):
                     self._refer(f"models.{seen[-1]}.tokenizer.from", other, "models")
                 return
             seen.append(other)
+
+    def _check_resumed(self, where: str, stage: Stage, source: str, model: str | None) -> None:
+        """Refuse to go on from a stage that keeps no state, or with settings that would make it another training."""
+        other = self.stages[source] if model is None else self.stage(source, model)
+        if stage.online is not None:
+            raise ValueError(f"{where}: an online stage goes on by more rounds: raise online.rounds instead")
+        if not other.keep_optimizer:
+            raise ValueError(
+                f"{where}.resume_from: {source} keeps no state to go on from: set its keep_optimizer: true"
+            )
+        ours, theirs = stage_slice(stage), stage_slice(other)
+        differing = [k for k in sorted({*ours, *theirs} - LENGTH) if ours.get(k) != theirs.get(k)]
+        if differing:
+            raise ValueError(
+                f"{where}: {', '.join(differing)} must be that of {source}, from which it goes on: take it out"
+            )
+
+    def reference(self, stage: Stage) -> tuple[str, bool] | None:
+        """The reference that a stage names, and whether it is a model's id and no method; None if it names none."""
+        name = stage.reference
+        if name is None:
+            return None
+        return name, name != BASE and not all(part in self.stages for part in name.split("-"))
+
+    def _check_reference(self, where: str, stage: Stage) -> None:
+        """Refuse a reference that does not exist, is ambiguous, is no policy, or is made with the stage itself."""
+        assert stage.reference is not None
+        where, name, own = f"{where}.reference", stage.reference, where.rsplit(".", 1)[-1]
+        _, is_model = self.reference(stage) or ("", False)
+        if is_model:
+            if name not in self.models:
+                known = [BASE, *self.stages, *self.models]
+                raise ValueError(f"{where}: there is no method and no model {name!r}{suggest(name, known)}")
+            return
+        if name in self.models:
+            raise ValueError(f"{where}: {name!r} is a stage and a model: give one of them another id")
+        self._check_method(where, name, rewards=False)
+        if name != BASE and self.stages[name.rsplit("-", 1)[-1]].make_loss().control:
+            raise ValueError(f"{where}: {name}: its prompts end in a control token, which those of this stage do not")
+        seen: set[str] = set()
+        wanted = [part for part in name.split("-") if part != BASE]
+        while wanted:
+            part = wanted.pop()
+            if part not in seen:
+                seen.add(part)
+                entry = self.stages[part]
+                named = [entry.reference, self.teacher(entry)]
+                wanted += [p for other in named if other for p in other.split("-") if p in self.stages]
+        if own in seen:
+            raise ValueError(f"{where}: {name} is trained by {own} itself: name a method that is made without it")
 
     def _check_online(self, where: str, stage: Stage) -> None:
         """Refuse a labeller that does not exist, or whose feedback the stage's loss cannot read."""
@@ -206,13 +283,24 @@ class Config(BaseModel):
 
     def stage(self, name: str, model: str) -> Stage:
         """A stage as a model runs it: the stage's entry with the model's own settings for it."""
-        stage, changes = self.stages[name], self.models[model].stages.get(name, {})
+        stage, changes = self.stages[name], self._changes(name, model)
         return Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes}) if changes else stage
+
+    def _changes(self, name: str, model: str) -> dict[str, Any]:
+        """A model's own settings for a stage, and for the one that it goes on from."""
+        own, source = self.models[model].stages.get(name, {}), self.stages[name].resume_from
+        return own if source is None else _extended(self._changes(source, model), own)
 
     def _refer(self, where: str, name: str, kind: str) -> None:
         """Refuse the id of an entry that does not exist."""
         if name not in getattr(self, kind):
             raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
+
+
+def _extended(source: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a stage that goes on from another: that one's, but for its label and length, and its own."""
+    left = {"label", "keep_optimizer", *(("examples",) if "epochs" in own else ())}
+    return {**{key: value for key, value in source.items() if key not in left}, **own}
 
 
 def _owner(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
@@ -313,6 +401,8 @@ def schema() -> dict[str, Any]:
     """JSON schema of config.yaml, for editors. A stage lists the hyperparameters of every loss of the package."""
     document = Config.model_json_schema()
     properties = document["$defs"]["Stage"]["properties"]
+    del document["$defs"]["Stage"]["required"]
+    document["$defs"]["Stage"]["anyOf"] = [{"required": ["loss"]}, {"required": ["resume_from"]}]
     for name in LOSSES:
         if LOSSES.plugin(name) is None:
             for f in dataclasses.fields(LOSSES[name]):

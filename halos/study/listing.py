@@ -155,5 +155,8 @@ class _Rows:
     @staticmethod
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
         study = Study(config, grid)
-        for cell in (*study.cells, *study.reward_models):
-            yield {**cell.ids, "state": state(cell, results)}
+        cells = (*study.cells, *study.reward_models)
+        named = {cell: config.stages[cell.stage].reference for cell in cells if cell.stage}
+        for cell in cells:
+            reference = {"reference": named.get(cell) or "parent"} if any(named.values()) else {}
+            yield {**cell.ids, **reference, "state": state(cell, results)}

@@ -68,6 +68,10 @@ class StorePaths(Folder):
     def report(self) -> Path:
         return self.folder / "report.json"
 
+    def reference(self, model: str, part: str) -> Path:
+        """The log-probabilities of its sequences under another base model."""
+        return self.folder / "reference" / model / f"{part}.safetensors"
+
     def checked(self, view: str) -> Path:
         return self.folder / "checked" / f"{view}.json"
 

@@ -123,7 +123,9 @@ def _run(config: Config, *ids: str) -> Content:
         raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")
     if stage.online and fresh:
         return stage.online.prompts(fresh[1], cell.round, cell.seed)
-    if cell.round:  # the number of rounds and the source of their data do not change the training of one round
+    if cell.round and stage.online and stage.online.continue_optimizer:
+        content["rounds"] = rounds
+    if cell.round:  # else the number of rounds and the source of their data do not change the training of one round
         stage = stage.model_copy(update={"online": None})
     content |= {"stage": stage_slice(stage), "plugins": stage_plugins(stage)}
     return _with_local(content, [stage.lora.path if stage.lora else None])

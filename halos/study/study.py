@@ -80,12 +80,13 @@ class Study:
         return [*prompts, *tasks, *(f"stages.{name}.online" for name in sorted(filter(None, trained)))]
 
     def made_from(self, cell: Cell) -> Iterator[Cell]:
-        """A cell, its parents, and the reward models that they learn from, with all that those are made from."""
+        """A cell, its parents, and what they need beside them: reward models, named references and runs that they go on
+        from, with all that those are made from."""
         for ancestor in cell.lineage():
             yield ancestor
-            teacher = self.teacher(ancestor)
-            if teacher is not None:
-                yield from self.made_from(teacher)
+            for other in (self.teacher(ancestor), self.named_reference(ancestor), self.resumed(ancestor)):
+                if other is not None:
+                    yield from self.made_from(other)
 
     def stage(self, cell: Cell) -> Stage:
         """The stage that a cell trains, as its model runs it. A base model has none, and no caller asks for it."""
@@ -101,13 +102,31 @@ class Study:
         return cell.rounds(online.rounds) if online else []
 
     def reference(self, cell: Cell) -> Cell:
-        """The cell that is the reference of a training: its parent, or, in a round with a fixed reference, the parent
-        of the first round."""
+        """The cell that is the reference of a training: the one that its stage names, else its parent, or, in a round
+        with a fixed reference, the parent of the first round."""
+        named = self.named_reference(cell)
+        if named is not None:
+            return named
         online = self.stage(cell).online
         fixed = online is not None and online.reference == "fixed"
         parent = (replace(cell, round=0) if fixed else cell).parent
         assert parent is not None
         return parent
+
+    def named_reference(self, cell: Cell) -> Cell | None:
+        """The cell that a stage names as its reference, of the same seed or of a base model; None if it names none."""
+        named = None if cell.stage is None else self.config.reference(self.stage(cell))
+        if named is None:
+            return None
+        name, is_model = named
+        if is_model:
+            return Cell(cell.dataset, name, BASE, 0)
+        return replace(cell, method=name, round=0, seed=0 if name == BASE else cell.seed)
+
+    def resumed(self, cell: Cell) -> Cell | None:
+        """The cell whose run a training goes on from, if its stage has `resume_from`."""
+        source = None if cell.stage is None else self.stage(cell).resume_from
+        return None if source is None else replace(cell, method="-".join([*cell.method.split("-")[:-1], source]))
 
     def reference_parts(self, cell: Cell) -> tuple[str, ...]:
         """The parts of its reference's log-probabilities that a training reads."""

@@ -18,6 +18,9 @@ from halos.distributed.sharding import local, reshard, shard_like
 from halos.errors import HalosError
 from halos.files import hash_content, writing
 
+KEPT = "optimizer"
+"""Folder of a run's state at its end, for another to go on from: a checkpoint, or the optimiser alone."""
+
 
 class Checkpoints:
     """The checkpoints of one run. Only the newest is kept.
@@ -42,7 +45,7 @@ class Checkpoints:
 
     def _of(self, ours: bool) -> list[Path]:
         paths = self.folder.glob("step*")
-        return [p for p in paths if (_meta(p).get("fingerprint") == self.fingerprint) == ours]
+        return [p for p in paths if (read_meta(p).get("fingerprint") == self.fingerprint) == ours]
 
     def save(
         self,
@@ -67,7 +70,25 @@ class Checkpoints:
         Raises:
             HalosError: the file system takes no more. The older checkpoint is as it was.
         """
-        path, temporary = self.folder / f"step{step}", self.folder / ".partial"
+        path = self.folder / f"step{step}"
+        self.write(path, step, modules, optimizer, meta, accelerator)
+        if accelerator.is_main_process:
+            for other in self.folder.glob("step*"):
+                if other != path:
+                    shutil.rmtree(other)
+        accelerator.wait_for_everyone()
+
+    def write(
+        self,
+        path: Path,
+        step: int,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        meta: dict[str, Any],
+        accelerator: Any,
+    ) -> None:
+        """Write a checkpoint to a folder of any name, which appears complete or not at all, see `save`."""
+        temporary = self.folder / ".partial"
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -76,9 +97,8 @@ class Checkpoints:
         try:
             with writing(path):
                 if suffix or accelerator.is_main_process:
-                    policy = next(iter(modules.values()))
                     for file, module in modules.items():
-                        trained = {n: t.contiguous() for n, t in _trained(module, policy).items()}
+                        trained = {n: t.contiguous() for n, t in _trained(module, modules).items()}
                         save_file(trained, temporary / f"{file}{suffix}.safetensors")
                     tensors, values = _flatten(optimizer.state_dict())
                     save_file(tensors, temporary / f"optimizer{suffix}.safetensors")
@@ -86,14 +106,11 @@ class Checkpoints:
                 if accelerator.is_main_process:
                     identity = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
                     (temporary / "meta.json").write_text(json.dumps({**meta, **identity, "optimizer": values}))
+                    shutil.rmtree(path, ignore_errors=True)
                     temporary.rename(path)
         except HalosError:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets its room back
             raise
-        if accelerator.is_main_process:
-            for other in self.folder.glob("step*"):
-                if other != path:
-                    shutil.rmtree(other)
         accelerator.wait_for_everyone()
 
     def load(
@@ -107,17 +124,17 @@ class Checkpoints:
         Raises:
             HalosError: it was saved with the weights sharded over another number of processes.
         """
-        meta = _meta(path)
+        meta = read_meta(path)
         if meta["shards"] != _shards(accelerator):
+            owner = "the checkpoint" if path.parent == self.folder else f"{path.parent}"
             raise HalosError(
                 f"{path} holds {meta['shards'] or 'no'} shards and this run has {_shards(accelerator) or 'none'}: "
-                f"launch it as before, or delete the checkpoint to begin again"
+                f"launch it as before, or delete {owner} to begin again"
             )
         suffix = _suffix(accelerator)
-        policy = next(iter(modules.values()))
         for file, module in modules.items():
             saved = load_file(path / f"{file}{suffix}.safetensors")
-            for name, tensor in _trained(module, policy).items():
+            for name, tensor in _trained(module, modules).items():
                 tensor.copy_(saved[name])
         tensors = load_file(path / f"optimizer{suffix}.safetensors")
         optimizer.load_state_dict(_unflatten(tensors, meta["optimizer"], optimizer))
@@ -133,8 +150,10 @@ def _suffix(accelerator: Any) -> str:
     return f"-{accelerator.process_index}" if accelerator.is_fsdp2 else ""
 
 
-def _trained(module: nn.Module, policy: nn.Module) -> dict[str, Tensor]:
-    """name -> this process's shard of each parameter of `module` that `policy`, of the same structure, trains."""
+def _trained(module: nn.Module, modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """name -> this process's shard of each parameter of a module that the first of `modules`, all of the same
+    structure, trains."""
+    policy = next(iter(modules.values()))
     reshard(module)
     names = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     return {name: local(p) for name, p in module.named_parameters() if name in names}
@@ -144,7 +163,7 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step"))
 
 
-def _meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
     """A checkpoint's meta data; empty where an interrupted removal left none."""
     file = path / "meta.json"
     content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}

@@ -17,7 +17,7 @@ from halos.train.optimizer import whole_steps
 from halos.train.settings import Stage
 
 
-def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, seed: int) -> list[str]:
+def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, scheduled: int, seed: int) -> list[str]:
     """A sentence for each setting of a stage, or column of its data, that cannot have the effect of its name.
 
     Args:
@@ -25,10 +25,12 @@ def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, s
         store: the sequence store that its examples are of.
         examples: the examples that it trains on.
         steps: number of the run's optimiser steps.
+        scheduled: steps that the learning rate's schedule is over: those of the run, or of all rounds.
         seed: the cell's seed.
     """
     loss = stage.make_loss()
     return [
+        *_of_schedule(stage, scheduled),
         *_of_steps(stage, steps),
         *_of_sizes(stage, len(examples)),
         *_of_weights(stage, loss),
@@ -38,8 +40,8 @@ def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, s
     ]
 
 
-def _of_steps(stage: Stage, steps: int) -> Iterator[str]:
-    """Settings that count steps, or fractions of them."""
+def _of_schedule(stage: Stage, steps: int) -> Iterator[str]:
+    """Settings of the learning rate that count steps, or fractions of them."""
     ramp, decay = whole_steps(stage.warmup, steps), whole_steps(stage.decay, steps)
     decays = stage.scheduler != "constant"
     if ramp > steps:
@@ -55,6 +57,10 @@ def _of_steps(stage: Stage, steps: int) -> Iterator[str]:
         yield f"decay: {decay} steps and {ramp} of warm-up in a run of {steps}: the decay has {steps - ramp}"
     if decays and stage.min_lr_ratio == 1:
         yield f"min_lr_ratio: 1 leaves the scheduler {stage.scheduler} nothing to decay to"
+
+
+def _of_steps(stage: Stage, steps: int) -> Iterator[str]:
+    """Other settings that count steps."""
     if stage.keep_every is not None and stage.keep_every >= steps:
         yield f"keep_every: {stage.keep_every} keeps no model of a run of {steps} steps but its last"
     if stage.sync_reference is not None and stage.sync_reference >= steps:
@@ -81,7 +87,8 @@ def _of_weights(stage: Stage, loss: Loss) -> Iterator[str]:
     decay = stage.optimizer_args.get("weight_decay", default.default if default else 0)
     if not stage.decay_norms_and_biases and not decay:
         yield "decay_norms_and_biases: there is no weight decay (set it by `optimizer_args: {weight_decay: ...}`)"
-    if stage.lora is not None and stage.lora.path is not None and loss.needs_reference and not stage.sync_every:
+    fixed = loss.needs_reference and not stage.sync_every and stage.reference is None
+    if stage.lora is not None and stage.lora.path is not None and fixed:
         yield (
             "lora.path: the policy begins with these adapters and its reference is the parent without them: they "
             "differ before the first step (merge them into a model of its own to begin at 0)"

@@ -17,7 +17,8 @@ from halos.tokens.positions import Positions
 from halos.tokens.selection import select
 from halos.tokens.store import Store, no_margins
 from halos.train.batches import Examples
-from halos.train.settings import RunSlice, Stage
+from halos.train.kept import kept_state
+from halos.train.settings import LENGTH, RunSlice, Stage
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Inputs:
         store: sequence store of the dataset and model.
         reference: cached log-probabilities of the reference; None for a live reference, or a loss without one.
         scores: (responses,) float32 scores of a reward model, by sequence row; None where the data's own are read.
+        resumed: folder of the finished run that this one goes on from; None where it begins at its parent.
+        before: kept state of the round before, whose optimiser goes on; None where the optimiser begins anew.
         value_head: file of the parent's value head; None where the loss or the parent has none.
         hashes: sha256 of each input: `weights` of the parent, `store`, `template`, and where they are read `scores`,
-            `adapters`, `value_head`, and `reference` (weights of a reference that is not the parent).
+            `adapters`, `value_head`, `reference` (weights of a reference that is not the parent) and `resumed` (weights
+            at the end of the run that this one goes on from).
     """
 
     settings: RunSlice
@@ -45,6 +49,8 @@ class Inputs:
     reference: Reference | None
     scores: np.ndarray | None
     value_head: Path | None
+    resumed: Path | None
+    before: Path | None
     hashes: dict[str, str]
 
     @classmethod
@@ -56,6 +62,7 @@ class Inputs:
         reference: Sequence[Path] = (),
         reference_of: Path | None = None,
         scores: Sequence[Path] = (),
+        resumed: Sequence[Path] = (),
     ) -> Inputs:
         """Open and check the inputs of a run; the arguments are those of `halos.train.run.train`.
 
@@ -80,11 +87,16 @@ class Inputs:
         head = _value_head(parent) if loss.head == "value" else None
         if head is not None:
             hashes["value_head"] = hash_file(head)
+        run = _resumed(settings, stage, hashes, resumed)
+        if run is not None:
+            hashes["resumed"] = Manifest.read(run / "manifest.json").weights
         inputs = cls(
             settings, stage, loss, parent / "model", sequences,
             reference=Reference(list(reference), frozen) if reference else None,
             scores=read_scores(scores[0], sequences) if scores else None,
             value_head=head,
+            resumed=run,
+            before=kept_state(parent) if settings.continues else None,
             hashes=hashes,
         )  # fmt: skip
         inputs._check_lengths()
@@ -118,6 +130,34 @@ class Inputs:
     def _check_margins(self) -> None:
         if self.loss.needs_margins and not self.store.has_margins:
             raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss_name}"]))
+
+
+def _resumed(settings: RunSlice, stage: Stage, hashes: dict[str, str], manifests: Sequence[Path]) -> Path | None:
+    """The folder of the run that a stage with `resume_from` goes on from.
+
+    Raises:
+        HalosError: it is not given, kept no state, or was another training.
+    """
+    if len(manifests) != (stage.resume_from is not None):
+        raise HalosError(
+            f"the stage has no resume_from and got {len(manifests)} runs to go on from: leave out --resumed"
+            if stage.resume_from is None
+            else f"the stage goes on from {stage.resume_from} and got {len(manifests)} runs: pass its manifest.json by "
+            f"--resumed"
+        )
+    if not manifests:
+        return None
+    run, manifest = manifests[0].parent, Manifest.read(manifests[0])
+    kept_state(run)
+    then = {k: v for k, v in manifest.inputs.items() if k != "resumed"}
+    differing = sorted(name for name in {*then, *hashes} if then.get(name) != hashes.get(name))
+    own, other = settings.identity, RunSlice.model_validate(manifest.config).identity
+    for content in (own, other):
+        content["stage"] = {key: value for key, value in content["stage"].items() if key not in LENGTH}
+    differing += sorted(k for k in {*own, *other} - {"method"} if own.get(k) != other.get(k))
+    if differing:
+        raise HalosError(f"{run} was trained with other {' and '.join(differing)}: it cannot be gone on from")
+    return run
 
 
 def _value_head(parent: Path) -> Path | None:

@@ -20,12 +20,14 @@ def train(
     reference: Sequence[Path] = (),
     reference_of: Path | None = None,
     scores: Sequence[Path] = (),
+    resumed: Sequence[Path] = (),
     tokens_per_microbatch: int = 16384,
     gradient_checkpointing: bool = False,
     eval_every: int | None = None,
     checkpoint_every: int | None = None,
     keep_every: int | None = None,
     skip_first_evaluation: bool = False,
+    keep_optimizer: bool = False,
     time_limit: float | None = None,
 ) -> None:
     """Train the last stage of a cell.
@@ -38,12 +40,14 @@ def train(
         reference: files of the reference's log-probabilities, one for each part that the loss reads
         reference_of: folder of the reference, with manifest.json, where it is not the parent
         scores: file of a reward model's scores, for a stage with a reward_model
+        resumed: manifest.json of the run to go on from, for a stage with resume_from
         tokens_per_microbatch: tokens of one forward pass on one device, padding included
         gradient_checkpointing: save memory by running forward passes again in the backward pass
         eval_every: steps between two evaluations; by default as in the config, like the two that follow
         checkpoint_every: steps between two checkpoints
         keep_every: steps between two models that are kept in kept/
         skip_first_evaluation: do not evaluate before the first step
+        keep_optimizer: keep the optimiser's state at the end, to go on from
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
@@ -51,10 +55,12 @@ def train(
         Stopped: the time limit or a signal came first; the same command goes on from the checkpoint.
     """
     stopping = Stopping(slurm.time_limit(time_limit))
-    inputs = Inputs.open(config, parent, store, reference, reference_of, scores)
+    inputs = Inputs.open(config, parent, store, reference, reference_of, scores, resumed)
     intervals = {"eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every}
     given: dict[str, int | bool] = {name: steps for name, steps in intervals.items() if steps is not None}
     if skip_first_evaluation:
         given["eval_first"] = False
+    if keep_optimizer:
+        given["keep_optimizer"] = True
     inputs = replace(inputs, stage=inputs.stage.model_copy(update=given))
     Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()

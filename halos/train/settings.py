@@ -154,6 +154,12 @@ class Stage(BaseModel):
         description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
         "finished run keeps what it kept until it is deleted",
     )
+    keep_optimizer: Annotated[bool, INCIDENTAL] = Field(
+        False,
+        description="keep the state of the optimiser, and the weights as they were trained, at the end of a run, so "
+        "that a stage with `resume_from` can go on from it; reruns nothing, so a finished run has none until it is "
+        "deleted",
+    )
     dropout: float | None = Field(
         None,
         ge=0,
@@ -186,6 +192,19 @@ class Stage(BaseModel):
         1.0,
         description="share of the policy in a sync: each weight of the reference (LoRA: of its adapters) becomes "
         "sync_weight * policy + (1 - sync_weight) * reference (Gorbatovski et al. 2024, arXiv 2404.09656)",
+    )
+    reference: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="the reference: a method (sft-dpo: the model of that cell, with the same seed), or the id of a "
+        "model with the same tokenizer; by default what the stage, or the round, starts from",
+    )
+    resume_from: str | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="go on from the end of another stage's run, with its optimiser, as far as this stage's `epochs` or "
+        "`examples` reach, those of that run included; all other settings are that stage's, which has to have "
+        "keep_optimizer, and only those of the learning rate may be changed",
     )
     reward_model: str | None = Field(
         None,
@@ -268,6 +287,15 @@ class Stage(BaseModel):
         loss = self.make_loss()
         if self.sync_every and not loss.needs_reference:
             raise ValueError(f"the loss {self.loss_name!r} has no reference: take out humanline and sync_reference")
+        if self.reference is not None:
+            if not loss.needs_reference:
+                raise ValueError(f"the loss {self.loss_name!r} has no reference: take out `reference`")
+            if self.sync_every:
+                raise ValueError(
+                    "humanline and sync_reference move the reference, which begins as the policy: take out `reference`"
+                )
+            if self.online is not None and self.online.reference == "fixed":
+                raise ValueError("`reference` names a fixed reference: take out online.reference: fixed")
         if self.sync_weight != 1 and not self.sync_every:
             raise ValueError("sync_weight is read at a sync alone: set sync_reference, or take it out")
         if self.lora is not None and self.freeze:
@@ -284,6 +312,11 @@ class Stage(BaseModel):
                 raise ValueError("a labeller gives no margins: take out margin_weight")
             if self.reward_model is not None:
                 raise ValueError("with `online` the labeller gives the scores: take out reward_model")
+            if self.online.continue_optimizer and self.lora is not None:
+                raise ValueError(
+                    "with lora each round trains new adapters, which the optimiser of the round before does not fit: "
+                    "take out online.continue_optimizer"
+                )
             if self.sync_every and self.online.reference == "fixed":
                 raise ValueError("humanline and sync_reference move the reference: take out online.reference: fixed")
             if loss.view.compares and self.online.samples_per_prompt < 2:
@@ -403,11 +436,16 @@ class Stage(BaseModel):
         return mix(parts) if len(parts) > 1 else parts[self.loss_name].loss
 
 
+LENGTH = {"lr", "scheduler", "min_lr_ratio", "warmup", "decay", "epochs", "examples", "resume_from"}
+"""Settings that a stage with `resume_from` may have of its own."""
+
+
 class RunSlice(Slice):
     """config.yaml of a run, of a round of one, or of a base model.
 
     Attributes:
         round: the round of an online stage, from 1; 0 for a whole run.
+        rounds: the number of rounds that one optimiser and one schedule go on through; 0 where each run has its own.
         stage: the last stage of the method, with all hyperparameters; None for a base model.
     """
 
@@ -416,6 +454,7 @@ class RunSlice(Slice):
     method: str
     seed: int
     round: int = 0
+    rounds: int = 0
     attention: str
     precision: Literal["bf16", "fp32"]
     stage: Stage | None = None
@@ -424,6 +463,11 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the optimiser goes on from the round before."""
+        return self.rounds > 0 and self.round > 1
 
     @property
     def identity(self) -> dict[str, Any]:

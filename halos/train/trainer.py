@@ -20,7 +20,7 @@ from halos.errors import HalosError
 from halos.manifest import VALUE_HEAD
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
-from halos.train.checkpoints import Checkpoints, fingerprint
+from halos.train.checkpoints import KEPT, Checkpoints, fingerprint, read_meta
 from halos.train.dropout import Dropout
 from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
@@ -107,7 +107,19 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
-        for line in without_effect(self.stage, inputs.store, self.examples, len(self.batches), self.seed):
+        if inputs.resumed is not None:
+            done = int(read_meta(inputs.resumed / KEPT)["step"])
+            if done >= len(self.batches):
+                raise HalosError(
+                    f"{inputs.resumed} has {done} steps and this run would end at {len(self.batches)}: raise epochs or "
+                    f"examples, which count those of that run, too"
+                )
+        rounds = max(1, inputs.settings.rounds - inputs.settings.round + 1)  # this one and those that follow
+        self.earlier = 0 if inputs.before is None else int(read_meta(inputs.before)["step"])
+        self.scheduled = self.earlier + rounds * len(self.batches)
+        for line in without_effect(
+            self.stage, inputs.store, self.examples, len(self.batches), self.scheduled, self.seed
+        ):
             self._say(line)
         self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
 
@@ -151,6 +163,7 @@ class Trainer:
                     raise Stopped(f"stopped by {reason} after step {step} of {len(self.batches)}, with a checkpoint; "
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
+        self._keep_state(step)
         data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
         with self.dropout.as_configured():
             self.publisher.run(
@@ -158,6 +171,8 @@ class Trainer:
             )  # fmt: skip
         if self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder)
+            if self.inputs.before is not None:  # no run needs it any more
+                shutil.rmtree(self.inputs.before, ignore_errors=True)
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step over one global batch, counted from 0.
@@ -167,8 +182,8 @@ class Trainer:
         """
         begun = time.monotonic()
         torch.manual_seed(derive(self.seed, "dropout", step, self.accelerator.process_index))
-        lr = self.stage.lr * learning_rate(step, len(self.batches), self.stage.warmup, self.stage.scheduler,
-                                           self.stage.min_lr_ratio, self.stage.decay)  # fmt: skip
+        lr = self.stage.lr * learning_rate(self.earlier + step, self.scheduled, self.stage.warmup,
+                                           self.stage.scheduler, self.stage.min_lr_ratio, self.stage.decay)  # fmt: skip
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.dropout.train(self.policy)
@@ -273,13 +288,31 @@ class Trainer:
                 (self.output / "manifest.json").unlink(missing_ok=True)  # it would say that this run is done
                 (self.output / VALUE_HEAD).unlink(missing_ok=True)
                 shutil.rmtree(self._kept, ignore_errors=True)
-            return 0
+                shutil.rmtree(self.output / KEPT, ignore_errors=True)
+            if self.inputs.before is not None:
+                self.checkpoints.load(self.inputs.before, {}, self.optimizer.optimizer, self.accelerator)
+                self._say(f"the optimiser goes on from step {self.earlier}")
+            return self._go_on() if self.inputs.resumed is not None else 0
         meta = self.checkpoints.load(path, *self._trained(), self.accelerator)
         self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         step = int(meta["step"])
         self._say(f"going on from step {step} of {len(self.batches)}")
         if main:
             self.log.cut(step)
+        return step
+
+    def _go_on(self) -> int:
+        """Load the state at the end of the run that this one goes on from, whose log it takes over.
+
+        Returns:
+            The steps of that run.
+        """
+        run = self.inputs.resumed
+        assert run is not None
+        step = int(self.checkpoints.load(run / KEPT, *self._trained(), self.accelerator)["step"])
+        if self.accelerator.is_main_process:
+            shutil.copyfile(run / "train.jsonl", self.log.path)
+        self._say(f"going on from {run}, step {step} of {len(self.batches)}")
         return step
 
     def _save_checkpoint(self, step: int, must: bool) -> None:
@@ -291,6 +324,16 @@ class Trainer:
         except HalosError:
             if must or self.accelerator.num_processes > 1:  # the others wait for this one
                 raise
+
+    def _keep_state(self, step: int) -> None:
+        """Keep the state at the end, where another run goes on from it: the next round of the optimiser's state."""
+        settings, (modules, optimizer) = self.inputs.settings, self._trained()
+        if settings.round < settings.rounds:
+            step, modules = self.earlier + step, {}
+        elif not self.stage.keep_optimizer:
+            return
+        meta = {"seconds": self._total_seconds(), "tokens": self.tokens}
+        self.checkpoints.write(self.output / KEPT, step, modules, optimizer, meta, self.accelerator)
 
     def _trained(self) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
         """The modules of a checkpoint by the names of their files, and the optimiser."""

@@ -104,13 +104,17 @@ class Inputs:
     def checked(self, wildcards: Any) -> Path:
         """The check that the store has the view that the cell's loss reads, and all others that the grid needs."""
         stage = self.study.stage(cell_of(wildcards))
-        view = PROMPTS if stage.online else stage.reads
+        view = PROMPTS if stage.online and stage.online.evaluate == "fresh" else stage.reads
         return self.paths.store(wildcards.dataset, wildcards.model).checked(view)
 
-    def parent_reference(self, wildcards: Any) -> list[Path]:
-        """The parts of the parent's log-probabilities that the cell's loss reads."""
-        parts = self.study.reference_parts(cell_of(wildcards))
-        return [self._parent(wildcards).reference(part) for part in parts]
+    def reference(self, wildcards: Any) -> list[Path]:
+        """The parts of its reference's log-probabilities that the cell's loss reads."""
+        cell = cell_of(wildcards)
+        reference, parts = self.study.reference(cell), self.study.reference_parts(cell)
+        if reference.model != cell.model:
+            store = self.paths.store(cell.dataset, cell.model)
+            return [store.reference(reference.model, part) for part in parts]
+        return [self.paths.run(reference).reference(part) for part in parts]
 
     def scores(self, wildcards: Any) -> list[Path]:
         """The scores that the cell's reward model gives to the dataset's responses, if it has one."""
@@ -133,10 +137,21 @@ class Inputs:
         lora = self.study.stage(cell_of(wildcards)).lora
         return [] if lora is None or lora.path is None else [f"{lora.path}/adapter_model.safetensors"]
 
+    def resumed(self, wildcards: Any) -> list[Path]:
+        """The manifest of the run that the cell goes on from, if any."""
+        cell = self.study.resumed(cell_of(wildcards))
+        return [] if cell is None else [self.paths.run(cell).manifest]
+
     # ---- rounds of an online stage --------------------------------------------------------------------------
 
     def round_manifests(self, wildcards: Any) -> list[Path]:
         return [self.paths.run(round_).manifest for round_ in self.study.rounds(cell_of(wildcards))]
+
+    def round_test(self, wildcards: Any) -> Path:
+        """The feedback records that a round is evaluated on: its own, or the dataset's."""
+        online = self.study.stage(cell_of(wildcards)).online
+        own = online is None or online.evaluate == "fresh"
+        return self._run(wildcards).fresh.test.feedback if own else self.paths.data(wildcards.dataset).test
 
     def last_model(self, wildcards: Any) -> Path:
         """The model of a cell's last round."""
@@ -153,6 +168,11 @@ class Inputs:
 
     def reference_manifest(self, wildcards: Any) -> Path:
         return self._reference(wildcards).manifest
+
+    def vocabulary(self, wildcards: Any) -> list[Path]:
+        """The policy's base model, where the reference is another: their tokenizers must be the same."""
+        cell = cell_of(wildcards)
+        return [] if self.study.reference(cell).model == cell.model else [self.paths.model(cell.model).model]
 
     def round_reference(self, wildcards: Any) -> list[Path]:
         """The parts of its reference's log-probabilities, on the round's own store, that a round's loss reads."""

@@ -139,11 +139,12 @@ class StudyResources(JobResources):
         self._study = study
 
     def intervals(self, wildcards: Any) -> str:
-        """Options of a training's evaluations, checkpoints and kept models: intervals in steps."""
+        """Options of a training's evaluations, checkpoints and what it keeps: intervals in steps, and flags."""
         stage = self._study.stage(cell_of(wildcards))
         steps = {name: getattr(stage, name) for name in ("eval_every", "checkpoint_every", "keep_every")}
         options = [f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value]
-        return " ".join([*options, *["--skip-first-evaluation"] * (not stage.eval_first)])
+        flags = {"--skip-first-evaluation": not stage.eval_first, "--keep-optimizer": stage.keep_optimizer}
+        return " ".join([*options, *(flag for flag, wanted in flags.items() if wanted)])
 
     def views(self, wildcards: Any) -> str:
         """Every view that trainings for the grid read of a store, separated by spaces."""

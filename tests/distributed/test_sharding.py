@@ -178,3 +178,39 @@ def test_sharded_bf16_computes_in_bfloat16_and_keeps_float32(world: World, tmp_p
     assert all(tensor.dtype == torch.float32 for tensor in end.values())
     moved = [float((end[key] != start[key]).float().mean()) for key in start]
     assert sum(moved) / len(moved) > 0.5  # with weights in bfloat16, steps of 5e-7 would move few
+
+
+@pytest.mark.slow
+def test_a_sharded_optimiser_goes_on_in_the_next_round(world: World, tmp_path: Path) -> None:
+    """As that of one process does, which would train to other weights from moments of zero."""
+    changes = {"lr": 1e-3, "examples": 24, "optimizer_args": {"eps": 1e-3}}
+    world.slice("runs/d/m/sft/seed1")
+
+    def round_of(number: int, rounds: int, output: Path, parent: Path) -> list[str]:
+        words = command(world, tmp_path, f"round{number}", "simpo", changes)
+        path = tmp_path / f"round{number}.yaml"
+        path.write_text(dump({**read_slice(path), "round": number, "rounds": rounds}))
+        words[words.index("--parent") + 1], words[words.index("--output") + 1] = str(parent), str(output)
+        return words
+
+    from halos.cli import main
+
+    ends = {}
+    for name, rounds in (("one", 2), ("anew", 0)):
+        folder = tmp_path / name
+        assert main(round_of(1, rounds, folder / "round1", world.base)) == 0
+        assert main(round_of(2, rounds, folder / "round2", folder / "round1")) == 0
+        ends[name] = load_file(folder / "round2/model/model.safetensors")
+    two = tmp_path / "two"
+    first = launch(tmp_path, [round_of(1, 2, two / "round1", world.base)])
+    assert {path.name for path in (two / "round1/optimizer").iterdir()} == {
+        "meta.json", "optimizer-0.safetensors", "optimizer-1.safetensors"
+    }  # fmt: skip
+    assert first + launch(tmp_path, [round_of(2, 2, two / "round2", two / "round1")]) == [0, 0]
+    ends["two"] = load_file(two / "round2/model/model.safetensors")
+    assert not (two / "round1/optimizer").exists()
+
+    def distance(a: str, b: str) -> float:
+        return max(float((ends[a][key] - ends[b][key]).abs().max()) for key in ends[a])
+
+    assert distance("one", "two") < 0.02 * distance("one", "anew")

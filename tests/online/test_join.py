@@ -146,6 +146,15 @@ def test_an_edit_reaches_the_rounds_that_it_makes_and_more_rounds_leave_the_firs
     assert [f for f in FOLDERS if config_slice(before, f) != config_slice(after, f)] == changed
 
 
+def test_an_optimiser_that_goes_on_makes_the_number_of_rounds_a_part_of_each() -> None:
+    folder = "runs/d/m/kto_on/seed1/round2"
+    changes = {"stages/kto_on/online/continue_optimizer": True}
+    more = {**changes, "stages/kto_on/online/rounds": 4}
+    before, after, longer = (config_slice(load(c), folder) for c in ({}, changes, more))
+    assert (after.pop("rounds"), longer.pop("rounds")) == (3, 4)
+    assert before == after == longer  # else as without, so that finished rounds stay
+
+
 def test_no_round_has_a_training_prompt_of_another_and_all_have_the_same_test_prompts() -> None:
     train, test = ([config_slice(load(), f"{ROUND}/round{i}/fresh/{split}") for i in (1, 2, 3)]
                    for split in ("train", "test"))  # fmt: skip
@@ -183,6 +192,20 @@ def test_a_round_reads_the_reference_that_its_stage_names_on_its_own_store() -> 
     first = wildcards("kto_on", "seed3/round1")
     assert w.inputs.reference_model(first) == "results/models/m/model"
     assert w.inputs.reference_config(first) == "results/runs/d/m/base/seed0/config.yaml"
+
+
+def test_a_round_is_evaluated_on_its_own_responses_or_on_the_datasets() -> None:
+    place = wildcards("sft-kto_on")
+    fresh, dataset = (Workflow(load({"stages/kto_on/online/evaluate": name})) for name in ("fresh", "dataset"))
+    round_ = "results/runs/d/m/sft-kto_on/seed3/round2"
+    assert fresh.inputs.round_test(place) == f"{round_}/fresh/test/feedback.parquet"
+    assert dataset.inputs.round_test(place) == "results/data/d/test.parquet"
+    # the labels that are evaluated on have to be there before anything is sampled
+    checked = "results/tokens/d/m/checked"
+    assert (fresh.inputs.checked(place), dataset.inputs.checked(place)) == (
+        f"{checked}/prompts.json", f"{checked}/unpaired.json"
+    )  # fmt: skip
+    assert "evaluate" not in C.Stage(loss="kto", online=ONLINE).model_dump()["online"]
 
 
 def test_a_cell_is_made_of_its_rounds_and_all_but_the_last_are_judged_beside_it() -> None:

@@ -220,10 +220,16 @@ def test_humanline_syncs_its_reference_every_step_unless_told_otherwise(
 OTHERWISE: dict[str, Any] = {
     "lr": 3e-4, "optimizer": "RAdam", "optimizer_args": {"betas": [0.8, 0.9]}, "decay_norms_and_biases": False,
     "scheduler": "wsd", "min_lr_ratio": 0.2, "warmup": 7, "decay": 0.3, "batch_size": 9, "epochs": 0.5, "examples": 50,
-    "inner_epochs": 2, "max_grad_norm": 2.0, "dropout": 0.2, "router_weight": 0.01,
+    "resume_from": "sft", "inner_epochs": 2, "max_grad_norm": 2.0, "dropout": 0.2, "router_weight": 0.01,
     "lora": {"r": 4, "target_modules": ["q_proj", "v_proj"], "path": "somewhere"},
 }  # fmt: skip
-INTERVALS = {"eval_every": 5, "eval_first": False, "checkpoint_every": 6, "keep_every": 7}
+INTERVALS = {
+    "eval_every": 5,
+    "eval_first": False,
+    "checkpoint_every": 6,
+    "keep_every": 7,
+    "keep_optimizer": True,
+}
 BY_TRAIT: dict[str, dict[str, Any]] = {
     "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3, "sync_weight": 0.5},
     "all weights": {"freeze": ["model.embed_tokens.*"]},
@@ -255,7 +261,7 @@ def settings_of(name: str) -> dict[str, Any]:
 def test_the_settings_of_these_tests_are_all_there_are() -> None:
     tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
     of_plugins = {"forward"}  # tests/test_extending.py
-    assert tested == set(C.Stage.model_fields) - {"loss", "label", *INTERVALS, *of_plugins}
+    assert tested == set(C.Stage.model_fields) - {"loss", "label", "reference", *INTERVALS, *of_plugins}
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -290,9 +296,10 @@ def test_every_setting_of_a_stage_changes_its_slice_but_its_label_and_intervals(
     assert stage_slice(C.Stage(loss=name, **whole, **INTERVALS, label="A name")) == sliced
 
 
-def test_humanline_and_the_scheduler_change_a_stages_slice() -> None:
+def test_humanline_the_scheduler_and_a_reference_change_a_stages_slice() -> None:
     assert stage_slice(C.Stage(loss="dpo", scheduler="wsd")) != stage_slice(C.Stage(loss="dpo", scheduler="cosine"))
     assert stage_slice(C.Stage(loss="dpo", humanline=True)) != stage_slice(C.Stage(loss="dpo"))
+    assert stage_slice(C.Stage(loss="dpo", reference="sft")) != stage_slice(C.Stage(loss="dpo"))
 
 
 def without(settings: dict[str, Any], name: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def said(world: World, loss: str, steps: int = 40, columns: dict[str, Any] | Non
         column = pa.array(values if isinstance(values, list) else [values] * table.num_rows)
         at = table.column_names.index(name) if name in table.column_names else table.num_columns
         table = (table.set_column if at < table.num_columns else table.add_column)(at, name, column)
-    return without_effect(stage, store, Examples(store, table, stage.make_loss().view), steps, seed=1)
+    return without_effect(stage, store, Examples(store, table, stage.make_loss().view), steps, steps, seed=1)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -118,7 +118,7 @@ def test_one_response_per_prompt_is_said_where_there_is_no_other(world: World, t
     store, _ = make(tmp_path, world, [OTHER, Feedback(ask("What?"), ["So."], "x", desirable=[True])])
     stage = Stage(loss="kto", one_per_prompt=True, keep_desirable=0.1, batch_size=2)
     examples = Examples(store, store.view("train", "unpaired"), stage.make_loss().view)
-    assert without_effect(stage, store, examples, steps=40, seed=1) == [
+    assert without_effect(stage, store, examples, steps=40, scheduled=40, seed=1) == [
         "one_per_prompt leaves nothing out: no prompt has more than one response",
         "keep_desirable: 0.1 leaves out none of the 1 desirable examples",
     ]

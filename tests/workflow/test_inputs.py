@@ -94,9 +94,7 @@ def test_shards_over_nodes_without_gpus_are_refused() -> None:
 def test_a_first_stage_starts_from_the_base_model_whatever_its_seed() -> None:
     w = workflow()
     assert w.inputs.parent_model(wildcards("dpo")) == "results/models/m/model"
-    assert w.inputs.parent_reference(wildcards("dpo")) == [
-        "results/runs/d/m/base/seed0/reference/responses.safetensors"
-    ]
+    assert w.inputs.reference(wildcards("dpo")) == ["results/runs/d/m/base/seed0/reference/responses.safetensors"]
 
 
 def test_a_later_stage_starts_from_its_parent_with_the_same_seed() -> None:
@@ -104,10 +102,10 @@ def test_a_later_stage_starts_from_its_parent_with_the_same_seed() -> None:
     parent = "results/runs/d/m/sft/seed3"
     assert w.inputs.parent_model(wildcards("sft-kto")) == f"{parent}/model"
     assert w.inputs.parent_manifest(wildcards("sft-kto")) == f"{parent}/manifest.json"
-    assert w.inputs.parent_reference(wildcards("sft-kto")) == [
+    assert w.inputs.reference(wildcards("sft-kto")) == [
         f"{parent}/reference/{part}.safetensors" for part in ("responses", "mismatched")
     ]
-    assert w.inputs.parent_reference(wildcards("sft-simpo")) == []
+    assert w.inputs.reference(wildcards("sft-simpo")) == []
 
 
 def test_a_cell_asks_for_the_check_of_its_own_view_which_looks_at_all_views_of_the_grid() -> None:
@@ -216,7 +214,7 @@ def test_nothing_follows_a_reward_model_or_control_tokens_and_only_policies_answ
 
 @pytest.mark.parametrize("method", ["kto_live", "sft-dpo_synced", "sft-grpo_rm"])
 def test_a_live_reference_is_no_file(method: str) -> None:
-    assert with_rewards("base").inputs.parent_reference(wildcards(method)) == []
+    assert with_rewards("base").inputs.reference(wildcards(method)) == []
 
 
 def test_saved_adapters_are_an_input() -> None:
@@ -256,7 +254,7 @@ def test_sharding_and_checkpointing_change_nothing_that_is_made() -> None:
         assert one.inputs.slice(SimpleNamespace(folder=folder)) == other.inputs.slice(SimpleNamespace(folder=folder))
     for target in ("trained", "sampled", "judged", "benchmarked", "logged"):
         assert getattr(one.targets, target)() == getattr(other.targets, target)()
-    for inputs in ("parent_model", "parent_manifest", "checked", "parent_reference", "scores", "adapters"):
+    for inputs in ("parent_model", "parent_manifest", "checked", "reference", "scores", "adapters"):
         for method in (*methods, *rewards):
             assert getattr(one.inputs, inputs)(wildcards(method)) == getattr(other.inputs, inputs)(wildcards(method))
 
