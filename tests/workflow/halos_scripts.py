@@ -197,6 +197,3 @@ SETTINGS = (
     "--threshold", "--seed", "--split",
 )  # fmt: skip
 """Every setting of HALOs' configs and every option of its two programs beside the trainer."""
-
-WAITING = ("template_tokens", "--stop_token")
-"""Settings without a counterpart."""
