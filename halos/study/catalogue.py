@@ -253,7 +253,7 @@ class Config(BaseModel):
             raise ValueError(
                 f"{where}: {name} is a folder: make it an entry of models, {{path: {name}}}, and name that"
             )
-        elif not any(stage in self.stages for stage in stages):
+        elif name != BASE and not any(stage in self.stages for stage in stages):
             known = [*self.models, *self.stages]
             raise ValueError(f"{where}: {name!r} is neither a method nor the id of a model{suggest(name, known)}")
         else:

@@ -93,7 +93,7 @@ MISTAKES = {
     "a base model for a reward model": ("stages/grpo/reward_model", "base",
                                         ["stages.grpo.reward_model: base must end in a reward model"]),
     "a model's own reward model": ("models/m/stages", {"grpo": {"reward_model": "rm"}},
-                                   ["models.m.stages.grpo.reward_model: rm: there is no 'rm' in stages"]),
+                                   ["models.m.stages.grpo.reward_model: 'rm' is neither a method nor the id of"]),
     "a model's own policy for a reward model": ("models/m/stages", {"grpo": {"reward_model": "kto"}},
                                                 ["models.m.stages.grpo.reward_model: kto must end in a reward model"]),
     "a model's own setting that its loss ignores": ("models/m/stages", {"dpo": {"label_by": "mean"}},
