@@ -79,11 +79,11 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
     if is_reward_model(folder) and not score:
         raise HalosError(f"the model in {folder} is a reward model, which has no log-probabilities")
     check_weights(folder)
-    weight_files(folder)
     config = AutoConfig.from_pretrained(folder)
     if score and not is_reward_model(folder):
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
+    weight_files(folder)
     options: dict[str, Any] = {}
     if score and config.num_labels != 1:  # a classifier with other labels gets a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
