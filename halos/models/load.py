@@ -16,7 +16,7 @@ from halos.models.architectures import (
     language_class,
 )
 from halos.models.attention import AUTO, check_attention
-from halos.models.download import ADAPTERS, weight_files
+from halos.models.download import ADAPTERS, check_not_pickled
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -83,7 +83,7 @@ def load(folder: Path, attention: str, score: bool = False, dtype: str = "float3
     if score and not is_reward_model(folder):
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
-    weight_files(folder)
+    check_not_pickled(folder)
     options: dict[str, Any] = {}
     if score and config.num_labels != 1:  # a classifier with other labels gets a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
