@@ -9,7 +9,7 @@ from typing import Any
 from halos.errors import HalosError
 from halos.files import read_json
 from halos.models.architectures import check_causal, check_known, check_weights, language_class
-from halos.models.download import ADAPTERS, PICKLED, local_base, weight_files
+from halos.models.download import ADAPTERS, check_not_pickled, local_base
 from halos.models.lora import untie
 from halos.pretrained import read_config
 
@@ -47,8 +47,7 @@ def check_origin(folder: Path) -> None:
             check_weights(base)
     else:
         check_weights(folder)
-    if any(folder.glob(PICKLED)):
-        weight_files(folder)
+    check_not_pickled(folder)
 
 
 def merge(adapters: Path, base: Path, folder: Path, tokenizer: Any) -> None:

@@ -149,6 +149,16 @@ def without_safetensors(folder: Path) -> str:
     return "put them there or name another folder"
 
 
+def check_not_pickled(folder: Path) -> None:
+    """Refuse a folder whose weights are pickles alone.
+
+    Raises:
+        HalosError: naming the command that makes safetensors of them.
+    """
+    if any(folder.glob(PICKLED)):
+        weight_files(folder)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 

@@ -15,7 +15,7 @@ from halos.models.architectures import (
     language_class,
 )
 from halos.models.attention import AUTO, check_attention
-from halos.models.download import ADAPTERS, weight_files
+from halos.models.download import ADAPTERS, check_not_pickled
 from halos.models.rewards import CLASSIFIER, is_gated, is_reward_model
 from halos.pretrained import read_config, remote_classes, trusts
 
@@ -79,11 +79,11 @@ def load(
     if score and is_gated(folder):
         raise HalosError(f"the reward model in {folder} is of ArmoRM's kind, which scores but is not trained here")
     check_weights(folder)
-    weight_files(folder)
     config = read_config(folder)
     if score and not is_reward_model(folder) and CLASSIFIER not in remote_classes(config):
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
+    check_not_pickled(folder)
     options: dict[str, Any] = {}
     if score and config.num_labels != 1 and not own_labels:  # other labels: a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
