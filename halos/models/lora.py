@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,8 @@ class Coverage(NamedTuple):
     Attributes:
         trained: number of trained weights, those of adapters included.
         adapted: the fraction of the model's weights that are trained, or are in matrices with adapters.
-        others: names of the weights that stay as they are, with `*` for the number of a layer.
+        others: names of the weights that stay as they are, with `*` for the numbers of layers, or `0-3` where it is not
+            all of them.
     """
 
     trained: int
@@ -94,19 +96,35 @@ def coverage(model: Any) -> Coverage:
         adapted = {id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight) for m in layers}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total, covered = 0, 0
-    others: dict[str, None] = {}
+    left: dict[str, list[str]] = {}
+    copies: Counter[str] = Counter()
     in_full = {name.split(".modules_to_save.")[0] for name, _ in model.named_parameters() if "modules_to_save." in name}
     for name, parameter in model.named_parameters():
         if re.search(r"\.(lora_|modules_to_save\.|token_adapter\.)", name):
             continue
         total += parameter.numel()
+        plain = re.sub(r"^base_model\.model\.|\.base_layer|\.original_module", "", name)
+        every = re.sub(r"\.\d+(?=\.)", ".*", plain)
+        copies[every] += 1
         is_saved = name.split(".original_module.")[0] in in_full
         if parameter.requires_grad or id(parameter) in adapted or is_saved:
             covered += parameter.numel()
         else:
-            plain = re.sub(r"^base_model\.model\.|\.base_layer|\.original_module", "", name)
-            others[re.sub(r"\.\d+(?=\.)", ".*", plain)] = None
+            left.setdefault(every, []).append(plain)
+    others = (
+        name for every, names in left.items() for name in ([every] if len(names) == copies[every] else _ranges(names))
+    )
     return Coverage(trained, covered / total, tuple(others))
+
+
+def _ranges(names: list[str]) -> Iterator[str]:
+    """Names that differ by a number, those with consecutive ones as one: `layers.0.norm`, `layers.4-7.norm`."""
+    parts = [re.match(r"(.*?\.)(\d+)(\..*)", name) for name in names]
+    numbered = [(part[1], int(part[2]), part[3]) for part in parts if part is not None]
+    runs = groupby(enumerate(numbered), lambda item: (item[1][0], item[1][2], item[1][1] - item[0]))
+    for (begin, end, _), run in runs:
+        numbers = [number for _, (_, number, _) in run]
+        yield f"{begin}{numbers[0]}{f'-{numbers[-1]}' if len(numbers) > 1 else ''}{end}"
 
 
 def _saved(path: Path, scores: bool, tokens: Sequence[int]) -> Any:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.errors import HalosError
 from halos.models.lora import coverage, with_lora
-from halos.models.policy import begin, save
+from halos.models.policy import begin, freeze_parameters, save
 from halos.registry import LOSSES
 from tests.conftest import World
 from tests.models.test_models import CSFT, DPO, LORA, moved, tied
@@ -170,6 +170,17 @@ def test_frozen_parts_keep_their_weights(world: World) -> None:
     covered = coverage(model)
     assert covered.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert "model.embed_tokens.weight" in covered.others
+    assert {"model.layers.0.mlp.up_proj.weight"} == {name for name in covered.others if "up_proj" in name}
+    every = begin(world.base / "model", "sdpa", DPO, None, ["model.layers.*"])[0]
+    assert "model.layers.*.mlp.up_proj.weight" in coverage(every).others
+
+
+def test_frozen_layers_that_follow_each_other_are_one_name() -> None:
+    model = made("llama", num_hidden_layers=6)
+    freeze_parameters(model, ["model.layers.[0124].*", "lm_head.*"])
+    names = {name for name in coverage(model).others if "q_proj" in name or "head" in name}
+    assert names == {"model.layers.0-2.self_attn.q_proj.weight", "model.layers.4.self_attn.q_proj.weight",
+                     "lm_head.weight"}  # fmt: skip
 
 
 @pytest.mark.parametrize(

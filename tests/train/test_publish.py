@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from halos.tokens.store import Store
 from halos.train.reloaded import Probe, _values
 from halos.train.run import train
 from tests.conftest import World
+from tests.forward.test_attention import variable_length_attention
 from tests.models.test_models import LORA, tied
-from tests.train.runs import assert_equal, weights
+from tests.train.runs import assert_equal, setup, weights
 
 
 def test_the_manifest_ties_the_model_to_what_made_it(world: World, tmp_path: Path) -> None:
@@ -134,6 +137,20 @@ def test_rounding_is_no_other_model(world: World) -> None:
     with pytest.raises(HalosError, match="not published"):
         replace(probe, values=value + 1e-3).check(world.base / "model")
     replace(probe, texts=[replace(text, tail=np.array([], np.int64))], values=value[:0]).check(world.base / "model")
+
+
+@pytest.mark.parametrize("attention", ["packed_sdpa", "packed_varlen"])
+def test_attention_in_half_precision_is_no_other_model(
+    attention: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flash attention rounds to half precision, on packed rows too, where the published model is run in float32."""
+    stand_in = SimpleNamespace(flash_attn_varlen_func=variable_length_attention)
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
+    trainer = setup(world, tmp_path / "run", "sft")
+    trainer.accelerator.unwrap_model(trainer.policy).model.set_attn_implementation(attention)
+    probe = Probe.of(trainer.policy, trainer.examples, trainer.accelerator)
+    assert probe.precision == {"packed_sdpa": "fp32", "packed_varlen": "bf16"}[attention]
+    probe.check(world.base / "model")
 
 
 def test_a_token_that_is_sent_to_an_equally_good_expert_is_no_other_model(world: World) -> None:
