@@ -156,7 +156,7 @@ class _Rows:
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
         study = Study(config, grid)
         cells = (*study.cells, *study.reward_models)
-        named = {cell: config.stages[cell.stage].reference for cell in cells if cell.stage}
+        named = {cell: study.stage(cell).reference for cell in cells if cell.stage}
         for cell in cells:
             reference = {"reference": named.get(cell) or "parent"} if any(named.values()) else {}
             yield {**cell.ids, **reference, "state": state(cell, results)}
