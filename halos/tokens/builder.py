@@ -31,6 +31,9 @@ RECORD = 32 + 16
 """Bytes of a prompt id and of a record's digest."""
 BATCH_ROWS = 1_000
 """Rows of token ids in one record batch of an Arrow file."""
+SEQUENCES = pa.schema({name: pa.int32() for name in ("prompt", "response", "prompt_length", "length")})
+GROUP_ROWS = 1 << 20
+"""Rows of one row group of the table of sequences."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 
@@ -217,7 +220,9 @@ class StoreBuilder:
         views: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
         for split in SPLITS:
             _write_records(self.records.pop(split), self.folder / f"records_{split}.parquet")
-            for name, index in self.tables.pop(split).items():
+            tables = self.tables.pop(split)
+            for name in list(tables):
+                index = tables.pop(name)
                 table = index.arrow()
                 if split == "train" and index.view.labelled:
                     settings, fixed = self.settings, np.random.default_rng(0)  # the same labels for every seed
@@ -227,13 +232,20 @@ class StoreBuilder:
                     sequences.append(drawn)
                 pq.write_table(table, self.folder / f"{split}_{name}.parquet")
                 views[split] |= counts_of(table, [view for view in VIEWS.values() if view.file == name])
-        prompt, response = np.concatenate(sequences).T
-        lengths = self._lengths(prompt, response)
-        numbers = {"prompt": prompt, "response": response, "prompt_length": lengths[:, 0], "length": lengths[:, 1]}
-        table = pa.table({name: values.astype(np.int32) for name, values in numbers.items()})
-        pq.write_table(table, self.folder / "sequences.parquet")
-        counts = {"n_prompts": len(self.prompt_lengths), "n_responses": n_responses, "n_sequences": len(prompt)}
+                del index, table  # before the next one is made
+        n_sequences = sum(map(len, sequences))
+        self._write_sequences(sequences)
+        counts = {"n_prompts": len(self.prompt_lengths), "n_responses": n_responses, "n_sequences": n_sequences}
         return {**counts, "views": views}
+
+    def _write_sequences(self, sequences: list[np.ndarray]) -> None:
+        """Write the table of sequences, a row group at a time, from (N, 2) prompts and responses of each part."""
+        with pq.ParquetWriter(self.folder / "sequences.parquet", SEQUENCES) as writer:
+            for start in range(0, sum(map(len, sequences)), GROUP_ROWS):
+                prompt, response = _rows(sequences, start, start + GROUP_ROWS).T
+                lengths = self._lengths(prompt, response)
+                columns = [prompt, response, lengths[:, 0], lengths[:, 1]]
+                writer.write_table(pa.table([column.astype(np.int32) for column in columns], SEQUENCES), GROUP_ROWS)
 
     def _mismatched(self, table: pa.Table, view: View, first: int) -> tuple[pa.Table, np.ndarray]:
         """A table with its mismatched column, and (N, 2) prompt and response of the sequences drawn for it, which are
@@ -246,6 +258,15 @@ class StoreBuilder:
         table = table.append_column(view.columns[MISMATCHED], column)
         table = table.select([name for name in view.schema if name in table.column_names])
         return table, np.stack([self._prompt_of(rows), rows[other]], axis=1)
+
+
+def _rows(parts: list[np.ndarray], start: int, end: int) -> np.ndarray:
+    """The rows from `start` to `end` of arrays that follow one another."""
+    found = []
+    for part in parts:
+        found.append(part[max(start, 0) : max(end, 0)])
+        start, end = start - len(part), end - len(part)
+    return np.concatenate(found)
 
 
 def _write_records(records: bytearray, path: Path) -> None:
