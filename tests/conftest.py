@@ -12,12 +12,14 @@ import hypothesis
 import pytest
 import yaml
 
-from halos.registry import LOSSES
+from halos import registry
+from halos.registry import FORWARDS, LOSSES, SOURCES, VERIFIERS
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
+from halos.views import VIEWS
 
 # The same examples on every machine and in every run; a search for others is a matter of `max_examples` and patience.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
@@ -152,3 +154,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     make(world.slice("models/m"), world.base, [splits[0]])
     tokenize(world.slice("tokens/d/m"), *splits, world.base / "model", world.store, tokens / "report.json")
     return world
+
+
+@pytest.fixture
+def plugins_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the plugins that a test loads in this process, so that no other test sees them."""
+    for one in (FORWARDS, LOSSES, SOURCES, VERIFIERS, VIEWS):
+        monkeypatch.setattr(one, "_entries", dict(one._entries))
+        monkeypatch.setattr(one, "_plugins", dict(one._plugins))
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))

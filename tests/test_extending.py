@@ -15,29 +15,19 @@ import numpy as np
 import pytest
 import yaml
 
-from halos import registry
 from halos.cli import main
-from halos.registry import FORWARDS, LOSSES
 from halos.study.slices import config_slice
 from halos.tokens.store import Store
-from halos.views import VIEWS
 from tests.conftest import World
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+
+pytestmark = pytest.mark.usefixtures("plugins_forgotten")
 
 
 def block(language: str, containing: str) -> str:
     [found] = [b for b in re.findall(rf"```{language}\n(.*?)```", DOCUMENT, re.DOTALL) if containing in b]
     return str(found)
-
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the registries as they were."""
-    for one in (FORWARDS, LOSSES, VIEWS):
-        monkeypatch.setattr(one, "_entries", dict(one._entries))
-        monkeypatch.setattr(one, "_plugins", dict(one._plugins))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded))
 
 
 @dataclass(frozen=True)

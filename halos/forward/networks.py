@@ -17,8 +17,8 @@ from halos.forward.logprobs import pick, token_logps
 from halos.forward.microbatch import Microbatch
 from halos.forward.own import Forward
 
-OUTPUTS = ("logps", "values", "entropies", "scores")
-"""The outputs of the package's own forward passes; a plugin's pass may give others beside them."""
+OUTPUTS = ("logps", "values", "scores")
+"""The outputs of forward passes that a batch has fields of its own for; losses read others as `batch.outputs`."""
 
 
 class ValueHead(nn.Module):

@@ -196,7 +196,7 @@ class Stage(BaseModel):
     reference: str | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="the reference: a method (sft-dpo: the model of that cell, with the same seed), or the id of a "
+        description="the reference: a method (the model of its cell with the same seed), or the id of a "
         "model with the same tokenizer; by default what the stage, or the round, starts from",
     )
     resume_from: str | None = Field(

@@ -170,7 +170,7 @@ def test_labels_are_right_under_all_faults_and_nothing_answered_is_asked_again(
         records, counts = run(tmp_path, server, texts)
         assert [record.responses for record in records] == [["1"], ["6", "5"], ["8", "7", "3"]]
         assert [record.scores for record in records] == [[1], [6, 5], [8, 7, 3]]
-        assert [record.desirable for record in records] == [[False], [True, False], [True, True, False]]
+        assert [record.desirable for record in records] == [[False], [True, True], [True, True, False]]
         assert counts["failed"] == {"not understood": 1, "server error 500": 1}
         assert counts["scored"] == 6
 

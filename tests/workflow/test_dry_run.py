@@ -81,12 +81,12 @@ def test_every_grid_of_the_config_resolves_or_names_the_local_file_that_it_lacks
 
 
 def test_grids_whose_files_are_there_resolve(project: Project, tmp_path: Path) -> None:
-    """Empty files in the place of the local models and data: a dry run looks no further than at their names."""
+    """Files without content in the place of local models and data: a dry run looks no further than at their names."""
     local = project.copy(tmp_path / "project")
     for model in CONFIG["models"].values():
         if path := model.get("path"):
             (local.path / path).mkdir(parents=True)
-            (local.path / path / "config.json").touch()
+            (local.path / path / "config.json").write_text("{}")
     for dataset in CONFIG["datasets"].values():
         for source in dataset["sources"]:
             path = source.get("options", {}).get("path", {})

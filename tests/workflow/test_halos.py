@@ -36,6 +36,8 @@ from tests.workflow.halos_scripts import SCRIPTS, SETTINGS, Script
 CONFIG = C.load(ROOT / "config.yaml")
 PAGE = (ROOT / "docs/halos.md").read_text()
 
+pytestmark = pytest.mark.usefixtures("plugins_forgotten")
+
 
 def section(heading: str) -> str:
     """The text under a heading of the page, up to the next one."""
