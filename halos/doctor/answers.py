@@ -181,7 +181,8 @@ def _source(source: Any) -> str:
     """Open a source in each of its splits: its repository."""
     from halos.data.settings import origin
 
-    return [f"datasets/{origin(source.open(split))['hub']}" for split in source.splits][0]
+    hubs = [origin(source.open(split))["hub"] for split in source.splits]
+    return f"datasets/{hubs[0]}"
 
 
 def _opened(where: str, open_it: Callable[[], str | None]) -> Iterator[Answer]:

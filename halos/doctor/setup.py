@@ -31,20 +31,20 @@ class Setup:
         grid: id of the grid; None for the catalogue's own.
         results: the results folder.
         offline: whether the hub is left alone.
-        probes: name -> a probe that was started.
+        probes: (interpreter, name, arguments ...) -> a probe that was started.
     """
 
     config: Path = CONFIG
     grid: str | None = None
     results: Path = Path("results")
     offline: bool = False
-    probes: dict[str, Probe] = field(default_factory=dict)
+    probes: dict[tuple[str | None, ...], Probe] = field(default_factory=dict)
 
     def probe(
         self, name: str, *arguments: str, python: str | None = None, seconds: float = SECONDS, **environment: str
     ) -> Probe:
         """A probe, started by the first who asks."""
-        key = " ".join((python or "", name, *arguments))
+        key = (python, name, *arguments)
         if key not in self.probes:
             self.probes[key] = Probe(
                 name, *arguments, python=python, environment=os.environ | environment, seconds=seconds
