@@ -15,6 +15,8 @@ from typing import Any
 
 Answer = dict[str, Any]
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+REFUSED = "refused"
+"""What the hub says to a token that it does not know."""
 PATIENCE = 5.0
 """Seconds for the hub to answer at all."""
 
@@ -132,7 +134,8 @@ def hub(*repositories: str) -> Iterator[Answer]:
             HfApi().whoami()
             yield {"token": None}
         except Exception as error:
-            yield {"token": first_line(error)}
+            code = getattr(getattr(error, "response", None), "status_code", None)
+            yield {"token": REFUSED if code == 401 else first_line(error)}
 
     def refusal(repository: str) -> Answer:
         kind, name = repository.split("/", 1)

@@ -23,7 +23,9 @@ def importing(tmp_path: Path) -> Importing:
 
     def answered(text: str, seconds: float = 20.0) -> dict[str, Any]:
         (tmp_path / "subject.py").write_text(text)
-        return Probe("package", "subject", environment={**os.environ, "PYTHONPATH": str(tmp_path)}, seconds=seconds).answers()
+        return Probe(
+            "package", "subject", environment={**os.environ, "PYTHONPATH": str(tmp_path)}, seconds=seconds
+        ).answers()
 
     return answered
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from halos.doctor.answers import REFUSED
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, unless
 from halos.doctor.probe import FAILURE
 from halos.doctor.setup import Setup
@@ -39,7 +40,7 @@ def hub(setup: Setup) -> Iterator[Line]:
         said = setup.probe("hub", *sorted(missing), HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0").answers()
         if "reached" in said:
             yield Line("hub", OK, f"{said['reached']} answers")
-            yield _token(said)
+            yield _token(said, bool(missing))
         else:
             remedy = ": see that this machine has a network, and HTTPS_PROXY if it needs one" if missing else ""
             yield Line("hub", unless(bool(missing)), f"it does not answer ({said.get(FAILURE)}){remedy}")
@@ -54,12 +55,14 @@ def hub(setup: Setup) -> Iterator[Line]:
         yield Line("hub", ABSENT, "the grid's models and datasets are not on it")
 
 
-def _token(said: dict[str, Any]) -> Line:
+def _token(said: dict[str, Any], needed: bool) -> Line:
     if "token" not in said:
         return Line("hub token", ABSENT, "none; gated models and datasets need one in HF_TOKEN, or `hf auth login`")
     if said["token"] is None:
         return Line("hub token", OK, "there, and the hub knows it")
-    return Line("hub token", TO_DO, f"there, but the hub does not take it ({said['token']}): set HF_TOKEN again")
+    if said["token"] == REFUSED:
+        return Line("hub token", unless(needed), "there, but the hub does not know it: set HF_TOKEN again")
+    return Line("hub token", ABSENT, f"there, but the hub could not be asked about it ({said['token']})")
 
 
 def _access(repository: str, in_cache: bool, said: dict[str, Any]) -> tuple[str, str]:
