@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from halos.doctor.answers import first_line
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
 
@@ -46,21 +47,15 @@ def unless(needed: bool) -> str:
     return TO_DO if needed else ABSENT
 
 
-def first_line(error: BaseException) -> str:
-    """The type and the first line of an exception; of a HalosError, its sentence."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return text if isinstance(error, HalosError) else f"{type(error).__name__}: {text}".removesuffix(": ")
-
-
 def examine(setup: Setup) -> Iterator[Line]:
     """The lines of all checks. A check that fails is a line, too: TO_DO if the user can put it right."""
     for name, function in CHECKS.items():
         try:
             yield from function(setup)
+        except HalosError as error:
+            yield Line(name, TO_DO, str(error))
         except Exception as error:
-            known = isinstance(error, HalosError)
-            text = first_line(error)
-            yield Line(name, unless(known), text if known else f"could not be found out: {text}")
+            yield Line(name, ABSENT, f"could not be found out: {first_line(error)}")
 
 
 def row(*fields: str) -> str:

@@ -32,8 +32,12 @@ def doctor(
         from halos.doctor.lines import TO_DO, examine, row
         from halos.doctor.setup import Setup
     except ImportError as error:
+        from halos.doctor.packages import LOCK, ROOT, deviations, installed, listed, locked
+
+        lacking = deviations(installed(), locked(ROOT / LOCK)) if (ROOT / LOCK).is_file() else {}
         raise HalosError(
-            f"this environment cannot run halos ({error}): `make env`, or pip install -r requirements.lock"
+            f"this environment cannot run halos ({'; '.join(filter(None, (str(error), listed([*lacking.values()]))))}): "
+            f"`make env`, or `pip install -r {LOCK}`"
         ) from None
     setup = Setup(config, grid, results, offline)
     print(f"halos {__version__}: what is `ok`, what is not there and not needed (`-`), and what is `to do`\n")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import halos
 from halos.doctor.partitions import Partition, partitions
 from halos.doctor.probe import SECONDS, Probe
 from halos.errors import HalosError
@@ -17,8 +16,6 @@ from halos.plan.plan import Plan
 from halos.study.catalogue import load
 from halos.study.study import Study
 
-ROOT = Path(halos.__file__).resolve().parents[1]
-"""The checkout of this package."""
 CONFIG = Path("config.yaml")
 
 

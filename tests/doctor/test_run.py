@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from halos.doctor.lines import ABSENT, OK, TO_DO, Line, row
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
 
+Table = Callable[..., tuple[int, list[str], str]]
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +39,7 @@ def refused(setup: Setup) -> Iterator[Line]:
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+def table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Table:
     """The exit code, the table's rows and the error of the verb with these checks, in a folder without a config."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Setup, "start", lambda self: None)
@@ -52,7 +53,7 @@ def table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     return of
 
 
-def test_what_is_not_needed_is_no_failure(table) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_not_needed_is_no_failure(table: Table) -> None:
     code, rows, error = table(fine=fine, absent=absent)
     assert (code, error) == (0, "")
     assert rows == [
@@ -61,7 +62,7 @@ def test_what_is_not_needed_is_no_failure(table) -> None:  # type: ignore[no-unt
     ]
 
 
-def test_a_check_that_fails_is_one_line_and_the_others_go_on(table) -> None:  # type: ignore[no-untyped-def]
+def test_a_check_that_fails_is_one_line_and_the_others_go_on(table: Table) -> None:
     code, rows, error = table(broken=broken, fine=fine)
     assert code == 0
     assert rows[0] == row("ok", "begun", "so far")
@@ -70,11 +71,20 @@ def test_a_check_that_fails_is_one_line_and_the_others_go_on(table) -> None:  # 
     assert error == ""
 
 
-def test_what_the_user_can_put_right_is_to_do_and_exit_code_1(table) -> None:  # type: ignore[no-untyped-def]
+def test_what_the_user_can_put_right_is_to_do_and_exit_code_1(table: Table) -> None:
     code, rows, error = table(refused=refused, fine=fine)
     assert code == 1
     assert rows[0] == row(TO_DO, "refused", "put it there")
     assert error.startswith("error: 1 of these lines")
+
+
+def test_an_environment_that_cannot_import_halos_is_one_sentence_that_names_what_lacks(tmp_path: Path) -> None:
+    code = "import sys\nsys.modules['torch'] = None\nfrom halos.cli import main\nsys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: this environment cannot run halos (")
+    assert "torch" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_every_check_is_in_the_list() -> None:

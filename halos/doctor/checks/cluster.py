@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from halos.doctor.lines import ABSENT, OK, Line, check, unless
+from halos.doctor.packages import ROOT
 from halos.doctor.partitions import Partition, accounts
-from halos.doctor.setup import ROOT, Setup
+from halos.doctor.setup import Setup
 from halos.errors import HalosError
 from halos.models.settings import Resources
 

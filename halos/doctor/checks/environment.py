@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
-import sys
 import tomllib
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -16,47 +13,14 @@ from packaging.version import Version
 
 from halos import __version__
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, unless
+from halos.doctor.packages import LOCK, ROOT, deviations, installed, listed, locked
 from halos.doctor.probe import FAILURE
-from halos.doctor.setup import ROOT, Setup
+from halos.doctor.setup import Setup
 from halos.manifest import commit
 from halos.plan.memory import uses_vllm
 
-SHOWN = 6
-"""Packages that a line names; it counts the others."""
 VLLM = ROOT / ".venv-vllm"
 """The environment that `make env-vllm` makes."""
-Versions = dict[str, str]
-
-
-def installed(folder: Path | None = None) -> Versions:
-    """{canonical name: version} of the packages of this environment, or of another one's folder."""
-    path = sys.path if folder is None else [str(site) for site in folder.glob("lib/python*/site-packages")]
-    found: Versions = {}
-    for distribution in metadata.distributions(path=path):
-        found.setdefault(canonicalize_name(distribution.metadata["Name"]), distribution.version)
-    return found
-
-
-def locked(file: Path) -> Versions:
-    """{canonical name: version} of a lock file."""
-    lines = (line.split("#")[0].strip() for line in file.read_text().splitlines())
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line)}
-
-
-def deviations(have: Versions, want: Versions) -> Versions:
-    """{name: what it is instead} of packages that are not as wanted. A local version, such as +cu128, is no other."""
-    other = {}
-    for name, version in want.items():
-        if name not in have:
-            other[name] = f"{name} is not here ({version})"
-        elif Version(have[name]).public != version:
-            other[name] = f"{name} is {have[name]} ({version})"
-    return other
-
-
-def listed(texts: list[str]) -> str:
-    more = len(texts) - SHOWN
-    return ", ".join(texts[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 @check("python")
@@ -70,7 +34,7 @@ def python(setup: Setup) -> Iterator[Line]:
 @check("packages")
 def packages(setup: Setup) -> Iterator[Line]:
     """The packages of this environment, and of vLLM's beside it, against their lock files."""
-    lock, project = ROOT / "requirements.lock", ROOT / "pyproject.toml"
+    lock, project = ROOT / LOCK, ROOT / "pyproject.toml"
     if not (lock.is_file() and project.is_file()):
         yield Line("packages", ABSENT, f"halos {__version__} is no checkout here: there is no requirements.lock")
         return

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from halos.doctor.answers import first_line
 from halos.doctor.checks.hub import cached
-from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, first_line, unless
+from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, unless
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
 from halos.plan.devices import GB, HALF
