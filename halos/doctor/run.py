@@ -35,10 +35,8 @@ def doctor(
         from halos.doctor.packages import LOCK, ROOT, deviations, installed, listed, locked
 
         lacking = deviations(installed(), locked(ROOT / LOCK)) if (ROOT / LOCK).is_file() else {}
-        raise HalosError(
-            f"this environment cannot run halos ({'; '.join(filter(None, (str(error), listed([*lacking.values()]))))}): "
-            f"`make env`, or `pip install -r {LOCK}`"
-        ) from None
+        why = "; ".join(filter(None, (str(error), listed([*lacking.values()]))))
+        raise HalosError(f"this environment cannot run halos ({why}): `make env`, or `pip install -r {LOCK}`") from None
     setup = Setup(config, grid, results, offline)
     print(f"halos {__version__}: what is `ok`, what is not there and not needed (`-`), and what is `to do`\n")
     print(row("state", "about", "what was found"))
