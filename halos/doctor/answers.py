@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -33,8 +34,7 @@ def devices() -> Iterator[Answer]:
 
     yield {"version": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
     if torch.version.cuda is not None:
-        driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # builds for CUDA alone have it
-        yield {"driver": driver, "architectures": torch.cuda.get_arch_list()}
+        yield {"driver": driver_version(), "architectures": torch.cuda.get_arch_list()}
     found = []
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
@@ -42,6 +42,17 @@ def devices() -> Iterator[Answer]:
         capability = [about.major, about.minor]
         found.append({"name": about.name, "memory": total, "free": free, "capability": capability})
     yield {"gpus": found}
+
+
+def driver_version() -> int:
+    """The CUDA version of NVIDIA's driver, 1000 major + 10 minor; 0 without a driver."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    version = ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    return version.value
 
 
 def attention() -> Iterator[Answer]:

@@ -102,6 +102,11 @@ def test_memory_without_a_plan_is_unknown(make: Make) -> None:
         (for_cuda(H100, architectures=["sm_70", "compute_80"]), "ok", "CUDA"),
         (for_cuda(V100, architectures=["compute_80", "sm_90a"]), "to do", "no code for Tesla V100"),
         (for_cuda(driver=0), "-", "no driver of NVIDIA answers"),
+        (
+            for_cuda(failure="RuntimeError: CUDA unknown error"),
+            "to do",
+            "cannot use the GPUs: RuntimeError: CUDA unknown",
+        ),
         ({**CPU, "hip": "6.4"}, "ok", "for ROCm 6.4"),
         ({"failure": "ImportError: libcudart"}, "to do", "libcudart"),
         ({"failure": "no answer within 45 seconds", "late": True}, "-", "no answer"),

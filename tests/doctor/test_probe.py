@@ -56,6 +56,21 @@ def test_a_probe_that_hangs_is_ended_with_its_children(importing: Importing, tmp
         time.sleep(0.05)
 
 
+def test_the_drivers_version_is_asked_of_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        def cuDriverGetVersion(self, pointer: Any) -> int:
+            pointer._obj.value = 12080
+            return 0
+
+    def none(name: str) -> Driver:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("halos.doctor.answers.ctypes.CDLL", lambda name: Driver())
+    assert answers.driver_version() == 12080
+    monkeypatch.setattr("halos.doctor.answers.ctypes.CDLL", none)
+    assert answers.driver_version() == 0
+
+
 def test_attention_that_forgets_its_mask_differs_from_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

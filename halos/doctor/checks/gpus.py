@@ -109,7 +109,10 @@ def _memory(setup: Setup, memory: float, needed: bool) -> Iterator[Line]:
     if isinstance(plan, HalosError):
         yield Line("GPU memory", ABSENT, f"no estimate: {plan}")
         return
-    job = max((job for job in plan.jobs if setup.resources[job.cell.model].gpus), key=lambda job: job.memory.total)
+    on_gpus = [job for job in plan.jobs if setup.resources[job.cell.model].gpus]
+    if not on_gpus:
+        return
+    job = max(on_gpus, key=lambda job: job.memory.total)
     room = (1 - RESERVE) * memory - CONTEXT
     fits = job.memory.total <= room
     yield Line("GPU memory", OK if fits else unless(needed),
@@ -151,6 +154,8 @@ def _against_driver(said: dict[str, Any], present: bool, needed: str) -> Line:
     text += f"; the driver knows CUDA {theirs[0]}.{theirs[1]}"
     if theirs[0] < own[0]:
         return Line("torch", needed, f"{text}: install a newer driver, or a torch for CUDA {theirs[0]}")
+    if FAILURE in said:
+        return Line("torch", needed, f"{text}; it cannot use the GPUs: {said[FAILURE]}")
     lacking = [gpu["name"] for gpu in seen if not _has_code(said["architectures"], *gpu["capability"])]
     if lacking:
         return Line(
