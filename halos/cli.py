@@ -52,6 +52,7 @@ VERBS = {
     "export": "halos.publish.export:export",
     "convert": "halos.models.convert:convert",
     "plan": "halos.plan.run:plan",
+    "doctor": "halos.doctor.run:doctor",
     "list": "halos.study.show:show_entries",
     "config": "halos.study.show:show_slice",
     "verify": "halos.study.show:show_changes",
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     _collect_seldom()
     try:
         verb, options = parse(sys.argv[1:] if argv is None else argv)
-        if verb != "fetch":
+        if verb not in ("fetch", "doctor"):
             go_offline()
         outputs = options.get("output") or Path()
         with writing(outputs[0] if isinstance(outputs, list) else outputs):

@@ -14,6 +14,18 @@ FETCHED = "fetched.json"
 """File in the folder of a model, a dataset or a task with the commits that `fetch` downloaded."""
 
 
+class Unavailable(HalosError):
+    """Something on the hub that is neither in the cache nor can be downloaded.
+
+    Attributes:
+        repository: `models/owner/name` or `datasets/owner/name`.
+    """
+
+    def __init__(self, repository: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.repository = repository
+
+
 def go_offline() -> None:
     """Set the hub's libraries to offline, unless the environment says otherwise. They read this when imported."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):

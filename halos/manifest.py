@@ -153,10 +153,10 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"packages": versions, "python": platform.python_version(), "commit": _commit(), "hardware": _hardware()}
+    return {"packages": versions, "python": platform.python_version(), "commit": commit(), "hardware": _hardware()}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The git commit of this package's checkout, marked when files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:

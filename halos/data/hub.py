@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halos.errors import HalosError
-from halos.hub import remedy
+from halos.hub import Unavailable, remedy
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Hub:
             )
         except Exception as error:  # the hub's, either HTTP library's or the disk's: all mean the same here
             reason = " ".join(str(error).split())
-            raise HalosError(
+            raise Unavailable(
+                f"datasets/{self.name}",
                 f"source {source}: {self.name} cannot be loaded from the hub ({reason}); {remedy()}, or"
-                " download its files elsewhere and name them by `path:`"
+                " download its files elsewhere and name them by `path:`",
             ) from None
         return folder.name, sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from halos.errors import HalosError
 from halos.files import JsonFile, Record, read_json
-from halos.hub import remedy
+from halos.hub import Unavailable, remedy
 from halos.models.settings import ModelIdentity
 from halos.pretrained import CODE
 
@@ -129,9 +129,10 @@ def snapshot(name: str, hub: str, revision: str, code: bool = False, weights: bo
     try:
         folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns, ignore_patterns=duplicates))
     except Exception as error:  # of the hub, of its HTTP library, or of the disk: all mean the same here
-        raise HalosError(
+        raise Unavailable(
+            f"models/{hub}",
             f"models.{name}: cannot get {hub} at {revision} from the Hugging Face hub ({type(error).__name__}); "
-            f"{remedy()}, or give a local `path:`"
+            f"{remedy()}, or give a local `path:`",
         ) from error
     if weights and not any(folder.glob("*.safetensors")):
         raise HalosError(

@@ -13,6 +13,7 @@ from halos.models.load import is_model
 from halos.models.rewards import check_reward_model, is_reward_model
 from halos.online.settings import Labeller
 from halos.scoring.api import read_key
+from halos.scoring.settings import Server
 from halos.study.cells import RESULTS
 from halos.study.paths import Paths
 from halos.study.study import Study
@@ -150,9 +151,13 @@ def check_keys(study: Study) -> None:
     Raises:
         HalosError: naming the variable.
     """
-    for scorer in _scorers(study).values():
-        if scorer.openai is not None:
-            read_key(scorer.openai.base_url, scorer.openai.key_variable)
+    for server in servers(study).values():
+        read_key(server.base_url, server.key_variable)
+
+
+def servers(study: Study) -> dict[str, Server]:
+    """The servers that judges and labellers of a study ask, by the places of these in the config."""
+    return {where: scorer.openai for where, scorer in _scorers(study).items() if scorer.openai is not None}
 
 
 def _missing(file: str) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
@@ -15,8 +15,13 @@ Datasets = dict[str, dict[str, dict[str, bytes]]]
 
 
 @contextlib.contextmanager
-def serve(datasets: Datasets) -> Iterator[str]:
-    """Serve the datasets until the context ends; gives the address."""
+def serve(datasets: Datasets, gated: Collection[str] = (), token: str | None = None) -> Iterator[str]:
+    """Serve the datasets until the context ends; gives the address.
+
+    Args:
+        gated: names that nobody may read.
+        token: the only token that is somebody's.
+    """
 
     def listed(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, object]]:
         """What is in a folder, or anywhere below it."""
@@ -44,6 +49,15 @@ def serve(datasets: Datasets) -> Iterator[str]:
             place = unquote(urlparse(self.path).path).strip("/").removeprefix("api/").split("/")
             if place[0] not in ("datasets", "models"):  # files of models stand at the top
                 place.insert(0, "models")
+            if place[-1] == "whoami-v2":
+                known = token is not None and self.headers["Authorization"] == f"Bearer {token}"
+                return self.answer(*((200, b'{"name": "somebody"}') if known else (401, b"{}")))
+            if place[-1] == "auth-check" and (name := "/".join(place[1:3])) in datasets:
+                if name in gated:
+                    return self.answer(403, b"{}", X_Error_Code="GatedRepo")
+                return self.answer(200, b"{}")
+            if place[-1] == "auth-check":
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
             if len(place) < 5:
                 return self.answer(404, b"{}")
             _, owner, name, what, revision, *path = place
