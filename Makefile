@@ -51,7 +51,7 @@ test: lint
 lint: $(ENV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy halos
+	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/snakefmt --check $(CODE)
 	.venv/bin/snakemake --lint

@@ -25,6 +25,7 @@ from typing import Any
 
 from halos.data.sources.toy import toy
 from halos.sample.backends import Request, Transformers, Vllm
+from halos.sample.settings import SamplerSlice
 
 PYTHON = {"transformers": Path(sys.executable), "vllm": Path(".venv-vllm/bin/python")}
 
@@ -45,12 +46,12 @@ def generate(model: Path, backend: str, prompts: int, tokens: int, batch: int) -
     """One run: seconds on the clock and of the CPU, and the ids of each greedy response, up to its end."""
     tokenizer, requests = requests_for(model, prompts, tokens)
     longest = len(requests[0].ids) + tokens
-    what = (model, tokenizer, {"seed": 0, "attention": "auto", "precision": "fp32"}, batch, longest)
+    what = (model, tokenizer, SamplerSlice(seed=0, attention="auto", precision="fp32"), batch, longest)
     engine = Vllm(*what, tensor_parallel=1) if backend == "vllm" else Transformers(*what)
-    shares = [requests[start : start + engine.share] for start in range(0, len(requests), engine.share)]
+    chunks = [requests[start : start + engine.chunk] for start in range(0, len(requests), engine.chunk)]
     engine.generate(requests[-1:], 0.0, 1.0, 0, lambda done: None)
     start = time.perf_counter(), time.process_time()
-    found = [ids for share in shares for ids in engine.generate(share, 0.0, 1.0, 0, lambda done: None)]
+    found = [ids for chunk in chunks for ids in engine.generate(chunk, 0.0, 1.0, 0, lambda done: None)]
     spent = [time.perf_counter() - start[0], time.process_time() - start[1]]
     ends = [next((n + 1 for n, token in enumerate(ids) if token in engine.ends), len(ids)) for ids in found]
     return {"seconds": spent, "responses": [ids[:end] for ids, end in zip(found, ends, strict=True)]}

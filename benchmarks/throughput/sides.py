@@ -282,8 +282,9 @@ def trl_trainer(task: Task, setting: Setting, steps: int, step_done: Callable[[f
             self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
             return super().training_step(model, inputs, *arguments, **options)
 
-    class Steps(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+    class Steps(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            logs = given["logs"]
             if "loss" in logs:  # the summary at the end has none
                 tokens, trainer.tokens = trainer.tokens, 0
                 control.should_training_stop = not step_done(logs["loss"], tokens)
