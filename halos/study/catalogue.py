@@ -48,7 +48,9 @@ class Config(BaseModel):
         description="a model in place of those of that grid: an id of models, a local folder, or a hub id; the latter "
         "two need no entry",
     )
-    plugins: tuple[str, ...] = Field((), description="Python files with losses, sources or verifiers of your own")
+    plugins: tuple[str, ...] = Field(
+        (), description="Python files with losses, forward passes, views, sources or verifiers of your own"
+    )
     models: dict[str, Model] = {}
     datasets: dict[str, Dataset] = {}
     stages: dict[str, Stage] = {}
