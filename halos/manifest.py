@@ -18,6 +18,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", 
 
 VALUE_HEAD = "value_head.safetensors"
 """The file of a value head, beside `model/`: within it, programs that read every safetensors file would stumble."""
+KEPT = "optimizer"
+"""Folder of a run's state at its end, for another to go on from: a checkpoint, or the optimiser alone."""
 
 
 class Hardware(Record):

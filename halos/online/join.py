@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.files import whole, write_text
-from halos.manifest import VALUE_HEAD, Manifest, Round
+from halos.manifest import KEPT, VALUE_HEAD, Manifest, Round
 from halos.online.labels import Labels
 from halos.settings import AnySlice
 
@@ -21,7 +21,8 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
 
     The run's `model/`, and PPO's value head, are the last round's, with hard links where the file system has them. Its
     `train.jsonl` holds all rounds' lines, each with its round; steps and examples count on from round to round. Its
-    `manifest.json`, written last, sums the rounds up. The rounds' folders stay as they are.
+    `manifest.json`, written last, sums the rounds up. The rounds' folders stay as they are, but for the states of the
+    optimiser that later ones went on from.
 
     Args:
         config: config.yaml of the cell.
@@ -56,6 +57,8 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
         }
     )
     joined.write(output / "manifest.json")
+    for folder in rounds[:-1]:
+        shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -48,7 +48,9 @@ class Config(BaseModel):
         description="a model in place of those of that grid: an id of models, a local folder, or a hub id; the latter "
         "two need no entry",
     )
-    plugins: tuple[str, ...] = Field((), description="Python files with losses, sources or verifiers of your own")
+    plugins: tuple[str, ...] = Field(
+        (), description="Python files with losses, forward passes, views, sources or verifiers of your own"
+    )
     models: dict[str, Model] = {}
     datasets: dict[str, Dataset] = {}
     stages: dict[str, Stage] = {}
@@ -68,7 +70,7 @@ class Config(BaseModel):
 
         def whole(name: str, after: tuple[str, ...] = ()) -> dict[str, Any]:
             source = stages[name].get("resume_from")
-            if source is None:
+            if not isinstance(source, str):  # what is no text is refused with the stage
                 return dict(stages[name])
             if source not in stages:
                 raise ValueError(
@@ -105,6 +107,9 @@ class Config(BaseModel):
                     every = self.stages[stage].loss_name
                     raise ValueError(f"models.{name}.stages.{stage}.loss: it is {every} for every model; add a stage "
                                      f"for another")  # fmt: skip
+                if own.resume_from != self.stages[stage].resume_from:
+                    raise ValueError(f"models.{name}.stages.{stage}.resume_from: a stage goes on from the same one for "
+                                     f"every model; add a stage with it")  # fmt: skip
             if model.tokenizer is not None and model.tokenizer.train_on is not None:
                 self._refer(f"models.{name}.tokenizer.train_on", model.tokenizer.train_on, "datasets")
             self._check_tokenizer(name)
@@ -132,20 +137,19 @@ class Config(BaseModel):
                 self._check_method(f"grids.{name}.methods", method, rewards=False)
             for method in grid.reward_models:
                 self._check_method(f"grids.{name}.reward_models", method, rewards=True)
-        stages = [(f"stages.{name}", entry) for name, entry in self.stages.items()]
+        stages: list[tuple[str, str | None, Stage]] = [(f"stages.{n}", None, entry) for n, entry in self.stages.items()]
         for name, model in self.models.items():
-            stages += [(f"models.{name}.stages.{stage}", self.stage(stage, name)) for stage in model.stages]
-        for where, entry in stages:
+            stages += [(f"models.{name}.stages.{stage}", name, self.stage(stage, name)) for stage in model.stages]
+        for where, of_model, entry in stages:
             if entry.reward_model is not None:
                 self._check_reward_model(f"{where}.reward_model", entry.reward_model)
             if entry.online is not None:
                 self._check_online(where, entry)
             if entry.reference is not None:
-                self._check_reference(where, entry)
+                self._check_reference(where, entry, of_model)
             if entry.resume_from is not None:
-                of_model = where.split(".")[1] if where.startswith("models.") else None
                 self._check_resumed(where, entry, entry.resume_from, of_model)
-        teachers = {where: teacher for where, entry in stages if (teacher := self.teacher(entry)) is not None}
+        teachers = {where: teacher for where, _, entry in stages if (teacher := self.teacher(entry)) is not None}
         taught = {where.rsplit(".", 1)[-1] for where in teachers}
         for where, teacher in teachers.items():
             if teacher in self.models:
@@ -204,7 +208,7 @@ class Config(BaseModel):
             return None
         return name, name != BASE and not all(part in self.stages for part in name.split("-"))
 
-    def _check_reference(self, where: str, stage: Stage) -> None:
+    def _check_reference(self, where: str, stage: Stage, model: str | None) -> None:
         """Refuse a reference that does not exist, is ambiguous, is no policy, or is made with the stage itself."""
         assert stage.reference is not None
         where, name, own = f"{where}.reference", stage.reference, where.rsplit(".", 1)[-1]
@@ -225,7 +229,7 @@ class Config(BaseModel):
             part = wanted.pop()
             if part not in seen:
                 seen.add(part)
-                entry = self.stages[part]
+                entry = self.stages[part] if model is None else self.stage(part, model)
                 named = [entry.reference, self.teacher(entry)]
                 wanted += [p for other in named if other for p in other.split("-") if p in self.stages]
         if own in seen:
@@ -287,9 +291,16 @@ class Config(BaseModel):
         return Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes}) if changes else stage
 
     def _changes(self, name: str, model: str) -> dict[str, Any]:
-        """A model's own settings for a stage, and for the one that it goes on from."""
+        """A model's own settings for a stage, and for the one that it goes on from, where the stage has none itself."""
         own, source = self.models[model].stages.get(name, {}), self.stages[name].resume_from
-        return own if source is None else _extended(self._changes(source, model), own)
+        if source is None:
+            return own
+        stage, other = self.stages[name], self.stages[source]
+        given = {key for key in LENGTH if getattr(stage, key) != getattr(other, key)}
+        if given & {"epochs", "examples"}:  # either says how long it is
+            given |= {"epochs", "examples"}
+        theirs = {key: value for key, value in self._changes(source, model).items() if key not in given}
+        return _extended(theirs, own)
 
     def _refer(self, where: str, name: str, kind: str) -> None:
         """Refuse the id of an entry that does not exist."""

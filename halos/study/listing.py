@@ -51,6 +51,13 @@ def _summary(plugin: Any) -> str:
     return (inspect.getdoc(plugin) or "").split("\n")[0]
 
 
+def _defaults(kind: Any) -> str:
+    """The options of a loss or forward pass with their defaults; those that have to be given by name alone."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    given = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+    return ", ".join(name if value is dataclasses.MISSING else f"{name} {value}" for name, value in given.items())
+
+
 Row = dict[str, Any]
 
 
@@ -93,9 +100,8 @@ class _Rows:
     def losses(*_: Any) -> Iterator[Row]:
         for name in LOSSES:
             loss = LOSSES[name]
-            defaults = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(loss))
             yield {"loss": name, "view": loss.view.name, "reference": "yes" if loss.needs_reference else "no",
-                   "hyperparameters": defaults, "definition": _summary(loss)}  # fmt: skip
+                   "hyperparameters": _defaults(loss), "definition": _summary(loss)}  # fmt: skip
 
     @staticmethod
     def views(*_: Any) -> Iterator[Row]:
@@ -106,8 +112,7 @@ class _Rows:
     @staticmethod
     def forwards(*_: Any) -> Iterator[Row]:
         for name in FORWARDS:
-            options = ", ".join(f"{f.name} {f.default}" for f in dataclasses.fields(FORWARDS[name]))
-            yield {"forward pass": name, "options": options, "definition": _summary(FORWARDS[name])}
+            yield {"forward pass": name, "options": _defaults(FORWARDS[name]), "definition": _summary(FORWARDS[name])}
 
     @staticmethod
     def prompts(config: Config, *_: Any) -> Iterator[Row]:

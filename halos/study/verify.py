@@ -16,6 +16,7 @@ from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
+from halos.study.study import Study
 from halos.tokens.store import SPLITS, Store, read_splits
 
 SHOWN = 5
@@ -26,8 +27,9 @@ def verify(run: Path, config: Config) -> None:
     """Print what changed since a run was made, by computing again every hash that its manifest rests on.
 
     Compared are the files of its `model/`, its settings (with its config.yaml and with the catalogue), the sequence
-    store, each record of the data, and the files and settings of each parent down to the base model. Other versions of
-    packages, or another commit, are printed as notes and are no error.
+    store, each record of the data, and the files and settings of each parent down to the base model; of a reference
+    that is no parent, and of a run that it went on from, the weights. Other versions of packages, or another commit,
+    are printed as notes and are no error.
 
     Args:
         run: a run's folder, below a results folder: results/runs/DATASET/MODEL/METHOD/seedN.
@@ -53,7 +55,7 @@ def verify(run: Path, config: Config) -> None:
 
 def changes(cell: Cell, paths: Paths, config: Config) -> Iterator[str]:
     """One line for each difference between a run, with all that it was made from, and the manifests."""
-    stores = {}
+    stores, study = {}, Study(config)
     for made in _made_from(cell, paths):
         run, manifest = paths.run(made), _manifest(made, paths)
         yield from _files(run.model, manifest.files)
@@ -68,6 +70,9 @@ def changes(cell: Cell, paths: Paths, config: Config) -> Iterator[str]:
         if not manifest.rounds:  # its rounds have inputs of their own
             store = stores[made] = run.fresh.store if made.round else paths.store(made.dataset, made.model).store
             yield from _inputs(made, paths, store, manifest.inputs)
+            for name, other in (("reference", study.reference(made)), ("resumed", study.resumed(made))):
+                if other is not None and name in manifest.inputs:
+                    yield from _weights(other, paths, manifest.inputs[name], run.folder)
     for store in dict.fromkeys(stores.values()):
         yield from _store(store)
     if any(not made.round for made in stores):
@@ -116,11 +121,16 @@ def _settings(then: Any, now: Any, where: str, name: str = "") -> Iterator[str]:
 def _inputs(cell: Cell, paths: Paths, store: Path, then: dict[str, str]) -> Iterator[str]:
     """Differences between the parent and the store now, and the hashes of those that a run was trained from."""
     assert cell.parent is not None
-    run, parent = paths.run(cell).folder, paths.run(cell.parent).model.parent
-    if _manifest(cell.parent, paths).weights != then["weights"]:
-        yield f"{parent}: made anew since {run} was trained from it"
+    run = paths.run(cell).folder
+    yield from _weights(cell.parent, paths, then["weights"], run)
     if Store(store).hash != then["store"]:
         yield f"{store}: made anew since {run} was trained on it"
+
+
+def _weights(cell: Cell, paths: Paths, then: str, run: Path) -> Iterator[str]:
+    """Whether a cell that a run was trained from, or with, has other weights than it had then."""
+    if _manifest(cell, paths).weights != then:
+        yield f"{paths.run(cell).model.parent}: made anew since {run} was trained from it"
 
 
 def _store(folder: Path) -> Iterator[str]:

@@ -18,9 +18,6 @@ from halos.distributed.sharding import local, reshard, shard_like
 from halos.errors import HalosError
 from halos.files import hash_content, writing
 
-KEPT = "optimizer"
-"""Folder of a run's state at its end, for another to go on from: a checkpoint, or the optimiser alone."""
-
 
 class Checkpoints:
     """The checkpoints of one run. Only the newest is kept.

@@ -96,7 +96,7 @@ class Inputs:
             scores=read_scores(scores[0], sequences) if scores else None,
             value_head=head,
             resumed=run,
-            before=kept_state(parent) if settings.continues else None,
+            before=kept_state(parent, parent.parent) if settings.continues else None,  # all rounds have to run again
             hashes=hashes,
         )  # fmt: skip
         inputs._check_lengths()

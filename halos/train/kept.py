@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from halos.errors import HalosError
-from halos.manifest import Manifest
-from halos.train.checkpoints import KEPT, fingerprint, read_meta
+from halos.manifest import KEPT, Manifest
+from halos.train.checkpoints import fingerprint, read_meta
 from halos.train.settings import RunSlice
 
 
-def kept_state(run: Path) -> Path:
+def kept_state(run: Path, again: Path | None = None) -> Path:
     """The folder of the state at the end of a run, see `Checkpoints.write`.
 
     Args:
         run: folder of the finished run.
+        again: folder to delete, so that it is made again, where it is not there; by default the run's.
 
     Raises:
         HalosError: it is not there, or is that of another run.
@@ -25,6 +26,7 @@ def kept_state(run: Path) -> Path:
     if now != then:
         what = "is not there" if now is None else "is of another run"
         raise HalosError(
-            f"{path}, the optimiser's state at the end of that run, {what}: delete {run} and run snakemake again"
+            f"{path}, the optimiser's state at the end of that run, {what}: delete {again or run} and run snakemake "
+            f"again"
         )
     return path

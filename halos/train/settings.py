@@ -178,7 +178,11 @@ class Stage(BaseModel):
         (), description="patterns of names of weights that are not trained: [model.embed_tokens.*, model.layers.0.*]"
     )
     forward: Annotated[OwnForward | None, BeforeValidator(_named, json_schema_input_type=str | OwnForward | None)] = (
-        Field(None, description="forward pass of a plugin: its name, or {name: ..., options: {...}}")
+        Field(
+            None,
+            exclude_if=lambda value: value is None,
+            description="forward pass of a plugin: its name, or {name: ..., options: {...}}",
+        )
     )
     humanline: bool = Field(
         False, description="clamp token log-ratios to [log_eps_p, log_eps_r], and sync the reference every step"
@@ -485,8 +489,6 @@ def stage_slice(stage: Stage) -> dict[str, Any]:
     """
     arguments = {**(ADAMW if stage.optimizer == "AdamW" else {}), **stage.optimizer_args}
     content = {**identity(stage), "optimizer_args": arguments}
-    if stage.forward is None:  # so that runs without one are those that they were before there was this setting
-        del content["forward"]
     parts = {name: {"weight": part.weight, **dataclasses.asdict(part.loss)} for name, part in stage.parts.items()}
     content = {key: value for key, value in content.items() if key not in stage.hyperparameters}
     if not isinstance(stage.loss, str):

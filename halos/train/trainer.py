@@ -17,10 +17,10 @@ from tqdm import tqdm
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
-from halos.manifest import VALUE_HEAD
+from halos.manifest import KEPT, VALUE_HEAD
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
-from halos.train.checkpoints import KEPT, Checkpoints, fingerprint, read_meta
+from halos.train.checkpoints import Checkpoints, fingerprint, read_meta
 from halos.train.dropout import Dropout
 from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
@@ -171,8 +171,6 @@ class Trainer:
             )  # fmt: skip
         if self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder)
-            if self.inputs.before is not None:  # no run needs it any more
-                shutil.rmtree(self.inputs.before, ignore_errors=True)
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step over one global batch, counted from 0.
@@ -280,6 +278,9 @@ class Trainer:
         main = self.accelerator.is_main_process
         if main:
             self.checkpoints.remove_others()
+            if self.inputs.before is not None:  # the round before is done with what it went on from
+                earlier = self.inputs.before.parents[1] / f"round{self.inputs.settings.round - 2}"
+                shutil.rmtree(earlier / KEPT, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         path = self.checkpoints.latest()
         if path is None:

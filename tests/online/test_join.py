@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from halos.errors import HalosError
-from halos.manifest import VALUE_HEAD, Manifest
+from halos.manifest import KEPT, VALUE_HEAD, Manifest
 from halos.online.join import join
 from halos.settings import dump
 from halos.study import catalogue as C
@@ -324,6 +324,17 @@ def test_joining_again_replaces_what_was_there(run: Path) -> None:
     join(run / "config.yaml", [run / "round1"], run)
     assert (run / "model/model.safetensors").read_text() == "weights 1"
     assert (run / "round2/model/model.safetensors").read_text() == "weights 2"
+
+
+def test_no_round_keeps_the_optimisers_state_that_the_next_one_went_on_from(run: Path) -> None:
+    (run / "round1" / KEPT).mkdir()
+    join(run / "config.yaml", [run / "round1", run / "round2"], run)
+    assert sorted(path.name for path in (run / "round1").iterdir()) == [
+        "fresh",
+        "manifest.json",
+        "model",
+        "train.jsonl",
+    ]
 
 
 def test_an_unfinished_round_is_named(run: Path) -> None:

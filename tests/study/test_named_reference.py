@@ -64,6 +64,17 @@ def test_a_reference_that_cannot_be_is_refused_in_one_sentence(mistake: str) -> 
     assert sentence in str(caught.value)
 
 
+def test_a_circle_in_the_settings_of_one_model_is_refused() -> None:
+    content = load(dpo={"reference": "kto"}).model_dump(mode="json", exclude_unset=True)
+    content["models"]["m"] |= {"stages": {"kto": {"reference": "dpo"}}}
+    with pytest.raises(HalosError, match=r"^models.m.stages.kto.reference: dpo is trained by kto itself: name a metho"):
+        C.load(content)
+    del content["stages"]["dpo"]["reference"]
+    content["models"]["m"]["stages"]["dpo"] = {"reference": "kto"}
+    with pytest.raises(HalosError, match=r"^models.m.stages.kto.reference: dpo is trained by kto itself: name a metho"):
+        C.load(content)
+
+
 def test_a_method_that_is_named_is_made_with_the_same_seed_and_read(tmp_path: Path) -> None:
     config = load(dpo={"reference": "sft-kto"})
     study, cell = Study(config), Cell("d", "m", "sft-dpo", 1)

@@ -44,6 +44,28 @@ def test_it_has_the_settings_of_the_other_and_a_length_of_its_own() -> None:
     assert [cell.method for cell in Study(again).trained] == ["sft", "sft-dpo", "sft-dpo2", "sft-more"]
 
 
+OF_MODEL: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[float, int | None, float]]] = {
+    "epochs": ({"epochs": 3}, {"examples": 500, "lr": 7e-4}, (3, None, 7e-4)),
+    "examples": ({"examples": 3000}, {"examples": 500, "epochs": 2}, (1, 3000, 1e-3)),
+    "lr": ({"epochs": 3, "lr": 1e-6}, {"epochs": 2, "lr": 7e-4}, (3, None, 1e-6)),
+}
+
+
+@pytest.mark.parametrize("case", OF_MODEL)
+def test_its_own_length_wins_over_what_a_model_says_of_the_other(case: str) -> None:
+    entry, own, expected = OF_MODEL[case]
+    stage = load({"more": {"resume_from": "dpo", **entry}}, {"dpo": own}).stage("more", "m")
+    assert (stage.epochs, stage.examples, stage.lr) == expected
+    longer = load({"more": {"resume_from": "dpo", **entry}}, {"dpo": own, "more": {"examples": 9000}})
+    assert longer.stage("more", "m").examples == 9000
+
+
+def test_a_model_has_an_id_with_dots() -> None:
+    content = load({"more": {"resume_from": "dpo", "epochs": 3}}).model_dump(mode="json", exclude_unset=True)
+    content["models"]["m2.5"] = {**content["models"]["m"], "stages": {"more": {"epochs": 4}}}
+    assert C.load(content).stage("more", "m2.5").epochs == 4
+
+
 def test_it_starts_from_the_same_parent_and_reads_the_run_that_it_goes_on_from(tmp_path: Path) -> None:
     config = load({"more": {"resume_from": "dpo", "examples": 96}})
     w, place = Workflow(config), SimpleNamespace(dataset="d", model="m", method="sft-more", run="seed3")
@@ -59,6 +81,7 @@ def test_it_starts_from_the_same_parent_and_reads_the_run_that_it_goes_on_from(t
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": ({"more": {"resume_from": "dpoo"}}, "there is no 'dpoo' in stages; did you mean 'dpo'?"),
+    "no text": ({"more": {"resume_from": ["dpo"]}}, "stages.more.resume_from: Input should be a valid string"),
     "itself": ({"more": {"resume_from": "more"}}, "stages.more.resume_from: more goes on from more itself"),
     "nothing kept": (
         {"more": {"resume_from": "kto"}},
@@ -81,6 +104,11 @@ def test_what_cannot_be_gone_on_from_is_refused_in_one_sentence(mistake: str) ->
     with pytest.raises(HalosError) as caught:
         load({"more": {"loss": "dpo"}, **stages})
     assert sentence in str(caught.value)
+
+
+def test_a_model_cannot_have_a_stage_go_on_from_another() -> None:
+    with pytest.raises(HalosError, match=r"^models.m.stages.simpo.resume_from: a stage goes on from the same one"):
+        load({"more": {"loss": "dpo"}}, {"simpo": {"resume_from": "dpo"}})
 
 
 def test_the_schema_wants_a_loss_or_a_stage_to_go_on_from() -> None:

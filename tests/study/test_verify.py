@@ -12,6 +12,7 @@ import pytest
 
 from halos.data import feedback
 from halos.errors import HalosError
+from halos.settings import dump
 from halos.study import catalogue as C
 from halos.study.verify import verify
 from tests.conftest import World
@@ -118,6 +119,29 @@ def test_a_parent_or_a_store_that_was_made_anew_is_named(
     parent, store = found(run, catalogue(finished), capsys)
     assert parent.startswith(f"{run.parents[1] / 'sft/seed1'}: made anew")
     assert store.startswith(f"{run.parents[4] / 'tokens/d/m/store'}: made anew")
+
+
+@pytest.mark.parametrize("key", ["resumed", "reference"])
+def test_what_a_run_went_on_from_and_its_reference_are_compared(
+    key: str, finished: World, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin, manifest = run.parents[1] / "sft-twin/seed1", run / "manifest.json"
+    shutil.copytree(run, twin)
+    named = {"resumed": {"resume_from": "twin"}, "reference": {"reference": "sft-twin"}}[key]
+    content = json.loads(manifest.read_text())
+    content["config"]["stage"] |= named
+    content["inputs"][key] = content["weights"]
+    manifest.write_text(json.dumps(content))
+    (run / "config.yaml").write_text(dump(content["config"]))
+    config = catalogue(finished)
+    stages = {**config.stages, "twin": config.stages["simpo"]}
+    stages["simpo"] = stages["simpo"].model_copy(update=named)
+    config = config.model_copy(update={"stages": stages})
+    verify(run, config)
+    content = json.loads((twin / "manifest.json").read_text())
+    (twin / "manifest.json").write_text(json.dumps({**content, "weights": "0" * 64}))
+    capsys.readouterr()
+    assert found(run, config, capsys) == [f"{twin}: made anew since {run} was trained from it"]
 
 
 def test_a_file_of_the_store_is_named(finished: World, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

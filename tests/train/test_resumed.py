@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from halos.errors import HalosError
-from halos.manifest import Manifest
-from halos.train.checkpoints import KEPT
+from halos.manifest import KEPT, Manifest
 from tests.conftest import World
 from tests.train.runs import assert_equal, log
 

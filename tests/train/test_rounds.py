@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from halos.errors import HalosError
+from halos.manifest import KEPT
 from halos.settings import dump, read_slice
-from halos.train.checkpoints import KEPT
 from halos.train.inputs import Inputs
 from halos.train.optimizer import learning_rate
 from halos.train.settings import Stage
@@ -71,13 +71,16 @@ def test_moments_and_step_counts_are_those_of_the_round_before(
     assert any(state["exp_avg"].any() for state in begins)
 
 
-def test_one_schedule_runs_over_all_rounds_and_no_state_stays(world: World, before: Path, tmp_path: Path) -> None:
+def test_one_schedule_runs_over_all_rounds_and_a_state_stays_until_the_next_round_is_done(
+    world: World, before: Path, tmp_path: Path
+) -> None:
     folders = [before]
     for number in (2, 3):
         assert (folders[-1] / KEPT / "meta.json").is_file()
         folders.append(tmp_path / f"round{number}")
         trainer_of(world, folders[-1], number, folders[-2]).run()
-        assert not (folders[-2] / KEPT).exists()
+        assert (folders[-2] / KEPT).exists()  # so that this round can be made again, if its end is not noticed
+    assert not (folders[0] / KEPT).exists()
     assert not (folders[-1] / KEPT).exists()
     rates = [line["lr"] for folder in folders for line in log(folder) if line["split"] == "train"]
     assert rates == pytest.approx([1e-3 * learning_rate(k, 9, 2, "linear") for k in range(9)])
@@ -102,7 +105,8 @@ def test_a_round_that_is_stopped_is_as_one_that_is_not(stage: str, world: World,
 
 def test_a_state_that_is_gone_or_of_another_run_is_refused(world: World, before: Path, tmp_path: Path) -> None:
     shutil.move(before / KEPT, tmp_path / "state")
-    with pytest.raises(HalosError, match=r"optimizer, the optimiser's state at the end of that run, is not there: del"):
+    advice = f"optimizer, the optimiser's state at the end of that run, is not there: delete {tmp_path} and run snake"
+    with pytest.raises(HalosError, match=advice):
         trainer_of(world, tmp_path / "round2", 2, before)
     meta = (tmp_path / "state/meta.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
     (tmp_path / "state/meta.json").write_text(meta)
