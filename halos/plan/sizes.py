@@ -14,7 +14,7 @@ from halos.models.architectures import language_class
 from halos.models.lora import with_lora
 from halos.models.policy import freeze_parameters
 from halos.models.settings import Model, Size
-from halos.pretrained import read_config, remote_classes
+from halos.pretrained import check_code, read_config, remote_classes
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
 from halos.tokens.report import TokensReport
@@ -83,6 +83,8 @@ def config_of(name: str, model: Model, results: Path) -> Any | None:
     if folder is None and model.architecture is None:
         return None
     if folder is not None:
+        if model.trust_remote_code:
+            check_code(folder)
         return read_config(folder, model.trust_remote_code)
     from transformers import AutoConfig
 
@@ -108,12 +110,17 @@ def size_of(name: str, model: Model, results: Path) -> Size:
     return model.size
 
 
+def _built(config: Any) -> Any:
+    """The language model of a config, by the code that came with it if the config's class is of that."""
+    return language_class(config).from_config(config, trust_remote_code=bool(remote_classes(config)))
+
+
 def measured_size(config: Any) -> Size:
     """Size of the model that a transformers config describes, built without memory for its weights."""
     import torch
 
     with torch.device("meta"):
-        model = language_class(config).from_config(config, trust_remote_code=bool(remote_classes(config)))
+        model = _built(config)
     text = config.get_text_config()
     heads = text.num_attention_heads
     return Size(
@@ -143,7 +150,7 @@ def counted_training(config: Any, stage: Stage) -> Trained:
     import torch
 
     with torch.device("meta"):
-        model = language_class(config).from_config(config)
+        model = _built(config)
         before = sum(p.numel() for p in model.parameters())
         if stage.lora is not None:
             model = with_lora(model, {**stage.lora.model_dump(), "path": None})
