@@ -90,10 +90,10 @@ class Setup:
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """The models that jobs of the grid run, reward models of others included."""
+        """The models that jobs of the grid run, named references and reward models of others included."""
         if self.study is None:
             return {}
-        names = [*self.study.settings.models, *self.study.reward_models_of_others]
+        names = [*self.study.settings.models, *self.study.reference_models, *self.study.reward_models_of_others]
         return {name: self.study.config.models[name] for name in names}
 
     @property

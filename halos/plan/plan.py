@@ -57,8 +57,8 @@ class Plan:
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
         self._counts: dict[tuple[str, str, tuple[str, ...]], Trained | None] = {}
         models = self.study.settings.models
-        named = [reference.model for c in self.study.trained if (reference := self.study.named_reference(c))]
-        self.sizes = {m: size_of(m, config.models[m], results) for m in dict.fromkeys((*models, *named))}
+        sized = dict.fromkeys((*models, *self.study.reference_models))
+        self.sizes = {m: size_of(m, config.models[m], results) for m in sized}
         self.amounts = {(d, m): amount_of(config, d, m, results)
                         for d in self.study.settings.datasets for m in models}  # fmt: skip
 
