@@ -81,18 +81,19 @@ def read_config(folder: Path, trusted: bool | None = None) -> Any:
         trusted: whether its code is run; None for what the folder says.
 
     Raises:
-        HalosError: its code cannot be run.
+        HalosError: transformers cannot read it, or its code cannot be run.
     """
     from transformers import AutoConfig
 
     trusted = trusts(folder) if trusted is None else trusted
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-    except Exception as error:  # code raises whatever it likes
-        if not trusted:
-            raise
+    except Exception as error:  # transformers' classes and code of others raise whatever they like
         why = " ".join(str(error).split())
-        raise HalosError(f"the code that the model in {folder} brings cannot be run ({why})") from error
+        raise HalosError(
+            f"the code that the model in {folder} brings cannot be run ({why})" if trusted else
+            f"there is no config in {folder} that transformers can read ({why})"
+        ) from error  # fmt: skip
 
 
 def read_tokenizer(folder: Path, trusted: bool | None = None, **options: Any) -> Any:
@@ -102,11 +103,18 @@ def read_tokenizer(folder: Path, trusted: bool | None = None, **options: Any) ->
         folder: the folder.
         trusted: whether its code is run; None for what the folder says. Code that is not is never asked about.
         options: arguments of transformers' `from_pretrained`.
+
+    Raises:
+        HalosError: there is none that transformers can read, or its code cannot be run.
     """
     from transformers import AutoTokenizer
 
     trusted = trusts(folder) if trusted is None else trusted
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, **options)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted, **options)
+    except Exception as error:  # as of a config
+        why = " ".join(str(error).split())
+        raise HalosError(f"there is no tokenizer in {folder} that transformers can read ({why})") from error
 
 
 def remote_classes(config: Any) -> dict[str, Any]:

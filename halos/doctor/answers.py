@@ -171,10 +171,19 @@ def cached(config: str, grid: str) -> Iterator[Answer]:
     from halos.study.study import Study
 
     study = Study(load(config), grid)
-    for name in [*study.settings.models, *study.reward_models_of_others]:
-        yield from _opened(f"models.{name}", partial(_model, name, study.config.models[name]))
-    for name in dict.fromkeys([*study.settings.datasets, *(d for d, _ in study.config.prompt_data(study.grid))]):
-        for source in study.config.datasets[name].sources:
+    named = (*study.settings.models, *study.reference_models, *study.reward_models_of_others)
+    models = [*dict.fromkeys(named)]
+    datasets = dict.fromkeys([*study.settings.datasets, *(d for d, _ in study.config.prompt_data(study.grid))])
+    for name in models:  # which grows by those whose tokenizers others have
+        model = study.config.models[name]
+        yield from _opened(f"models.{name}", partial(_model, name, model))
+        yield from _opened(f"models.{name}.tokenizer", partial(_tokenizer, name, model))
+        if model.tokenizer is not None and (trained_on := model.tokenizer.train_on) is not None:
+            datasets[trained_on] = None
+        elif model.tokenizer is not None and (other := model.tokenizer.of_model) in study.config.models:
+            models += [] if other in models else [str(other)]
+    for name in datasets:
+        for source in study.config.datasets[name].all_sources:
             if source.on_hub:
                 yield from _opened(f"datasets.{name}, {source.name}", partial(_source, source))
 
@@ -189,6 +198,17 @@ def _model(name: str, model: Any) -> str | None:
         return None
     snapshot(name, **wanted)
     return f"models/{wanted['hub']}"
+
+
+def _tokenizer(name: str, model: Any) -> str | None:
+    """Open the tokenizer of another model on the hub: that one's repository, None where a model's is not of the hub."""
+    from halos.models.download import snapshot, tokenizer_on_hub
+
+    hub = tokenizer_on_hub(model)
+    if hub is None:
+        return None
+    snapshot(name, hub, "main", weights=False)
+    return f"models/{hub}"
 
 
 def _source(source: Any) -> str:

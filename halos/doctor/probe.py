@@ -17,7 +17,7 @@ from typing import Any
 
 MODULE = "halos.doctor.answers"
 SECONDS = 45.0
-"""Limit of a probe from its start. All are started at once, so that the doctor takes at most a minute."""
+"""Limit of a probe from its start. Those that take long are started at once, so that the doctor takes a minute."""
 FAILURE, LATE = "failure", "late"
 """Keys under which answers say why they lack others, and whether the reason is the limit of time."""
 

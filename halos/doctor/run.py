@@ -16,7 +16,7 @@ def doctor(
 ) -> None:
     """Print what this machine and account can run, and what a grid lacks, as a table for bug reports.
 
-    It takes a minute at most, changes nothing and prints no key.
+    It takes a minute, changes nothing and prints no key.
 
     Args:
         config: the catalogue.

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from halos.doctor.partitions import Partition, partitions
@@ -17,6 +18,8 @@ from halos.study.catalogue import load
 from halos.study.study import Study
 
 CONFIG = Path("config.yaml")
+IMPORTED = ("vllm", "bitsandbytes")
+"""Packages that are tried by an import, where they are installed."""
 
 
 @dataclass
@@ -52,6 +55,9 @@ class Setup:
         """Start the probes that take long, so that they run side by side."""
         for name in ("devices", "attention", "collective"):
             self.probe(name)
+        for name in IMPORTED:
+            if find_spec(name) is not None:
+                self.probe("package", name)
         self.hub_cache()
 
     def hub_cache(self) -> Probe | None:
@@ -90,10 +96,10 @@ class Setup:
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """The models that jobs of the grid run, reward models of others included."""
+        """The models that jobs of the grid run, named references and reward models of others included."""
         if self.study is None:
             return {}
-        names = [*self.study.settings.models, *self.study.reward_models_of_others]
+        names = [*self.study.settings.models, *self.study.reference_models, *self.study.reward_models_of_others]
         return {name: self.study.config.models[name] for name in names}
 
     @property

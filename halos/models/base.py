@@ -94,12 +94,12 @@ def make(
         try:
             if (origin / ADAPTERS).is_file():
                 base = _base(model, origin, commits)
-                tokenizer = _tokenizer_in(origin if (origin / TOKENIZER).is_file() else base)
+                tokenizer = read_tokenizer(origin if (origin / TOKENIZER).is_file() else base, trusted=False)
                 merge(origin, base, folder, tokenizer)
             else:
                 base = origin
                 has_none = other is not None and not (origin / TOKENIZER).is_file()
-                tokenizer = None if has_none else _tokenizer_in(origin, trusted)
+                tokenizer = None if has_none else read_tokenizer(origin, trusted)
                 _link(origin, folder)
             if trusted:
                 keep_code(origin, folder)
@@ -138,26 +138,9 @@ def _tokenizer_of(model: ModelSlice, folders: Sequence[Path], commits: FetchedMo
     else:
         folder = next(iter(folders), Path(name))
     try:
-        return _tokenizer_in(folder, None if folders else False)
+        return read_tokenizer(folder, None if folders else False)
     except HalosError as error:
         raise HalosError(f"models.{model.model}.tokenizer: {error}; name a model that has one") from None
-
-
-def _tokenizer_in(folder: Path, trusted: bool | None = False) -> Any:
-    """The tokenizer in a model folder.
-
-    Args:
-        folder: the folder.
-        trusted: whether code that comes with it is run.
-
-    Raises:
-        HalosError: there is none that transformers can read.
-    """
-    try:
-        return read_tokenizer(folder, trusted)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        why = " ".join(str(error).split())
-        raise HalosError(f"there is no tokenizer in {folder} that transformers can read ({why})") from error
 
 
 def _train_tokenizer(feedback: Sequence[Path], vocab_size: int) -> Any:

@@ -89,6 +89,7 @@ def load(
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
                    "ignore_mismatched_sizes": True}  # fmt: skip
     model: PreTrainedModel
+    trusted = trusts(folder)
     try:
         model, report = (AutoModelForSequenceClassification if score else language_class(config)).from_pretrained(
             folder,
@@ -96,10 +97,12 @@ def load(
             attn_implementation=None if attention == AUTO else attention,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=trusts(folder),
+            trust_remote_code=trusted,
             **options,
         )
-    except (ImportError, RuntimeError, OSError, SafetensorError) as error:
+    except Exception as error:
+        if not trusted and not isinstance(error, ImportError | RuntimeError | OSError | SafetensorError):
+            raise  # code that comes with a model raises whatever it likes
         why = " ".join(str(error).split())
         if isinstance(error, ImportError) and re.search("flash|attention", why, re.IGNORECASE):
             raise HalosError(f"attention {attention} is not installed here; set `attention: auto` ({why})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from halos.errors import HalosError
-from halos.files import whole, write_json
+from halos.files import read_json, whole, write_json
 from halos.models.download import PICKLES, model_files
 
 if TYPE_CHECKING:
@@ -59,12 +58,15 @@ def pickles(folder: Path) -> list[Path]:
     """The files of weights as pickles in a folder, or those that its index names.
 
     Raises:
-        HalosError: one that the index names is not there.
+        HalosError: the index cannot be read, or one that it names is not there.
     """
     index = folder / f"pytorch_model.bin{INDEX}"
     if not index.is_file():
         return [file for pattern in PICKLES if (file := folder / pattern).is_file()]
-    files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    place = read_json(index).get("weight_map")
+    if not isinstance(place, dict) or not place:
+        raise HalosError(f"{index} names no files of weights (weight_map); download the model again")
+    files = [folder / name for name in sorted({*map(str, place.values())})]
     for file in files:
         if not file.is_file():
             raise HalosError(f"{file} is missing, which {index.name} names; download the model again")

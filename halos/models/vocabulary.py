@@ -10,6 +10,7 @@ from typing import Any
 
 from halos.errors import HalosError
 from halos.models.architectures import language_class
+from halos.models.rewards import is_reward_model
 from halos.pretrained import read_config, trusts
 
 SAME = 0.99
@@ -101,6 +102,8 @@ def make_room(folder: Path, new: Sequence[int], known: Sequence[int]) -> None:
     import torch
     from transformers import GenerationConfig
 
+    if is_reward_model(folder):  # loaded as a language model, it would lose its score
+        raise HalosError("a reward model cannot be given more tokens than it was trained with: take them out")
     config = read_config(folder)
     network: Any = language_class(config).from_pretrained(
         folder, dtype="auto", use_safetensors=True, trust_remote_code=trusts(folder)

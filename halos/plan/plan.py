@@ -55,10 +55,10 @@ class Plan:
             )
         self.study = Study(config, grid)
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
-        self._counts: dict[tuple[str, str, tuple[str, ...]], Trained | None] = {}
+        self._counts: dict[tuple[str, str, tuple[str, ...], str | None], Trained | None] = {}
         models = self.study.settings.models
-        named = [reference.model for c in self.study.trained if (reference := self.study.named_reference(c))]
-        self.sizes = {m: size_of(m, config.models[m], results) for m in dict.fromkeys((*models, *named))}
+        sized = dict.fromkeys((*models, *self.study.reference_models))
+        self.sizes = {m: size_of(m, config.models[m], results) for m in sized}
         self.amounts = {(d, m): amount_of(config, d, m, results)
                         for d in self.study.settings.datasets for m in models}  # fmt: skip
 
@@ -108,7 +108,7 @@ class Plan:
         """What a stage trains of a model, where it is not all of it; None where no config is there to count by."""
         if stage.lora is None and not stage.freeze:
             return None
-        key = (model, str(stage.lora), stage.freeze)
+        key = (model, str(stage.lora), stage.freeze, stage.make_loss().head)
         if key not in self._counts:
             config = config_of(model, self.config.models[model], self.results)
             self._counts[key] = None if config is None else counted_training(config, stage)

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from halos.data.feedback import Feedback, select_prompts
 from halos.errors import HalosError
 from halos.files import hash_content, whole, write_text
+from halos.models.architectures import check_known
 from halos.models.generation import read_generation_config
-from halos.models.load import check_ids, is_model
-from halos.pretrained import read_tokenizer
+from halos.models.load import check_ids
+from halos.pretrained import TRUSTED, read_tokenizer, trusts
 from halos.sample.backends import Backend, Request, Transformers, Vllm
 from halos.sample.by_hand import read_prompts
 from halos.sample.samples import Sample, write_samples
@@ -46,6 +47,7 @@ def sample(
     max_new_tokens: int | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Sample a model's responses to one prompt set or several: `--model FOLDER --prompts FILE --output FILE`.
 
@@ -72,6 +74,7 @@ def sample(
         max_new_tokens: token limit of a response (by hand; default 2048).
         limit: the most prompts of a file, from its start (by hand; default all).
         seed: of the draws (by hand; default 0).
+        trust_remote_code: run the code that comes with the model, which this workflow has kept beside it (by hand).
 
     Raises:
         HalosError: prompt sets, feedback files and outputs differ in number, a set is empty, the backend cannot run
@@ -83,15 +86,16 @@ def sample(
         if feedback or store is not None or len(prompts) != len(output):
             raise HalosError("give --config with --feedback and --store, or none of them; and as many --output as "
                              "--prompts")  # fmt: skip
-        if not is_model(model):
-            raise HalosError(f"there is no model in {model} (no config.json): name a model's folder")
+        _check_by_hand(model, trust_remote_code)
         settings = SamplerSlice(seed=seed or 0, attention="auto", precision="bf16")
         asked = [_by_hand({"limit": None, **given})] * len(prompts)
         records = [read_prompts(file, limit) for file in prompts]
         max_prompt_length, split_special_tokens = sys.maxsize, True
     else:
-        if given or seed is not None:
-            named = ", ".join(f"--{'n' if name == 'samples' else name.replace('_', '-')}" for name in given) or "--seed"
+        given |= {} if seed is None else {"seed": seed}
+        given |= {"trust_remote_code": True} if trust_remote_code else {}
+        if given:
+            named = ", ".join(f"--{'n' if name == 'samples' else name.replace('_', '-')}" for name in given)
             raise HalosError(f"{named}: with --config, the prompt sets and the cell say this: leave it out")
         if store is None or not len(prompts) == len(feedback or ()) == len(output):
             raise HalosError("with --config, give --store, and as many --feedback and --output as --prompts")
@@ -121,6 +125,22 @@ def sample(
         engine.ends = sorted({*engine.ends, template.end})
     for prompt_set, path in zip(sets, output, strict=True):
         _answer(prompt_set, engine, template, path)
+
+
+def _check_by_hand(model: Path, trusted: bool) -> None:
+    """Check that a folder of any origin holds a model, and that code that comes with it is run on request alone.
+
+    The folder may say that its code was accepted, but by whom is not known: it may have been copied from elsewhere.
+
+    Raises:
+        HalosError: it holds none, or the code is not to be run.
+    """
+    if not (model / "config.json").is_file():
+        raise HalosError(f"there is no model in {model} (no config.json): name a model's folder")
+    if (model / TRUSTED).is_file() and not trusted:
+        raise HalosError(f"the model in {model} brings code of its own, which is not run: give --trust-remote-code if "
+                         "you have read and trust it")  # fmt: skip
+    check_known(model, trusts(model))
 
 
 def _by_hand(given: dict[str, Any]) -> PromptsSlice:

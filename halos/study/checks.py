@@ -32,8 +32,7 @@ def check_files(study: Study) -> None:
             for file in source.files:
                 if _missing(file):
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
-    named = [reference.model for cell in study.trained if (reference := study.named_reference(cell))]
-    for name in dict.fromkeys((*study.settings.models, *named)):
+    for name in dict.fromkeys((*study.settings.models, *study.reference_models)):
         path = study.config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")

@@ -88,6 +88,6 @@ def with_model(content: dict[str, Any]) -> dict[str, Any]:
         else:
             raise HalosError(f"model: {name!r} is no id of models, no local folder and no hub id such as owner/name"
                              f"{suggest(name, models)}")  # fmt: skip
-        name = name.strip("./").replace("/", "--")
+        name = (name.strip("./") or Path(name).resolve().name).replace("/", "--")
         models = {**models, name: merged(origin, models.get(name, {}))}
     return {**content, "models": models, "grids": merged(grids, {grid: {"models": [name]}})}

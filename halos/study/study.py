@@ -123,6 +123,12 @@ class Study:
             return Cell(cell.dataset, name, BASE, 0)
         return replace(cell, method=name, round=0, seed=0 if name == BASE else cell.seed)
 
+    @cached_property
+    def reference_models(self) -> tuple[str, ...]:
+        """Ids of the entries of `models:` that stages name as their reference, or of which they name a method."""
+        named = [reference.model for cell in self.trained if (reference := self.named_reference(cell))]
+        return tuple(dict.fromkeys(named))
+
     def resumed(self, cell: Cell) -> Cell | None:
         """The cell whose run a training goes on from, if its stage has `resume_from`."""
         source = None if cell.stage is None else self.stage(cell).resume_from

@@ -59,6 +59,25 @@ def test_each_entry_is_cached_readable_gated_absent_or_broken(
     assert not any("hf_good" in text for _, text in found.values())
 
 
+def test_all_that_the_entries_name_is_looked_for(make: Make, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's named reference, the tokenizers of others, and the sources of a test split alone."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    size = MODELS["open"]["size"]
+    entries = {
+        "datasets": {"d": {"sources": [{"name": "shp"}], "test_sources": [{"name": "hh"}]}},
+        "models": {
+            "m": {"hub": "some/m", "size": size, "tokenizer": {"from": "some/tokenizer"}},
+            "other": {"hub": "some/other", "size": size, "tokenizer": {"from": "third"}},
+            "third": {"hub": "some/third", "size": size},
+        },
+        "stages": {"dpo": {"loss": "dpo", "reference": "other"}},
+    }
+    entries["grids"] = {"g": {"datasets": ["d"], "models": ["m"], "methods": ["dpo"]}}
+    found = {about: state for about, state, _ in lines(hub.hub, make(more=entries))}
+    names = ("models.m", "models.m.tokenizer", "models.other", "models.third", "datasets.d, shp", "datasets.d, hh")
+    assert found == {"hub": "to do", **dict.fromkeys(names, "to do")}
+
+
 def test_a_token_that_the_hub_does_not_know_is_to_do_where_something_is_missing(
     make: Make, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 from halos.cli import main
 from halos.doctor import lines as L
+from halos.doctor.checks import hub
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, row
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
+from tests.doctor.conftest import Answered, Make
 
 Table = Callable[..., tuple[int, list[str], str]]
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,27 @@ def test_an_environment_that_cannot_import_halos_is_one_sentence_that_names_what
     assert done.stderr.startswith("error: this environment cannot run halos (")
     assert "torch" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_what_takes_long_is_started_at_once_and_the_hub_has_the_rest_of_the_minute(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: dict[tuple[str, ...], float] = {}
+
+    def probe(*names: str, seconds: float, **_: object) -> Answered:
+        begun[names] = seconds
+        return Answered({})
+
+    monkeypatch.setattr("halos.doctor.setup.Probe", probe)
+    monkeypatch.setattr("halos.doctor.setup.find_spec", lambda name: name if name == "vllm" else None)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    setup = make()
+    setup.start()
+    assert [*begun] == [("devices",), ("attention",), ("collective",), ("package", "vllm"),
+                        ("cached", str(setup.config), "g")]  # fmt: skip
+    list(hub.hub(setup))
+    assert max(begun.values()) + begun["hub",] <= 60
 
 
 def test_every_check_is_in_the_list() -> None:

@@ -18,7 +18,8 @@ from halos.manifest import Manifest
 from halos.models.base import make
 from halos.models.load import load
 from halos.models.rewards import check_reward_model
-from halos.plan.sizes import size_of
+from halos.models.settings import Model
+from halos.plan.sizes import config_of, counted_training, size_of
 from halos.pretrained import TRUSTED, trusts
 from halos.reference.compute import reference
 from halos.registry import LOSSES
@@ -27,6 +28,7 @@ from halos.scoring.reward_model import RewardModel, open_reward_model
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
 from halos.tokens.tokenize import tokenize
+from halos.train.settings import Lora, Stage
 from tests.conftest import CATALOGUE, World
 from tests.models.code import with_code
 
@@ -163,3 +165,12 @@ def test_tasks_and_plans_run_its_code(mine: World, world: World, tmp_path: Path)
     evaluate(config, mine.base / "model", tmp_path / "task.json", feedback=test)
     assert json.loads((tmp_path / "task.json").read_text())["halos"]["n"] == 8
     assert size_of("m", mine.config.models["m"], tmp_path) == size_of("m", world.config.models["m"], world.results)
+    lora = Stage(loss="sft", lora=Lora())
+    of_mine, of_m = (
+        counted_training(config_of("m", made.config.models["m"], made.results), lora) for made in (mine, world)
+    )
+    assert of_mine == of_m
+    assert of_mine.added > 0
+    elsewhere = with_code(world.base / "model", tmp_path / "elsewhere", AutoConfig="some/one--configuration_mine.Mine")
+    with pytest.raises(HalosError, match=r"from another repository, some/one, at whatever commit it has"):
+        config_of("x", Model(path=str(elsewhere), trust_remote_code=True), tmp_path)

@@ -120,6 +120,10 @@ def test_what_is_no_such_folder_is_one_sentence(model: GPT2LMHeadModel, tmp_path
     (source / "pytorch_model-00002-of-00002.bin").unlink()
     with pytest.raises(HalosError, match=r"pytorch_model-00002-of-00002.bin is missing, which pytorch_model.bin.index"):
         convert(source, tmp_path / "out")
+    for content, says in (("{", "is not valid JSON"), ("{}", r"names no files of weights \(weight_map\)")):
+        (source / "pytorch_model.bin.index.json").write_text(content)
+        with pytest.raises(HalosError, match=rf"pytorch_model.bin.index.json {says}"):
+            convert(source, tmp_path / "out")
     shutil.rmtree(source)
     with pytest.raises(HalosError, match=r"there is no .*in; name a .gguf file, or a folder with pytorch_model.bin"):
         convert(source, tmp_path / "out")

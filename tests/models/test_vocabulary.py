@@ -22,6 +22,7 @@ from halos.tokens.chat import read_template
 from halos.tokens.template import Template
 from tests.conftest import CATALOGUE, World
 from tests.models.test_models import made, slice_of
+from tests.scoring.rewards import classifier
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 TEMPLATE = read_template("chatml")
@@ -163,6 +164,13 @@ def test_a_folder_without_a_tokenizer_is_one_sentence(world: World, tmp_path: Pa
         HalosError, match=r"^models\.x\.tokenizer: there is no tokenizer in .*; name a model that has one"
     ):
         made(tmp_path, [], path=str(world.base / "model"), tokenizer={"from": str(tmp_path / "empty")})
+
+
+def test_a_reward_model_keeps_its_tokens_and_its_score(world: World, tmp_path: Path) -> None:
+    """Loaded as a language model, it would lose the score."""
+    origin = classifier(world.base / "model", tmp_path / "origin", labels=1)
+    with pytest.raises(HalosError, match=r"^models\.x: a reward model cannot be given more tokens"):
+        made(tmp_path, [], path=str(origin), add_tokens=["<|new|>"])
 
 
 def test_a_model_from_a_config_can_have_the_tokenizer_of_a_model_of_the_catalogue(world: World, tmp_path: Path) -> None:

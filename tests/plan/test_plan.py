@@ -212,6 +212,18 @@ def test_what_is_trained_is_counted_where_the_model_is_known(case: str) -> None:
     assert (memory.optimizer > 1.5 * estimate.optimizer) if stage.lora else (memory.optimizer < estimate.optimizer)
 
 
+def test_a_reward_model_is_counted_with_its_score_and_without_an_output_layer() -> None:
+    """Whose names its patterns may hold: a language model has no `score` to freeze."""
+    config = AutoConfig.for_model("llama", **KINDS["llama"])
+    body = measured_size(config).parameters - config.vocab_size * config.hidden_size * (not config.tie_word_embeddings)
+    frozen = counted_training(config, Stage(loss="bradley_terry", freeze=("*layers.0.*", "score.*")))
+    kept = counted_training(config, Stage(loss="bradley_terry", freeze=("*layers.0.*",)))
+    layer = sum(p.numel() for n, p in AutoModelForCausalLM.from_config(config).named_parameters() if ".layers.0." in n)
+    assert (frozen.trained, kept.trained) == (body - layer, body - layer + config.hidden_size)
+    adapted, plain = (counted_training(config, Stage(loss=loss, lora=Lora(r=4))) for loss in ("bradley_terry", "dpo"))
+    assert adapted.trained == plain.trained + config.hidden_size
+
+
 def test_a_plan_counts_what_a_stage_trains(tmp_path: Path) -> None:
     content = yaml.safe_load(yaml.safe_dump(CATALOGUE))
     whole, frozen = (Plan(C.load({**content, "stages": {**content["stages"], "dpo": {"loss": "dpo", **changes}}}), "g",

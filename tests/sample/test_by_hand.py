@@ -12,9 +12,11 @@ import pytest
 from halos.cli import main
 from halos.data import feedback as F
 from halos.data.feedback import prompt_id
+from halos.pretrained import TRUSTED, keep_code
 from halos.sample.by_hand import read_prompts, samples_of
 from halos.sample.samples import read_samples
 from tests.conftest import World
+from tests.models.code import with_code
 
 ASKED = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -136,6 +138,43 @@ def test_what_does_not_exist_is_named(world: World, tmp_path: Path, capsys: pyte
     assert said == f"there is no model in {tmp_path} (no config.json): name a model's folder"
     said = refused(capsys, *words, "--model", model, "--prompts", prompts, "--config", none, "--n", 2)
     assert said == "--n: with --config, the prompt sets and the cell say this: leave it out"
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("sample", "--output", tmp_path / "a.jsonl", "--prompts", write(tmp_path / "prompts.json", ["a"]))
+    adapters, bare, damaged = (tmp_path / name for name in ("adapters", "bare", "damaged"))
+    adapters.mkdir()
+    (adapters / "adapter_config.json").write_text("{}")
+    shutil.copytree(world.base / "model", bare)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    shutil.copytree(world.base / "model", damaged)
+    (damaged / "config.json").write_text("{")
+    for folder, says in (
+        (adapters, f"there is no model in {adapters} (no config.json)"),
+        (bare, f"there is no tokenizer in {bare} that transformers can read ("),
+        (damaged, f"{damaged / 'config.json'} is not valid JSON"),
+    ):
+        assert refused(capsys, *words, "--model", folder).startswith(says)
+
+
+def test_code_that_comes_with_a_folder_is_run_on_request_alone(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the folder says that its code was accepted: it may have been copied from elsewhere."""
+    model = with_code(world.base / "model", tmp_path / "model")
+    output = tmp_path / "a.jsonl"
+    words = ("sample", "--model", model, "--output", output, "--prompts", write(tmp_path / "prompts.json", ["a"]))
+    assert "brings code of its own (" in refused(capsys, *words, "--trust-remote-code")  # nobody has kept it
+    (model.parent / "kept").mkdir()
+    keep_code(model, model.parent / "kept")
+    (model.parent / "kept" / TRUSTED).rename(model / TRUSTED)
+    assert "which is not run: give --trust-remote-code if you have read and trust it" in refused(capsys, *words)
+    assert not output.exists()
+    assert main([*map(str, words), "--trust-remote-code", "--max-new-tokens", "4"]) == 0
+    assert len(read_samples(output)) == 1
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def hub(setup: Setup) -> Iterator[Line]:
     if variable := "--offline" if setup.offline else offline_by():
         yield Line("hub", unless(bool(missing)), f"not asked ({variable})")
     else:
-        said = setup.probe("hub", *sorted(missing), HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0").answers()
+        online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+        said = setup.probe("hub", *sorted(missing), seconds=PATIENCE, **online).answers()
         if "reached" in said:
             yield Line("hub", OK, f"{said['reached']} answers")
             yield _token(said, bool(missing))
