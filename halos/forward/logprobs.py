@@ -138,8 +138,8 @@ def _split(entropies: Tensor | None, rows: int, n: int) -> Sequence[Tensor | Non
 
 
 def _entropies(logps: Tensor) -> Tensor:
-    """(n,) entropies of (n, V) log-probabilities."""
-    found: Tensor = -torch.linalg.vecdot(logps.exp(), logps)
+    """(n,) entropies of (n, V) log-probabilities; a token that cannot come, of -inf, adds nothing."""
+    found: Tensor = -torch.linalg.vecdot(logps.exp(), logps.clamp_min(torch.finfo(logps.dtype).min))
     return found
 
 

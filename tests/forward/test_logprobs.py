@@ -16,7 +16,7 @@ from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2Fo
 from halos.forward import layout as layouts
 from halos.forward import logprobs
 from halos.forward.layout import Text
-from halos.forward.logprobs import token_logps
+from halos.forward.logprobs import pick, token_logps
 from halos.forward.microbatch import Microbatch
 from halos.forward.networks import ResponseLogps
 from halos.forward.packable import enable_packing
@@ -244,6 +244,12 @@ def test_the_output_layer_equals_all_logits_in_value_and_gradient(
         assert theirs.grad is not None
         assert ours.grad.dtype == torch.float32
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_that_cannot_come_adds_nothing_to_the_entropy() -> None:
+    entropies = torch.empty(1)
+    pick(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0]), entropies)
+    torch.testing.assert_close(entropies, torch.tensor([2.0]).log())
 
 
 def test_a_row_has_the_same_bits_however_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
