@@ -110,7 +110,7 @@ def make(
         except HalosError as error:
             raise HalosError(f"models.{model.model}: {error}") from None
     try:
-        check_attention(folder, model.attention)
+        check_attention(folder, model.attention, score=is_reward_model(folder))
         text = one_template(model.chat_template or tokenizer.chat_template)
         tokenizer.chat_template = with_arguments(text, model.template_args)
         if tokenizer.pad_token is None:
