@@ -182,7 +182,7 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     for name in ("vocab_size", *ids):
         if name in fields:
-            raise HalosError(f"{where}: {name} comes from the tokenizer that is trained: take it out")
+            raise HalosError(f"{where}: {name} comes from the tokenizer: take it out")
     try:
         check_fields(model_type, fields)
         kind = CONFIG_MAPPING[model_type]
