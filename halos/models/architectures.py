@@ -63,7 +63,8 @@ def check_fields(model_type: str, fields: dict[str, Any], kind: Any = None, wher
                 nested, part = "", type(getattr(kind(), name))
             else:
                 nested = ""
-            check_fields(nested, value, part, f"{where}{name}.")
+            if part is None or dataclasses.is_dataclass(part):  # else the class has no such part by itself
+                check_fields(nested, value, part, f"{where}{name}.")
 
 
 def _is_read(kind: Any, name: str) -> bool:
@@ -103,7 +104,7 @@ def _check_rope(kind: Any, fields: dict[str, Any], where: str) -> None:
             raise HalosError(f"{where}{name} is no field of rotary positions{suggest(name, known)}")
         if isinstance(value, dict):  # by the kind of layer
             _check_rope(kind, value, f"{where}{name}.")
-        elif name in ("rope_type", "type") and value not in words:
+        elif name in ("rope_type", "type") and str(value) not in words:
             kinds = modeling_rope_utils.ROPE_INIT_FUNCTIONS
             raise HalosError(f"{where}{name} {value!r} is no type of rotary positions{suggest(str(value), kinds)}")
 

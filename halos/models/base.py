@@ -110,7 +110,7 @@ def make(
         except HalosError as error:
             raise HalosError(f"models.{model.model}: {error}") from None
     try:
-        check_attention(folder, model.attention)
+        check_attention(folder, model.attention, score=is_reward_model(folder))
         text = one_template(model.chat_template or tokenizer.chat_template)
         tokenizer.chat_template = with_arguments(text, model.template_args)
         if tokenizer.pad_token is None:
@@ -182,7 +182,7 @@ def _initialise(model: ModelSlice, architecture: dict[str, Any], tokenizer: Any,
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     for name in ("vocab_size", *ids):
         if name in fields:
-            raise HalosError(f"{where}: {name} comes from the tokenizer that is trained: take it out")
+            raise HalosError(f"{where}: {name} comes from the tokenizer: take it out")
     try:
         check_fields(model_type, fields)
         kind = CONFIG_MAPPING[model_type]

@@ -55,6 +55,7 @@ def made(folder: Path, **entry: Any) -> Path:
         ("lama", {}, "unknown model_type 'lama'; did you mean 'llama'?"),
         ("llava", {"text_config": {"model_type": "lama"}}, "text_config: unknown model_type 'lama'; did you mean"),
         ("gemma3", {"vision_config": {"hiden_size": 8}}, "vision_config.hiden_size is no field of SiglipVisionConfig"),
+        ("llama", {"rope_parameters": {"rope_type": ["yarn"]}}, "rope_parameters.rope_type ['yarn'] is no type"),
         ("llama", {"rope_parameters": {"rope_type": "yarm"}}, "rope_parameters.rope_type 'yarm' is no type of rotary"),
         ("gemma3_text", {"rope_parameters": {"full_atention": {"factor": 2.0}}}, "rope_parameters.full_atention is no"),
         # words of the code that read no field
@@ -74,6 +75,7 @@ def test_a_misspelt_field_is_refused_with_the_closest_one(
 def test_fields_of_a_class_by_other_names_and_of_old_files_are_known() -> None:
     check_fields("gpt2", {"num_hidden_layers": 2, "hidden_size": 8, "n_inner": 8})
     check_fields("llama", {"rope_theta": 1e4, "rope_scaling": None, "tie_word_embeddings": True})
+    check_fields("nemotron_h_omni", {"audio_config": {"hidden_size": 64}})  # of a part that is None by default
     check_fields("gemma4_text", {"global_head_dim": 8})
     check_fields("dots3_note_text", tiny("dots3_note_text", 64))
     check_fields("dots3_note_text", {"swa_num_attention_heads": 4})  # whose value its class refuses beside its defaults
@@ -89,8 +91,8 @@ def test_fields_of_a_class_by_other_names_and_of_old_files_are_known() -> None:
           "intermediate_size": 8}, "bert without is_decoder: true attends to tokens that follow"),
         ({"model_type": "xlnet", "d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8},
          "XLNetLMHeadModel predicts tokens from those that follow"),
-        ({**LLAMA, "bos_token_id": 1}, "bos_token_id comes from the tokenizer that is trained: take it out"),
-        ({**LLAMA, "vocab_size": 100}, "vocab_size comes from the tokenizer that is trained: take it out"),
+        ({**LLAMA, "bos_token_id": 1}, "bos_token_id comes from the tokenizer: take it out"),
+        ({**LLAMA, "vocab_size": 100}, "vocab_size comes from the tokenizer: take it out"),
     ],
 )  # fmt: skip
 def test_an_architecture_that_cannot_be_trained_is_refused(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+)
 
 from halos.data import feedback as F
 from halos.errors import HalosError
 from halos.models.rewards import check_reward_model
 from halos.scoring.reward_model import RewardModel
 from tests.conftest import World
+from tests.models.test_models import made
 from tests.scoring.rewards import TEMPERATURE, armorm, classifier, states
 
 CLOSE: dict[str, Any] = {"rel": 0, "abs": 1e-5}
@@ -41,6 +48,20 @@ def tokens(folder: Path, prompt: list[F.Turn], response: str) -> list[int]:
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def test_an_encoder_scores_with_the_attention_that_its_entry_names(base: Path, tmp_path: Path) -> None:
+    """It has no causal language model, whose class would tell what attention there is."""
+    origin = tmp_path / "origin"
+    shutil.copytree(base, origin, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    rows = len(AutoTokenizer.from_pretrained(base))
+    config = DebertaV2Config(vocab_size=rows, num_labels=1, pad_token_id=0, max_position_embeddings=64, **size)
+    DebertaV2ForSequenceClassification(config).save_pretrained(origin)
+    folder = made(tmp_path, [], path=str(origin), attention="eager") / "model"
+    [short, long] = RewardModel(folder, attention="eager").rewards(PROMPTS[:2], RESPONSES[:2])
+    assert short != long
 
 
 def test_of_two_labels_the_reward_is_the_second_logit_as_in_halos_or_the_difference(base: Path, tmp_path: Path) -> None:
