@@ -23,5 +23,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3n_text": {**TEXT, "intermediate_size": [32, 32], "vocab_size_per_layer_input": 512, "laurel_rank": 4,
                      "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
                      "activation_sparsity_pattern": [0.0, 0.0]},
-    "opt": {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 32, "dropout": 0.0, "layerdrop": 0.5},
+    "opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32,
+            "word_embed_proj_dim": 32, "dropout": 0.0, "layerdrop": 0.5},
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,8 +188,10 @@ def test_unknown_kinds_and_verifiers_are_named(case: Case) -> None:
 class Letters(RewardModel):
     """A reward model without a network: a's less 5, so below 0; none for the word boom."""
 
-    def __init__(self, folder: Path, precision: str = "", attention: str = "", tokens_per_microbatch: int = 0) -> None:
-        self.made_of = (folder, precision, attention, tokens_per_microbatch)
+    def __init__(
+        self, folder: Path, precision: str = "", attention: str = "", tokens_per_microbatch: int = 0, logit: Any = ""
+    ) -> None:
+        self.made_of = (folder, precision, attention, tokens_per_microbatch, logit)
         made.append(self)
 
     def rewards(self, prompts: list[list[F.Turn]], responses: list[str]) -> list[float | None]:
@@ -203,9 +206,14 @@ BY_REWARD = {"kind": "reward_model", "reward_model": "rm"}
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Letters]:
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Letters]:
     monkeypatch.setattr(rewards, "RewardModel", Letters)
     made.clear()
+    for folder in (tmp_path, tmp_path / "mine"):
+        folder.mkdir(exist_ok=True)
+        classifier = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "reward"}}
+        (folder / "config.json").write_text(json.dumps(classifier))
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
     return made
 
 
@@ -236,12 +244,13 @@ def test_rewards_within_the_margin_are_a_tie(case: Case, tmp_path: Path, stand_i
 def test_a_reward_model_computes_as_in_its_own_run(case: Case, tmp_path: Path, stand_in: list[Letters]) -> None:
     case.add("q1", "ab", "aa")
     manifest = tmp_path / "manifest.json"
-    Manifest(config={"precision": "fp32", "attention": "eager", "seed": 1}, weights="", files={}).write(manifest)
+    config = {"precision": "fp32", "attention": "eager", "reward_logit": "difference"}
+    Manifest(config=config, weights="", files={}).write(manifest)
     case.run((tmp_path / "model", manifest), **BY_REWARD)
     case.run((tmp_path / "mine",), **BY_REWARD)
     assert [model.made_of for model in stand_in] == [
-        (tmp_path / "model", "fp32", "eager", 2048),
-        (tmp_path / "mine", "", "", 2048),
+        (tmp_path / "model", "fp32", "eager", 2048, "difference"),
+        (tmp_path / "mine", "", "", 2048, ""),
     ]
 
 
