@@ -108,19 +108,22 @@ def make_room(folder: Path, new: Sequence[int], known: Sequence[int]) -> None:
     network: Any = language_class(config).from_pretrained(
         folder, dtype="auto", use_safetensors=True, trust_remote_code=trusts(folder)
     )
-    rows = network.get_input_embeddings().weight.shape[0]
+    cannot = f"{type(network).__name__} cannot be given more tokens"
     try:
+        rows = network.get_input_embeddings().weight.shape[0]
         if max(new) >= rows:
             network.resize_token_embeddings(max(new) + 1, mean_resizing=False)
-        ends = [network.get_input_embeddings(), network.get_output_embeddings()]
-        named = [getattr(end, name, None) for end in ends for name in ("weight", "bias")]
-        with torch.no_grad():
-            for weight in {id(weight): weight for weight in named if weight is not None}.values():
-                learned = weight[[id for id in known if id < rows]].float()
-                weight[list(new)] = learned.mean(dim=0).to(weight.dtype)
-    except (NotImplementedError, AttributeError, ValueError, TypeError, RuntimeError, IndexError) as error:
-        why = " ".join(str(error).split())
-        raise HalosError(f"{type(network).__name__} cannot be given more tokens ({why}): take them out") from error
+    except Exception as error:  # each class resizes in its own way, or in none: what it raises is its own, too
+        raise HalosError(f"{cannot} ({' '.join(str(error).split())}): take them out") from error
+    ends = [network.get_input_embeddings(), network.get_output_embeddings()]
+    named = [getattr(end, name, None) for end in ends for name in ("weight", "bias")]
+    weights = list({id(weight): weight for weight in named if weight is not None}.values())
+    if (least := min(map(len, weights))) <= max(new):
+        raise HalosError(f"{cannot} (a layer of it keeps {least} rows): take them out")
+    with torch.no_grad():
+        for weight in weights:
+            learned = weight[[id for id in known if id < rows]].float()
+            weight[list(new)] = learned.mean(dim=0).to(weight.dtype)
     grown = folder / ".grown"
     network.generation_config = GenerationConfig()  # the folder's own stays
     network.save_pretrained(grown)
