@@ -173,6 +173,24 @@ def test_a_reward_model_keeps_its_tokens_and_its_score(world: World, tmp_path: P
         made(tmp_path, [], path=str(origin), add_tokens=["<|new|>"])
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_class_that_does_not_resize_is_one_sentence(
+    raises: bool, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises whatever it likes, or leaves its rows as they are."""
+
+    def resize(*_: Any, **__: Any) -> None:
+        if raises:
+            raise AssertionError("no\nroom")
+
+    monkeypatch.setattr(GPT2LMHeadModel, "resize_token_embeddings", resize)
+    rows = len(AutoTokenizer.from_pretrained(world.base / "model"))
+    origin = origin_of(world, tmp_path / "origin", rows)
+    why = "no room" if raises else f"a layer of it keeps {rows} rows"
+    with pytest.raises(HalosError, match=rf"^models\.x: GPT2LMHeadModel cannot be given more tokens \({why}\)"):
+        made(tmp_path, [], path=str(origin), add_tokens=["<|new|>"], template="chatml")
+
+
 def test_a_model_from_a_config_can_have_the_tokenizer_of_a_model_of_the_catalogue(world: World, tmp_path: Path) -> None:
     entry = {"architecture": CATALOGUE["models"]["m"]["architecture"], "tokenizer": {"from": "m"}}
     make(slice_of(tmp_path, **entry), tmp_path / "x", tokenizer_of=[world.base / "model"])
