@@ -33,6 +33,7 @@ from halos.study.checks import (
 from halos.study.layers import typed
 from halos.study.study import Study
 from halos.workflow.inputs import Inputs
+from halos.workflow.machine import share
 from halos.workflow.patterns import Patterns
 from halos.workflow.resources import StudyResources
 from halos.workflow.targets import Targets
