@@ -23,7 +23,7 @@ def memory() -> int:
     """Bytes of main memory that this process may take: the machine's, or what its container or service may take."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = (file.read_text().strip() for file in _limits() if file.is_file())
-    return min(whole, *(int(limit) for limit in limits if limit.isdigit()), whole)
+    return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _limits() -> Iterator[Path]:

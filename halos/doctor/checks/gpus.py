@@ -90,11 +90,7 @@ def _memory(setup: Setup, memory: float, needed: bool) -> Iterator[Line]:
 def locks(setup: Setup) -> Iterator[Line]:
     """Whether jobs can lock their GPUs, by which no two jobs of this machine have the same one."""
     if here(setup)[0]:
-        yield Line(
-            "GPU locks",
-            OK,
-            f"each GPU has one job at a time, by locks in {check_locks()}; {FOLDER} names another folder",
-        )
+        yield Line("GPU locks", OK, f"jobs lock their GPUs in {check_locks()}; {FOLDER} names another folder")
 
 
 @check("torch")
