@@ -65,9 +65,11 @@ def share(workflow: Any, resources: StudyResources) -> Iterator[str]:
     for model, most in asked.items():
         if most["nodes"] > 1:
             raise HalosError(f"models.{model}: {needs_slurm(most['nodes'])}")
-        found = limits.get("gpus", len(usable(most["gpus"])))
-        if most["gpus"] > found:
-            raise HalosError(f"models.{model}: {too_few(most['gpus'], found)}")
+        wanted, allowed = most["gpus"], limits.get("gpus", math.inf)
+        if wanted > allowed:
+            raise HalosError(f"models.{model}: {wanted} GPUs wanted, and `--resources gpus={allowed}` allows fewer")
+        if wanted and wanted > (found := len(usable(wanted))):
+            raise HalosError(f"models.{model}: {too_few(wanted, found)}")
     for name, limit in here.items():
         # what a job asks for is cut down to the first, so that a large one runs alone; the scheduler has its own
         for known in (workflow.global_resources, workflow.scheduler.global_resources, workflow.scheduler.resources):

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from halos.cli import main
 from halos.distributed import devices
 from halos.distributed.devices import FOLDER, HELD, KNOWN, VISIBLE, Gpu, chosen, take, usable, visible
 from halos.errors import HalosError
@@ -237,14 +238,16 @@ def test_gpus_stay_with_the_processes_of_a_job_whose_launcher_was_killed(job: Ca
     assert len(second.gpus) == 1
 
 
-def test_a_process_does_not_go_on_with_gpus_that_another_job_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_of_a_job_whose_gpus_another_one_took_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     theirs = devices._open("GPU-c")
     fcntl.flock(theirs, fcntl.LOCK_EX)
     monkeypatch.setenv(HELD, "GPU-c")
-    with pytest.raises(HalosError, match="another job has the GPU GPU-c"):
-        devices.hold()
+    assert main(["schema"]) == 1
+    assert capsys.readouterr().err.startswith("error: another job has the GPU GPU-c, because the launcher of this one ")
     os.close(theirs)
-    devices.hold()
+    assert main(["schema"]) == 0
 
 
 # ---- several users -------------------------------------------------------------------------------------------------

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from halos.workflow import machine
+
+
+def test_within_a_slurm_job_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GPUs may be on other nodes than this process, as in the shell of salloc."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    anything: Any = None
+    assert list(machine.share(anything, anything)) == []
 
 
 @pytest.fixture
