@@ -208,6 +208,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         command = launch.command(os.environ)
     except HalosError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # while it waits for GPUs
+        sys.exit(130)
     os.environ.update(launch.variables() | taken)
     os.execvp(command[0], command)
 
