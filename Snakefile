@@ -70,6 +70,9 @@ onstart:
         }:
             check_keys(study)
         check_classifiers(study)
+        if workflow.executor_plugin.name == "local":
+            for line in share(workflow, resources):
+                logger.info(line)
         if (
             workflow.executor_plugin.name == "slurm"
             and workflow.execution_settings.lock

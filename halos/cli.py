@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from halos import __version__
+from halos.distributed.devices import hold
 from halos.errors import HalosError
 from halos.files import writing
 from halos.hub import go_offline
@@ -208,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     _collect_seldom()
     try:
         verb, options = parse(sys.argv[1:] if argv is None else argv)
+        hold()
         if verb not in ("fetch", "doctor"):
             go_offline()
         outputs = options.get("output") or Path()

@@ -5,6 +5,7 @@ Output:  patterns    of wildcards, from the ids of the config         (halos/wor
          targets     the files that the chosen grid asks for          (halos/workflow/targets.py)
          inputs      the files that a job reads                       (halos/workflow/inputs.py)
          resources   what a job needs, and how its command is run     (halos/workflow/resources.py)
+         share       limits of a machine without a scheduler          (halos/workflow/machine.py)
 
 What reruns a job: an input that is newer, another list of inputs, or another config.yaml of its folder, which
 `configure` writes again only when its text changes. Whatever changes a result is therefore an input or part of a
@@ -33,6 +34,7 @@ from halos.study.checks import (
 from halos.study.layers import typed
 from halos.study.study import Study
 from halos.workflow.inputs import Inputs
+from halos.workflow.machine import share
 from halos.workflow.patterns import Patterns
 from halos.workflow.resources import StudyResources
 from halos.workflow.targets import Targets

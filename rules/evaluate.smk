@@ -28,6 +28,7 @@ rule judge:
     threads: resources.judge.cpus
     resources:
         gres=resources.judge.single_gres,
+        gpus=resources.judge.single_gpus,
         cpus_per_task=resources.judge.cpus,
         mem_mb=resources.judge.mem_mb,
         runtime=resources.judge.runtime,
@@ -36,7 +37,7 @@ rule judge:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos judge \
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} judge \
             --config {input.config:q} \
             --samples {input.samples:q} \
             --feedback {input.feedback:q} \
@@ -94,6 +95,7 @@ rule task:
     threads: resources.cpus
     resources:
         gres=resources.sampling_gres,
+        gpus=resources.sampling_gpus,
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,
@@ -102,7 +104,7 @@ rule task:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos task \
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} task \
             --config {input.config:q} \
             --fetched {input.fetched:q} \
             --model {input.model:q} \

@@ -27,6 +27,7 @@ rule label:
     threads: resources.label.cpus
     resources:
         gres=resources.label.gres,
+        gpus=resources.label.gpus,
         cpus_per_task=resources.label.cpus,
         mem_mb=resources.label.mem_mb,
         runtime=resources.label.runtime,

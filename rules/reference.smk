@@ -27,6 +27,7 @@ rule reference:
     threads: resources.cpus
     resources:
         gres=resources.single_gres,
+        gpus=resources.single_gpus,
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,
@@ -34,7 +35,7 @@ rule reference:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos reference \
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} reference \
             --config {input.config:q} \
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \
@@ -66,6 +67,7 @@ rule score:
     threads: resources.score.cpus
     resources:
         gres=resources.score.single_gres,
+        gpus=resources.score.single_gpus,
         cpus_per_task=resources.score.cpus,
         mem_mb=resources.score.mem_mb,
         runtime=resources.score.runtime,
@@ -73,7 +75,7 @@ rule score:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos score \
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} score \
             --config {input.config:q} \
             --train {input.train:q} \
             --test {input.test:q} \

@@ -26,6 +26,7 @@ rule sample:
     threads: resources.cpus
     resources:
         gres=resources.sampling_gres,
+        gpus=resources.sampling_gpus,
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,
@@ -35,7 +36,7 @@ rule sample:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos sample \
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} sample \
             --config {input.config:q} \
             --prompts {input.prompts:q} \
             --feedback {input.feedback:q} \

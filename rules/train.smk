@@ -37,6 +37,7 @@ rule train_cell:
     threads: resources.cpus
     resources:
         gres=resources.gres,
+        gpus=resources.gpus,
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,

@@ -59,12 +59,18 @@ def test_environments_agree_with_the_lock(file: Path) -> None:
     assert differing == OWN_VERSIONS.get(file.stem, set())
 
 
-def verbs(name: str) -> set[str]:
-    """The verbs of the rules that run in an environment."""
+LAUNCHER = r"halos\.distributed\.launch [^\n]*\} "
+
+
+def modules(name: str) -> set[str]:
+    """The modules of the verbs of the rules that run in an environment, and of their launcher."""
     rules = [
         rule for file in (ROOT / "rules").glob("*.smk") for rule in re.split(r"^rule ", file.read_text(), flags=re.M)
     ]
-    return {verb for rule in rules if f"envs/{name}.yaml" in rule for verb in re.findall(r"\bhalos ([a-z]+) ", rule)}
+    text = "".join(rule for rule in rules if f"envs/{name}.yaml" in rule)
+    verbs = re.findall(rf"\b(?:halos |{LAUNCHER})([a-z]+) ", text)
+    launched = {"halos.distributed.devices"} if re.search(LAUNCHER, text) else set()
+    return {"halos.cli", *launched, *(VERBS[verb].split(":")[0] for verb in verbs)}
 
 
 def imported(module: str, deferred: bool) -> Iterator[str]:
@@ -113,8 +119,7 @@ def brought(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("file", ENVS, ids=lambda file: file.stem)
 def test_environments_hold_what_their_verbs_import(file: Path) -> None:
-    modules = {VERBS[verb].split(":")[0] for verb in verbs(file.stem)}
-    names = {name for module in (*modules, "halos.cli") for name in imported(module, deferred=True)}
+    names = {name for module in modules(file.stem) for name in imported(module, deferred=True)}
     of_module = metadata.packages_distributions()
     needed = {canonicalize_name(of_module[name][0]) for name in names - sys.stdlib_module_names if name in of_module}
     assert len(needed) > 5

@@ -1,12 +1,13 @@
-"""Launcher of a verb of `python -m halos` with one process for each GPU.
+"""Launcher of a verb of `python -m halos` on GPUs of its own, with one process for each.
 
     python -m halos.distributed.launch --nodes N --gpus G --parallel ddp|fsdp --cpus C VERB ...
+    python -m halos.distributed.launch --one-process --gpus G VERB ...
 
-A single process runs the verb directly. Several processes of one node are started by accelerate. For several nodes,
-srun starts this module again on each node, which then starts accelerate. That works in a batch job and, by hand, in the
-shell of `salloc` or on any node of a job. Each step replaces its own process (exec), so
-that signals to the job reach the program that runs, and the exit code is the verb's. A node without GPUs gets one
-process.
+On one node it first waits for GPUs that no other job has. A single process runs the verb directly. Several processes of
+one node are started by accelerate. For several nodes, srun starts this module again on each node, which then starts
+accelerate. That works in a batch job and, by hand, in the shell of `salloc` or on any node of a job. Each step replaces
+its own process (exec), so that signals to the job reach the program that runs, and the exit code is the verb's. A node
+without GPUs gets one process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from random import randrange
 from typing import Any, NoReturn
 
+from halos.distributed import devices
 from halos.errors import HalosError
 
 MODULE = "halos.distributed.launch"
@@ -46,6 +48,7 @@ class Launch:
         verb: a verb of `python -m halos`, and its options.
         head: host at which the processes of several nodes meet; None for the first node of srun's step.
         port: port on that host; None before srun has started this module on each node.
+        one_process: whether a node has one process, which uses all its GPUs.
     """
 
     nodes: int
@@ -55,11 +58,12 @@ class Launch:
     verb: tuple[str, ...]
     head: str | None = None
     port: int | None = None
+    one_process: bool = False
 
     @property
     def per_node(self) -> int:
         """Number of processes of each node."""
-        return max(self.gpus, 1)
+        return 1 if self.one_process else max(self.gpus, 1)
 
     @property
     def processes(self) -> int:
@@ -83,10 +87,7 @@ class Launch:
             head = self.head or first_host(environment["SLURM_STEP_NODELIST"])
             return self._accelerate(head, self.port, rank=int(environment["SLURM_NODEID"]))
         if "SLURM_JOB_ID" not in environment or shutil.which("srun") is None:
-            raise HalosError(
-                f"a training on {self.nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or this "
-                f"within `salloc --nodes {self.nodes}`, or set `nodes: 1` in the model's resources"
-            )
+            raise HalosError(needs_slurm(self.nodes))
         nodes = environment.get("SLURM_JOB_NUM_NODES")
         if nodes is not None and int(nodes) < self.nodes:
             raise HalosError(f"the Slurm job {environment['SLURM_JOB_ID']} has {nodes} nodes, and {self.nodes} are "
@@ -139,6 +140,14 @@ class Launch:
         return {PROCESSES: str(self.processes), "PET_SHUTDOWN_TIMEOUT": str(PATIENCE), **on_cpu}
 
 
+def needs_slurm(nodes: int) -> str:
+    """What to do where a training over several nodes is started outside of a Slurm job."""
+    return (
+        f"a training on {nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or this within "
+        f"`salloc --nodes {nodes}`, or set `nodes: 1` in the model's resources"
+    )
+
+
 def _words(options: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
@@ -179,12 +188,15 @@ def parse(argv: list[str] | None = None) -> Launch:
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node; 0 for one process on its CPU")
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="all weights or a shard in each")
     parser.add_argument("--cpus", type=_count, default=1, help="CPU cores of each node")
+    parser.add_argument("--one-process", action="store_true", help="one process for all GPUs of the one node")
     parser.add_argument("--head", help="host at which processes of several nodes meet (default: the first)")
     parser.add_argument("--port", type=int, help="port on that host")
     parser.add_argument("verb", nargs=argparse.REMAINDER, metavar="VERB ...", help="see `python -m halos --help`")
     arguments = parser.parse_args(argv)
     if not arguments.verb:
         parser.error("a verb of `python -m halos` is missing")
+    if arguments.one_process and arguments.nodes > 1:
+        parser.error("--one-process is for one node")
     return Launch(**{**vars(arguments), "verb": tuple(arguments.verb)})
 
 
@@ -192,10 +204,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Replace this process by the command, or exit with an error message."""
     launch = parse(argv)
     try:
+        taken = devices.take(launch.gpus) if launch.nodes == 1 else {}
         command = launch.command(os.environ)
     except HalosError as error:
         sys.exit(f"error: {error}")
-    os.environ.update(launch.variables())
+    except KeyboardInterrupt:  # while it waits for GPUs
+        sys.exit(130)
+    os.environ.update(launch.variables() | taken)
     os.execvp(command[0], command)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from halos.evaluate.judging.settings import Judge
 from halos.models.settings import Resources
 from halos.online.settings import Labeller
+from halos.study.catalogue import Config
 from halos.study.study import Study
 from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
 
@@ -19,15 +20,23 @@ def _factor(attempt: int) -> int:
     return 1 << (attempt - 1)
 
 
+def _gres(gpus: int) -> str:
+    return f"gpu:{gpus}" if gpus else ""
+
+
 class JobResources:
     """Resources of jobs that run a model. Memory and time double with each attempt.
 
     Args:
-        entry: from wildcards to the `resources:` of the model's entry.
+        config: the catalogue.
+        model: from wildcards to the id of the model.
     """
 
-    def __init__(self, entry: Callable[[Any], Resources]) -> None:
-        self._entry = entry
+    def __init__(self, config: Config, model: Callable[[Any], str]) -> None:
+        self._config, self.model = config, model
+
+    def _entry(self, wildcards: Any) -> Resources:
+        return self._config.models[self.model(wildcards)].resources
 
     def cpus(self, wildcards: Any) -> int:
         return self._entry(wildcards).cpus
@@ -39,19 +48,30 @@ class JobResources:
         """Minutes."""
         return self._entry(wildcards).runtime * _factor(attempt)
 
+    # Jobs of one machine share its `gpus`; a job asks Slurm for as many by `gres`. (Slurm's plugin reads `gpu`, another
+    # resource, and refuses it beside `gres`.)
+
+    def gpus(self, wildcards: Any) -> int:
+        """GPUs of a job with one process for each: all the model's GPUs of a node."""
+        return self._entry(wildcards).gpus
+
+    def single_gpus(self, wildcards: Any) -> int:
+        """GPUs of a job of one process: one, if the model has any."""
+        return min(1, self._entry(wildcards).gpus)
+
+    def sampling_gpus(self, wildcards: Any) -> int:
+        """GPUs of sampling: those over which the model is split, if it has any."""
+        resources = self._entry(wildcards)
+        return resources.tensor_parallel if resources.gpus else 0
+
     def gres(self, wildcards: Any) -> str:
-        """Slurm's generic resources of a job with one process for each GPU: all the model's GPUs of a node, if any."""
-        gpus = self._entry(wildcards).gpus
-        return f"gpu:{gpus}" if gpus else ""
+        return _gres(self.gpus(wildcards))
 
     def single_gres(self, wildcards: Any) -> str:
-        """Slurm's generic resources of a job of one process: one GPU, if the model has any."""
-        return "gpu:1" if self._entry(wildcards).gpus else ""
+        return _gres(self.single_gpus(wildcards))
 
     def sampling_gres(self, wildcards: Any) -> str:
-        """Slurm's generic resources of sampling: the GPUs over which the model is split, if it has any."""
-        resources = self._entry(wildcards)
-        return f"gpu:{resources.tensor_parallel}" if resources.gpus else ""
+        return _gres(self.sampling_gpus(wildcards))
 
     # With `mpi`, the Slurm plugin makes one job of several nodes, whose shell runs on the first of them and starts the
     # tasks itself. Snakemake leaves out a resource that is None: a job on one node must not have `mpi`.
@@ -104,16 +124,17 @@ class ScorerResources(JobResources):
     """
 
     def __init__(self, study: Study, scorer: Callable[[Any], Judge | Labeller]) -> None:
-        def entry(wildcards: Any) -> Resources:
+        def model(wildcards: Any) -> str:
             name = scorer(wildcards).reward_model
-            if name is None:
-                return Resources()
-            model = study.config.models.get(name, study.config.models[wildcards.model])
-            resources = model.resources
-            return resources.model_copy(update={"nodes": 1, "parallel": "ddp"})
+            return name if name in study.config.models else str(wildcards.model)
 
-        super().__init__(entry)
+        super().__init__(study.config, model)
         self._scorer = scorer
+
+    def _entry(self, wildcards: Any) -> Resources:
+        if self._scorer(wildcards).reward_model is None:
+            return Resources()
+        return super()._entry(wildcards).model_copy(update={"nodes": 1, "parallel": "ddp"})
 
     def limits(self, wildcards: Any) -> str:
         """Options that limit how fast a server is asked."""
@@ -132,8 +153,8 @@ class StudyResources(JobResources):
     """
 
     def __init__(self, study: Study) -> None:
-        super().__init__(lambda wildcards: study.config.models[wildcards.model].resources)
-        self.score = JobResources(lambda wildcards: study.config.models[wildcards.reward_model].resources)
+        super().__init__(study.config, lambda wildcards: str(wildcards.model))
+        self.score = JobResources(study.config, lambda wildcards: str(wildcards.reward_model))
         self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study = study

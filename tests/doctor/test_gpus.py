@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from halos.distributed.devices import FOLDER
 from halos.doctor.checks import gpus
+from halos.errors import HalosError
+from tests.distributed.nvml import nvml
 from tests.doctor.conftest import Make, lines
 
 GIB = 2**30
@@ -30,17 +33,7 @@ def for_cuda(*devices: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def with_nvml(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """NVML of a machine with GPUs of Hopper."""
-    fake = SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlDeviceGetCount=lambda: len(names),
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=80 * GIB, free=10 * GIB),
-        nvmlDeviceGetCudaComputeCapability=lambda handle: (9, 0),
-        nvmlDeviceGetName=lambda handle: names[handle].encode(),
-        nvmlSystemGetDriverVersion=lambda: "570.86.10",
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(*names))
 
 
 def test_a_machine_without_gpus_lacks_them_for_a_grid_that_asks(make: Make) -> None:
@@ -61,6 +54,17 @@ def test_gpus_are_those_of_nvml(make: Make, monkeypatch: pytest.MonkeyPatch) -> 
     first, second = lines(gpus.gpus, make(devices=CPU))
     assert first == ("GPU 0", "ok", "NVIDIA H100, 80.0 GiB (10.0 free), compute capability 9.0, bf16, driver 570.86.10")
     assert second[2].startswith("NVIDIA H100 NVL, ")
+
+
+def test_locks_that_do_not_work_are_to_do(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "locks"))
+    assert lines(gpus.locks, make(devices=CPU)) == []
+    with_nvml(monkeypatch, "NVIDIA H100")
+    [(_, state, text)] = lines(gpus.locks, make(devices=CPU))
+    assert (state, str(tmp_path / "locks") in text) == ("ok", True)
+    monkeypatch.setenv(FOLDER, str(tmp_path / "no/locks"))
+    with pytest.raises(HalosError, match=r"jobs lock their GPUs in .*no/locks, .*\(No such file or directory\): "):
+        lines(gpus.locks, make(devices=CPU))
 
 
 def test_without_nvml_gpus_are_those_of_torch(make: Make) -> None:

@@ -134,9 +134,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the project in which commands are run."""
+    """A copy of the project in which commands are run, with these variables in their environment."""
 
     path: Path
+    variables: dict[str, str] = field(default_factory=dict, kw_only=True, hash=False)
 
     @property
     def results(self) -> Path:
@@ -167,12 +168,12 @@ class Project:
     def copy(self, to: Path) -> Project:
         """The same, results and Snakemake's records included, with their times."""
         subprocess.run(["cp", "-a", str(self.path), str(to)], check=True, timeout=60)
-        return Project(to)
+        return Project(to, variables=self.variables)
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE_", "PYTHON", "PYTEST_"))}
         path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.variables, **more}
 
     def snakemake(self, *arguments: str, timeout: float = TIMEOUT, **environment: str) -> Run:
         """`snakemake ARGUMENTS`, as a user types it."""

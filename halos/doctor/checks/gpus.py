@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halos.distributed.devices import FOLDER, GIB, Gpu, check_locks, from_driver
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, unless
 from halos.doctor.probe import FAILURE, LATE
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
 from halos.models.attention import AUTO
-from halos.plan.devices import CONTEXT, GB, GIB, RESERVE
+from halos.plan.devices import CONTEXT, GB, RESERVE
 
 DRIVER = Path("/proc/driver/nvidia/version")
 TOLERANCE = {"cuda": 0.05, "cpu": 1e-4}
@@ -23,50 +23,15 @@ BF16 = (8, 0)
 """The compute capability from which GPUs compute in bfloat16 (Ampere)."""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU of this machine: its memory in bytes, and its compute capability."""
-
-    name: str
-    memory: float
-    free: float
-    capability: tuple[int, int]
-
-
 def devices(setup: Setup) -> dict[str, Any]:
     """What torch says of itself and its GPUs (halos.doctor.answers.devices)."""
     return setup.probe("devices").answers()
 
 
-def from_nvml() -> tuple[list[Gpu], str]:
-    """The GPUs of the machine and the version of its driver, by nvidia-ml-py.
-
-    Raises:
-        ImportError: it is not installed.
-        Exception: NVML's own, where there is no driver.
-    """
-    import pynvml  # type: ignore[import-not-found,unused-ignore]
-
-    def text(value: Any) -> str:
-        return value.decode() if isinstance(value, bytes) else str(value)  # bytes in old versions
-
-    pynvml.nvmlInit()
-    try:
-        found = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            capability = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-            found.append(Gpu(text(pynvml.nvmlDeviceGetName(handle)), memory.total, memory.free, tuple(capability)))
-        return found, text(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def here(setup: Setup) -> tuple[list[Gpu], str | None]:
     """The GPUs of the machine, and the version of its driver where it is known."""
     try:
-        return from_nvml()
+        return from_driver()
     except Exception:  # not installed, or no driver: what torch sees is all there is
         found = [Gpu(g["name"], g["memory"], g["free"], tuple(g["capability"])) for g in devices(setup).get("gpus", [])]
         said = re.search(r"\b\d{3,}(\.\d+)+", DRIVER.read_text()) if DRIVER.is_file() else None
@@ -89,7 +54,7 @@ def gpus(setup: Setup) -> Iterator[Line]:
         bf16 = "bf16" if gpu.capability >= BF16 else "no bf16 of its own"
         memory = f"{gpu.memory / GIB:.1f} GiB ({gpu.free / GIB:.1f} free)"
         capability = ".".join(map(str, gpu.capability))
-        yield Line(f"GPU {index}", OK, f"{gpu.name}, {memory}, compute capability {capability}, {bf16}, driver "
+        yield Line(f"GPU {index}", OK, f"{gpu.model}, {memory}, compute capability {capability}, {bf16}, driver "
                    f"{driver or 'unknown'}")  # fmt: skip
     if setup.gpus > len(found):
         yield Line("GPU", unless(needed), f"jobs of the grid ask for up to {setup.gpus}, and {len(found)} are here: "
@@ -119,6 +84,13 @@ def _memory(setup: Setup, memory: float, needed: bool) -> Iterator[Line]:
                f"the largest job ({job.cell.model}, {job.kind}) takes {job.memory.total / GB:.1f} GB of a GPU by "
                f"estimate, and there is room for {room / GB:.1f} GB"
                + ("" if fits else ": `python -m halos plan` names what would help"))  # fmt: skip
+
+
+@check("GPU locks")
+def locks(setup: Setup) -> Iterator[Line]:
+    """Whether jobs can lock their GPUs, by which no two jobs of this machine have the same one."""
+    if here(setup)[0]:
+        yield Line("GPU locks", OK, f"jobs lock their GPUs in {check_locks()}; {FOLDER} names another folder")
 
 
 @check("torch")

@@ -16,9 +16,7 @@ from halos.doctor.setup import Setup
 from halos.errors import HalosError
 from halos.plan.devices import GB, HALF
 from halos.study.paths import Paths
-
-CGROUP = Path("/sys/fs/cgroup/memory.max")
-"""The limit of memory of a container or a job."""
+from halos.workflow.machine import memory
 
 
 def existing(folder: Path) -> Path:
@@ -63,13 +61,6 @@ def disk(setup: Setup) -> Iterator[Line]:
         text += ", on the same disk as results"
     remedy = "" if fits else ": make room, or set HF_HOME to another disk"
     yield Line("disk of the cache", OK if fits else TO_DO, text + remedy)
-
-
-def memory() -> float:
-    """Bytes of main memory that this process may take."""
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
-    return min(whole, int(limit)) if limit.isdigit() else whole
 
 
 @check("memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -319,5 +320,7 @@ def test_the_workflow_runs_tasks_on_what_samples_the_model(
     jobs = [job for job in run.jobs if job.rule == "task"]
     assert [job.resources.get("gres", "") for job in jobs] == [gres] * 2
     output = " ".join(run.output.replace("\\\n", " ").split())
-    commands = [part for part in output.split("python -m halos ") if part.startswith("task ")]
-    assert [options in command for command in commands] == [True] * 2
+    commands = re.findall(
+        r"python -m halos\.distributed\.launch --one-process --gpus (\d) task (.*?)(?=python|$)", output
+    )
+    assert [(f"gpu:{gpus}" if gpus != "0" else "", options in words) for gpus, words in commands] == [(gres, True)] * 2
