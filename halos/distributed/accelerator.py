@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,9 @@ from halos.errors import HalosError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+PATIENCE = 2
+"""Hours that processes wait for the main one, which reads and writes whole models, before the job fails."""
 
 
 def accelerator_for(precision: str) -> Accelerator:
@@ -29,19 +33,21 @@ def accelerator_for(precision: str) -> Accelerator:
         HalosError: the launcher is not supported, or the processes did not find each other.
     """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.utils import DistributedType
+    from accelerate.utils import DistributedType, InitProcessGroupKwargs
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
-    if not torch.accelerator.is_available():
-        _keep_freed_memory()
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     options: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if not (sharded or torch.accelerator.is_available()):
+        _keep_freed_memory()
     if precision == "bf16" and sharded:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         options["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **options)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE))
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[patience],
+                              **options)  # fmt: skip
     kind = accelerator.distributed_type
     unsupported = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if kind in unsupported or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
