@@ -40,7 +40,9 @@ def accelerator_for(precision: str) -> Accelerator:
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     options: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if not (sharded or torch.accelerator.is_available()):
+    if sharded:  # weights that are handed out shall leave the main memory
+        _mallopt(MMAP_THRESHOLD, 2**20)
+    elif not torch.accelerator.is_available():
         _keep_freed_memory()
     if precision == "bf16" and sharded:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -75,13 +77,22 @@ def check_processes(found: int) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc reuse the memory that tensors free. To get it anew from the system, page by page, takes about as long
     as the computation."""
+    _mallopt(MMAP_MAX, 0)
+    _mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""Parameters of glibc's malloc, by its malloc.h: memory of at least MMAP_THRESHOLD bytes is the system's once freed, up
+to MMAP_MAX pieces."""
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """Set a parameter of glibc's malloc, where that is the allocator."""
     import ctypes
 
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(parameter, value)
 
 
 def peak_memory_gb() -> float:
