@@ -28,7 +28,7 @@ from halos.cli import main
 from halos.reference import compute, score
 
 compute.WINDOW = score.WINDOW = 100
-print("codes", [main(words) for words in json.loads(sys.argv[1])])
+sys.exit(any([main(words) for words in json.loads(sys.argv[1])]))
 """
 
 
@@ -41,7 +41,7 @@ def side_by_side(tmp_path: Path, processes: int, commands: list[list[str]]) -> N
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.stdout.count(f"codes {[0] * len(commands)}") == processes, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def command(config: Path, parent: Path, store: Path, part: str, output: Path) -> list[str]:
@@ -69,6 +69,7 @@ def test_processes_that_share_the_examples_make_the_very_file_that_one_makes(
     monkeypatch.setattr(compute.Done, "add", stopped)
     with pytest.raises(KeyboardInterrupt):
         reference(config, world.base, world.store, "responses", begun, 2048)
+    monkeypatch.undo()
     outputs = {"responses": tmp_path / "r.safetensors", "mismatched": tmp_path / "m.safetensors"}
     words = [command(config, world.base, world.store, part, output) for part, output in outputs.items()]
     side_by_side(tmp_path, processes, [*words, command(config, world.base, world.store, "responses", begun)])

@@ -41,7 +41,7 @@ for command in json.loads(sys.argv[1]):
     codes.append(main(command))
     AcceleratorState().fsdp_plugin.transformer_cls_names_to_wrap = None  # those of the first model's layers
 assert Accelerator().is_fsdp2
-print("codes", codes)
+print(f"codes {codes}\\n", end="")  # in one piece, beside those of others
 """
 
 
