@@ -15,10 +15,13 @@ import pytest
 from halos.reference import compute
 from halos.reference.cache import Reference
 from halos.reference.compute import reference
+from halos.reference.score import score
 from halos.settings import dump, read_slice
 from halos.tokens.store import Store
 from tests.conftest import CATALOGUE, World
 from tests.distributed.test_sharding import ROOT, launch
+from tests.reference.test_score import OTHER, inputs, made
+from tests.scoring.rewards import armorm
 from tests.train.architectures import ARCHITECTURES
 from tests.train.runs import base_of
 
@@ -115,11 +118,9 @@ def test_processes_that_share_the_weights_make_the_very_file_that_one_makes(worl
 
 @pytest.mark.slow
 def test_processes_that_share_the_responses_score_them_as_one_does(world: World, tmp_path: Path) -> None:
-    from halos.reference.score import score
-    from tests.reference.test_score import inputs, made
-    from tests.scoring.rewards import classifier
-
-    rewards = made(world, tmp_path / "made", classifier(world.base / "model", tmp_path / "origin", labels=1))
+    (tmp_path / "other.jinja").write_text(OTHER)
+    origin = armorm(world.base / "model", tmp_path / "origin")
+    rewards = made(world, tmp_path / "made", origin, template=str(tmp_path / "other.jinja"))
     options = {**inputs(world), "reward_model": rewards, "output": tmp_path / "two.safetensors"}
     words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
     side_by_side(tmp_path, 2, [["score", *words]])
