@@ -26,16 +26,21 @@ rule reference:
         "../envs/train.yaml"
     threads: resources.cpus
     resources:
-        gres=resources.single_gres,
-        gpus=resources.single_gpus,
+        gres=resources.gres,
+        gpus=resources.gpus,
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,
+        mpi=resources.mpi,
+        nodes=resources.nodes,
+        tasks=resources.nodes,
+        tasks_per_gpu=resources.tasks_per_gpu,
         tokens=resources.tokens,
+        launch=resources.launch,
     shell:
         r"""
         exec &>{log:q}
-        python -m halos.distributed.launch --one-process --gpus {resources.gpus} reference \
+        python -m halos.distributed.launch {resources.launch} reference \
             --config {input.config:q} \
             --parent "$(dirname {input.manifest:q})" \
             --store {input.store:q} \
@@ -66,16 +71,17 @@ rule score:
         "../envs/train.yaml"
     threads: resources.score.cpus
     resources:
-        gres=resources.score.single_gres,
-        gpus=resources.score.single_gpus,
+        gres=resources.score.gres,
+        gpus=resources.score.gpus,
         cpus_per_task=resources.score.cpus,
         mem_mb=resources.score.mem_mb,
         runtime=resources.score.runtime,
         tokens=resources.score.tokens,
+        launch=resources.score.launch,
     shell:
         r"""
         exec &>{log:q}
-        python -m halos.distributed.launch --one-process --gpus {resources.gpus} score \
+        python -m halos.distributed.launch {resources.launch} score \
             --config {input.config:q} \
             --train {input.train:q} \
             --test {input.test:q} \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,9 @@ from halos.errors import HalosError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+PATIENCE = 2
+"""Hours that processes wait for the main one, which reads and writes whole models, before the job fails."""
 
 
 def accelerator_for(precision: str) -> Accelerator:
@@ -29,19 +33,23 @@ def accelerator_for(precision: str) -> Accelerator:
         HalosError: the launcher is not supported, or the processes did not find each other.
     """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.utils import DistributedType
+    from accelerate.utils import DistributedType, InitProcessGroupKwargs
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
-    if not torch.accelerator.is_available():
-        _keep_freed_memory()
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     options: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharded:  # weights that are handed out shall leave the main memory
+        _mallopt(MMAP_THRESHOLD, 2**20)
+    elif not torch.accelerator.is_available():
+        _keep_freed_memory()
     if precision == "bf16" and sharded:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         options["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **options)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE))
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[patience],
+                              **options)  # fmt: skip
     kind = accelerator.distributed_type
     unsupported = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if kind in unsupported or (kind == DistributedType.FSDP and not accelerator.is_fsdp2):
@@ -69,13 +77,22 @@ def check_processes(found: int) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc reuse the memory that tensors free. To get it anew from the system, page by page, takes about as long
     as the computation."""
+    _mallopt(MMAP_MAX, 0)
+    _mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""Parameters of glibc's malloc, by its malloc.h: memory of at least MMAP_THRESHOLD bytes is the system's once freed, up
+to MMAP_MAX pieces."""
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """Set a parameter of glibc's malloc, where that is the allocator."""
     import ctypes
 
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(parameter, value)
 
 
 def peak_memory_gb() -> float:

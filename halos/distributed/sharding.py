@@ -55,14 +55,20 @@ def name_layers(module: nn.Module) -> None:
     module._no_split_modules = [name for name in named if name in present]  # type: ignore[assignment]
 
 
+def shard(module: nn.Module, accelerator: Any) -> nn.Module:
+    """Shard a module over the processes (FSDP2), in place; one without values is given its shards later, see
+    `halos.distributed.loading`."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    sharded: nn.Module = fsdp2_prepare_model(accelerator, module)
+    return sharded
+
+
 def prepare_frozen(module: nn.Module, accelerator: Any) -> nn.Module:
     """Prepare a module that is not trained: on its device, and sharded if the trained module is."""
     if accelerator.is_fsdp2:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        frozen: nn.Module = fsdp2_prepare_model(accelerator, module)
-    else:
-        frozen = accelerator.prepare_model(module, device_placement=True, evaluation_mode=True)
+        return shard(module, accelerator)
+    frozen: nn.Module = accelerator.prepare_model(module, device_placement=True, evaluation_mode=True)
     return frozen
 
 

@@ -102,7 +102,7 @@ class ResponseLogps(nn.Module):
         self.own = own
         self._no_split_modules = list(model._no_split_modules or [])  # FSDP reads them from the outermost module
         self.value_head = value_head
-        self.head_is_plain = _head_is_plain(model)
+        self.head_is_plain = not is_empty(model) and _head_is_plain(model)
         self.grouping = Grouping()
 
     def forward(self, batch: Microbatch) -> dict[str, Tensor]:
@@ -243,6 +243,8 @@ def states_size(model: Any) -> int:
         raise HalosError(
             f"{type(model).__name__} has no output layer whose states could have values: take another loss"
         )
+    if is_empty(model):  # another process, which has the weights, tries it
+        return int(head.weight.shape[1])
     ids = _probe_ids(model)
     with _evaluating(model), _inputs_of(head) as seen:
         model(input_ids=ids, use_cache=False)
@@ -252,6 +254,11 @@ def states_size(model: Any) -> int:
             "value: take another loss"
         )
     return int(seen[0].shape[-1])
+
+
+def is_empty(module: nn.Module) -> bool:
+    """Whether a module was built without memory for its weights, on the meta device, so that it cannot be run."""
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def _probe_ids(model: Any) -> Tensor:

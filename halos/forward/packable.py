@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -106,6 +106,48 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
     if reason is None:
         model.set_attn_implementation(NAMES[attention])
     return reason
+
+
+class Trial(NamedTuple):
+    """The findings about a network that was tried out, for processes that build it without its weights.
+
+    Attributes:
+        unpacked_because: what `enable_packing` returned.
+        grouping: which sequences are run side by side.
+        head_is_plain: see `ResponseLogps`; None for scores.
+    """
+
+    unpacked_because: str | None
+    grouping: Grouping
+    head_is_plain: bool | None
+
+    @classmethod
+    def of(cls, module: nn.Module, longest: int) -> Trial:
+        """Try a network out, see `enable_packing`."""
+        because, wrapped = enable_packing(module, longest), cast(Any, module)
+        return cls(because, wrapped.grouping, getattr(wrapped, "head_is_plain", None))
+
+    def apply(self, module: nn.Module) -> None:
+        """Set the same network in another process as the one that was tried."""
+        wrapped: Any = module
+        model = wrapped.model.get_base_model() if hasattr(wrapped.model, "get_base_model") else wrapped.model
+        wrapped.grouping = self.grouping
+        if self.head_is_plain is not None:
+            wrapped.head_is_plain = self.head_is_plain
+        if self.unpacked_because is None:
+            model.set_attn_implementation(NAMES[model.config._attn_implementation])
+
+
+def check_side_by_side(module: nn.Module) -> None:
+    """Check that a network runs each microbatch in one forward pass, as the processes that share its weights do
+    together.
+
+    Raises:
+        HalosError: its sequences are run in groups, or alone.
+    """
+    wrapped: Any = module
+    if (apart := wrapped.grouping.because) is not None:
+        raise HalosError(f"{apart}, which sharded weights cannot be: set `parallel: ddp` in its resources")
 
 
 def _text(error: Exception) -> str:

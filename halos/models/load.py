@@ -51,7 +51,12 @@ def freeze(network: PreTrainedModel, precision: str) -> None:
 
 
 def load(
-    folder: Path, attention: str, score: bool = False, dtype: str = "float32", own_labels: bool = False
+    folder: Path,
+    attention: str,
+    score: bool = False,
+    dtype: str = "float32",
+    own_labels: bool = False,
+    weights: bool = True,
 ) -> PreTrainedModel:
     """A language model or reward model, from safetensors only.
 
@@ -62,6 +67,7 @@ def load(
             instead of its output layer.
         dtype: torch's name of the weights' type.
         own_labels: with `score`, keep the labels and the score layer of a finished reward model as they are.
+        weights: whether its weights are read; if not, the model is on the meta device, and is not tried out.
 
     Raises:
         HalosError: the folder holds no such model, its weights are quantised or not all there, transformers has no
@@ -84,6 +90,8 @@ def load(
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
     check_not_pickled(folder)
+    if not weights:
+        return built(config, score, None if attention == AUTO else attention)
     options: dict[str, Any] = {}
     if score and config.num_labels != 1 and not own_labels:  # other labels: a new score layer, too
         options = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": None,
@@ -120,6 +128,32 @@ def load(
             check_attends_to_the_past(model)
         elif not is_reward_model(folder):
             check_reads_to_the_end(model)
+    return model
+
+
+def built(config: Any, score: bool = False, attention: str | None = None) -> PreTrainedModel:
+    """The float32 model of a transformers config, without memory for its weights: it is on the meta device.
+
+    Args:
+        config: the config.
+        score: make a reward model of it, a sequence classifier with one label.
+        attention: attention implementation; None for the best of the model's class.
+
+    Raises:
+        HalosError: transformers has no such model of its type.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    own = remote_classes(config)
+    auto = AutoModelForSequenceClassification if score else language_class(config)
+    if score:
+        if CLASSIFIER not in own:
+            check_classifier(config.model_type)
+        config.num_labels = 1
+    options = {"dtype": torch.float32, "attn_implementation": attention, "trust_remote_code": bool(own)}
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(config, **options).eval()
     return model
 
 

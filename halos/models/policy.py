@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
@@ -15,6 +16,7 @@ from halos.losses.base import Loss
 from halos.models.architectures import RESCALING, check_causal
 from halos.models.load import load
 from halos.models.lora import with_lora
+from halos.models.settings import Precision
 from halos.pretrained import read_tokenizer
 from halos.registry import suggest
 from halos.tokens.chat import dated, one_template
@@ -30,7 +32,12 @@ REFUSED = "refused"
 
 
 def begin(
-    parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None, freeze: Sequence[str] = ()
+    parent: Path,
+    attention: str,
+    loss: Loss,
+    lora: dict[str, Any] | None,
+    freeze: Sequence[str] = (),
+    weights: bool = True,
 ) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
     """The policy or reward model that a training starts from.
 
@@ -40,6 +47,7 @@ def begin(
         loss: its traits say whether the model scores sequences, and which control tokens precede responses.
         lora: settings of LoRA, or None to train all weights.
         freeze: patterns of the names of parameters that are not trained.
+        weights: whether weights are read; if not, the model is on the meta device.
 
     Returns:
         The model; its tokenizer, or None if it is the parent's unchanged; role -> id of the control token that
@@ -49,7 +57,7 @@ def begin(
         HalosError: the folder holds no such model or adapters, a reward model would have no padding token, or there is
             no layer of a name that `lora` or `freeze` gives.
     """
-    model: Any = load(parent, attention, score=loss.head == "score")
+    model: Any = load(parent, attention, score=loss.head == "score", weights=weights)
     check_causal(model.config)
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)
@@ -59,7 +67,7 @@ def begin(
         model.config.pad_token_id = tokenizer.pad_token_id
     control = {role: _add_token(tokenizer, token) for role, token in loss.control.items()}
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=weights)
     if control:  # sampling asks for responses of the first role
         token = next(iter(loss.control.values()))
         ending = "{% if add_generation_prompt %}{{ " + json.dumps(token) + " }}{% endif %}"
@@ -122,29 +130,40 @@ def save(
     folder: Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     merge: bool = True,
+    precision: Precision = "fp32",
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a trained model's folder, whole or not at all: weights, config, tokenizer, template, generation config.
 
     Args:
         model: the unwrapped model.
-        state: its full state dict.
+        state: its full state dict, which is empty afterwards.
         parent: the parent's model folder, from which all files but weights and config are copied.
         folder: the folder to write.
         tokenizer: the model's tokenizer, if it is not the parent's.
-        merge: whether LoRA adapters are merged into the weights; if not, only the adapters are saved.
+        merge: whether LoRA adapters are merged into the weights; if not, only the adapters are saved, in float32.
+        precision: type of the saved weights.
         check: called with the finished folder before it appears; where it fails the folder is left as `REFUSED`.
     """
     refused = folder.with_name(REFUSED)
     shutil.rmtree(refused, ignore_errors=True)
     if merge and hasattr(model, "merge_and_unload"):
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=any(parameter.is_meta for parameter in model.parameters()))
         model = model.merge_and_unload()
         state = model.state_dict()
+    is_whole = not hasattr(model, "merge_and_unload")
+    if is_whole and precision == "bf16":
+        halve(model, state)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}  # gathered shards are tensors of their own
+    for name in [name for name in state if tied.get(name) in state]:
+        del state[name]
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, read_json(parent / "config.json").get(RESCALING, 0))
     with whole(folder) as temporary:
         model.save_pretrained(temporary, state_dict=state)
+        if is_whole and precision == "bf16":
+            _name_type(temporary / "config.json", "bfloat16")
+        state.clear()  # the check reads what is written
         written = {"config.json", "README.md"}
         for path in parent.iterdir():
             if path.name not in written and not path.name.startswith(".") and "safetensors" not in path.name:
@@ -159,3 +178,31 @@ def save(
                 raise
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)
+
+
+def halve(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Round the weights of a model's state to bfloat16, in place, tensor by tensor.
+
+    Buffers, and what the model's class keeps in float32 when it is loaded in bfloat16, stay as they are.
+    """
+    import torch
+
+    kept = [re.escape(name) for name in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
+    keeps = re.compile(rf"(^|\.)({'|'.join(kept)})($|\.)") if kept else None
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rounded: dict[tuple[int, torch.Size], torch.Tensor] = {}  # one for all names of a tensor
+    for name, tensor in state.items():
+        if name in weights and tensor.is_floating_point() and not (keeps and keeps.search(name)):
+            key = (tensor.data_ptr(), tensor.shape)
+            if key not in rounded:
+                rounded[key] = tensor.detach().to("cpu", torch.bfloat16)
+            state[name] = rounded[key]
+
+
+def _name_type(config: Path, dtype: str) -> None:
+    """Name the type of the saved weights in a config.json, and in the parts of it that name one."""
+    content = read_json(config)
+    for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = dtype
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

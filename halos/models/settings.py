@@ -14,6 +14,21 @@ from halos.tokens.chat import RESERVED
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Precision = Literal["bf16", "fp32"]
+SavePrecision = Literal["auto", "bf16", "fp32"]
+
+
+def saved_precision(setting: SavePrecision, precision: Precision, is_round: bool) -> Precision:
+    """The type in which a run's weights are saved.
+
+    Args:
+        setting: `save_precision` of its model.
+        precision: the compute type.
+        is_round: whether the run is a round of an online stage. The next one trains on from its weights, in which
+            bfloat16 would lose the small steps of every round.
+    """
+    if setting != "auto":
+        return setting
+    return "fp32" if is_round else precision
 
 
 class Resources(Strict):
@@ -192,6 +207,10 @@ class Model(ModelIdentity):
 
     stages: Annotated[dict[str, dict[str, Any]], INCIDENTAL] = Field(
         {}, description="settings of stages that differ for this model: {stage id: {setting: value}}"
+    )
+    save_precision: Annotated[SavePrecision, INCIDENTAL] = Field(
+        "auto",
+        description="type of trained weights on disk; auto: the compute type, but fp32 for rounds of an online stage",
     )
     label: Label = Field(None, description="name in tables and figures")
     size: Annotated[Size | None, INCIDENTAL] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from halos.forward.logprobs import CHUNK, KEPT
 from halos.losses.base import Loss
@@ -182,13 +182,21 @@ def _logits(size: Size, tokens: float) -> float:
 
 
 def reference_memory(size: Size, precision: str, tokens: float) -> Memory:
-    """Peak memory of a reference pass, which one process makes: the weights (with precision bf16 all but the embedding
-    are bfloat16), half of the activations that a layer would keep, and one chunk of the output layer."""
+    """Peak memory of a process of a reference pass that holds all weights (with precision bf16 all but the embedding
+    are bfloat16): with them half of the activations that a layer would keep, and one chunk of the output layer."""
     at_work = kept_in_a_layer(size, precision, sharded=False) / 2 + 6 * size.hidden_size
     embedding = size.vocab_size * size.hidden_size
     others = (HALF if precision == "bf16" else FLOAT) * (size.parameters - embedding)
     chunk = min(2 * CHUNK, (FLOAT + HALF) * tokens * size.vocab_size)
     return Memory(FLOAT * embedding + others, activations=tokens * at_work, logits=chunk)
+
+
+def over_shards(memory: Memory, size: Size, precision: str, world: int) -> Memory:
+    """The memory of a reference pass whose weights are sharded over `world` processes: two layers, and the ends of the
+    model, are whole at a time."""
+    number = HALF if precision == "bf16" else FLOAT
+    whole = number * (2 * layer_parameters(size) + output_parameters(size))
+    return replace(memory, weights=memory.weights / world, buffers=whole)
 
 
 def uses_vllm(resources: Resources) -> bool:
@@ -211,10 +219,10 @@ def sampling_memory(size: Size, precision: str, resources: Resources, length: in
 
 
 def main_memory(size: Size, resources: Resources, device: Memory) -> float:
-    """Bytes of main memory on one node: each process reads all float32 weights before it moves or shards them, and at
-    the end the first one gathers sharded weights, puts them in a model and loads what it saved again. Without GPUs, it
-    holds everything else, too."""
+    """Bytes of main memory on one node: each process reads all float32 weights before it moves them; sharded ones are
+    read, and at the end gathered and loaded again, by the first process alone. Without GPUs, it holds everything else,
+    too."""
     processes = max(1, resources.gpus)
-    copies = max(processes, 3) if resources.parallel == "fsdp" and processes > 1 else processes
+    copies = 1 if resources.parallel == "fsdp" and processes > 1 else processes
     held = copies * FLOAT * size.parameters if resources.gpus else max(device.total, 2 * FLOAT * size.parameters)
     return processes * PROCESS + held

@@ -11,13 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from halos.errors import HalosError
-from halos.models.settings import Resources
-from halos.plan.devices import CONTEXT, CORE, FLOAT, GPUS, RESERVE, UTILISATION, Device
+from halos.models.settings import Resources, saved_precision
+from halos.plan.devices import CONTEXT, CORE, FLOAT, GPUS, HALF, RESERVE, UTILISATION, Device
 from halos.plan.jobs import Job
 from halos.plan.measured import corrected
 from halos.plan.memory import (
     longest_example,
     main_memory,
+    over_shards,
     reference_memory,
     sampling_memory,
     training_memory,
@@ -102,7 +103,9 @@ class Plan:
         operations = training_operations(size, stage, resources.gradient_checkpointing, work)
         seconds = operations / (world * self._speed(cell.model))
         main = main_memory(size, resources, memory)
-        return Job(str(cell.stage), cell, world, memory, main, seconds, FLOAT * size.parameters)
+        saved = saved_precision(model.save_precision, model.precision, is_round=stage.online is not None)
+        disk = (HALF if saved == "bf16" else FLOAT) * size.parameters
+        return Job(str(cell.stage), cell, world, memory, main, seconds, disk)
 
     def _counted(self, model: str, stage: Stage) -> Trained | None:
         """What a stage trains of a model, where it is not all of it; None where no config is there to count by."""
@@ -135,11 +138,13 @@ class Plan:
             amount = self.amounts[cell.dataset, of]
             longest = self.config.datasets[cell.dataset].max_length
             memory = reference_memory(size, model.precision, max(model.resources.tokens_per_microbatch, longest))
+            world = max(1, model.resources.gpus) * model.resources.nodes
+            if world > 1 and model.resources.parallel == "fsdp":
+                memory = over_shards(memory, size, model.precision, world)
             tokens = amount.prompts * amount.prompt + amount.responses * amount.response
-            seconds = 2.0 * size.parameters * tokens / self._speed(cell.model)
-            single = _single(model.resources)
+            seconds = 2.0 * size.parameters * tokens / (world * self._speed(cell.model))
             disk = FLOAT * amount.responses * amount.response
-            yield Job("reference", cell, 1, memory, main_memory(size, single, memory), seconds, disk)
+            yield Job("reference", cell, world, memory, main_memory(size, model.resources, memory), seconds, disk)
 
     def sampling(self, cell: Cell, prompts: Prompts) -> Job:
         """The sampling of a cell's responses to a prompt set."""

@@ -53,7 +53,7 @@ def _help(plan: Plan, job: Job) -> str:
     """The smallest changes that make a job fit its GPU."""
     resources = plan.config.models[job.cell.model].resources
     if job.kind == "reference":
-        return "one process makes this pass, so only a GPU with more memory or fewer tokens_per_microbatch may help"
+        return "`parallel: fsdp` over several GPUs, a GPU with more memory or fewer tokens_per_microbatch may help"
     if job.kind == "sample":
         larger = [n for n in (2, 4, 8) if n > resources.tensor_parallel]
         return f"sampler: vllm and a tensor_parallel of {' or '.join(map(str, larger)) or 'more than one node has'}"

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 from halos.data.report import DataReport
 from halos.errors import HalosError
-from halos.models.architectures import check_classifier, language_class
+from halos.models.load import built
 from halos.models.lora import with_lora
 from halos.models.policy import freeze_parameters
-from halos.models.rewards import CLASSIFIER
 from halos.models.settings import Model, Size
-from halos.pretrained import check_code, read_config, remote_classes
+from halos.pretrained import check_code, read_config
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
 from halos.tokens.report import TokensReport
@@ -111,26 +110,10 @@ def size_of(name: str, model: Model, results: Path) -> Size:
     return model.size
 
 
-def _built(config: Any, score: bool = False) -> Any:
-    """The language model of a config, or the reward model that is made of it, by the code that came with it if the
-    config's class is of that."""
-    from transformers import AutoModelForSequenceClassification
-
-    own = remote_classes(config)
-    if not score:
-        return language_class(config).from_config(config, trust_remote_code=bool(own))
-    if CLASSIFIER not in own:
-        check_classifier(config.model_type)
-    config.num_labels = 1
-    return AutoModelForSequenceClassification.from_config(config, trust_remote_code=bool(own))
-
-
 def measured_size(config: Any) -> Size:
     """Size of the model that a transformers config describes, built without memory for its weights."""
-    import torch
 
-    with torch.device("meta"):
-        model = _built(config)
+    model = built(config)
     text = config.get_text_config()
     heads = text.num_attention_heads
     return Size(
@@ -161,7 +144,7 @@ def counted_training(config: Any, stage: Stage) -> Trained:
 
     scores = stage.make_loss().head == "score"
     with torch.device("meta"):
-        model = _built(config, scores)
+        model = built(config, scores)
         before = sum(p.numel() for p in model.parameters())
         if stage.lora is not None:
             model = with_lora(model, {**stage.lora.model_dump(), "path": None}, scores)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +20,9 @@ from halos.pretrained import read_tokenizer
 from halos.reference.cache import SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
+
+if TYPE_CHECKING:
+    from halos.forward.packable import Trial
 
 WINDOW = 2048
 """Sequences of one window. A pass that was stopped resumes after its last window; microbatches do not cross windows."""
@@ -38,7 +42,7 @@ def reference(
     The output is a safetensors file. `logps` (float32) holds the log-probabilities of all response tokens, or one score
     for each sequence, in the order of the store's rows; `offsets` (int64) says where each row's values begin. Its
     metadata names the hashes of the weights, the store and the template that it was made from. A pass that was stopped
-    resumes after its last window.
+    resumes after its last window. Of several processes each computes a share, or holds one of the weights.
 
     Args:
         config: config.yaml of the model's cell, for attention and precision.
@@ -56,11 +60,14 @@ def reference(
         check_vocabulary(parent / "model", other)
 
     import torch
+    from accelerate.utils import gather_object
 
     from halos.distributed.accelerator import accelerator_for
+    from halos.distributed.loading import Weights, build
+    from halos.distributed.sharding import name_layers, prepare_frozen
     from halos.forward.microbatch import collate
     from halos.forward.networks import ResponseLogps, SequenceScores
-    from halos.forward.packable import check_finite, enable_packing
+    from halos.forward.packable import Trial, check_finite, check_side_by_side
 
     settings = ReferenceSlice.read(config)
     sequences = Store(store)
@@ -77,18 +84,34 @@ def reference(
             raise HalosError(
                 f"the reward model in {parent} is from elsewhere: `python -m halos score` makes its scores"
             )
-    network = load(parent / "model", settings.attention, score=part == SCORES)
-    module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
-    not_packable = enable_packing(module, int(sequences.lengths.sum(-1).max()))
-    if not_packable is not None:
+
+    def begin(found: Trial | None = None) -> tuple[tuple[Any, str | None], Trial]:
+        network = load(parent / "model", settings.attention, score=part == SCORES, weights=found is None)
+        module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
+        if found is None:
+            found = Trial.of(module, int(sequences.lengths.sum(-1).max()))
+        else:
+            found.apply(module)
+        freeze(network, settings.precision)
+        return (module, found.unpacked_because), found
+
+    module, not_packable = build(begin, accelerator)
+    main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+    if not_packable is not None and main:
         print(f"packing is off: {not_packable}", file=sys.stderr)
-    freeze(network, settings.precision)
-    model = accelerator.prepare(module).eval()
+    weights = None
+    if accelerator.is_fsdp2:
+        check_side_by_side(module)
+        name_layers(module)
+        weights = Weights.take(module, accelerator)
+    model = prepare_frozen(module, accelerator).eval()
+    if weights is not None:
+        weights.hand_out(model)
     depends_on = {**made_from, "attention": settings.attention, "precision": settings.precision}
-    done = Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
+    done = Done(output, depends_on, offsets, accelerator)
     tokens = sequences.lengths[rows].sum(-1)
     bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",
-               unit=" tokens", unit_scale=True, mininterval=1)  # fmt: skip
+               unit=" tokens", unit_scale=True, mininterval=1, disable=not main)  # fmt: skip
     for start in range(done.rows, len(rows), WINDOW):
         window = rows[start : start + WINDOW]
         lengths, budget = sequences.lengths[window], tokens_per_microbatch
@@ -96,19 +119,23 @@ def reference(
             microbatches = pack(sequences.prompt_of(window), lengths, budget)
         else:
             microbatches = cut(lengths.sum(-1), budget)
-        values = [np.zeros(0, np.float32)] * len(window)
-        for members in microbatches:
+        ours: dict[int, np.ndarray] = {}
+        for at in range(0, len(microbatches), world):
+            turn = microbatches[at : at + world]
+            if rank >= len(turn) and not accelerator.is_fsdp2:
+                break
+            members = turn[min(rank, len(turn) - 1)]  # the others need its shard: it runs one of theirs once more
             batch = collate(sequences, window[members], packed=not_packable is None).to(accelerator.device)
-            with torch.inference_mode():
+            with torch.no_grad():
                 [outputs] = model(batch).values()
-            check_finite(network, {part: outputs})
-            for k, row in zip(members, outputs.reshape(len(members), -1).float().cpu().numpy(), strict=True):
-                values[k] = row[: sizes[start + k]]
-            bar.update(batch.tokens)
-        done.add(values)
+            check_finite(module.model, {part: outputs})
+            values = outputs.reshape(len(members), -1).float().cpu().numpy()
+            ours |= {k: row[: sizes[start + k]] for k, row in zip(members.tolist(), values, strict=True)}
+            bar.update(int(lengths[np.concatenate(turn)].sum()))
+        shares = {k: row for share in gather_object([ours]) for k, row in share.items()}
+        done.add([shares[k] for k in range(len(window))])
     bar.close()
-    write_values(output, done.values(), offsets, made_from)
-    done.remove()
+    done.finish(made_from)
 
 
 def check_vocabulary(model: Path, other: Path) -> None:
@@ -135,37 +162,52 @@ def check_vocabulary(model: Path, other: Path) -> None:
 class Done:
     """The values that a pass has computed so far: float32 in the order of their rows, in a file that grows by windows.
 
+    The main process has the file; all call every method.
+
     Args:
-        path: the file; a JSON file beside it, the label, holds `depends_on`.
+        output: the file of the finished pass. That of an unfinished one is beside it, and a JSON file, the label, which
+            holds `depends_on`.
         depends_on: everything that the values depend on. A file with another label is started again.
         offsets: (rows + 1,) int64, where each row's values begin.
+        processes: the processes that make the pass together.
 
     Attributes:
         rows: number of rows that an earlier attempt has done.
     """
 
-    def __init__(self, path: Path, depends_on: dict[str, Any], offsets: np.ndarray) -> None:
-        self.path, self.label = path, path.with_name(f"{path.name}.json")
-        label = json.dumps(depends_on, sort_keys=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, output: Path, depends_on: dict[str, Any], offsets: np.ndarray, processes: Any) -> None:
+        from halos.distributed.loading import from_main
+
+        self.output, self.offsets, self.processes = output, offsets, processes
+        self.path = output.with_name(f".{output.name}.partial")
+        self.label = self.path.with_name(f"{self.path.name}.json")
+        self.rows = from_main(partial(self._open, json.dumps(depends_on, sort_keys=True)), processes)
+
+    def _open(self, label: str) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if not (self.path.is_file() and self.label.is_file() and self.label.read_text() == label):
             self.path.write_bytes(b"")
             self.label.write_text(label)
-        starts = [*range(0, len(offsets) - 1, WINDOW), len(offsets) - 1]
-        windows = int(np.searchsorted(offsets[starts], self.path.stat().st_size // 4, side="right")) - 1
-        self.rows = starts[windows]
+        starts = [*range(0, len(self.offsets) - 1, WINDOW), len(self.offsets) - 1]
+        windows = int(np.searchsorted(self.offsets[starts], self.path.stat().st_size // 4, side="right")) - 1
+        rows = starts[windows]
         with self.path.open("r+b") as file:
-            file.truncate(4 * int(offsets[self.rows]))  # drops a window that was only partly written
+            file.truncate(4 * int(self.offsets[rows]))  # drops a window that was only partly written
+        return rows
 
     def add(self, values: list[np.ndarray]) -> None:
         """Append one window's values."""
-        with self.path.open("ab") as file:
-            file.write(np.concatenate(values).tobytes())
+        if self.processes.is_main_process:
+            with self.path.open("ab") as file:
+                file.write(np.concatenate(values).tobytes())
 
-    def values(self) -> np.ndarray:
-        """(offsets[-1],) float32, all values of a finished pass."""
-        return np.fromfile(self.path, dtype=np.float32)
+    def finish(self, made_from: Mapping[str, str]) -> None:
+        """Write the file of the finished pass; no process returns before it is there."""
+        from halos.distributed.loading import from_main
 
-    def remove(self) -> None:
+        from_main(partial(self._finish, made_from), self.processes)
+
+    def _finish(self, made_from: Mapping[str, str]) -> None:
+        write_values(self.output, np.fromfile(self.path, dtype=np.float32), self.offsets, made_from)
         self.path.unlink()
         self.label.unlink()

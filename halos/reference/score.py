@@ -12,7 +12,7 @@ from halos.data.feedback import Feedback, Turn
 from halos.errors import HalosError
 from halos.files import hash_file
 from halos.pretrained import read_config, read_tokenizer
-from halos.reference.cache import SCORES, expected_hashes, write_values
+from halos.reference.cache import SCORES, expected_hashes
 from halos.reference.compute import WINDOW, Done
 from halos.scoring.reward_model import open_reward_model
 from halos.tokens.builder import StoreBuilder
@@ -37,7 +37,7 @@ def score(
 
     Prompts and whole responses are read as texts, with the reward model's own chat template and tokenizer. The output
     is a file like those of `reference`: one float32 score for each real response, in the order of the store's rows. A
-    pass that was stopped resumes after its last window.
+    pass that was stopped resumes after its last window. Of several processes each scores a share.
 
     Args:
         config: config.yaml of the store's folder.
@@ -62,14 +62,13 @@ def score(
         _refuse(scorer.missing(unreadable, [None if ids is None else 0.0 for ids in read]))
     offsets = np.arange(len(read) + 1)
     depends_on = {**made_from, "manifest": hash_file(reward_model / "manifest.json")}  # its template and settings
-    done = Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
+    done = Done(output, depends_on, offsets, scorer.processes)
     for start in range(done.rows, len(read), WINDOW):
         scores = scorer.rewards_of(read[start : start + WINDOW])
         if None in scores:
             _refuse(scorer.missing(unreadable, scores))
         done.add([np.array([score], np.float32) for score in scores])
-    write_values(output, done.values(), offsets, made_from)
-    done.remove()
+    done.finish(made_from)
 
 
 def _refuse(missing: str) -> NoReturn:

@@ -127,6 +127,8 @@ def _run(config: Config, *ids: str) -> Content:
         content["rounds"] = rounds
     if cell.round:  # else the number of rounds and the source of their data do not change the training of one round
         stage = stage.model_copy(update={"online": None})
+    if model.save_precision != "auto":  # no part of the base model, or of what else a stage does
+        content["save_precision"] = model.save_precision
     content |= {"stage": stage_slice(stage), "plugins": stage_plugins(stage)}
     return _with_local(content, [stage.lora.path if stage.lora else None])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
-from halos.forward.packable import check_training_mode, enable_packing, own_outputs
+from halos.forward.packable import Trial, check_training_mode, own_outputs
 from halos.models.lora import Coverage, coverage
 from halos.models.policy import begin
 from halos.registry import suggest
@@ -42,9 +42,18 @@ class Policy:
     unchecked_because: str | None
 
     @classmethod
-    def begin(cls, inputs: Inputs, gradient_checkpointing: bool) -> Policy:
-        """The parent's model, extended as the stage wants; its new weights are drawn from torch's generator."""
-        model, tokenizer, control = load_model(inputs)
+    def begin(cls, inputs: Inputs, gradient_checkpointing: bool, trial: Trial | None = None) -> tuple[Policy, Trial]:
+        """The parent's model, extended as the stage wants; its new weights are drawn from torch's generator.
+
+        Args:
+            inputs: the run's inputs.
+            gradient_checkpointing: run forward passes again in the backward pass.
+            trial: the findings of the process that reads the weights: the network is then built without them.
+
+        Returns:
+            The policy, and what trying it out has shown.
+        """
+        model, tokenizer, control = load_model(inputs, weights=trial is None)
         parameters = sum(p.numel() for p in model.parameters())
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
@@ -53,11 +62,16 @@ class Policy:
             _load_head(head, inputs.value_head)
         own = inputs.stage.make_forward()
         network = SequenceScores(model) if loss.head == "score" else ResponseLogps(model, head, own)
-        unpacked_because = enable_packing(network, inputs.longest)
-        check_training_mode(network, inputs.longest)
-        if isinstance(network, ResponseLogps) and own is not None:
-            _check_own(network, inputs)
-        return cls(network, head, tokenizer, control, parameters, coverage(model), unpacked_because, unchecked_because)
+        if trial is None:
+            trial = Trial.of(network, inputs.longest)
+            check_training_mode(network, inputs.longest)
+            if isinstance(network, ResponseLogps) and own is not None:
+                _check_own(network, inputs)
+        else:
+            trial.apply(network)
+        because = trial.unpacked_because
+        policy = cls(network, head, tokenizer, control, parameters, coverage(model), because, unchecked_because)
+        return policy, trial
 
 
 def _check_own(network: ResponseLogps, inputs: Inputs) -> None:
@@ -101,8 +115,9 @@ def _checkpoint_activations(model: Any) -> str | None:
     return None
 
 
-def load_model(inputs: Inputs) -> tuple[Any, Any, dict[str, int]]:
-    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`."""
+def load_model(inputs: Inputs, weights: bool = True) -> tuple[Any, Any, dict[str, int]]:
+    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`; without `weights` on the meta
+    device."""
     lora = inputs.stage.lora
     settings = None if lora is None else lora.model_dump()
-    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings, inputs.stage.freeze)
+    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings, inputs.stage.freeze, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halos.distributed.accelerator import peak_memory_gb
+from halos.distributed.loading import gather
 from halos.files import hash_file, whole
 from halos.manifest import VALUE_HEAD, Manifest
 from halos.models.lora import Coverage
@@ -53,34 +54,40 @@ class Publisher:
         Raises:
             HalosError: the merged model, or that of a run without LoRA, gives other values once it is loaded again.
         """
+        precision = self.inputs.settings.saved
         probe = Probe.of(self.policy, self.examples, self.accelerator) if merge else None  # merging changes the policy
-        state = self.accelerator.get_state_dict(self.policy)
-        if not self.accelerator.is_main_process:
-            return
+        if probe is not None and precision == "bf16":
+            probe = replace(probe, precision=precision)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "value_head": {}}
-        for name, tensor in state.items():
+        for name, tensor in gather(self.accelerator.unwrap_model(self.policy), self.accelerator):
             part, own = name.split(".", 1)
             parts[part][own] = tensor
-        model, weights = self._model(), parts["model"]
-        tied = getattr(model, "all_tied_weights_keys", None) or {}  # gathered shards are tensors of their own
+        if not self.accelerator.is_main_process:
+            return
         save(
-            model,
-            {name: tensor for name, tensor in weights.items() if tied.get(name) not in weights},
+            self._model(merge),
+            parts["model"],
             self.inputs.parent,
             folder,
             self.tokenizer,
             merge,
+            precision,
             None if probe is None else probe.check,
         )
         if head is not None and parts["value_head"]:
             with whole(head) as temporary:
                 save_file({name: tensor.cpu().contiguous() for name, tensor in parts["value_head"].items()}, temporary)
 
-    def _model(self) -> Any:
-        """The model without its wrappers; where weights are sharded a fresh one, to put them together in."""
-        if not self.accelerator.is_fsdp2:
-            return self.accelerator.unwrap_model(self.policy).model
-        return load_model(self.inputs)[0]
+    def _model(self, merge: bool) -> Any:
+        """The model without its wrappers; where sharded adapters are merged a fresh one, to put weights together in."""
+        model: Any = self.accelerator.unwrap_model(self.policy).model
+        if not (merge and self.accelerator.is_fsdp2 and hasattr(model, "merge_and_unload")):
+            return model
+        fresh = load_model(self.inputs, weights=False)[0]
+        for name in ("_weight_conversions", "all_tied_weights_keys"):  # as reading the parent's files left them
+            if hasattr(model.get_base_model(), name):
+                setattr(fresh.get_base_model(), name, getattr(model.get_base_model(), name))
+        return fresh
 
     def run(
         self,

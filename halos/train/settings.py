@@ -13,6 +13,7 @@ from halos.errors import HalosError
 from halos.forward.own import Forward
 from halos.losses import Loss
 from halos.losses.mixture import Part, has_chosen, mix
+from halos.models.settings import Precision, SavePrecision, saved_precision
 from halos.online.settings import Online
 from halos.registry import FORWARDS, LOSSES, plugin_slice, suggest
 from halos.settings import (
@@ -460,13 +461,19 @@ class RunSlice(Slice):
     round: int = 0
     rounds: int = 0
     attention: str
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
+    save_precision: SavePrecision = "auto"
     stage: Stage | None = None
 
     @property
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def saved(self) -> Precision:
+        """The type in which the trained weights are saved."""
+        return saved_precision(self.save_precision, self.precision, self.round > 0)
 
     @property
     def continues(self) -> bool:

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
-from halos.distributed.sharding import keep_float32, local, name_layers
+from halos.distributed.loading import Weights, build
+from halos.distributed.sharding import keep_float32, local, name_layers, shard
 from halos.errors import HalosError
+from halos.forward.packable import check_side_by_side
 from halos.manifest import KEPT, VALUE_HEAD
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
@@ -65,15 +68,14 @@ class Trainer:
             raise HalosError("torch's Adafactor cannot train sharded weights: choose another, or `parallel: ddp`")
 
         torch.manual_seed(derive(self.seed, "weights"))  # of new ones: adapters, heads, control tokens
-        begun = Policy.begin(inputs, gradient_checkpointing)
+        begun = build(partial(Policy.begin, inputs, gradient_checkpointing), self.accelerator)
         packed = begun.unpacked_because is None
         if not packed:
             self._say(f"packing is off: {begun.unpacked_because}")
         if begun.unchecked_because is not None:
             self._say(f"gradient_checkpointing is off: {begun.unchecked_because}")
-        apart = begun.network.grouping.because
-        if self.accelerator.is_fsdp2 and apart is not None:
-            raise HalosError(f"{apart}, which sharded weights cannot be: set `parallel: ddp` in its resources")
+        if self.accelerator.is_fsdp2:
+            check_side_by_side(begun.network)
         self.dropout = Dropout(begun.network, self.stage.dropout_in_force)
         if self.dropout.text is not None:
             self._say(self.dropout.text)
@@ -84,17 +86,24 @@ class Trainer:
         router_weight = check_weight(self.stage.router_weight, routers)
         if routers.lacking is None:
             self._say(f"the loss that balances the experts' load has the weight {router_weight:g}")
-        left = settle_unreached(begun.network, self.accelerator, self.dropout.drops_layers)
-        if left is not None:
-            self._say(left)
+        if not self.accelerator.is_fsdp2 or self.accelerator.is_main_process:  # which has the weights to try it with
+            left = settle_unreached(begun.network, self.accelerator, self.dropout.drops_layers)
+            if left is not None:
+                self._say(left)
         name_layers(begun.network)
+        weights = Weights.take(begun.network, self.accelerator) if self.accelerator.is_fsdp2 else None
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
         if begun.value_head is not None:
             head = inputs.value_head
             self._say("the value head is fresh: the parent has none" if head is None else f"the value head is {head}")
             keep_float32(begun.value_head, self.accelerator)
-        optimizer = make_optimizer(begun.network, self.stage)
-        self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
+        if weights is None:
+            optimizer = make_optimizer(begun.network, self.stage)
+            self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
+        else:
+            self.policy = shard(begun.network, self.accelerator)
+            weights.hand_out(*filter(None, (self.policy, self.live)))
+            self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(self.policy, self.stage))
         self.objective = Objective(
             self.stage, self.loss, self.policy, self.live, self.accelerator, routers, router_weight
         )

@@ -23,7 +23,7 @@ PLAIN = {"optimizer": "SGD", "optimizer_args": {}, "lr": 0.3, "batch_size": 7, "
 
 # accelerate takes FSDP for GPUs alone: on the CPU it would quietly be DDP. Told that its processes are like those of
 # GPUs, it runs all of its FSDP2 code on the CPU.
-SCRIPT = """
+BEGIN = """
 import json, os, sys
 os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 import torch.distributed as dist
@@ -31,6 +31,8 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 dist.init_process_group("gloo")
 PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+"""
+VERBS = """
 from halos.cli import main
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -39,23 +41,29 @@ for command in json.loads(sys.argv[1]):
     codes.append(main(command))
     AcceleratorState().fsdp_plugin.transformer_cls_names_to_wrap = None  # those of the first model's layers
 assert Accelerator().is_fsdp2
-print("codes", codes)
+print(f"codes {codes}\\n", end="")  # in one piece, beside those of others
 """
 
 
-def launch(tmp_path: Path, commands: list[list[str]]) -> list[int]:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def in_processes(tmp_path: Path, number: int, script: str, argument: Any) -> list[str]:
+    """The output of a script in so many processes that share weights; its one argument is JSON."""
+    (tmp_path / "script.py").write_text(BEGIN + script)
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/fsdp.yaml",
-         "--num_processes", "2", script, json.dumps(commands)],
+         "--num_processes", str(number), tmp_path / "script.py", json.dumps(argument)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("codes")]
-    assert len(lines) == 2
-    assert lines[0] == lines[1], done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def launch(tmp_path: Path, commands: list[list[str]], processes: int = 2) -> list[int]:
+    """The exit codes of verbs, run one after the other by processes that share weights."""
+    output = in_processes(tmp_path, processes, VERBS, commands)
+    lines = [line for line in output if line.startswith("codes")]
+    assert len(lines) == processes
+    assert len(set(lines)) == 1, lines
     codes: list[int] = json.loads(lines[0].removeprefix("codes"))
     return codes
 
@@ -167,7 +175,7 @@ def test_sharded_bf16_computes_in_bfloat16_and_keeps_float32(world: World, tmp_p
     for name, precision in runs.items():
         words = command(world, tmp_path, name, "ppo", changes)
         path = tmp_path / f"{name}.yaml"
-        path.write_text(dump({**read_slice(path), "precision": precision}))
+        path.write_text(dump({**read_slice(path), "precision": precision, "save_precision": "fp32"}))
         assert launch(tmp_path, [words]) == [0]
     full, half = (read(tmp_path / "two" / name) for name in runs)
     assert full[0]["kl"] == pytest.approx(0, abs=1e-4)

@@ -1,0 +1,130 @@
+"""A reference pass of several processes makes the file that one makes, with all weights in each and with shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halos.reference import compute
+from halos.reference.cache import Reference
+from halos.reference.compute import reference
+from halos.reference.score import score
+from halos.settings import dump, read_slice
+from halos.tokens.store import Store
+from tests.conftest import CATALOGUE, World
+from tests.distributed.test_sharding import ROOT, launch
+from tests.reference.test_score import OTHER, inputs, made
+from tests.scoring.rewards import armorm
+from tests.train.architectures import ARCHITECTURES
+from tests.train.runs import base_of
+
+WHOLE = """
+import json, sys
+from halos.cli import main
+from halos.reference import compute, score
+
+compute.WINDOW = score.WINDOW = 100
+sys.exit(any([main(words) for words in json.loads(sys.argv[1])]))
+"""
+
+
+def side_by_side(tmp_path: Path, processes: int, commands: list[list[str]]) -> None:
+    """Run verbs in processes that hold all weights each, in windows of 100 sequences."""
+    (tmp_path / "whole.py").write_text(WHOLE)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/ddp.yaml",
+         "--num_processes", str(processes), tmp_path / "whole.py", json.dumps(commands)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def command(config: Path, parent: Path, store: Path, part: str, output: Path) -> list[str]:
+    words = ["reference", "--config", config, "--parent", parent, "--store", store, "--part", part, "--output", output,
+             "--tokens-per-microbatch", 2048]  # fmt: skip
+    return [*map(str, words)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_that_share_the_examples_make_the_very_file_that_one_makes(
+    processes: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one process alone has begun, and was stopped after two windows, whose values are kept."""
+    monkeypatch.setattr(compute, "WINDOW", 100)
+    config, add = world.slice("runs/d/m/base/seed0"), compute.Done.add
+    one, begun = tmp_path / "one.safetensors", tmp_path / "begun.safetensors"
+    reference(config, world.base, world.store, "responses", one, 2048)
+
+    def stopped(done: compute.Done, values: list[np.ndarray]) -> None:
+        add(done, [np.full_like(row, -3) for row in values])
+        if done.path.stat().st_size == 4 * done.offsets[200]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compute.Done, "add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        reference(config, world.base, world.store, "responses", begun, 2048)
+    monkeypatch.undo()
+    outputs = {"responses": tmp_path / "r.safetensors", "mismatched": tmp_path / "m.safetensors"}
+    words = [command(config, world.base, world.store, part, output) for part, output in outputs.items()]
+    side_by_side(tmp_path, processes, [*words, command(config, world.base, world.store, "responses", begun)])
+    assert outputs["responses"].read_bytes() == one.read_bytes()
+    both, first = Reference([*outputs.values()], {}), Reference(world.reference(), {})
+    for row in range(len(Store(world.store))):
+        np.testing.assert_allclose(both[row], first[row], rtol=1e-4, atol=1e-5)  # whose windows are others
+    found, whole = Reference([begun], {}), Reference([one], {})
+    for row in range(Store(world.store).n_responses):
+        assert (found[row] == (-3 if row < 200 else whole[row])).all()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {**CATALOGUE["models"]["m"]["architecture"], "tie_word_embeddings": True},
+    **{kind: {"model_type": kind, **ARCHITECTURES[kind]} for kind in ("mixtral", "jamba", "gemma3")},
+}
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_weights_make_the_very_file_that_one_makes(world: World, tmp_path: Path) -> None:
+    """They need one another's shards in every forward pass, also where there are fewer microbatches than processes. In
+    bfloat16 norms and embeddings are rounded, too, which is as in a sharded training."""
+    config = world.slice("runs/d/m/base/seed0")
+    half = tmp_path / "half.yaml"
+    half.write_text(dump({**read_slice(config), "precision": "bf16"}))
+    bases = {kind: base_of(world, tmp_path / kind, fields) for kind, fields in KINDS.items()}
+    runs = {kind: (config, base, "responses") for kind, base in bases.items()}
+    runs |= {"mismatched": (config, bases["llama"], "mismatched"), "half": (half, bases["llama"], "responses")}
+    files = {name: tmp_path / f"{name}.safetensors" for name in runs}
+    commands = {name: command(c, base, world.store, part, files[name]) for name, (c, base, part) in runs.items()}
+    halved = commands.pop("half")
+    assert launch(tmp_path, [*commands.values()], processes=3) == [0] * len(commands)
+    assert launch(tmp_path, [halved], processes=2) == [0]
+    for name in commands:
+        one = tmp_path / f"one_{name}.safetensors"
+        reference(runs[name][0], runs[name][1], world.store, runs[name][2], one, 2048)  # type: ignore[arg-type]
+        assert one.read_bytes() == files[name].read_bytes(), name
+    full, rounded = (Reference([files[name]], {}) for name in ("llama", "half"))
+    errors = np.concatenate([rounded[row] - full[row] for row in range(Store(world.store).n_responses)])
+    assert 1e-6 < np.abs(errors).mean() < 0.02
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_responses_score_them_as_one_does(world: World, tmp_path: Path) -> None:
+    (tmp_path / "other.jinja").write_text(OTHER)
+    origin = armorm(world.base / "model", tmp_path / "origin")
+    rewards = made(world, tmp_path / "made", origin, template=str(tmp_path / "other.jinja"))
+    options = {**inputs(world), "reward_model": rewards, "output": tmp_path / "two.safetensors"}
+    words = [w for k, v in options.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    side_by_side(tmp_path, 2, [["score", *words]])
+    score(**{**options, "output": tmp_path / "one.safetensors"})
+    one, two = (Reference([tmp_path / f"{name}.safetensors"], {}) for name in ("one", "two"))
+    for row in range(Store(world.store).n_responses):
+        assert two[row] == pytest.approx(one[row], rel=1e-5, abs=1e-6)
