@@ -42,6 +42,7 @@ VERBS = {
     "join": "halos.online.join:join",
     "judge": "halos.evaluate.judging.judge:judge",
     "task": "halos.evaluate.tasks.task:evaluate",
+    "answer": "halos.answer.run:answer",
     "describe": "halos.report.dataset.describe:describe",
     "tables": "halos.report.tables:make",
     "figures": "halos.report.figures:make",
