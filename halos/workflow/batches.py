@@ -137,11 +137,20 @@ class Batches:
             return None
         if run.manifest.stat().st_mtime > path.stat().st_mtime:
             return None
-        recorded = self._workflow.persistence.input(str(path)) if self._workflow else None
+        recorded = self._recorded(path)
         made = run.batches() if recorded is None else [Path(file).parent.name for file in recorded]
         settings = config_slice(self.study.config, f"{item.kind}/{item.name}")
         return next((key for key in made if _read(run.batch(key).config).get(item.kind, {}).get(item.name) == settings),
                     None)  # fmt: skip
+
+    def _recorded(self, path: Path) -> list[str] | None:
+        """The inputs that Snakemake has recorded for a file, if it has."""
+        if self._workflow is None:
+            return None
+        from snakemake.io import IOFile
+
+        recorded: list[str] | None = self._workflow.persistence.input(IOFile(str(path)))
+        return recorded
 
     def _trained_anew(self, cell: Cell) -> bool:
         """Whether the settings of a cell's model, or of what that is made from, have changed, or it is not there."""
