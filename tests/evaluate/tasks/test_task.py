@@ -316,8 +316,8 @@ def test_the_workflow_runs_tasks_on_what_samples_the_model(
     project.write_config(CATALOGUE)
     project.edit({"models.m.resources": resources})
     run = project.dry("-p", "tasks")
-    jobs = [job for job in run.jobs if job.rule == "task"]
+    jobs = [job for job in run.jobs if job.rule == "answer"]
     assert [job.resources.get("gres", "") for job in jobs] == [gres] * 2
     output = " ".join(run.output.replace("\\\n", " ").split())
-    commands = [part for part in output.split("python -m halos ") if part.startswith("task ")]
+    commands = [part for part in output.split("python -m halos ") if part.startswith("answer ")]
     assert [options in command for command in commands] == [True] * 2
