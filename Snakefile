@@ -37,6 +37,7 @@ include: "rules/tokens.smk"
 include: "rules/models.smk"
 include: "rules/reference.smk"
 include: "rules/train.smk"
+include: "rules/answer.smk"
 include: "rules/sample.smk"
 include: "rules/online.smk"
 include: "rules/evaluate.smk"
@@ -55,6 +56,7 @@ wildcard_constraints:
     reward_model=patterns.ids("models"),
     judge=patterns.ids("judges"),
     task=patterns.ids("tasks"),
+    batch="[0-9a-f]{12}",
     grid=study.grid,
     other=patterns.ids("datasets"),
     split="train|test",
@@ -100,6 +102,8 @@ localrules:
     fetch_dataset,
     fetch_task,
     check,
+    sample,
+    task,
     join,
 
 

@@ -4,6 +4,7 @@ Input:   config.yaml; over it each file of --configfile; over all --config, of t
 Output:  patterns    of wildcards, from the ids of the config         (halos/workflow/patterns.py)
          targets     the files that the chosen grid asks for          (halos/workflow/targets.py)
          inputs      the files that a job reads                       (halos/workflow/inputs.py)
+                    and which files of a cell one job makes          (halos/workflow/batches.py)
          resources   what a job needs, and how its command is run     (halos/workflow/resources.py)
          share       limits of a machine without a scheduler          (halos/workflow/machine.py)
 
@@ -54,5 +55,5 @@ if workflow.is_main_process and (line := overridden(study)) is not None:
 
 patterns = Patterns(study.config)
 targets = Targets(study)
-inputs = Inputs(study)
+inputs = Inputs(study, workflow=workflow)
 resources = StudyResources(study)

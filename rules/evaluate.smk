@@ -1,7 +1,7 @@
-"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks, which run on the backend that samples.
+"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks, which the rule `answer` runs.
 
-Input:   a cell's samples or model; results/judges/{judge}/config.yaml or results/tasks/{task}/config.yaml;
-         the reward model that judges, if one does
+Input:   a cell's samples; results/judges/{judge}/config.yaml; the reward model that judges, if one does
+         results/tasks/{task}/config.yaml; results/runs/{...}/answering/{batch}/answers
 Output:  results/tasks/{task}/fetched.json          the commits of a task's data, downloaded to the hub's cache
          results/runs/{...}/judged/{judge}.json
          results/runs/{...}/tasks/{task}.json
@@ -70,46 +70,18 @@ rule fetch_task:
 
 
 rule task:
-    """A cell's result on a task of lm-evaluation-harness."""
+    """A cell's result on a task of lm-evaluation-harness, of those that its model has answered."""
     input:
-        config="results/tasks/{task}/config.yaml",
-        fetched=inputs.fetched_task,
-        model=inputs.model,
-        feedback="<data>/test.parquet",
+        inputs.answers,
     output:
         "<run>/tasks/{task}.json",
     log:
         "<logs>/task/{dataset}/{model}/{method}/{run}/{task}.log",
-    benchmark:
-        "<runtime>/task/{dataset}/{model}/{method}/{run}/{task}.tsv"
     wildcard_constraints:
         method=patterns.policies,
-    conda:
-        branch(
-            resources.backend,
-            cases={
-                "vllm": "../envs/sample.yaml",
-                "transformers": "../envs/evaluate.yaml",
-            },
-        )
-    threads: resources.cpus
-    resources:
-        gres=resources.sampling_gres,
-        gpus=resources.sampling_gpus,
-        cpus_per_task=resources.cpus,
-        mem_mb=resources.mem_mb,
-        runtime=resources.runtime,
-        backend=resources.backend,
-        tensor_parallel=resources.tensor_parallel,
     shell:
         r"""
         exec &>{log:q}
-        python -m halos.distributed.launch --one-process --gpus {resources.gpus} task \
-            --config {input.config:q} \
-            --fetched {input.fetched:q} \
-            --model {input.model:q} \
-            --feedback {input.feedback:q} \
-            --output {output:q} \
-            --backend {resources.backend} \
-            --tensor-parallel {resources.tensor_parallel}
+        if cat {input:q}/tasks/{wildcards.task}.failed 2>/dev/null; then exit 1; fi
+        cp {input:q}/tasks/{wildcards.task}.json {output:q}
         """

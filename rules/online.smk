@@ -48,7 +48,7 @@ rule label:
         """
 
 
-use rule sample as sample_round with:
+rule sample_round:
     """A round's responses to fresh prompts, from the policy that the round starts from."""
     input:
         config="<run>/config.yaml",
@@ -74,6 +74,32 @@ use rule sample as sample_round with:
     wildcard_constraints:
         method=patterns.online_methods,
         run=patterns.round,
+    conda:
+        "../envs/sample.yaml"
+    threads: resources.cpus
+    resources:
+        gres=resources.sampling_gres,
+        gpus=resources.sampling_gpus,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        batch=resources.batch,
+        backend=resources.backend,
+        tensor_parallel=resources.tensor_parallel,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} sample \
+            --config {input.config:q} \
+            --prompts {input.prompts:q} \
+            --feedback {input.feedback:q} \
+            --model {input.model:q} \
+            --store {input.store:q} \
+            --output {output:q} \
+            --batch {resources.batch} \
+            --backend {resources.backend} \
+            --tensor-parallel {resources.tensor_parallel}
+        """
 
 
 use rule label as label_round with:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from halos.data import feedback as F
 from halos.models.base import make
+from halos.sample.backends import LOADS
 from halos.sample.run import sample
 from halos.settings import dump, read_slice
 from halos.tokens.template import Template
@@ -77,9 +78,9 @@ class Manager(lm_eval.tasks.TaskManager):
         super().__init__(include_path=sys.argv[1] if include_defaults else None, include_defaults=False)
 
 lm_eval.tasks.TaskManager = Manager
-sys.exit(max(main(["task", *arguments]) for arguments in json.loads(sys.argv[2])))
+sys.exit(max(map(main, json.loads(sys.argv[2]))))
 """
-"""Runs the verb several times in one process; lm-eval's own tasks, which take long to index, are those of a folder."""
+"""Runs several commands in one process; lm-eval's own tasks, which take long to index, are those of a folder."""
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +257,19 @@ def test_a_model_that_vllm_does_not_know_is_refused(world: World, model: Path, t
 
 @dataclass(frozen=True)
 class Scores:
-    """lm-eval's result of each task, by transformers and by vLLM."""
+    """lm-eval's result of each task, by transformers and by vLLM, and the folder of their configs and data."""
 
+    folder: Path
     transformers: dict[str, dict[str, Any]]
     vllm: dict[str, dict[str, Any]]
+
+
+def commands(python: str | Path, folder: Path, lists: list[list[str]]) -> str:
+    """Run commands in one process, with the tasks of a folder as lm-eval's own; its log."""
+    command = [str(python), "-c", RUN_TASKS, str(folder / "own"), json.dumps(lists)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -277,15 +287,13 @@ def scores(world: World, model: Path, tmp_path_factory: pytest.TempPathFactory) 
         (folder / f"{name}.yaml").write_text(dump({"task_id": name, **default, **task}))
 
     def run(python: str | Path, backend: str) -> dict[str, dict[str, Any]]:
-        common = ["--model", str(model), "--feedback", str(folder / "test.parquet"), "--backend", backend]
+        common = ["task", "--model", str(model), "--feedback", str(folder / "test.parquet"), "--backend", backend]
         lists = [[*common, "--config", str(folder / f"{name}.yaml"), "--output", str(folder / backend / f"{name}.json")]
                  for name in TASKS]  # fmt: skip
-        command = [str(python), "-c", RUN_TASKS, str(folder / "own"), json.dumps(lists)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+        commands(python, folder, lists)
         return {name: json.loads((folder / backend / f"{name}.json").read_text()) for name in TASKS}
 
-    return Scores(run(sys.executable, "transformers"), run(PYTHON, "vllm"))
+    return Scores(folder, run(sys.executable, "transformers"), run(PYTHON, "vllm"))
 
 
 @pytest.mark.parametrize("name", ["preferences", "best_response"])
@@ -299,6 +307,29 @@ def test_local_tasks_have_the_scores_of_transformers(scores: Scores, name: str) 
 def test_a_task_that_generates_has_the_score_of_transformers(scores: Scores) -> None:
     ours, theirs = (result["generated"]["results"]["echo"] for result in (scores.vllm, scores.transformers))
     assert ours["chrf,none"] == theirs["chrf,none"] > 0
+
+
+def test_one_engine_answers_prompts_and_tasks_as_one_for_each_does(
+    runs: Runs, scores: Scores, world: World, model: Path, tmp_path: Path
+) -> None:
+    """Texts that end a response, sampled ones and a task that generates are among them."""
+    folder, sets = scores.folder, {name: SETS[name] for name in ("cut", "drawn")}
+    tasks = {name: read_slice(folder / f"{name}.yaml") for name in TASKS}
+    (tmp_path / "batch.yaml").write_text(dump({"prompts": sets, "tasks": tasks}))
+    (tmp_path / "fetched.json").write_text(json.dumps({"task": "echo", "data": []}))
+    data, output = str(world.results / "data/d/test.parquet"), tmp_path / "answers"
+    said = commands(PYTHON, folder, [[
+        "answer", "--config", str(tmp_path / "batch.yaml"), "--cell", str(world.slice("runs/d/m/csft/seed1")),
+        "--model", str(model), "--manifest", str(model.parent / "manifest.json"), "--store", str(world.store),
+        "--feedback", data, data, "--test", str(folder / "test.parquet"), "--fetched", str(tmp_path / "fetched.json"),
+        "--output", str(output), "--kept", str(tmp_path / "kept"), "--batch", "1", "--backend", "vllm",
+    ]])  # fmt: skip
+    assert said.count(LOADS.format(model)) == 1
+    for name in sets:
+        assert read(output / f"samples/{name}.jsonl") == runs.vllm[name]
+    for name in TASKS:
+        result = json.loads((output / f"tasks/{name}.json").read_text())
+        assert (result["results"], result["halos"]) == (scores.vllm[name]["results"], scores.vllm[name]["halos"])
 
 
 def test_a_tasks_result_is_lm_evals_own_and_says_what_ran_it(scores: Scores) -> None:

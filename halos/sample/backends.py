@@ -29,6 +29,9 @@ from halos.sample.settings import SamplerSlice
 from halos.sample.stops import Stops
 from halos.tokens.positions import Positions
 
+LOADS = "loading the model in {}"
+"""A line of the log, for each time that weights are read."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -78,6 +81,18 @@ class Backend(ABC):
 
     @property
     @abstractmethod
+    def loaded(self) -> Any:
+        """The model in the library's own type: transformers' network, or vLLM's LLM. Asking for it loads it."""
+
+    def expect(self, longest: int) -> None:  # noqa: B027  # not every backend has something to do
+        """Get ready for another prompt set.
+
+        Args:
+            longest: most tokens of prompt and response together, over its requests.
+        """
+
+    @property
+    @abstractmethod
     def chunk(self) -> int:
         """Requests per call of `generate`. A run that is stopped loses at most one chunk."""
 
@@ -120,6 +135,7 @@ class Transformers(Backend):
         from transformers import GenerationConfig
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(LOADS.format(self.folder), file=sys.stderr)
         network: Any = load(self.folder, self.settings.attention, dtype=self.precision)
         network.generation_config = GenerationConfig()  # else `generate` fills gaps from the saved one
         for config in (network.config, network.config.get_text_config()):
@@ -139,6 +155,15 @@ class Transformers(Backend):
             how = "one by one" if grouping.alone else "in batches of equal length"
             print(f"prompts are answered {how}: beside others, this model would answer otherwise", file=sys.stderr)
         return grouping
+
+    @property
+    def loaded(self) -> Any:
+        return self.network
+
+    def expect(self, longest: int) -> None:
+        if longest != self.longest:
+            self.longest = longest
+            self.__dict__.pop("grouping", None)
 
     def generate(
         self, requests: list[Request], temperature: float, top_p: float, seed: int, update: Callable[[int], Any]
@@ -223,17 +248,25 @@ class Vllm(Backend):
 
     Args:
         tensor_parallel: GPUs over which each layer is split.
+        context: tokens of the context of the tasks that the same engine is to run; None where it only samples.
 
     Raises:
         HalosError: vLLM is not installed here, or there are too few GPUs.
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Any, settings: SamplerSlice, batch: int, longest: int, tensor_parallel: int
+        self,
+        folder: Path,
+        tokenizer: Any,
+        settings: SamplerSlice,
+        batch: int,
+        longest: int,
+        tensor_parallel: int,
+        context: int | None = None,
     ) -> None:
         prepare_vllm(tensor_parallel)
         super().__init__(folder, tokenizer, settings, batch, longest)
-        self.tensor_parallel = tensor_parallel
+        self.tensor_parallel, self.context = tensor_parallel, context
 
     @property
     def chunk(self) -> int:
@@ -244,29 +277,38 @@ class Vllm(Backend):
     def identity(self) -> dict[str, Any]:
         return {"backend": "vllm"}
 
-    @cached_property
+    @property
+    def loaded(self) -> Any:
+        return self.llm
+
+    @property
     def engine(self) -> Any:
-        """vLLM's engine.
+        """The engine below `llm`, which takes requests one by one."""
+        return self.llm.llm_engine
+
+    @cached_property
+    def llm(self) -> Any:
+        """vLLM's model, as lm-eval runs it too.
 
         Raises:
             HalosError: vLLM does not support the model, or has too little memory for it.
         """
         import torch
-        from vllm import EngineArgs, LLMEngine  # type: ignore[import-not-found]
+        from vllm import LLM  # type: ignore[import-not-found]
 
-        arguments = EngineArgs(
-            model=str(self.folder),
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # ignores the saved one
-            dtype=self.precision,
-            max_model_len=self.longest,
-            tensor_parallel_size=self.tensor_parallel,
-            trust_remote_code=trusts(self.folder),
-            enforce_eager=not torch.cuda.is_available(),  # compiling takes longer than most CPU runs
-            seed=self.settings.seed,
-        )
+        print(LOADS.format(self.folder), file=sys.stderr)
         try:
-            return LLMEngine.from_engine_args(arguments)
+            return LLM(
+                model=str(self.folder),
+                skip_tokenizer_init=self.context is None,  # samples are decoded here; tasks have texts that end them
+                generation_config="vllm" if self.context is None else "auto",  # "vllm" ignores the saved one
+                dtype=self.precision,
+                max_model_len=max(self.longest, self.context or 0),
+                tensor_parallel_size=self.tensor_parallel,
+                trust_remote_code=trusts(self.folder),
+                enforce_eager=not torch.cuda.is_available(),  # compiling takes longer than most CPU runs
+                seed=self.settings.seed,
+            )
         except ValueError as error:
             why = shorten(str(error), 300)
             raise HalosError(f"vLLM cannot run the model in {self.folder} ({why}); correct that or set `sampler: "
@@ -285,6 +327,7 @@ class Vllm(Backend):
                 seed=request.seed,
                 max_tokens=request.limit,
                 stop_token_ids=self.ends,
+                ignore_eos=True,  # else an engine with a tokenizer also stops at that one's
                 detokenize=False,
             )
             engine.add_request(str(number), {"prompt_token_ids": request.ids}, parameters)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +16,16 @@ from halos.data.feedback import Feedback, select_prompts
 from halos.errors import HalosError
 from halos.files import hash_content, whole, write_text
 from halos.models.architectures import check_known
-from halos.models.generation import read_generation_config
-from halos.models.load import check_ids
-from halos.pretrained import TRUSTED, read_tokenizer, trusts
-from halos.sample.backends import Backend, Request, Transformers, Vllm
+from halos.pretrained import TRUSTED, trusts
+from halos.sample.backends import Backend, Transformers, Vllm
 from halos.sample.by_hand import read_prompts
+from halos.sample.prompter import Prompter, PromptSet
 from halos.sample.samples import Sample, write_samples
 from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.sample.stops import Stops
 from halos.seeds import derive
-from halos.tokens.positions import Positions
 from halos.tokens.report import StoreMeta
-from halos.tokens.template import TOO_LONG, Template
+from halos.tokens.template import Template
 
 
 def sample(
@@ -101,30 +98,25 @@ def sample(
             raise HalosError("with --config, give --store, and as many --feedback and --output as --prompts")
         settings, meta = SamplerSlice.read(config), StoreMeta.read(store / "meta.json")
         asked = [PromptsSlice.read(file) for file in prompts]
-        records = [
-            select_prompts(file, s.limit, s.skip, s.shuffle) for file, s in zip(feedback or (), asked, strict=True)
-        ]
+        records = [read_records(*pair) for pair in zip(asked, feedback or (), strict=True)]
         max_prompt_length, split_special_tokens = meta.max_prompt_length, meta.split_special_tokens
-    positions = Positions.read(model)
-    tokenizer: Any = read_tokenizer(model, padding_side="left")
-    if config is None:
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        check_ids(model, tokenizer, read_generation_config(model))
-    template = Template(tokenizer, split_special_tokens)
-    longest_prompt = positions.prompt_limit(max_prompt_length, template.control)
-    sets = [
-        _prepare(how_asked, of_set, template, longest_prompt, positions.limit, settings.seed)
-        for how_asked, of_set in zip(asked, records, strict=True)
-    ]
-    longest = max(
-        (len(job.request.ids) + job.request.limit for prompt_set in sets for job in prompt_set.jobs), default=1
-    )
-    arguments = (model, tokenizer, settings, batch, longest)
+    prompter = Prompter(model, settings.seed, max_prompt_length, split_special_tokens, by_hand=config is None)
+    sets = [prompter.prepare(*pair) for pair in zip(asked, records, strict=True)]
+    arguments = (model, prompter.tokenizer, settings, batch, max((s.longest for s in sets), default=1))
     engine = Vllm(*arguments, tensor_parallel=tensor_parallel) if backend == "vllm" else Transformers(*arguments)
     if config is None:  # a model from elsewhere may not say that it ends a response as its template does
-        engine.ends = sorted({*engine.ends, template.end})
+        engine.ends = sorted({*engine.ends, prompter.template.end})
     for prompt_set, path in zip(sets, output, strict=True):
-        _answer(prompt_set, engine, template, path)
+        respond(prompt_set, engine, prompter.template, path)
+
+
+def read_records(settings: PromptsSlice, feedback: Path) -> list[Feedback]:
+    """The feedback records whose prompts a prompt set asks for.
+
+    Raises:
+        HalosError: the file has no prompts, or no more than are skipped.
+    """
+    return select_prompts(feedback, settings.limit, settings.skip, settings.shuffle)
 
 
 def _check_by_hand(model: Path, trusted: bool) -> None:
@@ -154,64 +146,11 @@ def _by_hand(given: dict[str, Any]) -> PromptsSlice:
         raise HalosError(f"--{option}: {first['msg']}") from None
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One response to generate: its record, its index among the record's samples, and the request."""
+def respond(prompt_set: PromptSet, backend: Backend, template: Template, output: Path) -> None:
+    """Generate the responses to a prompt set and write them.
 
-    record: int
-    sample: int
-    request: Request
-
-
-@dataclass(frozen=True)
-class _PromptSet:
-    """A prompt set in token ids. Jobs are sorted by the length of their prompt, longest first.
-
-    Attributes:
-        ids: prompt of each record in token ids; None where it is too long.
+    A stopped run goes on after its last whole chunk, which is kept beside the output under a hidden name.
     """
-
-    settings: PromptsSlice
-    records: list[Feedback]
-    ids: list[list[int] | None]
-    jobs: list[_Job]
-
-
-def _prepare(
-    settings: PromptsSlice, records: list[Feedback], template: Template, limit: int, positions: int | None, seed: int
-) -> _PromptSet:
-    """Template and tokenise the prompts of a set, and plan the responses.
-
-    Args:
-        limit: most tokens of a prompt, a control token not counted.
-        positions: most tokens of prompt and response together; None for a model without a limit.
-    """
-    templated = template.prompts([r.prompt for r in records], limit, [r.tools for r in records])
-    prompts = [p.ids for p in templated]
-    for problem, number in Counter(p.problem for p in templated if p.problem is not None).items():
-        print(f"{number} prompts are left out: {problem}" + (f" ({limit} tokens)" if problem == TOO_LONG else ""))
-    wanted = settings.max_new_tokens
-    room = [wanted if positions is None or ids is None else min(wanted, positions - len(ids)) for ids in prompts]
-    if short := sum(tokens < wanted for tokens in room):
-        print(f"after {short} prompts, the model's {positions} positions leave less than {wanted} tokens; responses to "
-              "them end there")  # fmt: skip
-    stops = Stops(settings.stop, template.tokenizer) if settings.stop else None
-
-    def seed_of(record: Feedback, index: int) -> int:
-        return derive(seed, "response", record.prompt_id, index)
-
-    jobs = [
-        _Job(record, index, Request(ids, room[record], seed_of(records[record], index), stops))
-        for record, ids in enumerate(prompts)
-        if ids is not None
-        for index in range(settings.samples)
-    ]
-    jobs.sort(key=lambda job: -len(job.request.ids))
-    return _PromptSet(settings, records, prompts, jobs)
-
-
-def _answer(prompt_set: _PromptSet, backend: Backend, template: Template, output: Path) -> None:
-    """Generate the responses to a prompt set and write them."""
     seed = backend.settings.seed
     jobs = prompt_set.jobs
     chunks = [jobs[start : start + backend.chunk] for start in range(0, len(jobs), backend.chunk)]

@@ -137,6 +137,15 @@ class FreshPaths:
 
 
 @dataclass(frozen=True)
+class BatchPaths(Folder):
+    """RUN/answering/KEY: prompt sets and tasks that one job answers, and, while they are taken out, the answers."""
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / "answers"
+
+
+@dataclass(frozen=True)
 class RunPaths(Folder):
     """runs/DATASET/MODEL/METHOD/seedN, or a round's folder below it.
 
@@ -167,6 +176,13 @@ class RunPaths(Folder):
 
     def samples(self, prompts: str) -> Path:
         return self.folder / "samples" / f"{prompts}.jsonl"
+
+    def batch(self, key: str) -> BatchPaths:
+        return BatchPaths(self.folder / "answering" / key)
+
+    def batches(self) -> list[str]:
+        """The keys of all batches that there are."""
+        return sorted(config.parent.name for config in self.folder.glob("answering/*/config.yaml"))
 
     def judged(self, judge: str) -> Path:
         return self.folder / "judged" / f"{judge}.json"

@@ -6,9 +6,11 @@ loss: they read the traits of the losses that stages name.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from halos.answer.settings import AnswerSlice
 from halos.evaluate.judging.settings import FromFile
 from halos.models.download import base_on_hub, tokenizer_on_hub
 from halos.models.rewards import check_reward_model
@@ -19,9 +21,12 @@ from halos.study.cells import Cell
 from halos.study.paths import Paths, RunPaths
 from halos.study.slices import config_slice
 from halos.study.study import Study
+from halos.workflow.batches import PROMPT_SETS, TASKS, Batches
 
 PROMPTS = "prompts"
 """Takes the place of a view in the check of a dataset of which an online stage needs prompts alone."""
+
+BATCH = re.compile(r"runs/.+/answering/(?P<key>[^/]+)")
 
 
 def cell_of(wildcards: Any) -> Cell:
@@ -36,15 +41,24 @@ def labeller_of(study: Study, wildcards: Any) -> str:
 
 
 class Inputs:
-    """The input functions of a study."""
+    """The input functions of a study.
 
-    def __init__(self, study: Study, paths: Paths | None = None) -> None:
+    Args:
+        study: the study.
+        paths: the results tree.
+        workflow: Snakemake's workflow, by which batches are chosen.
+    """
+
+    def __init__(self, study: Study, paths: Paths | None = None, workflow: Any = None) -> None:
         self.study, self.paths, self.config = study, paths or Paths(), study.config
+        self.batches = Batches(study, self.paths, workflow)
 
     # ---- a dataset, a model, a task -------------------------------------------------------------------------
 
     def slice(self, wildcards: Any) -> str:
         """The text of a folder's config.yaml."""
+        if found := BATCH.fullmatch(wildcards.folder):
+            return dump(self.batches.content(Cell.of(wildcards.folder), found["key"]))
         return dump(config_slice(self.config, wildcards.folder))
 
     def source_files(self, wildcards: Any) -> list[str]:
@@ -62,11 +76,6 @@ class Inputs:
         remote = model.hub is not None or (model.path is not None and base_on_hub(Path(model.path)) is not None)
         remote = remote or tokenizer_on_hub(model) is not None
         return [self.paths.model(wildcards.model).fetched] if remote else []
-
-    def fetched_task(self, wildcards: Any) -> list[Path]:
-        """The commits of the data of a task of lm-eval's own; none for a local task."""
-        remote = self.config.tasks[wildcards.task].task is not None
-        return [self.paths.task(wildcards.task).fetched] if remote else []
 
     def tokenizer_data(self, wildcards: Any) -> list[Path]:
         """The train split that a model's tokenizer is trained on, if it is trained here."""
@@ -186,12 +195,36 @@ class Inputs:
         """The reward model that labels, if one does: its folder, and its manifest if it is a cell's."""
         return self._reward_model(self.config.labellers[labeller_of(self.study, wildcards)], wildcards)
 
+    # ---- answers --------------------------------------------------------------------------------------------
+
+    def answers(self, wildcards: Any) -> Path:
+        """The folder that a cell's samples of a prompt set, or its result on a task, are made in, beside others."""
+        prompts = getattr(wildcards, "prompts", None)
+        kind, name = (TASKS, wildcards.task) if prompts is None else (PROMPT_SETS, prompts)
+        return self._run(wildcards).batch(self.batches.key(cell_of(wildcards), kind, name)).answers
+
+    def _batch(self, wildcards: Any) -> AnswerSlice:
+        return AnswerSlice.model_validate(self.batches.content(cell_of(wildcards), wildcards.batch))
+
+    def answered_data(self, wildcards: Any) -> list[Path]:
+        """The feedback file of each prompt set of a batch."""
+        sets = self._batch(wildcards).prompts.values()
+        return [self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split) for prompts in sets]
+
+    def answered_test(self, wildcards: Any) -> list[Path]:
+        """The test split that local tasks of a batch are made from."""
+        local = any(task.local for task in self._batch(wildcards).tasks.values())
+        return [self.paths.data(wildcards.dataset).test] if local else []
+
+    def answered_fetched(self, wildcards: Any) -> list[Path]:
+        """The commits of the data of each task of lm-eval's own in a batch."""
+        return [self.paths.task(name).fetched for name, task in self._batch(wildcards).tasks.items() if task.task]
+
     # ---- samples and judgements -----------------------------------------------------------------------------
 
     def prompts_data(self, wildcards: Any) -> Path:
         """The feedback file whose prompts are answered."""
-        name = getattr(wildcards, "prompts", None) or self.config.judges[wildcards.judge].prompts
-        prompts = self.config.prompts[name]
+        prompts = self.config.prompts[self.config.judges[wildcards.judge].prompts]
         return self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split)
 
     def judged_samples(self, wildcards: Any) -> Path:

@@ -15,8 +15,8 @@ from tests.workflow.conftest import ROOT, Job, Project, Run
 
 GRID = ("--config", "grid=pair", "--", "all")
 CELLS = ("sft", "sft-dpo")
-GPU_RULES = {"train_cell", "reference", "sample", "task"}
-LOCAL_RULES = {"all", "configure", "check", "join"}
+GPU_RULES = {"train_cell", "reference", "answer"}
+LOCAL_RULES = {"all", "configure", "check", "sample", "task", "join"}
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ LONG = "results/runs/d/m/sft-long/seed1/manifest.json"
 REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both"]
 
 
-def of_cell(method: str, seed: int = 1, *, trained: bool = True) -> list[str]:
-    """The names of all jobs of one cell."""
+def of_cell(method: str, seed: int = 1, *, trained: bool = True, new: bool = True) -> list[str]:
+    """The names of all jobs of one cell. If it is new, the choice of what is answered together is one."""
     cell = f"{method}/seed{seed}"
-    jobs = [f"configure runs/d/m/{cell}", f"sample {cell} p", f"judge {cell} j", f"task {cell} t"]
-    return jobs + [f"train_cell {cell}"] * trained
+    jobs = [f"configure runs/d/m/{cell}", f"answer {cell}", f"sample {cell} p", f"judge {cell} j", f"task {cell} t"]
+    return jobs + [f"train_cell {cell}"] * trained + [f"configure runs/d/m/{cell}/answering/KEY"] * new
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_the_crate_of_a_grid_holds_what_its_metadata_says(done: Project, tmp_pat
 def test_a_changed_hyperparameter_reruns_the_cells_of_its_stage(done: Project) -> None:
     """`long` is a kto loss as well, but an entry of its own."""
     run = done.edit({"stages.kto.beta": 0.3}).dry("all", LONG)
-    assert run.names == sorted([*of_cell("sft-kto"), *REPORT])
+    assert run.names == sorted([*of_cell("sft-kto", new=False), *REPORT])
 
 
 def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) -> None:
@@ -188,9 +188,17 @@ def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) 
     assert run.names == sorted([
         "configure runs/d/m/sft/seed1", "train_cell sft/seed1",
         "reference sft/seed1 responses", "reference sft/seed1 mismatched",
-        *(name for method in ("sft-dpo", "sft-kto") for name in of_cell(method) if not name.startswith("configure")),
+        *(name for method in ("sft-dpo", "sft-kto") for name in of_cell(method, new=False)
+          if not name.startswith("configure")),
         *REPORT,
     ])  # fmt: skip
+
+
+ANSWERED = [
+    job.format(cell) for cell in ("base/seed1", "sft-dpo/seed1", "sft-kto/seed1")
+    for job in ("answer {}", "configure runs/d/m/{}/answering/KEY")
+]  # fmt: skip
+"""The answers of each cell that are made anew, and the choice of them."""
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) 
         (
             {"prompts.p.max_new_tokens": 6},
             [
-                "configure prompts/p",
+                *ANSWERED,
                 *(f"{rule} {cell}/seed1 {name}" for cell in ("base", "sft-dpo", "sft-kto")
                   for rule, name in (("sample", "p"), ("judge", "j"))),
                 *REPORT,
@@ -214,7 +222,7 @@ def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) 
         ),
         (
             {"tasks.t.limit": 5},
-            ["configure tasks/t", *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")), *REPORT],
+            [*ANSWERED, *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")), *REPORT],
         ),
     ],
     ids=["labels", "resources", "grid", "stage and model", "prompts", "task"],

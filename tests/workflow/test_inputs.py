@@ -119,7 +119,9 @@ def test_a_cell_asks_for_the_check_of_its_own_view_which_looks_at_all_views_of_t
 
 def test_prompts_are_those_of_the_cells_dataset_unless_the_prompt_set_names_another() -> None:
     w = workflow()
-    assert w.inputs.prompts_data(wildcards("sft", prompts="p")) == "results/data/d/test.parquet"
+    answers = Path(w.inputs.answers(wildcards("sft", prompts="p")))
+    assert answers.parents[1] == Path("results/runs/d/m/sft/seed3/answering")
+    assert w.inputs.answered_data(wildcards("sft", batch=answers.parent.name)) == ["results/data/d/test.parquet"]
     assert w.inputs.prompts_data(wildcards("sft", judge="j")) == "results/data/d/test.parquet"
     assert w.inputs.judged_samples(wildcards("sft", judge="j")) == "results/runs/d/m/sft/seed3/samples/p.jsonl"
 

@@ -12,6 +12,7 @@ from textwrap import shorten
 from typing import Any
 
 from halos.errors import HalosError
+from halos.forward.grouping import forget_lengths
 from halos.hub import remedy
 from halos.models.architectures import language_class
 from halos.models.generation import SAMPLING
@@ -26,30 +27,55 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit on the hub."""
 
 
-def transformers_backend(folder: Path) -> tuple[type, dict[str, Any]]:
-    """lm-eval's class for transformers, and its arguments."""
+def transformers_backend(folder: Path, network: Any = None) -> tuple[type, dict[str, Any]]:
+    """lm-eval's class for transformers, and its arguments.
+
+    Args:
+        folder: model folder.
+        network: the model, if it is loaded already.
+    """
     import torch
     from lm_eval.models.huggingface import HFLM
+    from transformers import GenerationConfig
 
     class Greedy(HFLM):
-        """Loads a language model whole, and without the sampling parameters that are saved with it."""
+        """Runs a language model whole, and without the sampling parameters that are saved with it."""
 
         AUTO_MODEL_CLASS = language_class(read_config(folder))
 
         def _create_model(self, *args: Any, **kwargs: Any) -> None:
-            super()._create_model(*args, **kwargs)
+            if network is None:
+                super()._create_model(*args, **kwargs)
+            else:
+                self._model = network
+                forget_lengths(network)
+                network.generation_config = GenerationConfig.from_pretrained(folder)
             for name in ("do_sample", *SAMPLING):
                 setattr(self._model.generation_config, name, None)
 
     gpu = torch.cuda.is_available()
     # lm-eval's default on a GPU sums in bfloat16, which rounds a long response to whole nats
     number = {"dtype": "auto" if gpu else "float32", "softmax_dtype": "float32"}
+    if network is not None:
+        number["dtype"] = str(network.dtype).removeprefix("torch.")
     device = "cuda" if gpu else "cpu"
     return Greedy, {"pretrained": str(folder), **number, "device": device, "trust_remote_code": trusts(folder)}
 
 
-def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, Any]]:
+def context_of(folder: Path) -> int:
+    """Tokens of the context in which lm-eval runs a model."""
+    from lm_eval.models.utils import resolve_max_length
+
+    return int(resolve_max_length(read_config(folder), read_tokenizer(folder)))
+
+
+def vllm_backend(folder: Path, tensor_parallel: int, llm: Any = None) -> tuple[type, dict[str, Any]]:
     """lm-eval's class for vLLM, and its arguments. Compute type and context are those of `transformers_backend`.
+
+    Args:
+        folder: model folder.
+        tensor_parallel: GPUs over which vLLM splits each layer.
+        llm: vLLM's model, if it is loaded already; its compute type is then the one that counts.
 
     Raises:
         HalosError: vLLM is not installed in this environment, or there are too few GPUs.
@@ -63,8 +89,11 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
 
     # after the import above, in which vLLM tells by the name of its distribution whether it is the build for CPUs
     sys.meta_path.append(VllmForCpus())
-    from lm_eval.models.utils import resolve_max_length
+    from lm_eval.models import vllm_causallms
     from lm_eval.models.vllm_causallms import VLLM
+
+    if llm is not None:
+        vllm_causallms.LLM = lambda **_: llm  # its class takes none that is there, and would make another
 
     model = read_config(folder)
     saved = GenerationConfig.from_pretrained(folder).to_diff_dict()
@@ -85,10 +114,12 @@ def vllm_backend(folder: Path, tensor_parallel: int) -> tuple[type, dict[str, An
             return outputs
 
     number = str(model.dtype or "auto").removeprefix("torch.") if gpus else "float32"
+    if llm is not None:
+        number = str(llm.llm_engine.model_config.dtype).removeprefix("torch.")
     return Obeying, {
         "pretrained": str(folder),
         "dtype": number,  # at `auto`, vLLM would take a half type for float32 weights
-        "max_model_len": resolve_max_length(model, read_tokenizer(folder)),
+        "max_model_len": context_of(folder),
         "tensor_parallel_size": tensor_parallel,
         "trust_remote_code": trusts(folder),
         "enforce_eager": not gpus,  # compiling takes longer than most CPU runs

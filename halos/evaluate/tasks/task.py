@@ -58,9 +58,31 @@ def evaluate(
         HalosError: the task, its metric or its data is unknown, no document is left to evaluate, or vLLM cannot run
             the model.
     """
-    settings = TaskSlice.read(config)
     if not (model / "config.json").is_file():
         raise HalosError(f"there is no model in {model}; train it or name another")
+    run_task(TaskSlice.read(config), model, output, feedback, fetched, backend, tensor_parallel)
+
+
+def run_task(
+    settings: TaskSlice,
+    model: Path,
+    output: Path,
+    feedback: Path | None,
+    fetched: Sequence[Path],
+    backend: str,
+    tensor_parallel: int = 1,
+    loaded: Any = None,
+) -> None:
+    """Run a task on a model folder, or on the model of it that is loaded.
+
+    Args:
+        settings: slice of the task.
+        model, output, feedback, fetched, backend, tensor_parallel: as of `evaluate`.
+        loaded: the network (transformers) or the LLM (vLLM), which then runs in its own type; None to load it.
+
+    Raises:
+        HalosError: as `evaluate`.
+    """
     local, name = settings.local, settings.name
     documents = [] if local is None else make_documents(local, settings.num_fewshot, settings.limit, feedback)
 
@@ -72,7 +94,10 @@ def evaluate(
 
     manager = task_manager(name, local is None, check)
     batch_size = "auto" if backend == "vllm" else settings.batch_size  # vLLM forms its own batches
-    base, arguments = vllm_backend(model, tensor_parallel) if backend == "vllm" else transformers_backend(model)
+    if backend == "vllm":
+        base, arguments = vllm_backend(model, tensor_parallel, loaded)
+    else:
+        base, arguments = transformers_backend(model, loaded)
     lm = start_backend(base if local is None else tokenised_apart(base), {**arguments, "batch_size": batch_size})
     templated = bool(lm.tokenizer.chat_template)
     if templated:

@@ -317,10 +317,10 @@ def test_the_workflow_runs_tasks_on_what_samples_the_model(
     project.write_config(CATALOGUE)
     project.edit({"models.m.resources": resources})
     run = project.dry("-p", "tasks")
-    jobs = [job for job in run.jobs if job.rule == "task"]
+    jobs = [job for job in run.jobs if job.rule == "answer"]
     assert [job.resources.get("gres", "") for job in jobs] == [gres] * 2
     output = " ".join(run.output.replace("\\\n", " ").split())
     commands = re.findall(
-        r"python -m halos\.distributed\.launch --one-process --gpus (\d) task (.*?)(?=python|$)", output
+        r"python -m halos\.distributed\.launch --one-process --gpus (\d) answer (.*?)(?=python|$)", output
     )
     assert [(f"gpu:{gpus}" if gpus != "0" else "", options in words) for gpus, words in commands] == [(gres, True)] * 2

@@ -1,0 +1,1 @@
+"""A cell's answers: its samples and its results on tasks, made together."""

@@ -1,0 +1,185 @@
+"""A cell's samples and task results, by one process that loads its model once."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from halos.answer.settings import AnswerSlice
+from halos.errors import HalosError
+from halos.evaluate.tasks.lm_eval import context_of
+from halos.evaluate.tasks.task import run_task
+from halos.files import hash_content, hash_file, whole
+from halos.sample.backends import Transformers, Vllm, prepare_vllm
+from halos.sample.prompter import Prompter, PromptSet
+from halos.sample.run import read_records, respond
+from halos.sample.settings import SamplerSlice
+from halos.settings import identity
+from halos.tokens.report import StoreMeta
+
+FAILED = ".failed"
+"""Suffix of the file that has the reason in place of an item's answers."""
+
+
+def answer(
+    config: Path,
+    cell: Path,
+    model: Path,
+    manifest: Path,
+    store: Path,
+    output: Path,
+    kept: Path,
+    feedback: Sequence[Path] = (),
+    test: Sequence[Path] = (),
+    fetched: Sequence[Path] = (),
+    batch: int = 64,
+    backend: Literal["transformers", "vllm"] = "transformers",
+    tensor_parallel: int = 1,
+) -> None:
+    """Answer prompt sets and tasks by one load of a cell's model, in the same words and with the same scores as the
+    verbs `sample` and `task`.
+
+    One that fails stops none of the others: in place of its answers, the output has the reason. What is finished is
+    kept until the output is whole, so that a run that is stopped loses no more than the chunk of samples, or the task,
+    that it is at.
+
+    The tasks compute as the samples do: in the cell's precision and attention, where `task` takes the type of the saved
+    weights. In float32, and where those are one type, that is the same.
+
+    Args:
+        config: the prompt sets and tasks, with their settings.
+        cell: config.yaml of the cell.
+        model: model folder.
+        manifest: its manifest.
+        store: sequence store of the cell, whose limit on the length of prompts applies here too.
+        output: folder to write: samples/NAME.jsonl for a prompt set, tasks/NAME.json for a task, and in place of one
+            that failed a file that ends in .failed.
+        kept: folder of what a stopped run has finished.
+        feedback: feedback records whose prompts are answered, a file for each prompt set, in their order.
+        test: test split of the cell's dataset, if a task is a local one.
+        fetched: fetched.json of each task of lm-eval, in their order.
+        batch: responses generated side by side, on transformers.
+        backend: library that runs the model.
+        tensor_parallel: GPUs over which vLLM splits each layer.
+
+    Raises:
+        HalosError: files are missing, the backend cannot run the model, or nothing could be answered.
+    """
+    if not (model / "config.json").is_file():
+        raise HalosError(f"there is no model in {model}; train it or name another")
+    asked, settings, meta = AnswerSlice.read(config), SamplerSlice.read(cell), StoreMeta.read(store / "meta.json")
+    own = [name for name, task in asked.tasks.items() if task.local is None]
+    if (len(feedback), len(fetched)) != (len(asked.prompts), len(own)) or not (test or len(own) == len(asked.tasks)):
+        raise HalosError(f"{config} wants a --feedback for each prompt set ({len(asked.prompts)}), a --fetched for "
+                         f"each task of lm-eval ({len(own)}), and --test for local tasks")  # fmt: skip
+    same = [*map(hash_file, (manifest, cell, store / "meta.json")), backend]
+    prompts = {
+        Item.of(f"samples/{name}.jsonl", kept, [identity(how), hash_file(file), batch, *same]): (how, file)
+        for (name, how), file in zip(asked.prompts.items(), feedback, strict=True)
+    }
+    theirs = dict(zip(own, fetched, strict=True))
+    tasks = {
+        Item.of(f"tasks/{name}.json", kept, [identity(task), *map(hash_file, files), *same]): (task, files)
+        for name, task in asked.tasks.items()
+        for files in [[theirs[name]] if name in theirs else list(test)]
+    }
+    items, failures = [*prompts, *tasks], Failures()
+    for item in items:
+        if item.done:
+            print(f"{item.place}: finished by an earlier attempt")
+    if not all(item.done for item in items):
+        prompter = Prompter(model, settings.seed, meta.max_prompt_length, meta.split_special_tokens)
+        sets: dict[Item, PromptSet] = {}
+        for item, (how, file) in prompts.items():
+            if not item.done:
+                with failures.of(item):
+                    sets[item] = prompter.prepare(how, read_records(how, file))
+        waiting = {item: of for item, of in tasks.items() if not item.done}
+        longest = max((prompt_set.longest for prompt_set in sets.values()), default=1)
+        arguments = (model, prompter.tokenizer, settings, batch, longest)
+        engine: Transformers | Vllm
+        if backend == "vllm":
+            prepare_vllm(tensor_parallel)
+            engine = Vllm(*arguments, tensor_parallel, context_of(model) if waiting else None)
+        else:
+            engine = Transformers(*arguments)
+        if sets or waiting:
+            loaded = engine.loaded  # if it cannot be loaded, nothing can be answered
+        for item, prompt_set in sets.items():
+            with failures.of(item):
+                engine.expect(prompt_set.longest)
+                respond(prompt_set, engine, prompter.template, item.kept)
+                print(f"{item.place}: {len(prompt_set.jobs)} responses")
+        for item, (task, files) in waiting.items():
+            with failures.of(item):
+                local = task.local is not None
+                run_task(task, model, item.kept, files[0] if local else None, () if local else files, backend,
+                         tensor_parallel, loaded)  # fmt: skip
+    if len(failures.reasons) == len(items):
+        raise next(iter(failures.reasons.values()))
+    with whole(output) as folder:
+        for item in items:
+            place = folder / item.place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if item in failures.reasons:
+                place.with_suffix(FAILED).write_text(words(failures.reasons[item]))
+            else:
+                shutil.copyfile(item.kept, place)
+    for item in items:
+        item.kept.unlink(missing_ok=True)
+    for folder in (kept / "samples", kept / "tasks", kept):
+        with suppress(OSError):  # it is not empty, or not there
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt set or a task.
+
+    Attributes:
+        place: its file in the output.
+        kept: its file until the output is whole; the name tells of all that it is made from.
+    """
+
+    place: str
+    kept: Path
+
+    @classmethod
+    def of(cls, place: str, kept: Path, made_from: list[Any]) -> Self:
+        path = Path(place)
+        return cls(place, kept / path.with_stem(f"{path.stem}-{hash_content(made_from)[:16]}"))
+
+    @property
+    def done(self) -> bool:
+        return self.kept.is_file()
+
+
+class Failures:
+    """The errors of items, which are said in the log and stop no other item.
+
+    Attributes:
+        reasons: the error of each item that failed.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[Item, Exception] = {}
+
+    @contextmanager
+    def of(self, item: Item) -> Iterator[None]:
+        """A block that makes an item, or part of it."""
+        try:
+            yield
+        except Exception as error:
+            self.reasons[item] = error
+            print(f"{item.place} failed:\n{words(error)}", file=sys.stderr, end="")
+
+
+def words(error: Exception) -> str:
+    """What is said of an error: the sentence for the user, or else the whole traceback."""
+    return f"error: {error}\n" if isinstance(error, HalosError) else "".join(traceback.format_exception(error))

@@ -1,0 +1,198 @@
+"""Batches: which of a cell's prompt sets and tasks one job answers, so that it loads the cell's model once.
+
+A file of samples or of a task's result stays with the batch that made it, as long as its settings are those of then.
+All others that a command asks for are one new batch of their cell. What is added, changed or deleted is thus answered
+alone, and all is answered together where the model is new.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from halos.files import hash_content
+from halos.settings import dump, read_slice
+from halos.study.cells import RESULTS, RUN, Cell
+from halos.study.paths import Paths
+from halos.study.slices import config_slice
+from halos.study.study import Study
+
+PROMPT_SETS, TASKS = "prompts", "tasks"
+"""Kinds of what is answered, as in config.yaml."""
+REPORT = {"judged", "tasks"}
+PHASES = {
+    "all": {"samples", *REPORT}, "samples": {"samples"}, "judged": {"judged"}, "tasks": {"tasks"}, "tables": REPORT,
+    "figures": REPORT, "reports": REPORT, "cards": REPORT, "crates": {"samples", *REPORT},
+}  # fmt: skip
+"""A target, or a folder of the results tree -> the phases that it is made from."""
+FILE = re.compile(r"/(samples|judged|tasks)/([^/]+)\.jsonl?")
+"""The end of a file of a run."""
+RULES = {"sample", "task", "answer"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt set or a task of a cell."""
+
+    cell: Cell
+    kind: str
+    name: str
+
+
+class Batches:
+    """The batches of a study.
+
+    Args:
+        study: the study.
+        paths: the results tree.
+        workflow: Snakemake's workflow, whose command says what is asked for, and whose records say what made a file;
+            without one, everything is asked for, and there are no records.
+    """
+
+    def __init__(self, study: Study, paths: Paths, workflow: Any = None) -> None:
+        self.study, self.paths, self._workflow = study, paths, workflow
+        self._contents: dict[tuple[Cell, str], dict[str, Any]] = {}
+        self._keys: dict[Item, str] = {}  # kept: a file that a command makes does not change its batch
+        self._new: dict[Cell, dict[str, Any]] = {}
+        self._anew: dict[Cell, bool] = {}
+
+    def key(self, cell: Cell, kind: str, name: str) -> str:
+        """The key of the batch that answers a prompt set or a task of a cell."""
+        item = Item(cell, kind, name)
+        if item not in self._keys:
+            self._keys[item] = self._made_by(item) or self._key(item)
+        return self._keys[item]
+
+    def content(self, cell: Cell, key: str) -> dict[str, Any]:
+        """A batch's slice: its prompt sets and its tasks, with their settings.
+
+        Raises:
+            HalosError: there is no such batch.
+        """
+        if (cell, key) not in self._contents:
+            self._contents[cell, key] = read_slice(self.paths.run(cell).batch(key).config)
+        return self._contents[cell, key]
+
+    # ---- what is made anew ----------------------------------------------------------------------------------
+
+    def _key(self, item: Item) -> str:
+        """The key of a new batch, which is registered."""
+        if item.cell not in self._new:
+            items = sorted(self._wanted[item.cell], key=lambda other: (other.kind, other.name))
+            self._new[item.cell] = self._slice(other for other in items if self._made_by(other) is None)
+        content = self._new[item.cell]
+        if item.name not in content.get(item.kind, {}):
+            content = self._slice(iter([item]))
+        key = hash_content(content)[:12]
+        self._contents[item.cell, key] = content
+        return key
+
+    def _slice(self, items: Iterator[Item]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for item in items:
+            content.setdefault(item.kind, {})[item.name] = config_slice(self.study.config, f"{item.kind}/{item.name}")
+        return content
+
+    @cached_property
+    def _wanted(self) -> dict[Cell, set[Item]]:
+        """What the command asks for of each cell."""
+        wanted: dict[Cell, set[Item]] = defaultdict(set)
+
+        def want(cell: Cell | None, kind: str, *names: str) -> None:
+            if cell is not None:
+                wanted[cell] |= {Item(cell, kind, name) for name in names}
+
+        phases = {phase for target in self._targets for phase in PHASES.get(_place(target), ())}
+        for cell in self.study.cells:
+            want(cell, PROMPT_SETS, *(self.study.prompts if "samples" in phases else ()))
+            want(cell, TASKS, *(self.study.tasks if "tasks" in phases else ()))
+            for judge in self.study.judges.values() if "judged" in phases else ():
+                for judged in (cell, *self.study.rounds(cell)[:-1]):
+                    want(judged, PROMPT_SETS, judge.prompts)
+                    want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
+        for target in self._targets:
+            run = RUN.search(target)
+            if run is not None and (file := FILE.fullmatch(target, run.end())) is not None:
+                of, name = file.groups()
+                if of == "judged" and name in self.study.config.judges:
+                    want(Cell.of(target), PROMPT_SETS, self.study.config.judges[name].prompts)
+                elif of != "judged":
+                    want(Cell.of(target), TASKS if of == "tasks" else PROMPT_SETS, name)
+        return wanted
+
+    # ---- what is there --------------------------------------------------------------------------------------
+
+    def _made_by(self, item: Item) -> str | None:
+        """The key of the batch that made an item's file; None if it is to be made, or made anew."""
+        run = self.paths.run(item.cell)
+        path = run.task(item.name) if item.kind == TASKS else run.samples(item.name)
+        if self._forced(path) or not path.is_file() or self._trained_anew(item.cell):
+            return None
+        if run.manifest.stat().st_mtime > path.stat().st_mtime:
+            return None
+        recorded = self._recorded(path)
+        made = run.batches() if recorded is None else [Path(file).parent.name for file in recorded]
+        settings = config_slice(self.study.config, f"{item.kind}/{item.name}")
+        return next((key for key in made if _read(run.batch(key).config).get(item.kind, {}).get(item.name) == settings),
+                    None)  # fmt: skip
+
+    def _recorded(self, path: Path) -> list[str] | None:
+        """The inputs that Snakemake has recorded for a file, if it has."""
+        if self._workflow is None:
+            return None
+        from snakemake.io import IOFile
+
+        recorded: list[str] | None = self._workflow.persistence.input(IOFile(str(path)))
+        return recorded
+
+    def _trained_anew(self, cell: Cell) -> bool:
+        """Whether the settings of a cell's model, or of what that is made from, have changed, or it is not there."""
+        if cell not in self._anew:
+            self._anew[cell] = not self.paths.run(cell).manifest.is_file() or any(
+                not config.is_file() or config.read_text() != dump(config_slice(self.study.config, folder))
+                for folder, config in self._configs(cell)
+            )
+        return self._anew[cell]
+
+    def _configs(self, cell: Cell) -> Iterator[tuple[str, Path]]:
+        for made in self.study.made_from(cell):
+            yield f"data/{made.dataset}", self.paths.data(made.dataset).config
+            yield f"models/{made.model}", self.paths.model(made.model).config
+            yield f"tokens/{made.dataset}/{made.model}", self.paths.store(made.dataset, made.model).config
+            if made.stage is not None:
+                for trained in (made, *self.study.rounds(made)):
+                    yield trained.folder, self.paths.run(trained).config
+
+    # ---- the command ----------------------------------------------------------------------------------------
+
+    @property
+    def _targets(self) -> list[str]:
+        targets = self._workflow.dag_settings.targets if self._workflow else ()
+        return sorted(targets) or ["all"]
+
+    def _forced(self, path: Path) -> bool:
+        """Whether the command has a file made anew whatever is there."""
+        if self._workflow is None:
+            return False
+        settings = self._workflow.dag_settings
+        forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
+        return settings.forceall or bool(forced & {str(path), *RULES})
+
+
+def _place(target: str) -> str:
+    """A target's rule, or the folder of the results tree that it lies in."""
+    parts = Path(target).parts
+    return parts[1] if parts[0] == RESULTS and len(parts) > 1 else target
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """The slice of a batch; empty if there is none."""
+    content = yaml.safe_load(config.read_text()) if config.is_file() else None
+    return content if isinstance(content, dict) else {}

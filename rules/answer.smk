@@ -1,0 +1,68 @@
+"""Answers: a cell's samples and task results, by one job that loads its model once.
+
+Which prompt sets and tasks are a batch is decided in halos/workflow/batches.py: all that are missing, at first; later what
+is added, changed or deleted.
+
+Input:   the cell's model; feedback records, whose prompts are answered or that a local task is made from
+         results/runs/{...}/answering/{batch}/config.yaml   the prompt sets and tasks, with their settings
+Output:  results/runs/{...}/answering/{batch}/answers       a file of each, or the reason why it failed; temporary: the
+                                                            rules `sample` and `task` take the files to their places
+         kept/ beside the batches is not declared: it has what a stopped job has finished
+"""
+
+
+rule answer:
+    """A cell's answers to prompt sets and tasks."""
+    input:
+        config="<run>/answering/{batch}/config.yaml",
+        cell="<run>/config.yaml",
+        model=inputs.model,
+        manifest=inputs.manifest,
+        store="<tokens>/store",
+        feedback=inputs.answered_data,
+        test=inputs.answered_test,
+        fetched=inputs.answered_fetched,
+    output:
+        temp(directory("<run>/answering/{batch}/answers")),
+    log:
+        "<logs>/answer/{dataset}/{model}/{method}/{run}/{batch}.log",
+    benchmark:
+        "<runtime>/answer/{dataset}/{model}/{method}/{run}/{batch}.tsv"
+    wildcard_constraints:
+        method=patterns.policies,
+    conda:
+        branch(
+            resources.backend,
+            cases={
+                "vllm": "../envs/sample.yaml",
+                "transformers": "../envs/evaluate.yaml",
+            },
+        )
+    threads: resources.cpus
+    resources:
+        gres=resources.sampling_gres,
+        gpus=resources.sampling_gpus,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        batch=resources.batch,
+        backend=resources.backend,
+        tensor_parallel=resources.tensor_parallel,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} answer \
+            --config {input.config:q} \
+            --cell {input.cell:q} \
+            --model {input.model:q} \
+            --manifest {input.manifest:q} \
+            --store {input.store:q} \
+            --feedback {input.feedback:q} \
+            --test {input.test:q} \
+            --fetched {input.fetched:q} \
+            --output {output:q} \
+            --kept "$(dirname {input.cell:q})/answering/kept" \
+            --batch {resources.batch} \
+            --backend {resources.backend} \
+            --tensor-parallel {resources.tensor_parallel}
+        """
