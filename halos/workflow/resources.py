@@ -96,21 +96,21 @@ class JobResources:
         return ("vllm" if resources.gpus else "transformers") if resources.sampler == "auto" else resources.sampler
 
 
+def _of_scores(resources: Resources) -> Resources:
+    """Resources of a model for scoring as a reward model: it runs on one node, and each process holds all of it."""
+    return resources.model_copy(update={"nodes": 1, "parallel": "ddp"})
+
+
 class ScorerResources(JobResources):
     """Resources of a judge or labeller: of a reward model those of its entry in `models:` or of the cell's model, else
-    the defaults of models.
-
-    A reward model runs on one node, and each process holds all of it.
-    """
+    the defaults of models."""
 
     def __init__(self, study: Study, scorer: Callable[[Any], Judge | Labeller]) -> None:
         def entry(wildcards: Any) -> Resources:
             name = scorer(wildcards).reward_model
             if name is None:
                 return Resources()
-            model = study.config.models.get(name, study.config.models[wildcards.model])
-            resources = model.resources
-            return resources.model_copy(update={"nodes": 1, "parallel": "ddp"})
+            return _of_scores(study.config.models.get(name, study.config.models[wildcards.model]).resources)
 
         super().__init__(entry)
         self._scorer = scorer
@@ -133,7 +133,7 @@ class StudyResources(JobResources):
 
     def __init__(self, study: Study) -> None:
         super().__init__(lambda wildcards: study.config.models[wildcards.model].resources)
-        self.score = JobResources(lambda wildcards: study.config.models[wildcards.reward_model].resources)
+        self.score = JobResources(lambda wildcards: _of_scores(study.config.models[wildcards.reward_model].resources))
         self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study = study
