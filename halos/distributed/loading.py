@@ -188,7 +188,8 @@ def gather(module: nn.Module, accelerator: Any) -> Iterator[tuple[str, Tensor]]:
         whole: Tensor | None = tensor
         if isinstance(tensor, DTensor):
             if first[name] not in wholes:
-                gathered = tensor.to(accelerator.device).full_tensor()
+                shards: Any = tensor.to(accelerator.device)
+                gathered = shards.full_tensor()
                 wholes[first[name]] = gathered.cpu() if accelerator.is_main_process else None
             whole = wholes[first[name]]
         if whole is not None and accelerator.is_main_process:

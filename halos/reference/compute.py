@@ -190,7 +190,7 @@ class Done:
             self.label.write_text(label)
         starts = [*range(0, len(self.offsets) - 1, WINDOW), len(self.offsets) - 1]
         windows = int(np.searchsorted(self.offsets[starts], self.path.stat().st_size // 4, side="right")) - 1
-        rows = starts[windows]
+        rows = int(starts[windows])
         with self.path.open("r+b") as file:
             file.truncate(4 * int(self.offsets[rows]))  # drops a window that was only partly written
         return rows

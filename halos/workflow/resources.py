@@ -116,12 +116,16 @@ class JobResources:
         return ("vllm" if resources.gpus else "transformers") if resources.sampler == "auto" else resources.sampler
 
 
-class ScorerResources(JobResources):
-    """Resources of a judge or labeller: of a reward model those of its entry in `models:` or of the cell's model, else
-    the defaults of models.
+class ScoreResources(JobResources):
+    """Resources of jobs that score with a reward model: it runs on one node, and each process holds all of it."""
 
-    A reward model runs on one node, and each process holds all of it.
-    """
+    def _entry(self, wildcards: Any) -> Resources:
+        return super()._entry(wildcards).model_copy(update={"nodes": 1, "parallel": "ddp"})
+
+
+class ScorerResources(ScoreResources):
+    """Resources of a judge or labeller: of a reward model those of its entry in `models:` or of the cell's model, else
+    the defaults of models."""
 
     def __init__(self, study: Study, scorer: Callable[[Any], Judge | Labeller]) -> None:
         def model(wildcards: Any) -> str:
@@ -134,7 +138,7 @@ class ScorerResources(JobResources):
     def _entry(self, wildcards: Any) -> Resources:
         if self._scorer(wildcards).reward_model is None:
             return Resources()
-        return super()._entry(wildcards).model_copy(update={"nodes": 1, "parallel": "ddp"})
+        return super()._entry(wildcards)
 
     def limits(self, wildcards: Any) -> str:
         """Options that limit how fast a server is asked."""
@@ -154,7 +158,7 @@ class StudyResources(JobResources):
 
     def __init__(self, study: Study) -> None:
         super().__init__(study.config, lambda wildcards: str(wildcards.model))
-        self.score = JobResources(study.config, lambda wildcards: str(wildcards.reward_model))
+        self.score = ScoreResources(study.config, lambda wildcards: str(wildcards.reward_model))
         self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study = study

@@ -101,7 +101,9 @@ def test_processes_that_share_the_weights_make_the_very_file_that_one_makes(worl
     half.write_text(dump({**read_slice(config), "precision": "bf16"}))
     bases = {kind: base_of(world, tmp_path / kind, fields) for kind, fields in KINDS.items()}
     runs = {kind: (config, base, "responses") for kind, base in bases.items()}
-    runs |= {"mismatched": (config, bases["llama"], "mismatched"), "half": (half, bases["llama"], "responses")}
+    rewards = world.train(tmp_path / "rewards", "bradley_terry", changes={"examples": 16})
+    runs |= {"mismatched": (config, bases["llama"], "mismatched"), "half": (half, bases["llama"], "responses"),
+             "scores": (config, rewards, "scores")}  # fmt: skip
     files = {name: tmp_path / f"{name}.safetensors" for name in runs}
     commands = {name: command(c, base, world.store, part, files[name]) for name, (c, base, part) in runs.items()}
     halved = commands.pop("half")

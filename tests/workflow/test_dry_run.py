@@ -22,7 +22,8 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 TARGETS = ("all", "train", "samples", "judged", "tasks", "tables", "figures")
 TRAININGS = {"train_cell", "train_round"}
-GPU_RULES = {*TRAININGS, "reference", "reference_round", "sample_round", "answer"}
+OVER_ALL_GPUS = {*TRAININGS, "reference", "reference_round"}
+GPU_RULES = {*OVER_ALL_GPUS, "sample_round", "answer"}
 
 
 @pytest.fixture(scope="session")
@@ -443,21 +444,21 @@ def test_gpus_memory_and_time_of_a_job_are_those_of_its_model(project: Project) 
     assert {job.rule for job in run.jobs if job.resources.get("gres")} == GPU_RULES
     for job in run.jobs:
         if job.rule in GPU_RULES:
-            assert job.resources["gres"] == ("gpu:2" if job.rule in TRAININGS else "gpu:1")
+            assert job.resources["gres"] == ("gpu:2" if job.rule in OVER_ALL_GPUS else "gpu:1")
             assert not {"mpi", "nodes", "tasks"} & job.resources.keys()
             assert (job.resources["mem_mb"], job.resources["runtime"]) == ("48000", "90")
             # (threads would be cut down to the cores of the machine that submits)
             assert (job.resources["slurm_partition"], job.resources["cpus_per_task"]) == ("gpu", "8")
-    launchers = {job.resources["launch"] for job in run.jobs if job.rule in TRAININGS}
+    launchers = {job.resources["launch"] for job in run.jobs if job.rule in OVER_ALL_GPUS}
     assert launchers == {"--nodes 1 --gpus 2 --parallel ddp --cpus 8"}
 
 
-def test_only_trainings_go_over_nodes(project: Project) -> None:
+def test_trainings_and_reference_passes_alone_go_over_nodes(project: Project) -> None:
     entry = 'models={"tiny": {"resources": {"gpus": 2, "nodes": 3}}}'
     run = project.dry("--profile", "slurm", "--config", entry, "--", "all")
     names = ("mpi", "nodes", "tasks", "tasks_per_gpu")
     asked = {job.rule: tuple(map(job.resources.get, names)) for job in run.jobs if "nodes" in job.resources}
-    assert asked == dict.fromkeys(TRAININGS, ("srun", "3", "3", "0"))
+    assert asked == dict.fromkeys(OVER_ALL_GPUS, ("srun", "3", "3", "0"))
 
 
 def test_a_model_without_gpus_asks_for_none_and_trains_in_one_process(demo: Run) -> None:

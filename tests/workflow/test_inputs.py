@@ -79,6 +79,13 @@ def test_a_training_over_nodes_is_one_job_with_a_task_on_each() -> None:
     assert w.resources.gres(wildcards("sft")) == "gpu:8"  # of each node
 
 
+def test_scores_of_a_store_are_made_on_all_gpus_of_one_node_each_with_the_whole_reward_model() -> None:
+    w = workflow(gpus=8, nodes=4, parallel="fsdp")
+    of = SimpleNamespace(dataset="d", model="m", reward_model="m")
+    launch = parse([*w.resources.score.launch(of).split(), "score"])
+    assert (launch.nodes, launch.gpus, launch.parallel, w.resources.score.gres(of)) == (1, 8, "ddp", "gpu:8")
+
+
 def test_a_training_on_one_node_says_nothing_of_nodes() -> None:
     """Snakemake leaves out what is None; the mere presence of `mpi` would take the job out of srun's hands."""
     w = workflow(gpus=8)

@@ -175,8 +175,13 @@ def test_every_job_fits_what_it_asks_for(model: str, plan: Plan) -> None:
         assert job.seconds <= 60 * resources.runtime, job
 
 
-def test_a_reference_pass_that_one_gpu_cannot_hold_is_named(tmp_path: Path) -> None:
-    """One process makes it, with 2 bytes for each of 32.5 billion parameters."""
+def test_a_reference_pass_that_a_gpu_cannot_hold_is_named(tmp_path: Path) -> None:
+    """Of 32.5 billion parameters of 2 bytes each, eight GPUs hold a shard each, or all of them."""
     assert not problems(Plan(CONFIG, "paper", "a100-80gb", tmp_path))
-    found = problems(Plan(CONFIG, "paper", "a100-40gb", tmp_path))
-    assert {line.split(",")[0] for line in found if ", reference: " in line} == {"llama-30b"}
+    entry = CONFIG.models["llama-30b"]
+    whole = entry.model_copy(update={"resources": entry.resources.model_copy(update={"parallel": "ddp"})})
+    for model, named in ((entry, set()), (whole, {"llama-30b"})):
+        config = CONFIG.model_copy(update={"models": {**CONFIG.models, "llama-30b": model}})
+        found = [line for line in problems(Plan(config, "paper", "a100-40gb", tmp_path)) if ", reference: " in line]
+        assert {line.split(",")[0] for line in found if " do not fit " in line} == named
+        assert all("`parallel: fsdp`" in line for line in found if " do not fit " in line)
