@@ -188,8 +188,10 @@ def run(verb: str, options: dict[str, Any]) -> None:
     """Import a verb's function and call it."""
     module, name = VERBS[verb].split(":")
     gc.disable()  # an import leaves hardly any garbage, and looking for it takes a tenth of its time
-    function = getattr(importlib.import_module(module), name)
-    gc.enable()
+    try:
+        function = getattr(importlib.import_module(module), name)
+    finally:
+        gc.enable()
     parameters = inspect.signature(header(verb)).parameters.values()
     positional = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
     function(*positional, **options)

@@ -17,7 +17,7 @@ import yaml
 from halos import __version__
 from halos.cli import VERBS, descriptions, header, main
 from halos.data import feedback as F
-from halos.settings import dump
+from halos.settings import dump, read_slice
 from halos.study.catalogue import load
 from halos.study.slices import config_slice
 from tests.conftest import CATALOGUE, World
@@ -125,6 +125,7 @@ NEEDED: dict[str, set[str]] = {
     "reference": MODEL,
     "train": MODEL,
     "task": {*MODEL, "lm_eval", "datasets"},
+    "answer": {*MODEL, "lm_eval", "datasets"},
 }
 """What a verb may import of what is heavy."""
 
@@ -138,6 +139,7 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
     (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "labeller.yaml").write_text(dump({"labeller": "l", "kind": "verifier", "verifier": "toy",
                                                 "feedback": "binary", "threshold": "mean"}))  # fmt: skip
+    (folder / "batch.yaml").write_text(dump({"tasks": {"t": read_slice(world.slice("tasks/t"))}}))
     cell = world.slice("runs/d/m/sft/seed1", examples=16)
     options: dict[str, dict[str, Any]] = {
         "prepare": {"config": world.slice("data/d"), "train": folder / "a", "test": folder / "b"},
@@ -150,6 +152,9 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
         "reference": {"config": cell, "parent": world.base, "store": world.store, "part": "mismatched"},
         "train": {"config": cell, "parent": world.base, "store": world.store},
         "task": {"config": world.slice("tasks/t"), "model": world.base / "model", "feedback": test},
+        "answer": {"config": folder / "batch.yaml", "cell": cell, "model": world.base / "model",
+                   "manifest": world.base / "manifest.json", "store": world.store, "kept": folder / "kept",
+                   "test": test},
     }  # fmt: skip
     made = {name: folder / name for name in ("output", "report") if name in parameters(verb)}
     return [verb, *(str(x) for name, value in {**options[verb], **made}.items() for x in (f"--{name}", value))]

@@ -61,7 +61,7 @@ class Batches:
         self._contents: dict[tuple[Cell, str], dict[str, Any]] = {}
         self._keys: dict[Item, str] = {}  # kept: a file that a command makes does not change its batch
         self._new: dict[Cell, dict[str, Any]] = {}
-        self._anew: dict[Cell, bool] = {}
+        self._changes: dict[str, bool] = {}
 
     def key(self, cell: Cell, kind: str, name: str) -> str:
         """The key of the batch that answers a prompt set or a task of a cell."""
@@ -154,12 +154,16 @@ class Batches:
 
     def _trained_anew(self, cell: Cell) -> bool:
         """Whether the settings of a cell's model, or of what that is made from, have changed, or it is not there."""
-        if cell not in self._anew:
-            self._anew[cell] = not self.paths.run(cell).manifest.is_file() or any(
-                not config.is_file() or config.read_text() != dump(config_slice(self.study.config, folder))
-                for folder, config in self._configs(cell)
-            )
-        return self._anew[cell]
+        return not self.paths.run(cell).manifest.is_file() or any(
+            self._changed(*config) for config in self._configs(cell)
+        )
+
+    def _changed(self, folder: str, config: Path) -> bool:
+        """Whether the config.yaml of a folder is not there, or would be another one now."""
+        if folder not in self._changes:
+            now = dump(config_slice(self.study.config, folder))
+            self._changes[folder] = not config.is_file() or config.read_text() != now
+        return self._changes[folder]
 
     def _configs(self, cell: Cell) -> Iterator[tuple[str, Path]]:
         for made in self.study.made_from(cell):
