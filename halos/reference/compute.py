@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from halos.errors import HalosError
 from halos.forward.budget import cut, pack
+from halos.models.fused import apply_liger, check_liger, compile_layers
 from halos.models.load import freeze, load
 from halos.models.rewards import check_reward_model, is_gated, labels_of
-from halos.pretrained import read_tokenizer
+from halos.pretrained import read_config, read_tokenizer
 from halos.reference.cache import SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
@@ -77,14 +78,20 @@ def reference(
             raise HalosError(
                 f"the reward model in {parent} is from elsewhere: `python -m halos score` makes its scores"
             )
+    if settings.liger:
+        check_liger(read_config(parent / "model"))
     network = load(parent / "model", settings.attention, score=part == SCORES)
     module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
     not_packable = enable_packing(module, int(sequences.lengths.sum(-1).max()))
     if not_packable is not None:
         print(f"packing is off: {not_packable}", file=sys.stderr)
     freeze(network, settings.precision)
+    if settings.liger:
+        apply_liger(network)
+    if settings.compile:
+        compile_layers(module)
     model = accelerator.prepare(module).eval()
-    depends_on = {**made_from, "attention": settings.attention, "precision": settings.precision}
+    depends_on = {**made_from, **settings.model_dump(exclude={"plugins", "local"})}
     done = Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
     tokens = sequences.lengths[rows].sum(-1)
     bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",

@@ -461,6 +461,8 @@ class RunSlice(Slice):
     rounds: int = 0
     attention: str
     precision: Literal["bf16", "fp32"]
+    liger: bool = False
+    compile: bool = False
     stage: Stage | None = None
 
     @property

@@ -18,6 +18,7 @@ from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.sharding import keep_float32, local, name_layers
 from halos.errors import HalosError
 from halos.manifest import KEPT, VALUE_HEAD
+from halos.models.fused import apply_liger, compile_layers
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint, read_meta
@@ -75,6 +76,7 @@ class Trainer:
         if self.accelerator.is_fsdp2 and apart is not None:
             raise HalosError(f"{apart}, which sharded weights cannot be: set `parallel: ddp` in its resources")
         self.dropout = Dropout(begun.network, self.stage.dropout_in_force)
+        self.dropout.check_attention(inputs.settings.attention)
         if self.dropout.text is not None:
             self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
@@ -88,7 +90,12 @@ class Trainer:
         if left is not None:
             self._say(left)
         name_layers(begun.network)
+        if inputs.settings.liger:  # after all that is tried on the CPU, and before a live reference is copied
+            apply_liger(begun.network.model)
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
+        if inputs.settings.compile:
+            for network in filter(None, (begun.network, self.live)):
+                compile_layers(network)
         if begun.value_head is not None:
             head = inputs.value_head
             self._say("the value head is fresh: the parent has none" if head is None else f"the value head is {head}")
