@@ -33,6 +33,7 @@ from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
 from halos.train.unreached import settle_unreached
+from halos.train.utilisation import Utilisation
 
 
 class Trainer:
@@ -100,6 +101,7 @@ class Trainer:
             head = inputs.value_head
             self._say("the value head is fresh: the parent has none" if head is None else f"the value head is {head}")
             keep_float32(begun.value_head, self.accelerator)
+        self.utilisation = Utilisation.of(begun.network, inputs.settings.precision, self.live is not None)
         optimizer = make_optimizer(begun.network, self.stage)
         self.policy, self.optimizer = self.accelerator.prepare(begun.network, optimizer)
         self.objective = Objective(
@@ -211,6 +213,7 @@ class Trainer:
             "examples_per_second": batch.examples / seconds,
             "padding_share": 1 - sizes.real / sizes.positions,
             "shared_share": 1 - sizes.real / sizes.tokens,
+            **({} if self.utilisation is None else {"mfu": self.utilisation(batch, seconds)}),
             "peak_memory_gb": peak_memory_gb(),
             "seconds": seconds,
         }

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_weight": ("hinge", {"sft_weight": 0.5}),
 }
 """name -> (stage, its changes): every loss, and what makes another objective of one."""
-TIMING = {"seconds", "tokens_per_second", "examples_per_second", "peak_memory_gb"}
+TIMING = {"seconds", "tokens_per_second", "examples_per_second", "peak_memory_gb", "mfu"}
 PLAIN = {"optimizer": "SGD", "optimizer_args": {}, "lr": 0.3}
 """An optimiser whose step is its gradient: AdamW would blow rounding errors of tiny gradients up to full steps."""
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halos.distributed.peaks import GIB
 from halos.doctor.answers import ATTENTIONS
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, unless
 from halos.doctor.probe import FAILURE, LATE
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
 from halos.models.attention import AUTO, is_kernel
-from halos.plan.devices import CONTEXT, GB, GIB, RESERVE
+from halos.plan.devices import CONTEXT, GB, RESERVE
 
 DRIVER = Path("/proc/driver/nvidia/version")
 TOLERANCE = {"cuda": 0.05, "cpu": 1e-4}
