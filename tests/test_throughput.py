@@ -85,7 +85,8 @@ def test_useful_flops_of_a_case_worked_by_hand() -> None:
     one = useful_flops(shape.operations, [Example(3, (1,))], shared=True)
     scored = 2 * 144 * 2 + 2 * 4 * 10 * 2 + 4 * 4 * 9
     assert useful_flops(shape.operations, [Example(3, (1,), (2,))], shared=True) == one + scored
-    assert useful_flops(shape.operations, [Example(3, (1,), (2,))], shared=False) == one + scored + 2 * 144 * 3 + 4 * 4 * 6
+    again = 2 * 144 * 3 + 4 * 4 * 6
+    assert useful_flops(shape.operations, [Example(3, (1,), (2,))], shared=False) == one + scored + again
 
 
 def test_matrix_parameters_are_those_of_the_model(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Trainer:
             raise HalosError("torch's Adafactor cannot train sharded weights: choose another, or `parallel: ddp`")
 
         torch.manual_seed(derive(self.seed, "weights"))  # of new ones: adapters, heads, control tokens
-        begun = Policy.begin(inputs, gradient_checkpointing)
+        begun = self._begin(gradient_checkpointing)
         packed = begun.unpacked_because is None
         if not packed:
             self._say(f"packing is off: {begun.unpacked_because}")
@@ -138,6 +138,10 @@ class Trainer:
             inputs, self.policy, self.tokenizer, self.accelerator, begun.coverage, self.held_out or self.examples
         )
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
+
+    def _begin(self, gradient_checkpointing: bool) -> Policy:
+        """The network to train; a benchmark makes another than the parent's."""
+        return Policy.begin(self.inputs, gradient_checkpointing)
 
     def run(self) -> None:
         """Train to the end from the newest checkpoint, and publish the model.
