@@ -22,8 +22,9 @@ def fetch(config: Path, output: Path) -> None:
     """Download the files that a model, a dataset or a task has on the hub.
 
     The commits are written as JSON. For a model: {hub, revision, commit}, and the same under `base` for the model that
-    LoRA adapters belong to. For a dataset: {sources}, with {hub, commit} for each source on the hub and null for any
-    other. For a task: {task, data}, with {hub, name, commit} for each dataset.
+    LoRA adapters belong to, `tokenizer` for that of another and `kernel` for an attention kernel. For a dataset:
+    {sources}, with {hub, commit} for each source on the hub and null for any other. For a task: {task, data}, with
+    {hub, name, commit} for each dataset.
 
     Args:
         config: config.yaml of the model, dataset or task.

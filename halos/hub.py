@@ -27,7 +27,11 @@ class Unavailable(HalosError):
 
 
 def go_offline() -> None:
-    """Set the hub's libraries to offline, unless the environment says otherwise. They read this when imported."""
+    """Set the hub's libraries to offline, unless the environment says otherwise; they read this when imported.
+
+    Transformers takes no kernels of the hub, then, but those that are asked for.
+    """
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
         os.environ.setdefault(name, "1")
 

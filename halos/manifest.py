@@ -13,7 +13,8 @@ from halos.errors import HalosError
 from halos.files import JsonFile, Record, hash_each, hash_file, weights_of
 from halos.seeds import RECIPE
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "tokenizers", "vllm",
+            "flash-attn", "flash-attn-3", "kernels", "liger-kernel")  # fmt: skip
 
 
 VALUE_HEAD = "value_head.safetensors"

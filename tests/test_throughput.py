@@ -78,14 +78,15 @@ def test_useful_flops_of_a_case_worked_by_hand() -> None:
     pair = Example(3, (2, 1))
     # tokens 3 + 2 + 1; logits of 2 + 1; attended: 1 + 2 + 3 in the prompt, 4 + 5 and 4 in the responses
     shared = 6 * 144 * 6 + 6 * 4 * 10 * 3 + 12 * 4 * (6 + 9 + 4)
-    assert useful_flops(shape, [pair], shared=True) == shared
+    assert useful_flops(shape.operations, [pair], shared=True) == shared
     # the prompt's 3 tokens, and the 6 pairs of them, once more
-    assert useful_flops(shape, [pair], shared=False) == shared + 6 * 144 * 3 + 12 * 4 * 6
+    assert useful_flops(shape.operations, [pair], shared=False) == shared + 6 * 144 * 3 + 12 * 4 * 6
     # a mismatched response of 2: a forward pass, a third of the operations; unshared with its prompt
-    one = useful_flops(shape, [Example(3, (1,))], shared=True)
+    one = useful_flops(shape.operations, [Example(3, (1,))], shared=True)
     scored = 2 * 144 * 2 + 2 * 4 * 10 * 2 + 4 * 4 * 9
-    assert useful_flops(shape, [Example(3, (1,), (2,))], shared=True) == one + scored
-    assert useful_flops(shape, [Example(3, (1,), (2,))], shared=False) == one + scored + 2 * 144 * 3 + 4 * 4 * 6
+    assert useful_flops(shape.operations, [Example(3, (1,), (2,))], shared=True) == one + scored
+    again = 2 * 144 * 3 + 4 * 4 * 6
+    assert useful_flops(shape.operations, [Example(3, (1,), (2,))], shared=False) == one + scored + again
 
 
 def test_matrix_parameters_are_those_of_the_model(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from tests.conftest import World
 from tests.online.thinking import check_round, play
 
 ROOT = Path(__file__).parents[1]
-PYTHON = ROOT / ".venv-vllm/bin/python"
+PYTHON = Path(os.environ.get("HALOS_VLLM_PYTHON") or ROOT / ".venv-vllm/bin/python")
+"""The interpreter of vLLM's environment; on a GPU that of envs/sample.yaml."""
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 ENDS = (300, 301, 302)
 """Ids that end a response, so that some of the untrained model's do end."""

@@ -160,10 +160,10 @@ def compare(
             gflops += [matrix_gflops(task.threads) for _ in range(3)]
     speed = speeds(rows[OURS], tokens)
     per_example = sum(tokens) / (task.batch * len(tokens))
-    shape, peak = Shape.of(task.model.config), median(gflops)
+    operations, peak = Shape.of(task.model.config).operations, median(gflops)
 
     def share(shared: bool) -> float:
-        rates = [useful_flops(shape, step, shared) / found["seconds"]
+        rates = [useful_flops(operations, step, shared) / found["seconds"]
                  for step, found in zip(examples, rows[OURS], strict=True)]  # fmt: skip
         return float(f"{median(rates) / peak / 1e9:.3g}")
 

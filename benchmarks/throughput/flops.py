@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from halos.forward.operations import Operations
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -36,6 +38,12 @@ class Shape:
         """Parameters of the matrices of all layers: projections of queries and output, of keys and values, the MLP."""
         return self.layers * self.hidden * (2 * self.queries + 2 * self.keys + 3 * self.mlp)
 
+    @property
+    def operations(self) -> Operations:
+        """What all of it costs where all of it is trained."""
+        output = self.hidden * self.vocabulary
+        return Operations(self.matrices, output, self.layers * self.queries, self.matrices, output)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -47,34 +55,27 @@ class Example:
     scored: tuple[int, ...] = ()
 
 
-def useful_flops(shape: Shape, examples: Iterable[Example], shared: bool) -> float:
+def useful_flops(operations: Operations, examples: Iterable[Example], shared: bool) -> float:
     """Operations of a training step that a perfect implementation does, without padding or recomputation.
 
-    Forward, 2 for each matrix parameter and token; 2 * hidden * vocabulary for each response token, the only ones whose
-    logits are read; 2 * 2 * queries for each layer and each pair of a token and one that it attends to (itself, and
-    what comes before it). A backward pass costs twice the forward pass: so 6, 6 and 12 where there is one. The
-    embedding, norms and softmax are left out.
+    Logits are those of response tokens alone, the only ones that are read.
 
     Args:
-        shape: of the model.
+        operations: of the model.
         examples: of the global batch.
         shared: count the prompt of an example once; else once for each of its responses.
     """
     total = 0.0
     for example in examples:
         prompts = 1 if shared else len(example.trained)
-        total += 3 * prompts * _forward(shape, 0, example.prompt, read=0)
-        total += sum(3 * _forward(shape, example.prompt, n, read=n) for n in example.trained)
-        again = 0 if shared else len(example.scored)
-        total += again * _forward(shape, 0, example.prompt, read=0)
-        total += sum(_forward(shape, example.prompt, n, read=n) for n in example.scored)
+        prompt = _part(0, example.prompt, read=0)
+        trained = [prompt] * prompts + [_part(example.prompt, n, read=n) for n in example.trained]
+        total += sum(operations.forward(*part) + operations.backward(*part) for part in trained)
+        scored = [_part(example.prompt, n, read=n) for n in example.scored]
+        total += sum(operations.forward(*part) for part in (scored if shared else scored + [prompt] * len(scored)))
     return total
 
 
-def _forward(shape: Shape, before: int, tokens: int, read: int) -> float:
-    """Of `tokens` after `before` others, the logits of `read` of them."""
-    attended = tokens * before + tokens * (tokens + 1) // 2
-    return (
-        2.0 * shape.matrices * tokens + 2.0 * shape.hidden * shape.vocabulary * read
-        + 4.0 * shape.layers * shape.queries * attended
-    )  # fmt: skip
+def _part(before: int, tokens: int, read: int) -> tuple[int, int, int]:
+    """(positions, pairs, read) of `tokens` after `before` others, and of the logits of `read` of them."""
+    return tokens, tokens * before + tokens * (tokens + 1) // 2, read

@@ -34,6 +34,8 @@ class Task:
         steps: global batches that there is data for.
         tokens_per_microbatch: of ours.
         folder: where everything is written.
+        precision: compute type of ours, `bf16` or `fp32`.
+        stage: settings of ours beside those that are the same for all tasks.
     """
 
     loss: str
@@ -44,6 +46,8 @@ class Task:
     threads: int
     tokens_per_microbatch: int
     folder: Path
+    precision: str = "fp32"
+    stage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -148,14 +152,14 @@ def slices(task: Task, raw: Path) -> dict[str, Path]:
     from halos.study.slices import config_slice
 
     stage = {"loss": task.loss, "lr": task.model.lr, "warmup": 0, "scheduler": "constant", "batch_size": task.batch,
-             "optimizer_args": ADAMW, "max_grad_norm": MAX_GRAD_NORM}  # fmt: skip
+             "optimizer_args": ADAMW, "max_grad_norm": MAX_GRAD_NORM, **task.stage}  # fmt: skip
     if task.loss != "sft":
         stage["beta"] = BETA
     profile = task.profile
     config = C.load(
         {
             "grid": "g",
-            "models": {"m": {"path": str(raw), "precision": "fp32"}},
+            "models": {"m": {"path": str(raw), "precision": task.precision}},
             "datasets": {"d": {"sources": [{"name": "toy"}], "max_length": profile.max_total,
                                "max_prompt_length": profile.max_prompt}},
             "stages": {task.loss: stage},
@@ -254,14 +258,20 @@ def import_trl(task: Task) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def trl_trainer(task: Task, setting: Setting, steps: int, step_done: Callable[[float, int], bool]) -> Any:
+def trl_trainer(
+    task: Task, setting: Setting, steps: int, step_done: Callable[[float, int], bool], network: Any = None,
+    **arguments: Any,
+) -> Any:  # fmt: skip
     """TRL's trainer of a task.
 
     Args:
         steps: of its training; it is given their examples alone.
         step_done: called with the loss and the tokens of each step once it is logged; whether to go on.
+        network: the model; by default that of the task's folder.
+        arguments: further ones of the trainer.
     """
     import datasets
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     kind, config = trl_classes(task.loss)
@@ -291,7 +301,7 @@ def trl_trainer(task: Task, setting: Setting, steps: int, step_done: Callable[[f
 
     folder = task.base / "model"
     trainer = Measured(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32") if network is None else network,
         args=config(
             output_dir=str(task.here / "trl"),
             per_device_train_batch_size=setting.microbatch,
@@ -299,8 +309,8 @@ def trl_trainer(task: Task, setting: Setting, steps: int, step_done: Callable[[f
             max_steps=steps,
             max_length=task.profile.max_total,
             train_sampling_strategy="sequential",
-            bf16=False,
-            use_cpu=True,
+            bf16=task.precision == "bf16",
+            use_cpu=not torch.cuda.is_available(),
             learning_rate=task.model.lr,
             lr_scheduler_type="constant",
             adam_beta1=ADAMW["betas"][0],
@@ -316,6 +326,7 @@ def trl_trainer(task: Task, setting: Setting, steps: int, step_done: Callable[[f
             **({} if task.loss == "sft" else {"beta": BETA}),
             **setting.options,
         ),
+        **arguments,
         train_dataset=datasets.Dataset.from_list([row(task.loss, line) for line in lines]),
         processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[Steps()],

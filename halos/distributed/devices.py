@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halos.distributed.peaks import GIB
 from halos.errors import HalosError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -33,7 +34,6 @@ MIG = "MIG-"
 """How the UUIDs of parts of a GPU (multi-instance GPU) begin."""
 PAUSE = 0.5
 """Seconds between two looks at locks that others hold."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)

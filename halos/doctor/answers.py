@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Answer = dict[str, Any]
-ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 REFUSED = "refused"
 """What the hub says to a token that it does not know."""
 PATIENCE = 5.0
@@ -55,14 +55,19 @@ def driver_version() -> int:
     return version.value
 
 
-def attention() -> Iterator[Answer]:
+def attention(*kernels: str) -> Iterator[Answer]:
     """{implementation: relative difference from eager, or the reason why it does not work}.
+
+    Args:
+        kernels: prebuilt kernels to try as well, OWNER/NAME@COMMIT.
 
     A Llama of two layers, on sequences of 64 tokens: on a GPU in bfloat16, on a CPU in float32, where only eager and
     sdpa are tried. Its weights are large enough for attention to matter.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from halos.models.attention import check_here
 
     gpu = torch.cuda.is_available()
     config = AutoConfig.for_model(
@@ -72,8 +77,9 @@ def attention() -> Iterator[Answer]:
     torch.manual_seed(0)
     ids = torch.randint(128, (2, 64), device="cuda" if gpu else "cpu")
     weights, eager = None, None
-    for name in ATTENTIONS if gpu else ATTENTIONS[:2]:
+    for name in (*ATTENTIONS, *kernels) if gpu else ATTENTIONS[:2]:
         try:
+            check_here(name)
             model = AutoModelForCausalLM.from_config(config, attn_implementation=name, dtype=torch.float32)
             weights = weights or model.state_dict()
             model.load_state_dict(weights)
@@ -177,6 +183,7 @@ def cached(config: str, grid: str) -> Iterator[Answer]:
     for name in models:  # which grows by those whose tokenizers others have
         model = study.config.models[name]
         yield from _opened(f"models.{name}", partial(_model, name, model))
+        yield from _opened(f"models.{name}.attention", partial(_kernel, name, model))
         yield from _opened(f"models.{name}.tokenizer", partial(_tokenizer, name, model))
         if model.tokenizer is not None and (trained_on := model.tokenizer.train_on) is not None:
             datasets[trained_on] = None
@@ -198,6 +205,17 @@ def _model(name: str, model: Any) -> str | None:
         return None
     snapshot(name, **wanted)
     return f"models/{wanted['hub']}"
+
+
+def _kernel(name: str, model: Any) -> str | None:
+    """Open the attention kernel of a model: its repository, None where its attention is no kernel of the hub."""
+    from halos.models.attention import is_kernel
+    from halos.models.download import download_kernel
+
+    if not is_kernel(model.attention):
+        return None
+    download_kernel(name, model.attention)
+    return f"kernels/{model.attention.partition('@')[0]}"
 
 
 def _tokenizer(name: str, model: Any) -> str | None:

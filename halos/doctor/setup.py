@@ -12,6 +12,7 @@ from pathlib import Path
 from halos.doctor.partitions import Partition, partitions
 from halos.doctor.probe import SECONDS, Probe
 from halos.errors import HalosError
+from halos.models.attention import is_kernel
 from halos.models.settings import Model, Resources
 from halos.plan.plan import Plan
 from halos.study.catalogue import load
@@ -53,12 +54,18 @@ class Setup:
 
     def start(self) -> None:
         """Start the probes that take long, so that they run side by side."""
-        for name in ("devices", "attention", "collective"):
+        for name in ("devices", "collective"):
             self.probe(name)
+        self.attention()
         for name in IMPORTED:
             if find_spec(name) is not None:
                 self.probe("package", name)
         self.hub_cache()
+
+    def attention(self) -> Probe:
+        """The probe of attention implementations, the kernels that models of the grid name among them."""
+        kernels = sorted({model.attention for model in self.models.values() if is_kernel(model.attention)})
+        return self.probe("attention", *kernels)
 
     def hub_cache(self) -> Probe | None:
         """The probe of what the grid reads from the hub (halos.doctor.answers.cached); None without a grid."""

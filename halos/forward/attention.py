@@ -15,8 +15,12 @@ All three compute the same, exact causal attention of each sequence [prompt, bra
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -27,9 +31,12 @@ from transformers import AttentionInterface
 
 from halos.forward.budget import cut
 from halos.forward.layout import Gather, Segments
+from halos.models.attention import PACKAGES, is_kernel, load_kernel
 
-NAMES = {"sdpa": "packed_sdpa", "flash_attention_2": "packed_varlen", "flex_attention": "packed_flex"}
-"""Attention implementation -> its counterpart for packed rows."""
+NAMES = {"sdpa": "packed_sdpa", "flex_attention": "packed_flex"}
+"""Attention implementation -> its counterpart for packed rows; those of flash attention are made by `counterpart`."""
+VARLEN = "packed_varlen"
+"""The beginning of their names. "flash" is not in it, because transformers would look for a kernel of that name."""
 HARMLESS = {"position_ids", "use_cache", "is_causal", "cache_position", "output_attentions", "output_hidden_states",
             "return_dict", "logits_to_keep", "use_return_dict"}  # fmt: skip
 """Arguments that models pass on to their attention and that do not change its result."""
@@ -269,21 +276,25 @@ def packed_sdpa(
 
 
 def packed_varlen(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    packing: Packing | None = None, dropout: float = 0.0, scaling: float | None = None, **arguments: Any,
+    function: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, packing: Packing | None = None, dropout: float = 0.0, scaling: float | None = None,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Packed attention by flash attention with variable lengths, in half precision."""
-    from flash_attn import flash_attn_varlen_func
+    """Packed attention by flash attention with variable lengths, in half precision.
 
+    Args:
+        function: `flash_attn_varlen_func` of the implementation; its versions have their arguments in other orders.
+    """
     packing = _check(packing, attention_mask, arguments)
     keys, query_bounds, key_bounds, most_queries, most_keys = packing.variable_lengths
     key, value = (x[0].index_select(1, keys) for x in packing.all_keys(module, key, value))
     half = torch.get_autocast_dtype(query.device.type) if query.dtype == torch.float32 else query.dtype
     q, k, v = (x.transpose(0, 1).to(half) for x in (query[0], key, value))
-    out = flash_attn_varlen_func(  # with fewer queries than keys, `causal` aligns the last query with the last key
-        q, k, v, query_bounds, key_bounds, most_queries, most_keys, dropout_p=dropout, softmax_scale=scaling,
-        causal=True,
+    out = function(  # with fewer queries than keys, `causal` aligns the last query with the last key
+        q, k, v, cu_seqlens_q=query_bounds, cu_seqlens_k=key_bounds, max_seqlen_q=most_queries, max_seqlen_k=most_keys,
+        softmax_scale=scaling, causal=True, **({"dropout_p": dropout} if dropout else {}),
     )  # fmt: skip
+    out = out[0] if isinstance(out, tuple) else out  # some versions of 3 return what they normalised by as well
     return out[None].to(query.dtype), None
 
 
@@ -300,5 +311,39 @@ def packed_flex(
     return out, None
 
 
-for _name, _function in (("packed_sdpa", packed_sdpa), ("packed_varlen", packed_varlen), ("packed_flex", packed_flex)):
-    AttentionInterface.register(_name, _function)
+def _register(name: str, function: Callable[..., Any]) -> str:
+    """Register a function with transformers. A compiler of layers leaves it as it is: what it does with a row is
+    decided by lengths, of which each row has others."""
+    AttentionInterface.register(name, torch.compiler.disable(function))
+    return name
+
+
+_register(NAMES["sdpa"], packed_sdpa)
+_register(NAMES["flex_attention"], packed_flex)
+
+
+def counterpart(attention: str) -> str | None:
+    """The name of an attention implementation's counterpart for packed rows; None if it has none."""
+    if not is_flash(attention):
+        return NAMES.get(attention)
+    name = f"{VARLEN}_{hashlib.sha256(attention.encode()).hexdigest()[:8]}"
+    return _register(name, partial(packed_varlen, varlen(attention)))
+
+
+def is_flash(attention: str) -> bool:
+    """Whether an attention implementation, or counterpart, is flash attention, which computes in half precision."""
+    return attention.startswith(("flash_attention", VARLEN)) or is_kernel(attention)
+
+
+def varlen(attention: str) -> Callable[..., Tensor]:
+    """The function for sequences of variable lengths of an implementation of flash attention."""
+    module = load_kernel(attention) if is_kernel(attention) else import_module(PACKAGES[attention][1])
+    function: Callable[..., Tensor] = module.flash_attn_varlen_func
+    return function
+
+
+def drops(attention: str) -> bool:
+    """Whether an attention implementation has dropout."""
+    if attention == "flex_attention":
+        return False
+    return not is_flash(attention) or "dropout_p" in inspect.signature(varlen(attention)).parameters

@@ -153,6 +153,14 @@ class Layout:
     padding: int = 0
     segments: Segments | None = None
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of a token and one that it attends to, itself included; of a shared prompt's tokens only once."""
+        if self.segments is None:
+            return int((self.lengths * (self.lengths + 1) // 2).sum())
+        prompt, branch, first = self.segments.prompt_length, self.segments.length, self.segments.first
+        return int((branch * prompt + branch * (branch + 1) // 2 + first * (prompt * (prompt + 1) // 2)).sum())
+
     def to(self, device: torch.device) -> Layout:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | Gather)}

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from halos.errors import HalosError
 from halos.forward import layout as layouts
-from halos.forward.attention import NAMES, Unsupported, window_too_short
+from halos.forward.attention import NAMES, Unsupported, counterpart, window_too_short
 from halos.forward.grouping import ALONE, EQUAL_LENGTHS, Grouping, selected_keys
 from halos.forward.layout import Layout, Text
 from halos.forward.microbatch import Microbatch
@@ -81,7 +81,8 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
             return together_because
         if own is not None and not own.packed:
             return f"{what} takes no packed rows"
-        if attention not in NAMES:
+        name = counterpart(attention)
+        if name is None:
             return f"attention `{attention}` does not support packed rows"
         if selected_keys(model) is not None:
             return "the model's attention selects tokens of the whole row"
@@ -104,7 +105,7 @@ def enable_packing(module: nn.Module, longest: int) -> str | None:
         except Exception as error:  # any error that a model's own code raises for arguments that it does not expect
             reason = f"the model takes no packed rows: {_text(error)}"
     if reason is None:
-        model.set_attn_implementation(NAMES[attention])
+        model.set_attn_implementation(name)
     return reason
 
 

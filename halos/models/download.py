@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
 from halos.errors import HalosError
 from halos.files import JsonFile, Record, read_json
 from halos.hub import Unavailable, remedy
+from halos.models.attention import is_kernel
 from halos.models.settings import ModelIdentity
 from halos.pretrained import CODE
 
@@ -38,6 +40,7 @@ class FetchedModel(JsonFile):
         hub, revision, commit: the model, where it is on the hub itself.
         base: the model to which its LoRA adapters belong, where that one is on the hub.
         tokenizer: the model whose tokenizer it has, where its entry names one on the hub.
+        kernel: the prebuilt kernel that computes its attention, where its entry names one.
     """
 
     hub: str | None = None
@@ -45,18 +48,19 @@ class FetchedModel(JsonFile):
     commit: str | None = None
     base: OnHub | None = None
     tokenizer: OnHub | None = None
+    kernel: OnHub | None = None
 
 
 def download(name: str, model: ModelIdentity) -> FetchedModel | None:
-    """Download a base model, the model to which its LoRA adapters belong, and the tokenizer of another that its entry
-    names; None if none is on the hub.
+    """Download a base model, the model to which its LoRA adapters belong, and the other model's tokenizer and the
+    attention kernel that its entry names; None if none is on the hub.
 
     Args:
         name: the model's id in the catalogue, for messages.
         model: where it comes from.
 
     Raises:
-        HalosError: a model cannot be downloaded, or has no safetensors weights.
+        HalosError: a model or kernel cannot be downloaded, or a model has no safetensors weights.
     """
     folder = None if model.path is None else Path(model.path)
     origin: dict[str, str] = {}
@@ -68,7 +72,43 @@ def download(name: str, model: ModelIdentity) -> FetchedModel | None:
         parts["base"] = OnHub(**base, commit=snapshot(name, base["hub"], base["revision"]).name)
     if (hub := tokenizer_on_hub(model)) is not None:
         parts["tokenizer"] = OnHub(hub=hub, revision="main", commit=snapshot(name, hub, "main", weights=False).name)
+    if is_kernel(model.attention):
+        download_kernel(name, model.attention)
+        hub, _, commit = model.attention.partition("@")
+        parts["kernel"] = OnHub(hub=hub, revision=commit, commit=commit)
     return FetchedModel(**origin, **parts) if origin or parts else None
+
+
+def download_kernel(name: str, attention: str) -> None:
+    """Download a prebuilt attention kernel for the torch of this environment, unless this process is offline.
+
+    The publisher has to be one whose kernels the package `kernels` runs without being asked to trust them.
+
+    Args:
+        name: the model's id in the catalogue, for messages.
+        attention: OWNER/NAME@COMMIT.
+
+    Raises:
+        HalosError: the package is missing, or the kernel cannot be downloaded or has no build for this torch.
+    """
+    if find_spec("kernels") is None:
+        raise HalosError(
+            f"models.{name}: attention {attention} is fetched by the package kernels, which is not installed here: "
+            "install it, or set `attention: auto`"
+        )
+    from huggingface_hub import is_offline_mode
+    from kernels import install_kernel
+
+    hub, _, commit = attention.partition("@")
+    try:
+        install_kernel(hub, revision=commit, local_files_only=is_offline_mode())
+    except Exception as error:  # of the hub, of its HTTP library, or of the disk
+        why = " ".join(str(error).split())
+        raise Unavailable(
+            f"kernels/{hub}",
+            f"models.{name}: cannot get the attention kernel {attention} from the Hugging Face hub "
+            f"({type(error).__name__}: {why}); {remedy()}, or set `attention: auto`",
+        ) from error
 
 
 def tokenizer_on_hub(model: ModelIdentity) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from halos.models.architectures import (
     check_weights,
     language_class,
 )
-from halos.models.attention import AUTO, check_attention
+from halos.models.attention import AUTO, ON_CPU, check_attention, check_here
 from halos.models.download import ADAPTERS, check_not_pickled
 from halos.models.rewards import CLASSIFIER, is_gated, is_reward_model
 from halos.pretrained import read_config, remote_classes, trusts
@@ -71,8 +70,8 @@ def load(
 
     Raises:
         HalosError: the folder holds no such model, its weights are quantised or not all there, transformers has no
-            classifier of its type, its class lacks the attention implementation or that is not installed, or it sees
-            the tokens that follow.
+            classifier of its type, its class lacks the attention implementation or that cannot be computed here, or it
+            sees the tokens that follow.
     """
     import torch
     from safetensors import SafetensorError
@@ -89,6 +88,7 @@ def load(
     if score and not is_reward_model(folder) and CLASSIFIER not in remote_classes(config):
         check_classifier(config.model_type)
     check_attention(folder, attention, score)
+    check_here(attention)
     check_not_pickled(folder)
     if not weights:
         return built(config, score, None if attention == AUTO else attention)
@@ -112,8 +112,6 @@ def load(
         if not trusted and not isinstance(error, ImportError | RuntimeError | OSError | SafetensorError):
             raise  # code that comes with a model raises whatever it likes
         why = " ".join(str(error).split())
-        if isinstance(error, ImportError) and re.search("flash|attention", why, re.IGNORECASE):
-            raise HalosError(f"attention {attention} is not installed here; set `attention: auto` ({why})") from error
         kind = "reward model" if is_reward_model(folder) else "model"
         raise HalosError(f"cannot load the {kind} in {folder} ({why})") from error
     prefix = f"{model.base_model_prefix}."
@@ -123,7 +121,7 @@ def load(
         if score and not is_reward_model(folder):
             raise HalosError(f"{name} needs {some}, that no language model has; choose another for the reward model")
         raise HalosError(f"the weights in {folder} are not all those of {name}: {some}, are missing; give all of them")
-    if "flash" not in attention and dtype == "float32":  # flash needs a GPU, and the model is not there yet
+    if attention in ON_CPU and dtype == "float32":  # the others need a GPU, and the model is not there yet
         if not score:
             check_attends_to_the_past(model)
         elif not is_reward_model(folder):

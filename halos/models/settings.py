@@ -6,13 +6,34 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from halos.models.rewards import RewardLogit
 from halos.settings import INCIDENTAL, Label, Positive, Settings, Slice, Strict
 from halos.tokens.chat import RESERVED
 
-Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention implementations of transformers, by its own names."""
+KERNEL = r"[\w.-]+/[\w.-]+@[0-9a-f]{40}"
+"""Attention of a prebuilt kernel: its repository on the hub, and the commit of the code that is run."""
+
+
+def _attention(value: str) -> str:
+    """An attention implementation, by its name or as a kernel of the hub."""
+    if value in ATTENTIONS or re.fullmatch(KERNEL, value):
+        return value
+    if "/" in value:
+        raise ValueError(f"{value} is code of the hub: name the commit of it that you want, in full (40 digits), as in "
+                         "kernels-community/flash-attn2@COMMIT")  # fmt: skip
+    raise ValueError(f"there is no attention {value!r}: take one of {', '.join(ATTENTIONS)}, or a kernel of the hub, "
+                     "OWNER/NAME@COMMIT")  # fmt: skip
+
+
+Attention = Annotated[
+    str,
+    AfterValidator(_attention),
+    WithJsonSchema({"anyOf": [{"enum": list(ATTENTIONS)}, {"type": "string", "pattern": f"^{KERNEL}$"}]}),
+]
 Precision = Literal["bf16", "fp32"]
 SavePrecision = Literal["auto", "bf16", "fp32"]
 
@@ -136,7 +157,18 @@ class ModelIdentity(Strict):
     )
     attention: Attention = Field(
         "auto",
-        description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager",
+        description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager; or "
+        "a prebuilt kernel of the hub, OWNER/NAME@COMMIT",
+    )
+    liger: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,
+        description="train, and compute references, with Liger's fused norms and feed-forward layers; on GPUs only",
+    )
+    compile: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,
+        description="train, and compute references, with layers that torch.compile has compiled",
     )
     precision: Precision = Field("bf16", description="compute type; master weights are always float32")
     reward_logit: RewardLogit = Field(

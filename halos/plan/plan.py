@@ -10,9 +10,10 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from halos.distributed.peaks import GPUS, Device
 from halos.errors import HalosError
 from halos.models.settings import Resources, saved_precision
-from halos.plan.devices import CONTEXT, CORE, FLOAT, GPUS, HALF, RESERVE, UTILISATION, Device
+from halos.plan.devices import CONTEXT, CORE, FLOAT, HALF, RESERVE, UTILISATION
 from halos.plan.jobs import Job
 from halos.plan.measured import corrected
 from halos.plan.memory import (
@@ -52,7 +53,7 @@ class Plan:
     def __init__(self, config: Config, grid: str, gpu: str, results: Path, utilisation: float = UTILISATION) -> None:
         if gpu not in GPUS:
             raise HalosError(
-                f"there is no GPU {gpu!r}{suggest(gpu, GPUS)}; halos/plan/devices.py has {', '.join(GPUS)}"
+                f"there is no GPU {gpu!r}{suggest(gpu, GPUS)}; halos/distributed/peaks.py has {', '.join(GPUS)}"
             )
         self.study = Study(config, grid)
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation

@@ -6,7 +6,8 @@ from collections import defaultdict
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from halos.plan.devices import CONTEXT, DECODING, GB, GIB, GPUS, RESERVE
+from halos.distributed.peaks import GIB, GPUS
+from halos.plan.devices import CONTEXT, DECODING, GB, RESERVE
 from halos.plan.jobs import Job
 from halos.plan.plan import Plan
 from halos.plan.problems import problems

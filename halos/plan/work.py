@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import astuple, dataclass
 
+from halos.distributed.peaks import Device
 from halos.models.settings import Size
-from halos.plan.devices import DECODING, HALF, Device
+from halos.plan.devices import DECODING, HALF
 from halos.plan.sizes import Amount
 from halos.train.settings import Stage
 

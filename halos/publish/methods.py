@@ -27,6 +27,8 @@ NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_
              "min_lr_ratio", "decay", "warmup", "batch_size", "epochs", "examples", "optimizer",
              "max_grad_norm"}  # fmt: skip
 """Settings of a stage that do not shape its result, or that the table has columns for."""
+FASTER = {"liger": "Liger's fused layers", "compile": "layers compiled by torch.compile"}
+"""Setting of a model -> what it computes with."""
 
 
 def methods(grid: Results) -> str:
@@ -62,7 +64,8 @@ def _model(grid: Results, name: str) -> str:
         origin = f"the local model `{Path(model['path']).name}`"
     template = f" and the chat template `{model['template']}`" if model["template"] else ""
     attention = "" if model["attention"] == AUTO else f" with {model['attention']} attention"
-    numerics = f"computed in {model['precision']}{attention}"
+    faster = "".join(f", with {text}" for name, text in FASTER.items() if model.get(name))
+    numerics = f"computed in {model['precision']}{attention}{faster}"
     return f"{grid.label('models', name)} is {origin}{template}, {numerics}."
 
 

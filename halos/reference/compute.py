@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from halos.errors import HalosError
 from halos.forward.budget import cut, pack
+from halos.models.fused import apply_liger, check_liger, compile_layers
 from halos.models.load import freeze, load
 from halos.models.rewards import check_reward_model, is_gated, labels_of
-from halos.pretrained import read_tokenizer
+from halos.pretrained import read_config, read_tokenizer
 from halos.reference.cache import SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
@@ -85,6 +86,9 @@ def reference(
                 f"the reward model in {parent} is from elsewhere: `python -m halos score` makes its scores"
             )
 
+    if settings.liger:
+        check_liger(read_config(parent / "model"))
+
     def begin(found: Trial | None = None) -> tuple[tuple[Any, str | None], Trial]:
         network = load(parent / "model", settings.attention, score=part == SCORES, weights=found is None)
         module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
@@ -93,6 +97,8 @@ def reference(
         else:
             found.apply(module)
         freeze(network, settings.precision)
+        if settings.liger:
+            apply_liger(network)
         return (module, found.unpacked_because), found
 
     module, not_packable = build(begin, accelerator)
@@ -104,10 +110,12 @@ def reference(
         check_side_by_side(module)
         name_layers(module)
         weights = Weights.take(module, accelerator)
+    if settings.compile:
+        compile_layers(module)
     model = prepare_frozen(module, accelerator).eval()
     if weights is not None:
         weights.hand_out(model)
-    depends_on = {**made_from, "attention": settings.attention, "precision": settings.precision}
+    depends_on = {**made_from, **settings.model_dump(exclude={"plugins", "local"})}
     done = Done(output, depends_on, offsets, accelerator)
     tokens = sequences.lengths[rows].sum(-1)
     bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",

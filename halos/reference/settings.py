@@ -7,7 +7,9 @@ from halos.settings import Slice
 
 
 class ReferenceSlice(Slice, extra="ignore"):
-    """Attention and precision of a cell, from its config.yaml; the training settings beside them are not read."""
+    """How a cell's model computes, from its config.yaml; the training settings beside it are not read."""
 
     attention: Attention
     precision: Precision
+    liger: bool = False
+    compile: bool = False

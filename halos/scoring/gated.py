@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from halos.errors import HalosError
-from halos.models.attention import AUTO, check_attention
+from halos.models.attention import AUTO, check_attention, check_here
 from halos.models.download import weight_files
 from halos.pretrained import read_config
 from halos.tokens.template import Template
@@ -127,6 +127,7 @@ def load_gated(folder: Path, attention: str, template: Template) -> GatedRewardM
     from transformers import AutoModel
 
     check_attention(folder, attention)
+    check_here(attention)
     config = read_config(folder, trusted=False)
     implementation = None if attention == AUTO else attention
     options: dict[str, Any] = {"attn_implementation": implementation, "trust_remote_code": False}

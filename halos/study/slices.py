@@ -113,6 +113,7 @@ def _run(config: Config, *ids: str) -> Content:
     model = entry(config, "models", cell.model)
     entry(config, "datasets", cell.dataset)
     content = {**cell.ids, "attention": model.attention, "precision": model.precision}
+    content |= {name: True for name in ("liger", "compile") if getattr(model, name)}
     if cell.stage is None:
         return content
     for name in cell.method.split("-"):

@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedConfig
 
 from halos.errors import HalosError
+from halos.forward.attention import drops
 
 LAYERS, ROUTERS = "layerdrop", "jitter"
 """Parts of the names of noise of other kinds, which a probability of dropout above 0 leaves as it is."""
@@ -44,6 +45,7 @@ class Dropout:
         modules = [m for name, m in network.named_modules() if "lora_dropout" not in name.split(".")]
         configs = {id(c): c for m in modules for c in _configs(vars(m).get("config"))}
         self._places = [place for module in modules for place in _places(module)]
+        self._names = {id(module): name.rpartition(".")[2] for name, module in network.named_modules()}
         self._routers = {id(p.owner): p.owner for p in self._places if ROUTERS in p.name}
         self._of_configs = [place for config in configs.values() for place in _places(config)]
         self.probability = probability
@@ -58,6 +60,18 @@ class Dropout:
             if self.probability == 0 or not _is_other(name):
                 is_config = isinstance(owner, PreTrainedConfig)  # its types are checked: MPT's has a whole number
                 setattr(owner, name, type(own)(self.probability) if is_config else self.probability)
+
+    def check_attention(self, attention: str) -> None:
+        """Check that the attention can drop out what the model wants it to.
+
+        Raises:
+            HalosError: it cannot, and would train without it.
+        """
+        rates = [float(getattr(owner, name)) for owner, name, _ in self._places
+                 if "att" in (self._names[id(owner)] if name == "p" else name)]  # fmt: skip
+        if any(rates) and not drops(attention):
+            raise HalosError(f"attention {attention} has no dropout, and the model's attention has {max(rates):g}: set "
+                             "`dropout: 0` in the stage, or `attention: auto` in the model's entry")  # fmt: skip
 
     def train(self, policy: nn.Module) -> None:
         """Put the policy in training mode, where this dropout is in force."""

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
 from halos.forward.packable import Trial, check_training_mode, own_outputs
+from halos.models.fused import check_liger
 from halos.models.lora import Coverage, coverage
 from halos.models.policy import begin
+from halos.pretrained import read_config
 from halos.registry import suggest
 from halos.train.inputs import Inputs
 
@@ -53,6 +55,8 @@ class Policy:
         Returns:
             The policy, and what trying it out has shown.
         """
+        if inputs.settings.liger:
+            check_liger(read_config(inputs.parent))
         model, tokenizer, control = load_model(inputs, weights=trial is None)
         parameters = sum(p.numel() for p in model.parameters())
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from halos.errors import HalosError
-from halos.forward.attention import NAMES
+from halos.forward.attention import is_flash
 from halos.forward.layout import Text
 from halos.forward.microbatch import collate, texts_of
 from halos.forward.networks import plain
@@ -20,7 +20,6 @@ from halos.models.policy import REFUSED
 from halos.pretrained import read_config, trusts
 from halos.train.batches import Examples
 
-FLASH = "flash_attention_2"
 SEQUENCES = 8
 """Sequences that are compared, the shortest of the split that have a response."""
 TOLERANCE = {"fp32": 2e-3, "bf16": 0.1}
@@ -72,8 +71,7 @@ class Probe:
         batch = collate(store, rows, packed, control).to(accelerator.device)
         config: Any = accelerator.unwrap_model(policy).model.config
         half = accelerator.mixed_precision != "no"
-        halved = config._attn_implementation in (FLASH, NAMES[FLASH])
-        exact = not halved and not (half and accelerator.is_fsdp2)
+        exact = not is_flash(config._attn_implementation) and not (half and accelerator.is_fsdp2)
         network: nn.Module = accelerator.unwrap_model(policy, keep_fp32_wrapper=False) if half and exact else policy
         network.eval()
         with torch.no_grad(), plain(accelerator.unwrap_model(policy)):

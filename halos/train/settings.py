@@ -463,6 +463,8 @@ class RunSlice(Slice):
     attention: str
     precision: Precision
     save_precision: SavePrecision = "auto"
+    liger: bool = False
+    compile: bool = False
     stage: Stage | None = None
 
     @property

@@ -21,6 +21,7 @@ from halos.distributed.sharding import keep_float32, local, name_layers, shard
 from halos.errors import HalosError
 from halos.forward.packable import check_side_by_side
 from halos.manifest import KEPT, VALUE_HEAD
+from halos.models.fused import apply_liger, compile_layers
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint, read_meta
@@ -35,6 +36,7 @@ from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
 from halos.train.unreached import settle_unreached
+from halos.train.utilisation import Utilisation
 
 
 class Trainer:
@@ -68,7 +70,7 @@ class Trainer:
             raise HalosError("torch's Adafactor cannot train sharded weights: choose another, or `parallel: ddp`")
 
         torch.manual_seed(derive(self.seed, "weights"))  # of new ones: adapters, heads, control tokens
-        begun = build(partial(Policy.begin, inputs, gradient_checkpointing), self.accelerator)
+        begun = self._begin(gradient_checkpointing)
         packed = begun.unpacked_because is None
         if not packed:
             self._say(f"packing is off: {begun.unpacked_because}")
@@ -77,6 +79,7 @@ class Trainer:
         if self.accelerator.is_fsdp2:
             check_side_by_side(begun.network)
         self.dropout = Dropout(begun.network, self.stage.dropout_in_force)
+        self.dropout.check_attention(inputs.settings.attention)
         if self.dropout.text is not None:
             self._say(self.dropout.text)
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
@@ -91,8 +94,14 @@ class Trainer:
             if left is not None:
                 self._say(left)
         name_layers(begun.network)
+        if inputs.settings.liger:  # after all that is tried on the CPU, and before a live reference is copied
+            apply_liger(begun.network.model)
+        self.utilisation = Utilisation.of(begun.network, inputs.settings.precision, self.stage.sync_every is not None)
         weights = Weights.take(begun.network, self.accelerator) if self.accelerator.is_fsdp2 else None
         self.live = live_reference(begun.network, self.accelerator) if self.stage.sync_every else None
+        if inputs.settings.compile:
+            for network in filter(None, (begun.network, self.live)):
+                compile_layers(network)
         if begun.value_head is not None:
             head = inputs.value_head
             self._say("the value head is fresh: the parent has none" if head is None else f"the value head is {head}")
@@ -138,6 +147,10 @@ class Trainer:
             inputs, self.policy, self.tokenizer, self.accelerator, begun.coverage, self.held_out or self.examples
         )
         self.seconds, self.tokens = 0.0, 0  # of earlier attempts, then of all
+
+    def _begin(self, gradient_checkpointing: bool) -> Policy:
+        """The network to train; a benchmark makes another than the parent's."""
+        return build(partial(Policy.begin, self.inputs, gradient_checkpointing), self.accelerator)
 
     def run(self) -> None:
         """Train to the end from the newest checkpoint, and publish the model.
@@ -213,6 +226,7 @@ class Trainer:
             "examples_per_second": batch.examples / seconds,
             "padding_share": 1 - sizes.real / sizes.positions,
             "shared_share": 1 - sizes.real / sizes.tokens,
+            **({} if self.utilisation is None else {"mfu": self.utilisation(batch, seconds)}),
             "peak_memory_gb": peak_memory_gb(),
             "seconds": seconds,
         }

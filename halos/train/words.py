@@ -67,6 +67,8 @@ MEANINGS = {
     "torch_dtype": _PRECISION,
     "dtype": _PRECISION,
     "attn_implementation": "write `attention` to the model's entry",
+    "use_liger_kernel": "write `liger: true` to the model's entry",
+    "torch_compile": "write `compile: true` to the model's entry",
     "gradient_checkpointing": _RESOURCE.format("gradient_checkpointing"),
     "max_length": _LENGTH,
     "max_seq_length": _LENGTH,

@@ -12,6 +12,7 @@ from typing import Any
 
 from halos.answer.settings import AnswerSlice
 from halos.evaluate.judging.settings import FromFile
+from halos.models.attention import is_kernel
 from halos.models.download import base_on_hub, tokenizer_on_hub
 from halos.models.rewards import check_reward_model
 from halos.reference.cache import SCORES
@@ -71,10 +72,11 @@ class Inputs:
         return [self.paths.data(wildcards.dataset).fetched] if remote else []
 
     def fetched_model(self, wildcards: Any) -> list[Path]:
-        """The commit of a model of the hub, of the base model of local LoRA adapters, or of another's tokenizer."""
+        """The commits of what a model reads from the hub: itself, the base model of local LoRA adapters, another's
+        tokenizer, or an attention kernel."""
         model = self.config.models[wildcards.model]
         remote = model.hub is not None or (model.path is not None and base_on_hub(Path(model.path)) is not None)
-        remote = remote or tokenizer_on_hub(model) is not None
+        remote = remote or tokenizer_on_hub(model) is not None or is_kernel(model.attention)
         return [self.paths.model(wildcards.model).fetched] if remote else []
 
     def tokenizer_data(self, wildcards: Any) -> list[Path]:

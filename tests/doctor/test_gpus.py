@@ -12,7 +12,7 @@ from halos.distributed.devices import FOLDER
 from halos.doctor.checks import gpus
 from halos.errors import HalosError
 from tests.distributed.nvml import nvml
-from tests.doctor.conftest import Make, lines
+from tests.doctor.conftest import Answered, Make, lines
 
 GIB = 2**30
 CPU: dict[str, Any] = {"version": "2.13.0+cpu", "cuda": None, "hip": None, "gpus": []}
@@ -140,25 +140,35 @@ def test_attention_is_to_do_where_the_grid_needs_it(make: Make) -> None:
     works = {"eager": 0.0, "sdpa": 0.012, "flash_attention_2": "ImportError: no flash_attn", "flex_attention": 0.3}
     found = lines(gpus.attention, make(devices=for_cuda(H100), attention=works))
     assert [(about, state) for about, state, _ in found] == [
-        ("attention eager", "ok"), ("attention sdpa", "ok"), ("attention flash", "-"), ("attention flex", "-")
+        ("attention eager", "ok"), ("attention sdpa", "ok"), ("attention flash_attention_2", "-"),
+        ("attention flash_attention_3", "-"), ("attention flex_attention", "-"),
     ]  # fmt: skip
-    assert "differs from eager by 30" in found[3][2]
+    assert "differs from eager by 30" in found[4][2]
     setup = make(model={"attention": "flash_attention_2"}, devices=for_cuda(H100), attention=works)
-    _, _, (_, state, text), _ = lines(gpus.attention, setup)
+    _, _, (_, state, text), *_ = lines(gpus.attention, setup)
     assert state == "to do"
     assert "no flash_attn; choose another `attention`" in text
 
 
+def test_a_kernel_that_the_grid_names_is_tried_as_well(make: Make) -> None:
+    kernel = f"kernels-community/flash-attn2@{'a' * 40}"
+    setup = make(model={"attention": kernel}, devices=for_cuda(H100))
+    setup.probes[None, "attention", kernel] = Answered({"eager": 0.0, "sdpa": 0.01, kernel: "HalosError: not there"})
+    *_, (about, state, text) = lines(gpus.attention, setup)
+    assert (about, state) == ("attention kernels-community/flash-attn2", "to do")
+    assert text == "HalosError: not there; choose another `attention`"
+
+
 def test_attention_that_is_wrong_on_a_cpu_is_to_do(make: Make) -> None:
     found = lines(gpus.attention, make(devices=CPU, attention={"eager": 0.0, "sdpa": 0.012}))
-    assert [state for _, state, _ in found] == ["ok", "to do", "-", "-"]
+    assert [state for _, state, _ in found] == ["ok", "to do", "-", "-", "-"]
 
 
 def test_attention_of_slow_imports_is_unknown_and_one_that_hangs_is_to_do(make: Make) -> None:
     late = {"failure": "no answer within 45 seconds", "late": True}
     assert {state for _, state, _ in lines(gpus.attention, make(devices=CPU, attention=late))} == {"-"}
     hung = lines(gpus.attention, make(devices=for_cuda(H100), attention={"eager": 0.0, **late}))
-    assert [state for _, state, _ in hung] == ["ok", "to do", "-", "-"]
+    assert [state for _, state, _ in hung] == ["ok", "to do", "-", "-", "-"]
 
 
 def test_processes_that_do_not_add_up_are_to_do_for_a_grid_of_several(make: Make) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -285,13 +284,12 @@ def test_a_model_of_few_tokens_is_tried_out_with_those_that_it_has() -> None:
 
 @pytest.mark.parametrize("asked", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(1)}])
 def test_an_attention_that_takes_more_than_queries_keys_and_values_is_refused_and_what_it_takes_is_named(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any],
 ) -> None:
     """Caps and sinks of logits, and biases."""
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=None))
     packing, keys = packing_of("pairs")
     layer, parts = heads_of(packing, keys)
-    for function in (packed_sdpa, packed_varlen, packed_flex):
+    for function in (packed_sdpa, partial(packed_varlen, variable_length_attention), packed_flex):
         with pytest.raises(Unsupported, match=f"^the model's attention takes {next(iter(asked))}$"):
             function(layer, *parts, None, packing=packing, **asked)
         with pytest.raises(Unsupported, match="has a mask of its own"):
@@ -490,10 +488,11 @@ def test_blocks_of_sequences_attend_as_the_mask_worked_out_by_hand(name: str) ->
 
 
 def variable_length_attention(
-    q: Tensor, k: Tensor, v: Tensor, query_begins: Tensor, key_begins: Tensor, most_queries: int, most_keys: int,
-    dropout_p: float, softmax_scale: float | None, causal: bool,
+    q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+    max_seqlen_k: int, softmax_scale: float | None, causal: bool,
 ) -> Tensor:  # fmt: skip
     """What flash-attn documents, sequence by sequence: (N, H, D) in and out, the mask aligned to the bottom right."""
+    query_begins, key_begins, most_queries, most_keys = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
     assert query_begins.dtype == key_begins.dtype == torch.int32
     assert (query_begins[0], key_begins[0], query_begins[-1], key_begins[-1]) == (0, 0, len(q), len(k))
     assert causal
@@ -511,12 +510,15 @@ def variable_length_attention(
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_variable_lengths_are_those_that_flash_attention_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a stand-in for its one function, in plain torch."""
-    stand_in = SimpleNamespace(flash_attn_varlen_func=variable_length_attention)
-    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
+@pytest.mark.parametrize("returns", [lambda out: out, lambda out: (out, None)], ids=["", "with more"])
+def test_variable_lengths_are_those_that_flash_attention_needs(name: str, returns: Callable[[Tensor], Any]) -> None:
+    """On a stand-in for its one function, in plain torch; some versions return more than the output."""
     packing, layer, parts, expected = expected_of(name)
-    found, _ = packed_varlen(layer, *parts, None, packing=packing, scaling=0.3)
+
+    def function(*tensors: Tensor, **options: Any) -> Any:
+        return returns(variable_length_attention(*tensors, **options))
+
+    found, _ = packed_varlen(function, layer, *parts, None, packing=packing, scaling=0.3)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 

@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.cli import main
 from halos.data.feedback import Feedback
+from halos.distributed.peaks import GPUS
 from halos.errors import HalosError
 from halos.forward.logprobs import token_logps
 from halos.forward.networks import ValueHead
 from halos.models.load import load
 from halos.models.policy import freeze_parameters, with_lora
 from halos.models.settings import Resources, Size
-from halos.plan.devices import GPUS
 from halos.plan.measured import ran_on
 from halos.plan.memory import estimated_training, optimizer_numbers, training_memory, value_head_parameters
 from halos.plan.plan import Plan

@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft_weight": ("hinge", {"sft_weight": 0.5}),
 }
 """name -> (stage, its changes): every loss, and what makes another objective of one."""
-TIMING = {"seconds", "tokens_per_second", "examples_per_second", "peak_memory_gb"}
+TIMING = {"seconds", "tokens_per_second", "examples_per_second", "peak_memory_gb", "mfu"}
 PLAIN = {"optimizer": "SGD", "optimizer_args": {}, "lr": 0.3}
 """An optimiser whose step is its gradient: AdamW would blow rounding errors of tiny gradients up to full steps."""
 
@@ -53,12 +53,13 @@ def assert_equal(one: Path, other: Path) -> None:
 
 
 def setup(
-    world: World, output: Path, stage: str, budget: int = 2048, seed: int = 1, precision: str = "fp32", **changes: Any
-) -> Trainer:
-    """A trainer that has not begun."""
+    world: World, output: Path, stage: str, budget: int = 2048, seed: int = 1, precision: str = "fp32",
+    checkpointing: bool = False, computes: dict[str, Any] | None = None, **changes: Any,
+) -> Trainer:  # fmt: skip
+    """A trainer that has not begun; `computes` is how its model does: attention, liger, compile."""
     config = world.slice(f"runs/d/m/{stage}/seed{seed}", **changes)
-    config.write_text(dump({**read_slice(config), "precision": precision}))
-    return Trainer(open_inputs(world, config), output, budget)
+    config.write_text(dump({**read_slice(config), "precision": precision, **(computes or {})}))
+    return Trainer(open_inputs(world, config), output, budget, checkpointing)
 
 
 def open_inputs(world: World, config: Path) -> Inputs:

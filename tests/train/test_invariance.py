@@ -111,7 +111,8 @@ class PlainBatch:
             else:
                 found["logps"].append(out.log_softmax(-1)[start - 1 : -1].gather(1, ids[start:, None])[:, 0])
             if head is not None:
-                found["values"].append(head(states[start - 1 : -1].detach())[:, 0])
+                states = states[start - 1 : -1].detach().to(next(head.parameters()).device)
+                found["values"].append(head(states)[:, 0].to(out.device))
         return {k: pad_sequence(v, True) if v[0].ndim else torch.stack(v) for k, v in found.items() if v}
 
 

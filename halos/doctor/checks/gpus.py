@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from halos.distributed.devices import FOLDER, GIB, Gpu, check_locks, from_driver
+from halos.distributed.devices import FOLDER, Gpu, check_locks, from_driver
+from halos.distributed.peaks import GIB
+from halos.doctor.answers import ATTENTIONS
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check, unless
 from halos.doctor.probe import FAILURE, LATE
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
-from halos.models.attention import AUTO
+from halos.models.attention import AUTO, is_kernel
 from halos.plan.devices import CONTEXT, GB, RESERVE
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -150,13 +152,13 @@ def _has_code(architectures: list[str], major: int, minor: int) -> bool:
 @check("attention")
 def attention(setup: Setup) -> Iterator[Line]:
     """Each attention implementation on a tiny model, beside eager."""
-    said = setup.probe("attention").answers()
+    said = setup.attention().answers()
     on_gpu = bool(devices(setup).get("gpus"))
     place = "cuda" if on_gpu else "cpu"
     named = {model.attention for model in setup.models.values()}
     needed = (named - {AUTO}) | ({"eager", "sdpa"} if AUTO in named else set())
-    for name in ("eager", "sdpa", "flash_attention_2", "flex_attention"):
-        about = f"attention {name.removesuffix('_attention_2').removesuffix('_attention')}"
+    for name in (*ATTENTIONS, *sorted(filter(is_kernel, named))):
+        about = f"attention {name.partition('@')[0]}"
         found = said.get(name, said.get(FAILURE))
         if found is None:
             yield Line(about, ABSENT, "on a GPU only; none is here")
