@@ -30,7 +30,12 @@ REFUSED = "refused"
 
 
 def begin(
-    parent: Path, attention: str, loss: Loss, lora: dict[str, Any] | None, freeze: Sequence[str] = ()
+    parent: Path,
+    attention: str,
+    loss: Loss,
+    lora: dict[str, Any] | None,
+    freeze: Sequence[str] = (),
+    quantization: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
     """The policy or reward model that a training starts from.
 
@@ -40,6 +45,7 @@ def begin(
         loss: its traits say whether the model scores sequences, and which control tokens precede responses.
         lora: settings of LoRA, or None to train all weights.
         freeze: patterns of the names of parameters that are not trained.
+        quantization: how the linear layers below LoRA are held: `nf4`, `int8` or None.
 
     Returns:
         The model; its tokenizer, or None if it is the parent's unchanged; role -> id of the control token that
@@ -49,7 +55,10 @@ def begin(
         HalosError: the folder holds no such model or adapters, a reward model would have no padding token, or there is
             no layer of a name that `lora` or `freeze` gives.
     """
-    model: Any = load(parent, attention, score=loss.head == "score")
+    if quantization is not None and lora is None:
+        raise HalosError(f"a model with `quantization: {quantization}` is trained by adapters alone: give the stage "
+                         "`lora: {}`, or take `quantization` out of the model's entry")  # fmt: skip
+    model: Any = load(parent, attention, score=loss.head == "score", quantization=quantization)
     check_causal(model.config)
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)

@@ -14,6 +14,7 @@ from halos.tokens.chat import RESERVED
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Precision = Literal["bf16", "fp32"]
+Quantization = Literal["nf4", "int8"]
 
 
 class Resources(Strict):
@@ -123,7 +124,15 @@ class ModelIdentity(Strict):
         "auto",
         description="attention implementation of transformers; auto: sdpa if the model's class has it, else eager",
     )
-    precision: Precision = Field("bf16", description="compute type; master weights are always float32")
+    precision: Precision = Field(
+        "bf16", description="compute type; weights that are trained are always float32, those below LoRA in it"
+    )
+    quantization: Quantization | None = Field(
+        None,
+        exclude_if=lambda kind: kind is None,
+        description="hold the linear layers below LoRA in 4 (nf4: QLoRA) or 8 bits (int8), in trainings and reference "
+        "passes; every stage needs `lora`, and a trained model is published in full",
+    )
     reward_logit: RewardLogit = Field(
         "second",
         exclude_if=lambda logit: logit == "second",

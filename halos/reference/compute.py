@@ -77,7 +77,8 @@ def reference(
             raise HalosError(
                 f"the reward model in {parent} is from elsewhere: `python -m halos score` makes its scores"
             )
-    network = load(parent / "model", settings.attention, score=part == SCORES)
+    quantization = None if part == SCORES else settings.quantization  # a reward model scores as it is published
+    network = load(parent / "model", settings.attention, score=part == SCORES, quantization=quantization)
     module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
     not_packable = enable_packing(module, int(sequences.lengths.sum(-1).max()))
     if not_packable is not None:
@@ -85,6 +86,7 @@ def reference(
     freeze(network, settings.precision)
     model = accelerator.prepare(module).eval()
     depends_on = {**made_from, "attention": settings.attention, "precision": settings.precision}
+    depends_on |= {} if quantization is None else {"quantization": quantization}
     done = Done(output.with_name(f".{output.name}.partial"), depends_on, offsets)
     tokens = sequences.lengths[rows].sum(-1)
     bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",

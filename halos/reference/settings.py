@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from halos.models.settings import Attention, Precision
+from halos.models.settings import Attention, Precision, Quantization
 from halos.settings import Slice
 
 
 class ReferenceSlice(Slice, extra="ignore"):
-    """Attention and precision of a cell, from its config.yaml; the training settings beside them are not read."""
+    """How a cell's model computes, from its config.yaml; the training settings beside it are not read."""
 
     attention: Attention
     precision: Precision
+    quantization: Quantization | None = None

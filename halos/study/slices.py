@@ -113,6 +113,8 @@ def _run(config: Config, *ids: str) -> Content:
     model = entry(config, "models", cell.model)
     entry(config, "datasets", cell.dataset)
     content = {**cell.ids, "attention": model.attention, "precision": model.precision}
+    if model.quantization is not None:
+        content["quantization"] = model.quantization
     if cell.stage is None:
         return content
     for name in cell.method.split("-"):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +174,18 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
     for parameter, entries in state["state"].items():
-        for name, value in entries.items():
+        for name, value in _one_level(entries).items():
             if isinstance(value, Tensor):
                 tensors[f"{parameter}/{name}"] = local(value).contiguous()
             else:
                 values["state"][f"{parameter}/{name}"] = value
     return tensors, values
+
+
+def _one_level(entries: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's state without the levels in which bitsandbytes puts its quantised part."""
+    inner = [_one_level(value) for value in entries.values() if isinstance(value, dict)]
+    return reduce(or_, inner, {name: value for name, value in entries.items() if not isinstance(value, dict)})
 
 
 def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
 from halos.forward.packable import check_training_mode, enable_packing, own_outputs
-from halos.models.lora import Coverage, coverage
+from halos.models.lora import Coverage, coverage, weights_of
 from halos.models.policy import begin
 from halos.registry import suggest
 from halos.train.inputs import Inputs
@@ -45,7 +45,7 @@ class Policy:
     def begin(cls, inputs: Inputs, gradient_checkpointing: bool) -> Policy:
         """The parent's model, extended as the stage wants; its new weights are drawn from torch's generator."""
         model, tokenizer, control = load_model(inputs)
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = weights_of(model)
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
         head = ValueHead(states_size(model)) if loss.head == "value" else None
@@ -101,8 +101,14 @@ def _checkpoint_activations(model: Any) -> str | None:
     return None
 
 
-def load_model(inputs: Inputs) -> tuple[Any, Any, dict[str, int]]:
-    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`."""
-    lora = inputs.stage.lora
+def load_model(inputs: Inputs, quantised: bool = True) -> tuple[Any, Any, dict[str, int]]:
+    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`.
+
+    Args:
+        inputs: the run's inputs.
+        quantised: whether it is quantised, if its entry has a `quantization`.
+    """
+    lora, given = inputs.stage.lora, inputs.settings
     settings = None if lora is None else lora.model_dump()
-    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings, inputs.stage.freeze)
+    quantization = given.quantization if quantised else None
+    return begin(inputs.parent, given.attention, inputs.loss, settings, inputs.stage.freeze, quantization)

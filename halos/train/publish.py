@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from halos.distributed.accelerator import peak_memory_gb
 from halos.files import hash_file, whole
 from halos.manifest import VALUE_HEAD, Manifest
-from halos.models.lora import Coverage
+from halos.models.lora import Coverage, is_quantised, is_reduced
 from halos.models.policy import save
+from halos.seeds import derive
 from halos.train.batches import Examples
 from halos.train.inputs import Inputs
 from halos.train.policy import load_model
@@ -61,7 +64,9 @@ class Publisher:
         for name, tensor in state.items():
             part, own = name.split(".", 1)
             parts[part][own] = tensor
-        model, weights = self._model(), parts["model"]
+        model, weights = self._model(whole=merge), parts["model"]
+        if model is not self.accelerator.unwrap_model(self.policy).model and not self.accelerator.is_fsdp2:
+            weights = _in_full(self.accelerator.unwrap_model(self.policy).model, weights, model)
         tied = getattr(model, "all_tied_weights_keys", None) or {}  # gathered shards are tensors of their own
         save(
             model,
@@ -76,11 +81,15 @@ class Publisher:
             with whole(head) as temporary:
                 save_file({name: tensor.cpu().contiguous() for name, tensor in parts["value_head"].items()}, temporary)
 
-    def _model(self) -> Any:
-        """The model without its wrappers; where weights are sharded a fresh one, to put them together in."""
+    def _model(self, whole: bool) -> Any:
+        """The model without its wrappers, to put weights together in: with `whole` in float32, and where weights are
+        sharded or held in fewer bits a fresh one."""
         if not self.accelerator.is_fsdp2:
-            return self.accelerator.unwrap_model(self.policy).model
-        return load_model(self.inputs)[0]
+            model: Any = self.accelerator.unwrap_model(self.policy).model
+            if not (whole and is_reduced(model)):
+                return model
+        torch.manual_seed(derive(self.inputs.settings.seed, "weights"))  # of rows that are added, as in the beginning
+        return load_model(self.inputs, quantised=not whole)[0]
 
     def run(
         self,
@@ -127,3 +136,15 @@ class Publisher:
             processes=processes,
             value_head=hash_file(head) if head.is_file() else None,
         ).write(output / "manifest.json")
+
+
+def _in_full(policy: nn.Module, trained: Mapping[str, Tensor], fresh: nn.Module) -> dict[str, Tensor]:
+    """The weights of a policy whose frozen ones are held in fewer bits: in place of rounded ones those of its parent,
+    and of quantised ones what they multiply by, which the adapters were trained beside."""
+    found = dict(fresh.state_dict())
+    found |= {n: t for n, t in trained.items() if n in found and (t.dtype, t.shape) == (found[n].dtype, found[n].shape)}
+    layers: Iterator[tuple[str, Any]] = ((name, layer) for name, layer in policy.named_modules() if is_quantised(layer))
+    for name, layer in layers:
+        weight = layer.dequantised()
+        found[f"{name}.weight"] = weight if isinstance(fresh.get_submodule(name), nn.Linear) else weight.T
+    return found

@@ -113,6 +113,8 @@ LORA = {
     "lora_dropout": "dropout",
     "lora_target_modules": "target_modules",
     "lora_modules_to_save": "modules_to_save",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
 }
 """Word of peft and TRL -> the setting of `lora` that it is."""
 SYNONYMS = {
