@@ -52,15 +52,17 @@ class NF4(bnb.nn.Linear4bit):
     def of(cls, weight: Tensor, bias: nn.Parameter | None) -> NF4:
         """The layer of an (out, in) weight."""
         made = cls(weight.shape[1], weight.shape[0], bias is not None, torch.float32, quant_type="nf4", device="meta")
-        made.weight = bnb.nn.Params4bit(
+        values: Any = bnb.nn.Params4bit(
             weight.float().contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=True
-        ).to(weight.device)
-        made.bias = bias
+        )
+        made.weight = values.to(weight.device)  # which quantises them
+        made.register_parameter("bias", bias)
         return made
 
     def dequantised(self) -> Tensor:
         """(out, in) float32, the weight that the layer multiplies by."""
-        found: Tensor = bnb.functional.dequantize_4bit(self.weight.data, self.weight.quant_state)
+        weight: Any = self.weight
+        found: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
         return found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class Int8(bnb.nn.Linear8bitLt):
         values, scale, _ = bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))
         made.weight = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False, SCB=scale)
         made.register_buffer("scale", (scale / 127)[:, None], persistent=False)
-        made.bias = bias
+        made.register_parameter("bias", bias)
         return made
 
     def dequantised(self) -> Tensor:
@@ -118,7 +120,8 @@ def memory_of(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         if isinstance(module, NF4):
-            state = module.weight.quant_state
+            weight: Any = module.weight
+            state = weight.quant_state
             tensors += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
