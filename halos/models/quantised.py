@@ -119,8 +119,10 @@ def memory_of(model: nn.Module) -> int:
     """Bytes of a model's weights and of what belongs to quantised ones, each tensor once."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        if isinstance(module, Int8):
+            tensors.append(weight.SCB)
         if isinstance(module, NF4):
-            weight: Any = module.weight
             state = weight.quant_state
             tensors += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}

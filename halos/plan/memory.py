@@ -9,7 +9,7 @@ from halos.forward.logprobs import CHUNK, KEPT
 from halos.losses.base import Loss
 from halos.models.settings import Resources, Size
 from halos.plan.devices import FLOAT, HALF, PROCESS
-from halos.plan.sizes import NF4_BYTES, Trained
+from halos.plan.sizes import NF4_BYTES, NF4_TABLES, Trained
 from halos.train.settings import EIGHT_BIT, Lora, Stage
 from halos.views import View
 
@@ -107,8 +107,12 @@ def held(size: Size, precision: str, quantization: str | None, embedding: float)
     """
     ends, table = output_parameters(size), size.vocab_size * size.hidden_size
     number = HALF if precision == "bf16" else FLOAT
-    inner = {"nf4": NF4_BYTES, "int8": 1.0, None: number}[quantization]
-    return embedding * table + number * (ends - table) + inner * (size.parameters - ends)
+    inner = {"nf4": NF4_BYTES, "int8": 1.0, None: number}[quantization] * (size.parameters - ends)
+    if quantization is not None:
+        _, outputs = _widths(size)
+        matrices = 4 + _matrices(size)
+        inner += size.layers * (NF4_TABLES * matrices if quantization == "nf4" else 2 * FLOAT * outputs)
+    return embedding * table + number * (ends - table) + inner
 
 
 def estimated_training(
@@ -203,8 +207,11 @@ def training_memory(
     compute = HALF if precision == "bf16" else FLOAT
     reduced = stage.lora is not None and not sharded
     copies = 0.0 if sharded or precision == "fp32" else HALF * (trained if reduced else size.parameters)
+    matrix = size.hidden_size * max(size.intermediate_size, size.hidden_size)
     if quantization is not None:  # one matrix at a time is dequantised
-        copies += (FLOAT + compute) * size.hidden_size * max(size.intermediate_size, size.hidden_size)
+        copies += (FLOAT + compute) * matrix
+    if stage.lora is not None and stage.lora.dora:  # or multiplied out, for its norm
+        copies += 3 * FLOAT * matrix
     buffers = FLOAT * trained if world > 1 and not sharded else 0.0  # DDP's buckets
     if sharded:  # two layers, and the ends of the model, are whole at a time; so are the gradients of one unit
         layer, ends = layer_parameters(size), output_parameters(size)

@@ -163,10 +163,13 @@ class Trained(NamedTuple):
 NF4_BYTES = 1 / 2 + 1 / 64 + FLOAT / (64 * 256)
 """Bytes of a weight in nf4: 4 bits, for each block of 64 a scale of 8 bits, and for 256 of these one of 32."""
 
+NF4_TABLES = FLOAT * (16 + 256 + 1)
+"""Bytes of the tables of a matrix in nf4: its values, those of its scales, and the scales' mean."""
+
 
 def quantised_bytes(quantization: str, rows: int, columns: int) -> float:
-    """Bytes of a quantised matrix of so many outputs and inputs, with its scales."""
-    return NF4_BYTES * rows * columns if quantization == "nf4" else rows * columns + 2 * FLOAT * rows
+    """Bytes of a quantised matrix of so many outputs and inputs, with its scales and tables."""
+    return NF4_BYTES * rows * columns + NF4_TABLES if quantization == "nf4" else rows * columns + 2 * FLOAT * rows
 
 
 def counted_training(config: Any, stage: Stage, precision: str = "fp32", quantization: str | None = None) -> Trained:

@@ -30,6 +30,10 @@ SMOLLM2: dict[str, Any] = {
 }  # fmt: skip
 """SmolLM2-135M at a sixth of its width: a fifth of its weights are embeddings, which are also the output layer."""
 
+WIDE = {"hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "vocab_size": 3072}  # fmt: skip
+"""Three times as wide, for what has a constant part."""
+
 
 def smollm2(**changes: Any) -> Any:
     torch.manual_seed(0)
@@ -131,7 +135,7 @@ def test_the_peak_of_a_step_of_adapters_is_at_most_what_is_planned_and_not_far_f
     resources = Resources(gpus=1, tokens_per_microbatch=TOKENS, gradient_checkpointing=checkpointing)
     counted = counted_training(config, stage, precision, kind)
     planned = training_memory(measured_size(config), stage, precision, resources, TOKENS, counted, kind)
-    assert 1.0 <= planned.total / found <= 1.6
+    assert 1.0 <= planned.total / found <= 1.7
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -149,8 +153,7 @@ def test_a_reference_pass_takes_at_most_what_is_planned(kind: str | None, precis
 
 def test_lora_on_smollm2s_shape_holds_its_base_once_and_qlora_under_half_of_it() -> None:
     """Of the base in the compute type, 2 bytes a weight; adapters and norms, in float32, included."""
-    wide = {"hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 9, "num_key_value_heads": 3}
-    model = smollm2(**wide, vocab_size=3072)
+    model = smollm2(**WIDE)
     base = 2 * sum(p.numel() for p in model.parameters())
     held = [memory_of(adapted(copy.deepcopy(model), Lora(r=2), "bf16", kind)) for kind in (None, "nf4", "int8")]
     assert base < held[0] <= 1.15 * base
@@ -161,7 +164,7 @@ def test_lora_on_smollm2s_shape_holds_its_base_once_and_qlora_under_half_of_it()
 @pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit"])
 def test_the_states_of_adamw_in_8_bits_are_a_quarter(name: str) -> None:
     made = []
-    model = smollm2()
+    model = smollm2(**WIDE, num_hidden_layers=1)
     for optimizer in ("AdamW", name):
         net = copy.deepcopy(model)
         kind = make_optimizer(net, Stage(loss="sft", optimizer=optimizer))  # type: ignore[arg-type]

@@ -88,5 +88,3 @@ def test_a_resumed_run_has_the_weights_of_an_undisturbed_one(
     inputs = opened(world, tmp_path, "dpo", "bf16", kind, **changes)
     Trainer(inputs, tmp_path / "whole", 2048).run()
     assert_equal(tmp_path / "whole", resumed(inputs, tmp_path / "parts"))
-
-
