@@ -173,10 +173,14 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimiser state as tensors by "parameter/name" (this process's shards), and the rest, which JSON can hold."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
+    seen: set[int] = set()
     for parameter, entries in state["state"].items():
         for name, value in _one_level(entries).items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}/{name}"] = local(value).contiguous()
+                tensor = local(value).contiguous()
+                shared = tensor.data_ptr() in seen  # bitsandbytes has one table for all; safetensors takes none twice
+                seen.add(tensor.data_ptr())
+                tensors[f"{parameter}/{name}"] = tensor.clone() if shared else tensor
             else:
                 values["state"][f"{parameter}/{name}"] = value
     return tensors, values
