@@ -30,7 +30,7 @@ def accelerator_for(precision: str) -> Accelerator:
     """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
     if not torch.accelerator.is_available():
@@ -38,9 +38,14 @@ def accelerator_for(precision: str) -> Accelerator:
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     options: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if precision == "bf16" and sharded:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        options["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+    policies: dict[str, Any] = {}
+    if precision == "bf16":
+        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policies["mixed_precision_policy"] = half
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+        policies["cpu_offload"] = CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
+    if sharded and policies:
+        options["fsdp_plugin"] = FullyShardedDataParallelPlugin(**policies)
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", **options)
     kind = accelerator.distributed_type
     unsupported = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)

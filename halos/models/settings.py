@@ -42,14 +42,28 @@ class Resources(Strict):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="with several GPUs: all weights on each (ddp) or a shard (fsdp)"
     )
+    offload: bool = Field(
+        False,
+        description="with fsdp: keep the shards of weights, gradients and the optimiser's state in main memory, where the "
+        "optimiser steps; less GPU memory, more time; for one GPU, too",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
+
+    @property
+    def shards(self) -> bool:
+        """Whether trainings shard the weights over their processes."""
+        return self.parallel == "fsdp" and (self.gpus * self.nodes > 1 or self.offload)
 
     @model_validator(mode="after")
     def shards_on_gpus(self) -> Resources:
         if self.parallel == "fsdp" and self.nodes > 1 and not self.gpus:
             raise ValueError("weights are sharded over GPUs: give `gpus`, or leave out `parallel: fsdp`")
+        if self.offload and not (self.gpus and self.parallel == "fsdp"):
+            raise ValueError(
+                "offload moves what fsdp shards over GPUs: give `gpus` and `parallel: fsdp`, or take it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -207,6 +221,13 @@ class Model(ModelIdentity):
         None, description="published sizes, for `python -m halos plan` before a hub model is downloaded"
     )
     resources: Annotated[Resources, INCIDENTAL] = Field(Resources(), description="what its jobs ask for")
+
+    @model_validator(mode="after")
+    def quantised_in_one_piece(self) -> Model:
+        if self.quantization is not None and self.resources.shards:
+            raise ValueError("quantised weights cannot be sharded: set `parallel: ddp` in resources, or take out "
+                             "quantization")  # fmt: skip
+        return self
 
 
 class ModelSlice(ModelIdentity, Slice):

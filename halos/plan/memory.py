@@ -196,7 +196,7 @@ def training_memory(
     """
     world = max(1, resources.gpus) * resources.nodes
     loss = stage.make_loss()
-    sharded = resources.parallel == "fsdp" and world > 1
+    sharded = resources.shards
     budget = max(resources.tokens_per_microbatch, longest)
     several = accumulates(stage, resources.tokens_per_microbatch, longest, world)
     tokens = min(budget, math.ceil(stage.batch_size / world) * longest)
@@ -222,6 +222,8 @@ def training_memory(
     keys = 2 * compute * (size.key_value_size or size.hidden_size) * size.layers * tokens if shared_prompts else 0
     fused = stage.optimizer in ("Adam", "AdamW", *EIGHT_BIT) or sharded
     whole = counted.frozen + FLOAT * trained if reduced else FLOAT * (size.parameters + added)
+    if resources.offload:
+        share = math.inf  # all shards are in main memory
     return Memory(
         weights=whole / share,
         copies=copies,
@@ -269,7 +271,16 @@ def sampling_memory(size: Size, precision: str, resources: Resources, length: in
     return Memory(number * size.parameters / gpus, activations=batch * keys / gpus + at_work)
 
 
-def main_memory(size: Size, resources: Resources, device: Memory, adapted: bool = False) -> float:
+def offloaded(size: Size, stage: Stage, counted: Trained | None) -> float:
+    """Bytes of all weights, gradients and optimiser states of a stage, which `offload` keeps in main memory."""
+    counted = counted or estimated_training(size, stage.lora)
+    head = value_head_parameters(size, stage.make_loss())
+    live = size.parameters if stage.sync_every else 0
+    weights = size.parameters + counted.added + head + live
+    return FLOAT * weights + (FLOAT + optimizer_bytes(stage)) * (counted.trained + head)
+
+
+def main_memory(size: Size, resources: Resources, device: Memory, adapted: bool = False, shards: float = 0) -> float:
     """Bytes of main memory on one node: each process reads all float32 weights before it moves or shards them, and at
     the end the first one gathers sharded weights, puts them in a model and loads what it saved again. Without GPUs, it
     holds everything else, too.
@@ -279,9 +290,10 @@ def main_memory(size: Size, resources: Resources, device: Memory, adapted: bool 
         resources: those of the job.
         device: memory of one device.
         adapted: whether adapters are trained, whose first process merges them into a fresh float32 model.
+        shards: bytes of all shards that are kept in main memory, on all nodes.
     """
     processes = max(1, resources.gpus)
-    copies = max(processes, 3) if resources.parallel == "fsdp" and processes > 1 else max(processes, 1 + adapted)
+    copies = max(processes, 3) if resources.shards else max(processes, 1 + adapted)
     ends = 2 * FLOAT * size.parameters + (device.weights if adapted else 0)
     held = copies * FLOAT * size.parameters if resources.gpus else max(device.total, ends)
-    return processes * PROCESS + held
+    return processes * PROCESS + held + shards / resources.nodes

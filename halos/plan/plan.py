@@ -18,6 +18,7 @@ from halos.plan.measured import corrected
 from halos.plan.memory import (
     longest_example,
     main_memory,
+    offloaded,
     reference_memory,
     sampling_memory,
     training_memory,
@@ -109,7 +110,8 @@ class Plan:
             work = work.after(work_of(self.study.stage(source), amount, budget, world, eval_examples))
         operations = training_operations(size, stage, resources.gradient_checkpointing, work)
         seconds = operations / (world * self._speed(cell.model))
-        main = main_memory(size, resources, memory, stage.lora is not None)
+        shards = offloaded(size, stage, counted) if resources.offload else 0
+        main = main_memory(size, resources, memory, stage.lora is not None, shards)
         return Job(str(cell.stage), cell, world, memory, main, seconds, FLOAT * size.parameters)
 
     def _counted(self, model: str, stage: Stage, quantization: str | None) -> Trained | None:
@@ -175,4 +177,4 @@ class Plan:
 
 def _single(resources: Resources) -> Resources:
     """The resources of a job of one process."""
-    return resources.model_copy(update={"gpus": min(1, resources.gpus), "parallel": "ddp"})
+    return resources.model_copy(update={"gpus": min(1, resources.gpus), "parallel": "ddp", "offload": False})

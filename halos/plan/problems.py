@@ -14,6 +14,7 @@ from halos.plan.jobs import Job
 from halos.plan.plan import Plan
 from halos.plan.sizes import config_of
 from halos.tokens.positions import Positions
+from halos.train.optimizer import UNSHARDED
 from halos.train.settings import ADAMW, Lora, Stage
 
 
@@ -88,7 +89,9 @@ def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Chang
             budget = math.ceil(stage.batch_size / (nodes * resources.gpus)) * longest
             yield having(f"nodes: {nodes} and tokens_per_microbatch: {budget}", nodes=nodes,
                          tokens_per_microbatch=budget)  # fmt: skip
-    sharded = resources.parallel == "fsdp" and resources.gpus * resources.nodes > 1
+    sharded = resources.shards
+    if resources.gpus and stage.optimizer not in UNSHARDED:
+        yield having("parallel: fsdp and offload: true", parallel="fsdp", offload=True, **saving)
     saved, adapted = resources.model_copy(update=saving), stage.model_copy(update={"lora": stage.lora or Lora()})
     if (
         stage.lora is None

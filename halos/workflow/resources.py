@@ -73,7 +73,8 @@ class JobResources:
     def launch(self, wildcards: Any) -> str:
         """Options of halos.distributed.launch: how many processes, and where."""
         resources = self._entry(wildcards)
-        return " ".join(f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus"))
+        options = [f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus")]
+        return " ".join([*options, *(["--offload"] if resources.offload else [])])
 
     def tokens(self, wildcards: Any) -> int:
         """Tokens of one microbatch."""
@@ -110,7 +111,7 @@ class ScorerResources(JobResources):
                 return Resources()
             model = study.config.models.get(name, study.config.models[wildcards.model])
             resources = model.resources
-            return resources.model_copy(update={"nodes": 1, "parallel": "ddp"})
+            return resources.model_copy(update={"nodes": 1, "parallel": "ddp", "offload": False})
 
         super().__init__(entry)
         self._scorer = scorer
