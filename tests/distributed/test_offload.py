@@ -29,7 +29,8 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
 ) -> None:
     for gpus, nodes in ((1, 1), (4, 1), (4, 2)):
         resources = Resources(gpus=gpus, nodes=nodes, parallel="fsdp", offload=True)
-        launch = parse([*JobResources(lambda _: resources).launch(None).split(), "train", "--output", "o"])
+        options = JobResources(lambda _, given=resources: given).launch(None)  # type: ignore[misc]
+        launch = parse([*options.split(), "train", "--output", "o"])
         words = launch.command({}) if nodes == 1 else launch._srun({})
         if nodes > 1:
             launch = parse(words[words.index(MODULE) + 1 :])
