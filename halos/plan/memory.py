@@ -203,7 +203,6 @@ def training_memory(
     counted = counted or estimated_training(size, stage.lora, precision, quantization)
     head = value_head_parameters(size, loss)
     added, trained = counted.added + head, counted.trained + head
-    share = world if sharded else 1
     compute = HALF if precision == "bf16" else FLOAT
     reduced = stage.lora is not None and not sharded
     copies = 0.0 if sharded or precision == "fp32" else HALF * (trained if reduced else size.parameters)
@@ -222,8 +221,7 @@ def training_memory(
     keys = 2 * compute * (size.key_value_size or size.hidden_size) * size.layers * tokens if shared_prompts else 0
     fused = stage.optimizer in ("Adam", "AdamW", *EIGHT_BIT) or sharded
     whole = counted.frozen + FLOAT * trained if reduced else FLOAT * (size.parameters + added)
-    if resources.offload:
-        share = math.inf  # all shards are in main memory
+    share = math.inf if resources.offload else world if sharded else 1  # offloaded, all shards are in main memory
     return Memory(
         weights=whole / share,
         copies=copies,
