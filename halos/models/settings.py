@@ -44,8 +44,8 @@ class Resources(Strict):
     )
     offload: bool = Field(
         False,
-        description="with fsdp, of one GPU, too: keep the shards of weights, gradients and optimiser states in main memory, "
-        "where the optimiser steps: less GPU memory, more time",
+        description="with fsdp, of one GPU, too: keep the shards of weights, gradients and optimiser states in main "
+        "memory, where the optimiser steps: less GPU memory, more time",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
