@@ -62,7 +62,9 @@ def _model(grid: Results, name: str) -> str:
         origin = f"the local model `{Path(model['path']).name}`"
     template = f" and the chat template `{model['template']}`" if model["template"] else ""
     attention = "" if model["attention"] == AUTO else f" with {model['attention']} attention"
-    numerics = f"computed in {model['precision']}{attention}"
+    held = model.get("quantization")
+    below = f", its linear layers below adapters in {held}" if held else ""
+    numerics = f"computed in {model['precision']}{attention}{below}"
     return f"{grid.label('models', name)} is {origin}{template}, {numerics}."
 
 
