@@ -34,19 +34,23 @@ def accelerator_for(precision: str) -> Accelerator:
     """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType, InitProcessGroupKwargs
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
     torch.set_flush_denormal(True)
     # without `cpu=True`, processes on a machine without an accelerator would not find each other
     options: dict[str, Any] = {"cpu": not torch.accelerator.is_available()}
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    policies: dict[str, Any] = {}
+    if precision == "bf16":
+        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policies["mixed_precision_policy"] = half
+    if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
+        policies["cpu_offload"] = CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
     if sharded:  # weights that are handed out shall leave the main memory
         _mallopt(MMAP_THRESHOLD, 2**20)
+        options |= {"fsdp_plugin": FullyShardedDataParallelPlugin(**policies)} if policies else {}
     elif not torch.accelerator.is_available():
         _keep_freed_memory()
-    if precision == "bf16" and sharded:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        options["fsdp_plugin"] = FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=PATIENCE))
     accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[patience],
                               **options)  # fmt: skip

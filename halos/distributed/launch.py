@@ -49,6 +49,7 @@ class Launch:
         head: host at which the processes of several nodes meet; None for the first node of srun's step.
         port: port on that host; None before srun has started this module on each node.
         one_process: whether a node has one process, which uses all its GPUs.
+        offload: whether shards are kept in main memory, of a single process, too.
     """
 
     nodes: int
@@ -59,6 +60,7 @@ class Launch:
     head: str | None = None
     port: int | None = None
     one_process: bool = False
+    offload: bool = False
 
     @property
     def per_node(self) -> int:
@@ -70,6 +72,10 @@ class Launch:
         """Number of processes of all nodes."""
         return self.nodes * self.per_node
 
+    @property
+    def _is_alone(self) -> bool:
+        return self.processes == 1 and not self.offload
+
     def command(self, environment: Mapping[str, str]) -> list[str]:
         """The command that replaces this process.
 
@@ -79,7 +85,7 @@ class Launch:
         Raises:
             HalosError: several nodes, but this is no Slurm job.
         """
-        if self.processes == 1:
+        if self._is_alone:
             return [sys.executable, "-m", "halos", *self.verb]
         if self.nodes == 1:
             return self._accelerate("localhost", hold_port(), rank=0)
@@ -103,6 +109,7 @@ class Launch:
             "num_cpu_threads_per_process": max(1, self.cpus // self.per_node),
             "main_process_ip": head,
             "main_process_port": port,
+            **({"fsdp_offload_params": "true"} if self.offload else {}),
         }
         return [sys.executable, "-m", "accelerate.commands.launch", *_words(options), "-m", "halos", *self.verb]
 
@@ -130,11 +137,12 @@ class Launch:
         options = {**same, **meeting}
         # a step within a step, such as that of `srun --pty bash`, would wait for the end of the outer one
         overlap = ["--overlap"] if "SLURM_STEP_ID" in environment else []
-        return ["srun", *_words(step), *overlap, sys.executable, "-m", MODULE, *_words(options), *self.verb]
+        flags = ["--offload"] if self.offload else []
+        return ["srun", *_words(step), *overlap, sys.executable, "-m", MODULE, *_words(options), *flags, *self.verb]
 
     def variables(self) -> dict[str, str]:
         """The environment variables to set for the command."""
-        if self.processes == 1:
+        if self._is_alone:
             return {PROCESSES: "1"}
         on_cpu = {} if self.gpus else {"ACCELERATE_USE_CPU": "true"}
         return {PROCESSES: str(self.processes), "PET_SHUTDOWN_TIMEOUT": str(PATIENCE), **on_cpu}
@@ -187,6 +195,7 @@ def parse(argv: list[str] | None = None) -> Launch:
     parser.add_argument("--nodes", type=_count, default=1, help="number of nodes; several need a Slurm job")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node; 0 for one process on its CPU")
     parser.add_argument("--parallel", choices=("ddp", "fsdp"), default="ddp", help="all weights or a shard in each")
+    parser.add_argument("--offload", action="store_true", help="with fsdp: keep shards in main memory")
     parser.add_argument("--cpus", type=_count, default=1, help="CPU cores of each node")
     parser.add_argument("--one-process", action="store_true", help="one process for all GPUs of the one node")
     parser.add_argument("--head", help="host at which processes of several nodes meet (default: the first)")

@@ -44,7 +44,7 @@ def reshard(module: nn.Module) -> None:
 def keep_float32(module: nn.Module, accelerator: Any) -> None:
     """Shard a module by itself, before the model around it, so that it computes in float32 in a bf16 model."""
     if accelerator.is_fsdp2:
-        fully_shard(module, mp_policy=MixedPrecisionPolicy())
+        fully_shard(module, mp_policy=MixedPrecisionPolicy(), offload_policy=accelerator.state.fsdp_plugin.cpu_offload)
 
 
 def name_layers(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +38,49 @@ def freeze(network: PreTrainedModel, precision: str) -> None:
         network: the model, changed in place.
         precision: `bf16` or `fp32`.
     """
+    network.requires_grad_(False)
+    if precision == "bf16":
+        _round_linear(network)
+
+
+def hold_in_compute_type(model: Any, precision: str) -> None:
+    """Hold the frozen matrices of a model with adapters once, in the compute type.
+
+    Norms and all that is trained stay float32.
+    Linear layers give what they gave, see `freeze`. The embeddings are rounded to bfloat16, which changes those of a
+    model whose weights were not bfloat16, and are float32 again behind their layer: the states between layers are as
+    precise as they were.
+
+    Args:
+        model: the model within its adapters, changed in place.
+        precision: `bf16` or `fp32`, with which nothing changes.
+    """
     import torch
     from torch import nn
 
-    network.requires_grad_(False)
     if precision != "bf16":
         return
+    embeddings = model.get_input_embeddings()
+    if type(embeddings) is nn.Embedding and not embeddings.weight.requires_grad:  # of no class that scales, or adapted
+        embeddings.to(torch.bfloat16)
+        embeddings.register_forward_hook(_to_float32)
+    _round_linear(model)
+
+
+def _to_float32(module: Any, inputs: Any, output: Any) -> Any:
+    return output.float()
+
+
+def _round_linear(network: Any) -> None:
+    """Round the weights of linear layers to bfloat16, but those that are trained, or embeddings in float32 as well."""
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     for module in network.modules():
-        if type(module) is nn.Linear and id(module.weight) not in embeddings:
+        is_trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if type(module) in (nn.Linear, Conv1D) and id(module.weight) not in embeddings and not is_trained:
             module.to(torch.bfloat16)
 
 
@@ -56,6 +91,7 @@ def load(
     dtype: str = "float32",
     own_labels: bool = False,
     weights: bool = True,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
     """A language model or reward model, from safetensors only.
 
@@ -67,11 +103,12 @@ def load(
         dtype: torch's name of the weights' type.
         own_labels: with `score`, keep the labels and the score layer of a finished reward model as they are.
         weights: whether its weights are read; if not, the model is on the meta device, and is not tried out.
+        quantization: `nf4` or `int8`: linear layers are quantised once they are read, by `halos.models.quantised`.
 
     Raises:
         HalosError: the folder holds no such model, its weights are quantised or not all there, transformers has no
-            classifier of its type, its class lacks the attention implementation or that cannot be computed here, or it
-            sees the tokens that follow.
+            classifier of its type, its class lacks the attention implementation or that cannot be computed here, it
+            sees the tokens that follow, or it cannot be quantised.
     """
     import torch
     from safetensors import SafetensorError
@@ -126,6 +163,12 @@ def load(
             check_attends_to_the_past(model)
         elif not is_reward_model(folder):
             check_reads_to_the_end(model)
+    if quantization is not None:
+        if find_spec("bitsandbytes") is None:
+            raise HalosError(f"`quantization: {quantization}` needs bitsandbytes: pip install bitsandbytes")
+        from halos.models.quantised import quantise
+
+        quantise(model, quantization)
     return model
 
 

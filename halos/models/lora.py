@@ -96,19 +96,21 @@ def coverage(model: Any) -> Coverage:
         adapted = {id(m.get_param() if isinstance(m, ParamWrapper) else m.get_base_layer().weight) for m in layers}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total, covered = 0, 0
+    packed = packed_sizes(model)
     left: dict[str, list[str]] = {}
     copies: Counter[str] = Counter()
     in_full = {name.split(".modules_to_save.")[0] for name, _ in model.named_parameters() if "modules_to_save." in name}
     for name, parameter in model.named_parameters():
         if re.search(r"\.(lora_|modules_to_save\.|token_adapter\.)", name):
             continue
-        total += parameter.numel()
+        size = packed.get(id(parameter), parameter.numel())
+        total += size
         plain = re.sub(r"^base_model\.model\.|\.base_layer|\.original_module", "", name)
         every = re.sub(r"\.\d+(?=\.)", ".*", plain)
         copies[every] += 1
         is_saved = name.split(".original_module.")[0] in in_full
         if parameter.requires_grad or id(parameter) in adapted or is_saved:
-            covered += parameter.numel()
+            covered += size
         else:
             left.setdefault(every, []).append(plain)
     others = (
@@ -168,10 +170,23 @@ def _config(model: Any, settings: dict[str, Any], scores: bool, tokens: Sequence
     embeddings = _names_of(model, model.get_input_embeddings())
     if tokens and any(name in modules or _is_named(name, saved) for name in embeddings):
         raise HalosError(f"lora: the loss trains new tokens in {embeddings[0]}: take it out of the layers of `lora`")
+    if in_bits := [name for name in saved if any(map(is_quantised, model.get_submodule(name).modules()))]:
+        raise HalosError(
+            f"lora.modules_to_save: {in_bits[0]} is quantised, and only adapters can be trained of it: take it out, or "
+            "take `quantization` out of the model's entry"
+        )
+    dora = settings.get("dora", False)
+    if dora and parameters:
+        raise HalosError(
+            f"lora.dora: peft has no DoRA of {parameters[0]}, which is a parameter and no layer: name layers alone in "
+            "`target_modules`, or take out `dora`"
+        )
     return LoraConfig(
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=0.0 if parameters else settings["dropout"],
+        use_dora=dora,
+        use_rslora=settings.get("rslora", False),
         target_modules=modules,
         target_parameters=parameters or None,
         modules_to_save=saved or None,
@@ -196,6 +211,9 @@ def _linear(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or name.startswith(encoders):
             continue
+        if is_quantised(module):
+            yield name
+            continue
         if type(module) not in (nn.Linear, Conv1D):
             inputs = torch.linspace(-1, 1, 2 * module.weight.shape[1]).view(2, -1).to(module.weight)
             try:
@@ -213,6 +231,45 @@ def _linear(model: nn.Module) -> Iterator[str]:
         except ValueError:
             continue
         yield name
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a layer is one of `halos.models.quantised`, whose `dequantised()` is its weight."""
+    return hasattr(module, "dequantised")
+
+
+def is_reduced(model: nn.Module) -> bool:
+    """Whether a model holds weights in fewer bits than float32."""
+    import torch
+
+    return any(parameter.dtype != torch.float32 for parameter in model.parameters())
+
+
+def packed_sizes(model: nn.Module) -> dict[int, int]:
+    """{id: number of weights} of the parameters that hold several weights in a number, those of quantised layers."""
+    layers: Iterator[Any] = filter(is_quantised, model.modules())
+    return {id(layer.weight): layer.in_features * layer.out_features for layer in layers}
+
+
+def quantised_share(model: nn.Module) -> float:
+    """The fraction of a model's weights that are in quantised layers."""
+    return sum(packed_sizes(model).values()) / weights_of(model)
+
+
+def weights_of(model: nn.Module) -> int:
+    """Number of weights of a model."""
+    packed = packed_sizes(model)
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+
+
+def quantisable(model: Any) -> Iterator[str]:
+    """Names of the layers that `quantization` of a model's entry quantises: linear ones that multiply by a weight of
+    their own, but the output layer."""
+    shared = _shared(model)
+    tied = id(getattr(model.get_input_embeddings(), "weight", None))
+    for name in _without_ends(model, list(_linear(model))):
+        if name not in shared and id(model.get_submodule(name).weight) != tied:
+            yield name
 
 
 def _encoders(model: Any) -> list[str]:

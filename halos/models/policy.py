@@ -38,6 +38,7 @@ def begin(
     lora: dict[str, Any] | None,
     freeze: Sequence[str] = (),
     weights: bool = True,
+    quantization: str | None = None,
 ) -> tuple[Any, PreTrainedTokenizerBase | None, dict[str, int]]:
     """The policy or reward model that a training starts from.
 
@@ -48,6 +49,7 @@ def begin(
         lora: settings of LoRA, or None to train all weights.
         freeze: patterns of the names of parameters that are not trained.
         weights: whether weights are read; if not, the model is on the meta device.
+        quantization: how the linear layers below LoRA are held: `nf4`, `int8` or None.
 
     Returns:
         The model; its tokenizer, or None if it is the parent's unchanged; role -> id of the control token that
@@ -57,7 +59,10 @@ def begin(
         HalosError: the folder holds no such model or adapters, a reward model would have no padding token, or there is
             no layer of a name that `lora` or `freeze` gives.
     """
-    model: Any = load(parent, attention, score=loss.head == "score", weights=weights)
+    if quantization is not None and lora is None:
+        raise HalosError(f"a model with `quantization: {quantization}` is trained by adapters alone: give the stage "
+                         "`lora: {}`, or take `quantization` out of the model's entry")  # fmt: skip
+    model: Any = load(parent, attention, score=loss.head == "score", weights=weights, quantization=quantization)
     check_causal(model.config)
     if hasattr(model.config, RESCALING):
         setattr(model.config, RESCALING, 0)

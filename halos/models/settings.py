@@ -36,6 +36,7 @@ Attention = Annotated[
 ]
 Precision = Literal["bf16", "fp32"]
 SavePrecision = Literal["auto", "bf16", "fp32"]
+Quantization = Literal["nf4", "int8"]
 
 
 def saved_precision(setting: SavePrecision, precision: Precision, is_round: bool) -> Precision:
@@ -77,14 +78,28 @@ class Resources(Strict):
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="with several GPUs: all weights on each (ddp) or a shard (fsdp)"
     )
+    offload: bool = Field(
+        False,
+        description="with fsdp, of one GPU, too: keep the shards of weights, gradients and optimiser states in main "
+        "memory, where the optimiser steps: less GPU memory, more time",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
+
+    @property
+    def shards(self) -> bool:
+        """Whether trainings shard the weights over their processes."""
+        return self.parallel == "fsdp" and (self.gpus * self.nodes > 1 or self.offload)
 
     @model_validator(mode="after")
     def shards_on_gpus(self) -> Resources:
         if self.parallel == "fsdp" and self.nodes > 1 and not self.gpus:
             raise ValueError("weights are sharded over GPUs: give `gpus`, or leave out `parallel: fsdp`")
+        if self.offload and not (self.gpus and self.parallel == "fsdp"):
+            raise ValueError(
+                "offload moves what fsdp shards over GPUs: give `gpus` and `parallel: fsdp`, or take it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -170,7 +185,15 @@ class ModelIdentity(Strict):
         exclude_if=lambda wanted: not wanted,
         description="train, and compute references, with layers that torch.compile has compiled",
     )
-    precision: Precision = Field("bf16", description="compute type; master weights are always float32")
+    precision: Precision = Field(
+        "bf16", description="compute type; weights that are trained are always float32, those below LoRA in it"
+    )
+    quantization: Quantization | None = Field(
+        None,
+        exclude_if=lambda kind: kind is None,
+        description="hold the linear layers below LoRA in 4 (nf4: QLoRA) or 8 bits (int8), in trainings and reference "
+        "passes; every stage needs `lora`, and a trained model is published in full",
+    )
     reward_logit: RewardLogit = Field(
         "second",
         exclude_if=lambda logit: logit == "second",
@@ -249,6 +272,13 @@ class Model(ModelIdentity):
         None, description="published sizes, for `python -m halos plan` before a hub model is downloaded"
     )
     resources: Annotated[Resources, INCIDENTAL] = Field(Resources(), description="what its jobs ask for")
+
+    @model_validator(mode="after")
+    def quantised_in_one_piece(self) -> Model:
+        if self.quantization is not None and self.resources.shards:
+            raise ValueError("quantised weights cannot be sharded: set `parallel: ddp` in resources, or take out "
+                             "quantization")  # fmt: skip
+        return self
 
 
 class ModelSlice(ModelIdentity, Slice):

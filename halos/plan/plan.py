@@ -19,6 +19,7 @@ from halos.plan.measured import corrected
 from halos.plan.memory import (
     longest_example,
     main_memory,
+    offloaded,
     over_shards,
     reference_memory,
     sampling_memory,
@@ -57,7 +58,7 @@ class Plan:
             )
         self.study = Study(config, grid)
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
-        self._counts: dict[tuple[str, str, tuple[str, ...], str | None], Trained | None] = {}
+        self._counts: dict[tuple[str, str, tuple[str, ...], str | None, str | None], Trained | None] = {}
         models = self.study.settings.models
         sized = dict.fromkeys((*models, *self.study.reference_models))
         self.sizes = {m: size_of(m, config.models[m], results) for m in sized}
@@ -88,13 +89,21 @@ class Plan:
         length = self.config.datasets[cell.dataset].max_length + bool(loss.control)
         return longest_example(loss.view, length, self.amounts[cell.dataset, cell.model].group)
 
-    def training(self, cell: Cell, resources: Resources | None = None, stage: Stage | None = None) -> Job:
-        """The training of a cell, by default with its own resources and stage."""
+    def training(
+        self,
+        cell: Cell,
+        resources: Resources | None = None,
+        stage: Stage | None = None,
+        quantization: str | None = None,
+    ) -> Job:
+        """The training of a cell, by default with its own resources, stage and quantisation."""
         model = self.config.models[cell.model]
+        quantization = quantization or model.quantization
         resources, stage = resources or model.resources, stage or self.study.stage(cell)
         size, world = self.sizes[cell.model], max(1, resources.gpus) * resources.nodes
-        counted = self._counted(cell.model, stage)
-        memory = training_memory(size, stage, model.precision, resources, self.longest(cell, stage), counted)
+        counted = self._counted(cell.model, stage, quantization)
+        longest = self.longest(cell, stage)
+        memory = training_memory(size, stage, model.precision, resources, longest, counted, quantization)
         eval_examples = self.config.datasets[cell.dataset].eval_examples
         amount = self.amounts[cell.dataset, cell.model]
         budget, source = resources.tokens_per_microbatch, self.study.resumed(cell)
@@ -103,19 +112,21 @@ class Plan:
             work = work.after(work_of(self.study.stage(source), amount, budget, world, eval_examples))
         operations = training_operations(size, stage, resources.gradient_checkpointing, work)
         seconds = operations / (world * self._speed(cell.model))
-        main = main_memory(size, resources, memory)
+        shards = offloaded(size, stage, counted) if resources.offload else 0
+        main = main_memory(size, resources, memory, stage.lora is not None, shards)
         saved = saved_precision(model.save_precision, model.precision, is_round=stage.online is not None)
         disk = (HALF if saved == "bf16" else FLOAT) * size.parameters
         return Job(str(cell.stage), cell, world, memory, main, seconds, disk)
 
-    def _counted(self, model: str, stage: Stage) -> Trained | None:
+    def _counted(self, model: str, stage: Stage, quantization: str | None) -> Trained | None:
         """What a stage trains of a model, where it is not all of it; None where no config is there to count by."""
         if stage.lora is None and not stage.freeze:
             return None
-        key = (model, str(stage.lora), stage.freeze, stage.make_loss().head)
+        key = (model, str(stage.lora), stage.freeze, stage.make_loss().head, quantization)
         if key not in self._counts:
-            config = config_of(model, self.config.models[model], self.results)
-            self._counts[key] = None if config is None else counted_training(config, stage)
+            entry = self.config.models[model]
+            config, precision = config_of(model, entry, self.results), entry.precision
+            self._counts[key] = None if config is None else counted_training(config, stage, precision, quantization)
         return self._counts[key]
 
     def _speed(self, model: str) -> float:
@@ -138,9 +149,10 @@ class Plan:
             model, size = self.config.models[cell.model], self.sizes[cell.model]
             amount = self.amounts[cell.dataset, of]
             longest = self.config.datasets[cell.dataset].max_length
-            memory = reference_memory(size, model.precision, max(model.resources.tokens_per_microbatch, longest))
+            budget = max(model.resources.tokens_per_microbatch, longest)
+            memory = reference_memory(size, model.precision, budget, model.quantization)
             world = max(1, model.resources.gpus) * model.resources.nodes
-            if world > 1 and model.resources.parallel == "fsdp":
+            if model.resources.shards:
                 memory = over_shards(memory, size, model.precision, world)
             tokens = amount.prompts * amount.prompt + amount.responses * amount.response
             seconds = 2.0 * size.parameters * tokens / (world * self._speed(cell.model))
@@ -171,4 +183,4 @@ class Plan:
 
 def _single(resources: Resources) -> Resources:
     """The resources of a job of one process."""
-    return resources.model_copy(update={"gpus": min(1, resources.gpus), "parallel": "ddp"})
+    return resources.model_copy(update={"gpus": min(1, resources.gpus), "parallel": "ddp", "offload": False})

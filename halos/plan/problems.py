@@ -14,7 +14,8 @@ from halos.plan.jobs import Job
 from halos.plan.plan import Plan
 from halos.plan.sizes import config_of
 from halos.tokens.positions import Positions
-from halos.train.settings import Lora, Stage
+from halos.train.optimizer import UNSHARDED
+from halos.train.settings import ADAMW, Lora, Stage
 
 
 def problems(plan: Plan) -> list[str]:
@@ -58,16 +59,20 @@ def _help(plan: Plan, job: Job) -> str:
         larger = [n for n in (2, 4, 8) if n > resources.tensor_parallel]
         return f"sampler: vllm and a tensor_parallel of {' or '.join(map(str, larger)) or 'more than one node has'}"
     stage = plan.study.stage(job.cell)
-    fitting = [name for name, other, changed in _changes(resources, stage, plan.longest(job.cell, stage))
-               if plan.fits(plan.training(job.cell, other, changed))]  # fmt: skip
+    fitting = [name for name, other, changed, kind in _changes(resources, stage, plan.longest(job.cell, stage))
+               if plan.fits(plan.training(job.cell, other, changed, kind))]  # fmt: skip
     return "it fits with " + ", or with ".join(fitting[:3]) if fitting else "no setting helps; take larger GPUs"
 
 
-def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[tuple[str, Resources, Stage]]:
-    """Changes that may make a training fit, from small to large: name, resources, stage."""
+Change = tuple[str, Resources, Stage, str | None]
+"""A name, resources, a stage, and a quantisation of the model; None for its own."""
 
-    def having(name: str, **changes: Any) -> tuple[str, Resources, Stage]:
-        return name, resources.model_copy(update=changes), stage
+
+def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Change]:
+    """Changes that may make a training fit, from small to large."""
+
+    def having(name: str, **changes: Any) -> Change:
+        return name, resources.model_copy(update=changes), stage, None
 
     saving = {"gradient_checkpointing": True, "tokens_per_microbatch": min(longest, resources.tokens_per_microbatch)}
     yield having("gradient_checkpointing", gradient_checkpointing=True)
@@ -84,5 +89,19 @@ def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[tuple
             budget = math.ceil(stage.batch_size / (nodes * resources.gpus)) * longest
             yield having(f"nodes: {nodes} and tokens_per_microbatch: {budget}", nodes=nodes,
                          tokens_per_microbatch=budget)  # fmt: skip
+    sharded = resources.shards
+    if resources.gpus and stage.optimizer not in UNSHARDED:
+        yield having("parallel: fsdp and offload: true", parallel="fsdp", offload=True, **saving)
+    saved, adapted = resources.model_copy(update=saving), stage.model_copy(update={"lora": stage.lora or Lora()})
+    if (
+        stage.lora is None
+        and stage.optimizer == "AdamW"
+        and stage.optimizer_args.keys() <= ADAMW.keys()
+        and not sharded
+    ):
+        yield "optimizer: AdamW8bit", saved, stage.model_copy(update={"optimizer": "AdamW8bit"}), None
     if stage.lora is None:
-        yield "lora in the stage", resources.model_copy(update=saving), stage.model_copy(update={"lora": Lora()})
+        yield "lora in the stage", saved, adapted, None
+    if not sharded:
+        name = "quantization: nf4 in the model" + ("" if stage.lora else " and lora in the stage")
+        yield name, saved, adapted, "nf4"

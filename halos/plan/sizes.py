@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from halos.data.report import DataReport
 from halos.errors import HalosError
-from halos.models.load import built
-from halos.models.lora import with_lora
+from halos.models.load import built, hold_in_compute_type
+from halos.models.lora import quantisable, with_lora
 from halos.models.policy import freeze_parameters
 from halos.models.settings import Model, Size
+from halos.plan.devices import FLOAT
 from halos.pretrained import check_code, read_config
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
@@ -128,14 +129,39 @@ def measured_size(config: Any) -> Size:
 
 
 class Trained(NamedTuple):
-    """Number of weights that a stage adds to a model (adapters, whole copies of layers), and that it trains."""
+    """What a stage trains of a model.
+
+    Attributes:
+        added: number of weights that it adds to the model (adapters, whole copies of layers).
+        trained: number of weights that it trains.
+        frozen: bytes of the weights that it does not train, on a device that holds them all.
+    """
 
     added: float
     trained: float
+    frozen: float
 
 
-def counted_training(config: Any, stage: Stage) -> Trained:
+NF4_BYTES = 1 / 2 + 1 / 64 + FLOAT / (64 * 256)
+"""Bytes of a weight in nf4: 4 bits, for each block of 64 a scale of 8 bits, and for 256 of these one of 32."""
+
+NF4_TABLES = FLOAT * (16 + 256 + 1)
+"""Bytes of the tables of a matrix in nf4: its values, those of its scales, and the scales' mean."""
+
+
+def quantised_bytes(quantization: str, rows: int, columns: int) -> float:
+    """Bytes of a quantised matrix of so many outputs and inputs, with its scales and tables."""
+    return NF4_BYTES * rows * columns + NF4_TABLES if quantization == "nf4" else rows * columns + 2 * FLOAT * rows
+
+
+def counted_training(config: Any, stage: Stage, precision: str = "fp32", quantization: str | None = None) -> Trained:
     """What a stage trains of the model that a transformers config describes, built without memory for its weights.
+
+    Args:
+        config: the config.
+        stage: the stage.
+        precision: compute type, in which weights below LoRA are held.
+        quantization: how linear layers below LoRA are held: `nf4`, `int8` or None.
 
     Raises:
         HalosError: the model has no layer or weight of a name in `lora` or `freeze`, or cannot be a reward model.
@@ -143,15 +169,21 @@ def counted_training(config: Any, stage: Stage) -> Trained:
     import torch
 
     scores = stage.make_loss().head == "score"
+    packed: dict[int, float] = {}
     with torch.device("meta"):
         model = built(config, scores)
         before = sum(p.numel() for p in model.parameters())
+        if quantization is not None:
+            layers = [model.get_submodule(name) for name in quantisable(model)]
+            packed = {id(layer.weight): quantised_bytes(quantization, *layer.weight.shape) for layer in layers}
         if stage.lora is not None:
             model = with_lora(model, {**stage.lora.model_dump(), "path": None}, scores)
+            hold_in_compute_type(model, precision)
         freeze_parameters(model, stage.freeze)
     weights = list(model.parameters())
     trained = sum(p.numel() for p in weights if p.requires_grad)
-    return Trained(sum(p.numel() for p in weights) - before, trained)
+    frozen = sum(packed.get(id(p), p.numel() * p.element_size()) for p in weights if not p.requires_grad)
+    return Trained(sum(p.numel() for p in weights) - before, trained, frozen)
 
 
 def amount_of(config: Config, dataset: str, model: str, results: Path) -> Amount:

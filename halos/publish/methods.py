@@ -64,8 +64,10 @@ def _model(grid: Results, name: str) -> str:
         origin = f"the local model `{Path(model['path']).name}`"
     template = f" and the chat template `{model['template']}`" if model["template"] else ""
     attention = "" if model["attention"] == AUTO else f" with {model['attention']} attention"
+    held = model.get("quantization")
+    below = f", its linear layers below adapters in {held}" if held else ""
     faster = "".join(f", with {text}" for name, text in FASTER.items() if model.get(name))
-    numerics = f"computed in {model['precision']}{attention}{faster}"
+    numerics = f"computed in {model['precision']}{attention}{below}{faster}"
     return f"{grid.label('models', name)} is {origin}{template}, {numerics}."
 
 

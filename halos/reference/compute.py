@@ -85,12 +85,16 @@ def reference(
             raise HalosError(
                 f"the reward model in {parent} is from elsewhere: `python -m halos score` makes its scores"
             )
-
+    quantization = None if part == SCORES else settings.quantization  # a reward model scores as it is published
+    if quantization is not None and accelerator.is_fsdp2:
+        raise HalosError("quantised weights cannot be sharded: set `parallel: ddp` in the model's resources")
     if settings.liger:
         check_liger(read_config(parent / "model"))
 
     def begin(found: Trial | None = None) -> tuple[tuple[Any, str | None], Trial]:
-        network = load(parent / "model", settings.attention, score=part == SCORES, weights=found is None)
+        network = load(
+            parent / "model", settings.attention, score=part == SCORES, weights=found is None, quantization=quantization
+        )
         module = SequenceScores(network) if part == SCORES else ResponseLogps(network)
         if found is None:
             found = Trial.of(module, int(sequences.lengths.sum(-1).max()))
@@ -115,7 +119,7 @@ def reference(
     model = prepare_frozen(module, accelerator).eval()
     if weights is not None:
         weights.hand_out(model)
-    depends_on = {**made_from, **settings.model_dump(exclude={"plugins", "local"})}
+    depends_on = {**made_from, **settings.model_dump(exclude={"plugins", "local"}), "quantization": quantization}
     done = Done(output, depends_on, offsets, accelerator)
     tokens = sequences.lengths[rows].sum(-1)
     bar = tqdm(total=int(tokens.sum()), initial=int(tokens[: done.rows].sum()), desc=f"reference {part}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halos.models.settings import Attention, Precision
+from halos.models.settings import Attention, Precision, Quantization
 from halos.settings import Slice
 
 
@@ -13,3 +13,4 @@ class ReferenceSlice(Slice, extra="ignore"):
     precision: Precision
     liger: bool = False
     compile: bool = False
+    quantization: Quantization | None = None

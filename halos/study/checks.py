@@ -121,6 +121,21 @@ def check_views(study: Study) -> None:
             raise HalosError(f"stages.{cell.stage}: {no_view(cell.dataset, view)}")
 
 
+def check_quantised(study: Study) -> None:
+    """Refuse a study that trains all weights of a model whose entry quantises them.
+
+    Raises:
+        HalosError: naming the model and the stage.
+    """
+    for cell in study.trained:
+        kind = study.config.models[cell.model].quantization
+        if kind is not None and study.stage(cell).lora is None:
+            raise HalosError(
+                f"models.{cell.model} has `quantization: {kind}`, and is trained by adapters alone: give stages."
+                f"{cell.stage} `lora: {{}}`, or take quantization out"
+            )
+
+
 def check_classifiers(study: Study) -> None:
     """Refuse a study that trains a reward model from a model whose type has no sequence classifier.
 

@@ -114,6 +114,8 @@ def _run(config: Config, *ids: str) -> Content:
     entry(config, "datasets", cell.dataset)
     content = {**cell.ids, "attention": model.attention, "precision": model.precision}
     content |= {name: True for name in ("liger", "compile") if getattr(model, name)}
+    if model.quantization is not None:
+        content["quantization"] = model.quantization
     if cell.stage is None:
         return content
     for name in cell.method.split("-"):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +173,23 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimiser state as tensors by "parameter/name" (this process's shards), and the rest, which JSON can hold."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
+    seen: set[int] = set()
     for parameter, entries in state["state"].items():
-        for name, value in entries.items():
+        for name, value in _one_level(entries).items():
             if isinstance(value, Tensor):
-                tensors[f"{parameter}/{name}"] = local(value).contiguous()
+                tensor = local(value).contiguous()
+                shared = tensor.data_ptr() in seen  # bitsandbytes has one table for all; safetensors takes none twice
+                seen.add(tensor.data_ptr())
+                tensors[f"{parameter}/{name}"] = tensor.clone() if shared else tensor
             else:
                 values["state"][f"{parameter}/{name}"] = value
     return tensors, values
+
+
+def _one_level(entries: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's state without the levels in which bitsandbytes puts its quantised part."""
+    inner = [_one_level(value) for value in entries.values() if isinstance(value, dict)]
+    return reduce(or_, inner, {name: value for name, value in entries.items() if not isinstance(value, dict)})
 
 
 def _unflatten(tensors: dict[str, Tensor], values: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from halos.losses import Loss
 from halos.tokens.selection import select
 from halos.tokens.store import Store
 from halos.train.batches import Examples
-from halos.train.optimizer import whole_steps
+from halos.train.optimizer import optimizer_class, whole_steps
 from halos.train.settings import Stage
 
 
@@ -83,7 +82,7 @@ def _of_sizes(stage: Stage, n: int) -> Iterator[str]:
 
 def _of_weights(stage: Stage, loss: Loss) -> Iterator[str]:
     """The optimiser's weight decay, and adapters that the reference does not have."""
-    default = inspect.signature(getattr(torch.optim, stage.optimizer)).parameters.get("weight_decay")
+    default = inspect.signature(optimizer_class(stage.optimizer)).parameters.get("weight_decay")
     decay = stage.optimizer_args.get("weight_decay", default.default if default else 0)
     if not stage.decay_norms_and_biases and not decay:
         yield "decay_norms_and_biases: there is no weight decay (set it by `optimizer_args: {weight_decay: ...}`)"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 
 from halos.errors import HalosError
-from halos.train.settings import Stage
+from halos.train.settings import EIGHT_BIT, Stage
+
+UNSHARDED = {"Adafactor": "torch", "AdamW8bit": "bitsandbytes", "PagedAdamW8bit": "bitsandbytes"}
+"""Optimiser that takes whole weights alone -> the library that it is of."""
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
@@ -18,7 +22,7 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     With `decay_norms_and_biases: false`, one-dimensional parameters are a group of their own without weight decay.
 
     Raises:
-        HalosError: `optimizer_args` are not arguments of this optimiser.
+        HalosError: `optimizer_args` are not arguments of this optimiser, or its library is not installed.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": trained}]
@@ -27,7 +31,7 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
         groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": vectors, "weight_decay": 0.0}]
     # YAML has no tuples, which torch wants (betas)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stage.optimizer_args.items()}
-    kind = getattr(torch.optim, stage.optimizer)
+    kind = optimizer_class(stage.optimizer)
     if stage.optimizer in ("Adam", "AdamW") and "foreach" not in arguments:
         # one pass over the weights instead of ten; torch's other fused optimisers cannot take sharded weights
         arguments.setdefault("fused", True)
@@ -36,6 +40,20 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     except (TypeError, ValueError) as error:
         raise HalosError(f"optimizer_args of {stage.optimizer}: {error}") from error
     return optimizer
+
+
+def optimizer_class(name: str) -> Any:
+    """The class of an optimiser: of torch, or of bitsandbytes, whose states take 8 bits a number.
+
+    Paged states may be moved from a GPU to main memory, where they are in any case without one.
+    """
+    if name not in EIGHT_BIT:
+        return getattr(torch.optim, name)
+    if find_spec("bitsandbytes") is None:
+        raise HalosError(f"the optimiser {name} needs bitsandbytes: pip install bitsandbytes")
+    import bitsandbytes
+
+    return getattr(bitsandbytes.optim, name if torch.cuda.is_available() else "AdamW8bit")
 
 
 def learning_rate(

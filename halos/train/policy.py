@@ -12,7 +12,7 @@ from halos.errors import HalosError
 from halos.forward.networks import ResponseLogps, SequenceScores, ValueHead, states_size
 from halos.forward.packable import Trial, check_training_mode, own_outputs
 from halos.models.fused import check_liger
-from halos.models.lora import Coverage, coverage
+from halos.models.lora import Coverage, coverage, weights_of
 from halos.models.policy import begin
 from halos.pretrained import read_config
 from halos.registry import suggest
@@ -58,7 +58,7 @@ class Policy:
         if inputs.settings.liger:
             check_liger(read_config(inputs.parent))
         model, tokenizer, control = load_model(inputs, weights=trial is None)
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters = weights_of(model)
         unchecked_because = _checkpoint_activations(model) if gradient_checkpointing else None
         loss = inputs.loss
         head = ValueHead(states_size(model)) if loss.head == "value" else None
@@ -119,9 +119,15 @@ def _checkpoint_activations(model: Any) -> str | None:
     return None
 
 
-def load_model(inputs: Inputs, weights: bool = True) -> tuple[Any, Any, dict[str, int]]:
-    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`; without `weights` on the meta
-    device."""
-    lora = inputs.stage.lora
+def load_model(inputs: Inputs, weights: bool = True, quantised: bool = True) -> tuple[Any, Any, dict[str, int]]:
+    """A run's model, tokenizer and control tokens, see `halos.models.policy.begin`.
+
+    Args:
+        inputs: the run's inputs.
+        weights: whether weights are read; if not, the model is on the meta device.
+        quantised: whether it is quantised, if its entry has a `quantization`.
+    """
+    lora, given = inputs.stage.lora, inputs.settings
     settings = None if lora is None else lora.model_dump()
-    return begin(inputs.parent, inputs.settings.attention, inputs.loss, settings, inputs.stage.freeze, weights)
+    quantization = given.quantization if quantised else None
+    return begin(inputs.parent, given.attention, inputs.loss, settings, inputs.stage.freeze, weights, quantization)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,8 +17,9 @@ from halos.distributed.accelerator import peak_memory_gb
 from halos.distributed.loading import gather
 from halos.files import hash_file, whole
 from halos.manifest import VALUE_HEAD, Manifest
-from halos.models.lora import Coverage
+from halos.models.lora import Coverage, is_quantised, is_reduced
 from halos.models.policy import save
+from halos.seeds import derive
 from halos.train.batches import Examples
 from halos.train.inputs import Inputs
 from halos.train.policy import load_model
@@ -64,9 +67,13 @@ class Publisher:
             parts[part][own] = tensor
         if not self.accelerator.is_main_process:
             return
+        model, weights = self._model(merge), parts["model"]
+        policy = self.accelerator.unwrap_model(self.policy).model
+        if model is not policy and not self.accelerator.is_fsdp2:
+            weights = _in_full(policy, weights, model)
         save(
-            self._model(merge),
-            parts["model"],
+            model,
+            weights,
             self.inputs.parent,
             folder,
             self.tokenizer,
@@ -79,15 +86,21 @@ class Publisher:
                 save_file({name: tensor.cpu().contiguous() for name, tensor in parts["value_head"].items()}, temporary)
 
     def _model(self, merge: bool) -> Any:
-        """The model without its wrappers; where sharded adapters are merged a fresh one, to put weights together in."""
+        """The model without its wrappers; where adapters are merged that are sharded, or whose base is held in fewer
+        bits, a fresh one in float32, to put weights together in."""
         model: Any = self.accelerator.unwrap_model(self.policy).model
-        if not (merge and self.accelerator.is_fsdp2 and hasattr(model, "merge_and_unload")):
+        if not (merge and hasattr(model, "merge_and_unload")):
             return model
-        fresh = load_model(self.inputs, weights=False)[0]
-        for name in ("_weight_conversions", "all_tied_weights_keys"):  # as reading the parent's files left them
-            if hasattr(model.get_base_model(), name):
-                setattr(fresh.get_base_model(), name, getattr(model.get_base_model(), name))
-        return fresh
+        if self.accelerator.is_fsdp2:
+            fresh = load_model(self.inputs, weights=False)[0]
+            for name in ("_weight_conversions", "all_tied_weights_keys"):  # as reading the parent's files left them
+                if hasattr(model.get_base_model(), name):
+                    setattr(fresh.get_base_model(), name, getattr(model.get_base_model(), name))
+            return fresh
+        if is_reduced(model):
+            torch.manual_seed(derive(self.inputs.settings.seed, "weights"))  # of rows that are added, as at first
+            return load_model(self.inputs, quantised=False)[0]
+        return model
 
     def run(
         self,
@@ -134,3 +147,15 @@ class Publisher:
             processes=processes,
             value_head=hash_file(head) if head.is_file() else None,
         ).write(output / "manifest.json")
+
+
+def _in_full(policy: nn.Module, trained: Mapping[str, Tensor], fresh: nn.Module) -> dict[str, Tensor]:
+    """The weights of a policy whose frozen ones are held in fewer bits: in place of rounded ones those of its parent,
+    and of quantised ones what they multiply by, which the adapters were trained beside."""
+    found = dict(fresh.state_dict())
+    found |= {n: t for n, t in trained.items() if n in found and (t.dtype, t.shape) == (found[n].dtype, found[n].shape)}
+    layers: Iterator[tuple[str, Any]] = ((name, layer) for name, layer in policy.named_modules() if is_quantised(layer))
+    for name, layer in layers:
+        weight = layer.dequantised()
+        found[f"{name}.weight"] = weight if isinstance(fresh.get_submodule(name), nn.Linear) else weight.T
+    return found

@@ -16,6 +16,7 @@ from halos.forward.attention import is_flash
 from halos.forward.layout import Text
 from halos.forward.microbatch import collate, texts_of
 from halos.forward.networks import plain
+from halos.models.lora import is_reduced
 from halos.models.policy import REFUSED
 from halos.pretrained import read_config, trusts
 from halos.train.batches import Examples
@@ -55,7 +56,8 @@ class Probe:
     def of(cls, policy: nn.Module, examples: Examples, accelerator: Accelerator) -> Probe:
         """Run the policy; every process has to call it, as its weights may be sharded.
 
-        Unsharded weights are run in float32 whatever the run's precision, unless their attention has half of it only.
+        Unsharded weights in float32 are run in it whatever the run's precision, unless their attention has half of it
+        only.
 
         Args:
             policy: the trained network, on its devices.
@@ -71,7 +73,8 @@ class Probe:
         batch = collate(store, rows, packed, control).to(accelerator.device)
         config: Any = accelerator.unwrap_model(policy).model.config
         half = accelerator.mixed_precision != "no"
-        exact = not is_flash(config._attn_implementation) and not (half and accelerator.is_fsdp2)
+        halved = half and (accelerator.is_fsdp2 or is_reduced(policy))
+        exact = not is_flash(config._attn_implementation) and not halved
         network: nn.Module = accelerator.unwrap_model(policy, keep_fp32_wrapper=False) if half and exact else policy
         network.eval()
         with torch.no_grad(), plain(accelerator.unwrap_model(policy)):

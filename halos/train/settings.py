@@ -13,7 +13,7 @@ from halos.errors import HalosError
 from halos.forward.own import Forward
 from halos.losses import Loss
 from halos.losses.mixture import Part, has_chosen, mix
-from halos.models.settings import Precision, SavePrecision, saved_precision
+from halos.models.settings import Precision, Quantization, SavePrecision, saved_precision
 from halos.online.settings import Online
 from halos.registry import FORWARDS, LOSSES, plugin_slice, suggest
 from halos.settings import (
@@ -65,6 +65,17 @@ class Lora(Strict):
     modules_to_save: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
         (), description="names of layers to train in full beside the adapters: embed_tokens, lm_head"
     )
+    dora: bool = Field(
+        False,
+        exclude_if=lambda dora: not dora,
+        description="DoRA (Liu et al. 2024, arXiv 2402.09353): train the size of the weights of each output apart from "
+        "their direction",
+    )
+    rslora: bool = Field(
+        False,
+        exclude_if=lambda rslora: not rslora,
+        description="rsLoRA (Kalajdzievski 2023, arXiv 2312.03732): multiply the update by alpha / sqrt(r)",
+    )
     path: str | None = Field(None, description="folder of saved adapters to train on, instead of fresh ones")
 
     @model_validator(mode="after")
@@ -75,8 +86,10 @@ class Lora(Strict):
         return self
 
 
+EIGHT_BIT = ("AdamW8bit", "PagedAdamW8bit")
+"""Optimisers of bitsandbytes."""
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
-"""Arguments of AdamW, where `optimizer_args` does not name them."""
+"""Arguments of AdamW, in 32 bits or 8, where `optimizer_args` does not name them."""
 
 
 @cache
@@ -112,8 +125,12 @@ class Stage(BaseModel):
     lr: float = Field(5e-6, gt=0, description="peak learning rate, after warm-up")
     optimizer: Literal[
         "AdamW", "Adam", "RMSprop", "SGD", "Adafactor", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam",
-        "Rprop",
-    ] = Field("AdamW", description="a class of torch.optim")  # fmt: skip
+        "Rprop", "AdamW8bit", "PagedAdamW8bit",
+    ] = Field(
+        "AdamW",
+        description="a class of torch.optim; or, by bitsandbytes, AdamW8bit, whose states take a quarter of AdamW's "
+        "memory, and PagedAdamW8bit, whose states move to main memory while the GPU's is full",
+    )  # fmt: skip
     optimizer_args: Settings = Field(
         {}, description="arguments of the optimiser; AdamW's defaults here: weight_decay 0.01, betas [0.9, 0.999], "
         "eps 1e-5"
@@ -463,6 +480,7 @@ class RunSlice(Slice):
     attention: str
     precision: Precision
     save_precision: SavePrecision = "auto"
+    quantization: Quantization | None = None
     liger: bool = False
     compile: bool = False
     stage: Stage | None = None
@@ -496,7 +514,7 @@ def stage_slice(stage: Stage) -> dict[str, Any]:
 
     Those of a mixture are filled in at each of its parts.
     """
-    arguments = {**(ADAMW if stage.optimizer == "AdamW" else {}), **stage.optimizer_args}
+    arguments = {**(ADAMW if stage.optimizer in ("AdamW", *EIGHT_BIT) else {}), **stage.optimizer_args}
     content = {**identity(stage), "optimizer_args": arguments}
     parts = {name: {"weight": part.weight, **dataclasses.asdict(part.loss)} for name, part in stage.parts.items()}
     content = {key: value for key, value in content.items() if key not in stage.hyperparameters}

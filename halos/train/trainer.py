@@ -22,6 +22,8 @@ from halos.errors import HalosError
 from halos.forward.packable import check_side_by_side
 from halos.manifest import KEPT, VALUE_HEAD
 from halos.models.fused import apply_liger, compile_layers
+from halos.models.load import hold_in_compute_type
+from halos.models.lora import quantised_share
 from halos.seeds import derive
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint, read_meta
@@ -30,7 +32,7 @@ from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
 from halos.train.log import Log
 from halos.train.objective import Objective, live_reference
-from halos.train.optimizer import learning_rate, make_optimizer
+from halos.train.optimizer import UNSHARDED, learning_rate, make_optimizer
 from halos.train.policy import Policy
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
@@ -66,8 +68,13 @@ class Trainer:
         self.inputs, self.stage, self.loss = inputs, inputs.stage, inputs.loss
         self.output, self.budget, self.seed = output, tokens_per_microbatch, inputs.settings.seed
         self.accelerator = accelerator_for(inputs.settings.precision)
-        if self.accelerator.is_fsdp2 and self.stage.optimizer == "Adafactor":
-            raise HalosError("torch's Adafactor cannot train sharded weights: choose another, or `parallel: ddp`")
+        if self.accelerator.is_fsdp2 and self.stage.optimizer in UNSHARDED:
+            owner = UNSHARDED[self.stage.optimizer]
+            raise HalosError(
+                f"{owner}'s {self.stage.optimizer} cannot train sharded weights: choose another, or `parallel: ddp`"
+            )
+        if self.accelerator.is_fsdp2 and inputs.settings.quantization is not None:
+            raise HalosError("quantised weights cannot be sharded: set `parallel: ddp` in the model's resources")
 
         torch.manual_seed(derive(self.seed, "weights"))  # of new ones: adapters, heads, control tokens
         begun = self._begin(gradient_checkpointing)
@@ -85,6 +92,8 @@ class Trainer:
         self.tokenizer, self.parameters = begun.tokenizer, begun.parameters
         if begun.coverage.others:
             self._say(begun.coverage.text)
+        if inputs.settings.quantization is not None:
+            self._say(f"{quantised_share(begun.network):.0%} of the weights are held as {inputs.settings.quantization}")
         routers = Routers(begun.network)
         router_weight = check_weight(self.stage.router_weight, routers)
         if routers.lacking is None:
@@ -93,6 +102,8 @@ class Trainer:
             left = settle_unreached(begun.network, self.accelerator, self.dropout.drops_layers)
             if left is not None:
                 self._say(left)
+        if self.stage.lora is not None and not self.accelerator.is_fsdp2:  # which shards weights of one type
+            hold_in_compute_type(begun.network.model, inputs.settings.precision)
         name_layers(begun.network)
         if inputs.settings.liger:  # after all that is tried on the CPU, and before a live reference is copied
             apply_liger(begun.network.model)

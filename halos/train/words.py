@@ -9,6 +9,7 @@ _BETAS = "write `optimizer_args: {betas: [0.9, 0.999]}`"
 _RATIO = "write `min_lr_ratio`, a fraction of lr"
 _PRECISION = "write `precision: bf16` (the default) or `precision: fp32` to the model's entry"
 _LENGTH = "write `max_length` and `max_prompt_length` to the dataset's entry"
+_QUANTIZED = "write `quantization: nf4` (or int8) to the model's entry"
 _RESOURCE = "it changes no result: set {} of the model's `resources`"
 _EXAMPLES = "write `examples`, the number of steps times batch_size"
 _TRACKED = "every step is logged, to train.jsonl in the run's folder"
@@ -29,7 +30,12 @@ MEANINGS = {
     "warmup_ratio": "write `warmup`: below 1 it is a fraction of all steps",
     "warmup_steps": "write `warmup`: from 1 on it is a number of steps",
     "num_decay_steps": "write `decay`, with `scheduler: wsd`",
-    "optim": "write `optimizer`, the name of a class of torch.optim",
+    "optim": "write `optimizer`: a class of torch.optim, AdamW8bit or PagedAdamW8bit",
+    "load_in_4bit": _QUANTIZED,
+    "load_in_8bit": _QUANTIZED,
+    "quantization": _QUANTIZED,
+    "quantization_config": _QUANTIZED,
+    "fsdp_offload_params": _RESOURCE.format("offload"),
     "optim_args": "write `optimizer_args`",
     "weight_decay": "write `optimizer_args: {weight_decay: 0.1}`",
     "momentum": "write `optimizer_args: {momentum: 0.9}`",
@@ -115,6 +121,8 @@ LORA = {
     "lora_dropout": "dropout",
     "lora_target_modules": "target_modules",
     "lora_modules_to_save": "modules_to_save",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
 }
 """Word of peft and TRL -> the setting of `lora` that it is."""
 SYNONYMS = {

@@ -93,7 +93,8 @@ class JobResources:
     def launch(self, wildcards: Any) -> str:
         """Options of halos.distributed.launch: how many processes, and where."""
         resources = self._entry(wildcards)
-        return " ".join(f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus"))
+        options = [f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus")]
+        return " ".join([*options, *(["--offload"] if resources.offload else [])])
 
     def tokens(self, wildcards: Any) -> int:
         """Tokens of one microbatch."""
@@ -120,7 +121,7 @@ class ScoreResources(JobResources):
     """Resources of jobs that score with a reward model: it runs on one node, and each process holds all of it."""
 
     def _entry(self, wildcards: Any) -> Resources:
-        return super()._entry(wildcards).model_copy(update={"nodes": 1, "parallel": "ddp"})
+        return super()._entry(wildcards).model_copy(update={"nodes": 1, "parallel": "ddp", "offload": False})
 
 
 class ScorerResources(ScoreResources):

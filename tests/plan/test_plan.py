@@ -25,7 +25,7 @@ from halos.models.load import load
 from halos.models.policy import freeze_parameters, with_lora
 from halos.models.settings import Resources, Size
 from halos.plan.measured import ran_on
-from halos.plan.memory import estimated_training, optimizer_numbers, training_memory, value_head_parameters
+from halos.plan.memory import estimated_training, optimizer_bytes, training_memory, value_head_parameters
 from halos.plan.plan import Plan
 from halos.plan.problems import problems
 from halos.plan.sizes import PUBLISHED, Amount, amount_of, counted_training, measured_size, size_of
@@ -147,9 +147,9 @@ def test_the_state_of_every_optimizer_is_as_large_as_planned(optimizer: str) -> 
 
 
 def test_arguments_of_an_optimizer_that_add_state_are_counted() -> None:
-    counts = [optimizer_numbers(Stage(loss="sft", optimizer="RMSprop", optimizer_args=arguments))
+    counts = [optimizer_bytes(Stage(loss="sft", optimizer="RMSprop", optimizer_args=arguments))
               for arguments in ({}, {"momentum": 0.9}, {"momentum": 0.9, "centered": True})]  # fmt: skip
-    assert counts == [1, 2, 3]
+    assert counts == [4, 8, 12]
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_adapters_are_as_many_parameters_as_peft_makes(kind: str) -> None:
     adapted = with_lora(model, lora.model_dump())
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     planned = estimated_training(size, lora).trained
-    assert counted_training(model.config, Stage(loss="dpo", lora=lora)) == (trained, trained)
+    assert counted_training(model.config, Stage(loss="dpo", lora=lora))[:2] == (trained, trained)
     assert planned == trained if kind == "llama" else 1 <= planned / trained < 1.15  # its q, k and v share an adapter
 
 
@@ -204,7 +204,8 @@ def test_what_is_trained_is_counted_where_the_model_is_known(case: str) -> None:
     weights = list(made.parameters())
     trained = sum(p.numel() for p in weights if p.requires_grad)
     counted = counted_training(config, stage)
-    assert counted == (sum(p.numel() for p in weights) - before, trained)
+    frozen = sum(4 * p.numel() for p in weights if not p.requires_grad)
+    assert counted == (sum(p.numel() for p in weights) - before, trained, frozen)
     size = measured_size(config)
     memory, estimate = (training_memory(size, stage, "fp32", Resources(gpus=1), 64, known) for known in (counted, None))
     assert memory.optimizer == 4 * 2 * trained

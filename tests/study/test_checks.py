@@ -11,7 +11,7 @@ import yaml
 
 from halos.errors import HalosError
 from halos.study import catalogue as C
-from halos.study.checks import check_classifiers, check_files
+from halos.study.checks import check_classifiers, check_files, check_quantised
 from halos.study.study import Study
 from tests.conftest import CATALOGUE
 
@@ -49,6 +49,15 @@ def test_a_local_model_that_cannot_be_trained_is_refused(files: dict[str, Any], 
     with pytest.raises(HalosError, match=rf"^models\.m: .*{message}") as caught:
         check_files(study)
     assert "\n" not in str(caught.value)
+
+
+def test_a_quantised_model_that_is_trained_in_full_is_refused() -> None:
+    model = {**CATALOGUE["models"]["m"], "quantization": "nf4"}
+    with pytest.raises(HalosError, match=r"^models\.m has `quantization: nf4`.*: give stages\.sft `lora: \{\}`"):
+        check_quantised(study_of(model))
+    check_quantised(study_of({**model, "stages": {name: {"lora": {}} for name in ("sft", "dpo")}}))
+    with pytest.raises(HalosError, match="quantised weights cannot be sharded: set `parallel: ddp`"):
+        study_of({**model, "resources": {"gpus": 2, "parallel": "fsdp"}})
 
 
 def test_local_models_that_can_be_trained_pass(tmp_path: Path) -> None:

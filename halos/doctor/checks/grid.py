@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from halos.doctor.lines import ABSENT, OK, TO_DO, Line, check
 from halos.doctor.setup import Setup
 from halos.errors import HalosError
-from halos.study.checks import check_classifiers, check_files, check_keys, check_splits, check_views, servers
+from halos.study.checks import (
+    check_classifiers,
+    check_files,
+    check_keys,
+    check_quantised,
+    check_splits,
+    check_views,
+    servers,
+)
 
 
 @check("grid")
@@ -20,7 +28,7 @@ def grid(setup: Setup) -> Iterator[Line]:
                    "project's folder, or name one by --config")  # fmt: skip
         return
     found = []
-    for wanted in (check_files, check_splits, check_views, check_classifiers):
+    for wanted in (check_files, check_splits, check_views, check_quantised, check_classifiers):
         try:
             wanted(study)
         except HalosError as error:
