@@ -91,7 +91,10 @@ def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Chang
                          tokens_per_microbatch=budget)  # fmt: skip
     sharded = resources.shards
     if resources.gpus and stage.optimizer not in UNSHARDED:
-        yield having("parallel: fsdp and offload: true", parallel="fsdp", offload=True, **saving)
+        budget = math.ceil(stage.batch_size / (resources.gpus * resources.nodes)) * longest
+        also = f" and gradient_checkpointing: true and tokens_per_microbatch: {budget}"
+        yield having(f"parallel: fsdp and offload: true{also}", parallel="fsdp", offload=True,
+                     gradient_checkpointing=True, tokens_per_microbatch=budget)  # fmt: skip
     saved, adapted = resources.model_copy(update=saving), stage.model_copy(update={"lora": stage.lora or Lora()})
     if (
         stage.lora is None

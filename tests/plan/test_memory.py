@@ -19,9 +19,11 @@ from halos.models.lora import with_lora
 from halos.models.quantised import memory_of, quantise
 from halos.models.settings import Resources
 from halos.plan.memory import optimizer_bytes, reference_memory, training_memory
+from halos.plan.problems import _changes
 from halos.plan.sizes import counted_training, measured_size
 from halos.train.optimizer import make_optimizer
 from halos.train.settings import Lora, Stage
+from tests.plan.test_plan import with_llama
 
 TOKENS = 256
 SMOLLM2: dict[str, Any] = {
@@ -176,3 +178,24 @@ def test_the_states_of_adamw_in_8_bits_are_a_quarter(name: str) -> None:
         weights = sum(p.numel() for p in net.parameters())
         assert made[-1] == pytest.approx(optimizer_bytes(Stage(loss="sft", optimizer=optimizer)) * weights, rel=0.01)  # type: ignore[arg-type]
     assert made[1] / made[0] == pytest.approx(0.25, rel=0.05)
+
+
+def test_what_would_make_a_training_fit_is_named_with_what_it_takes() -> None:
+    """Of a model of 30 billion weights on one GPU: in 8 bits, with adapters, on a base in 4 bits, or in main memory."""
+    plan = with_llama(gpus=1)
+    [job] = plan.trainings()
+    resources = plan.config.models["llama-30b"].resources
+    stage = plan.study.stage(job.cell).model_copy(update={"optimizer": "AdamW", "optimizer_args": {}})
+    totals = {
+        name: plan.training(job.cell, other, changed, kind).memory.total
+        for name, other, changed, kind in _changes(resources, stage, plan.longest(job.cell, stage))
+    }
+    names = ["gradient_checkpointing", "optimizer: AdamW8bit", "lora in the stage",
+             "quantization: nf4 in the model and lora in the stage"]  # fmt: skip
+    wanted = [totals[name] for name in names]
+    assert wanted == sorted(wanted, reverse=True)
+    assert wanted[2] / wanted[3] > 1.5
+    [offloaded] = [total for name, total in totals.items() if "offload: true" in name]
+    assert offloaded < wanted[1]
+    sharded = [name for name, *_ in _changes(Resources(gpus=2, parallel="fsdp"), stage, 128)]
+    assert not [name for name in sharded if "nf4" in name or "8bit" in name]
