@@ -143,9 +143,9 @@ class Weights:
                     ours = self._shard(like, whole) if isinstance(like, DTensor) else self._whole(like, whole)
                 else:
                     ours = ours.clone()
-                put = nn.Parameter(ours, like.requires_grad) if isinstance(like, nn.Parameter) else ours
+                tensor = nn.Parameter(ours, like.requires_grad) if isinstance(like, nn.Parameter) else ours
                 for name in same:
-                    put(network, name, put)
+                    put(network, name, tensor)
 
     def _shard(self, like: DTensor, whole: Tensor | None) -> DTensor:
         """A process's shard of a parameter, by rows: equally many in each process, and the last ones may have fewer."""
