@@ -111,7 +111,7 @@ class Weights:
         values: dict[str, Tensor] = {}
         specs: dict[str, Spec] = {}
         if accelerator.is_main_process:
-            for name, tensor in _tensors(network):
+            for name, tensor in tensors_of(network):
                 first = names.setdefault(id(tensor), name)
                 values[first] = tensor.detach()
                 trained = tensor.requires_grad if isinstance(tensor, nn.Parameter) else None
@@ -122,7 +122,7 @@ class Weights:
             if spec.first == name:
                 tensor = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
                 empty[name] = tensor if spec.trained is None else nn.Parameter(tensor, spec.trained)
-            _put(network, name, empty[spec.first])
+            put(network, name, empty[spec.first])
         return cls(specs, values, accelerator)
 
     def hand_out(self, *networks: nn.Module) -> None:
@@ -132,7 +132,7 @@ class Weights:
             networks: the network that the weights were taken from, and copies of it that lack some of its modules or
                 none, sharded and without values.
         """
-        held = [(network, dict(_tensors(network))) for network in networks]
+        held = [(network, dict(tensors_of(network))) for network in networks]
         names: dict[str, list[str]] = {}
         for name, spec in self.specs.items():
             names.setdefault(spec.first, []).append(name)
@@ -143,9 +143,9 @@ class Weights:
                     ours = self._shard(like, whole) if isinstance(like, DTensor) else self._whole(like, whole)
                 else:
                     ours = ours.clone()
-                put = nn.Parameter(ours, like.requires_grad) if isinstance(like, nn.Parameter) else ours
+                tensor = nn.Parameter(ours, like.requires_grad) if isinstance(like, nn.Parameter) else ours
                 for name in same:
-                    _put(network, name, put)
+                    put(network, name, tensor)
 
     def _shard(self, like: DTensor, whole: Tensor | None) -> DTensor:
         """A process's shard of a parameter, by rows: equally many in each process, and the last ones may have fewer."""
@@ -196,12 +196,12 @@ def gather(module: nn.Module, accelerator: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, whole
 
 
-def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+def tensors_of(network: nn.Module) -> list[tuple[str, Tensor]]:
     """The parameters and buffers of a network, under each of their names."""
     return [*chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))]
 
 
-def _put(network: nn.Module, name: str, tensor: Tensor) -> None:
+def put(network: nn.Module, name: str, tensor: Tensor) -> None:
     """Make a tensor the parameter or buffer of a name."""
     owner, _, leaf = name.rpartition(".")
     module = network.get_submodule(owner)

@@ -54,7 +54,7 @@ def in_processes(tmp_path: Path, number: int, script: str, argument: Any) -> lis
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     return done.stdout.splitlines()
 
 
