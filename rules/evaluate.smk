@@ -79,6 +79,8 @@ rule task:
         "<logs>/task/{dataset}/{model}/{method}/{run}/{task}.log",
     wildcard_constraints:
         method=patterns.policies,
+    conda:
+        "../envs/train.yaml"
     shell:
         r"""
         exec &>{log:q}

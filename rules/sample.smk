@@ -17,6 +17,8 @@ rule sample:
         "<logs>/sample/{dataset}/{model}/{method}/{run}/{prompts}.log",
     wildcard_constraints:
         method=patterns.policies,
+    conda:
+        "../envs/train.yaml"
     shell:
         r"""
         exec &>{log:q}
