@@ -38,6 +38,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks.memory import peak_gb
 from benchmarks.throughput import sides
 from benchmarks.throughput.compare import Side
@@ -227,7 +229,7 @@ def ours(pipe: Connection, task: Unread) -> None:
             """The log-probabilities of all sequences under the model before its training."""
             store = self.inputs.store
             network.eval()
-            for members in pack(store.prompt_of(np_rows(store)), store.lengths, self.budget):
+            for members in pack(store.prompt_of(np.arange(len(store))), store.lengths, self.budget):
                 with self.accelerator.autocast():
                     logps = network(collate(store, members, packed=True).to(self.accelerator.device))["logps"]
                 for row, values in zip(members.tolist(), logps.float().cpu().numpy(), strict=True):
@@ -290,13 +292,6 @@ def checkpoint(model: Any) -> None:
     """Switch on gradient checkpointing, by the name that this version of transformers has for it."""
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     next(getattr(model, name) for name in names if hasattr(model, name))({"use_reentrant": False})
-
-
-def np_rows(store: Any) -> Any:
-    """(sequences,) the row of each sequence of a store."""
-    import numpy as np
-
-    return np.arange(len(store))
 
 
 def synchronise() -> None:

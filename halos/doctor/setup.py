@@ -54,9 +54,9 @@ class Setup:
 
     def start(self) -> None:
         """Start the probes that take long, so that they run side by side."""
-        for name in ("devices", "collective"):
-            self.probe(name)
+        self.probe("devices")
         self.attention()
+        self.probe("collective")
         for name in IMPORTED:
             if find_spec(name) is not None:
                 self.probe("package", name)

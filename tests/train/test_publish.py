@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from halos.errors import HalosError
 from halos.files import hash_weights
+from halos.forward.attention import counterpart
 from halos.forward.layout import Text
 from halos.manifest import Manifest
 from halos.reference.cache import expected_hashes
@@ -139,7 +140,7 @@ def test_rounding_is_no_other_model(world: World) -> None:
     replace(probe, texts=[replace(text, tail=np.array([], np.int64))], values=value[:0]).check(world.base / "model")
 
 
-@pytest.mark.parametrize("attention", ["packed_sdpa", "packed_varlen"])
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
 def test_attention_in_half_precision_is_no_other_model(
     attention: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,9 +148,9 @@ def test_attention_in_half_precision_is_no_other_model(
     stand_in = SimpleNamespace(flash_attn_varlen_func=variable_length_attention)
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     trainer = setup(world, tmp_path / "run", "sft")
-    trainer.accelerator.unwrap_model(trainer.policy).model.set_attn_implementation(attention)
+    trainer.accelerator.unwrap_model(trainer.policy).model.set_attn_implementation(counterpart(attention))
     probe = Probe.of(trainer.policy, trainer.examples, trainer.accelerator)
-    assert probe.precision == {"packed_sdpa": "fp32", "packed_varlen": "bf16"}[attention]
+    assert probe.precision == {"sdpa": "fp32", "flash_attention_2": "bf16"}[attention]
     probe.check(world.base / "model")
 
 
