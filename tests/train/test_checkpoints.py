@@ -24,6 +24,7 @@ from halos.reference.compute import reference
 from halos.study import catalogue as C
 from halos.train import checkpoints
 from halos.train.checkpoints import Checkpoints
+from halos.train.optimizer import optimizer_class
 from halos.train.stopping import Stopped, Stopping
 from halos.train.trainer import Trainer
 from tests.conftest import CATALOGUE, World
@@ -42,6 +43,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "RAdam": {},
     "Rprop": {"etas": (0.4, 1.1)},
     "Adam": {"amsgrad": True},
+    "AdamW8bit": {"min_8bit_size": 16},
+    "PagedAdamW8bit": {"min_8bit_size": 16},
 }
 
 
@@ -53,7 +56,7 @@ def setup(optimizer: str = "AdamW") -> tuple[nn.Module, torch.optim.Optimizer]:
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     model[0].bias.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    return model, getattr(torch.optim, optimizer)(trained, lr=0.01, **OPTIMIZERS[optimizer])
+    return model, optimizer_class(optimizer)(trained, lr=0.01, **OPTIMIZERS[optimizer])
 
 
 def save(saved: Checkpoints, k: int, model: nn.Module, optimizer: torch.optim.Optimizer, **meta: Any) -> None:
