@@ -223,7 +223,12 @@ ANSWERED = [
         ),
         (
             {"tasks.t.limit": 5},
-            ["configure tasks/t", *ANSWERED, *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")), *REPORT],
+            [
+                "configure tasks/t",
+                *ANSWERED,
+                *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")),
+                *REPORT,
+            ],
         ),
     ],
     ids=["labels", "resources", "grid", "stage and model", "prompts", "task"],
