@@ -45,6 +45,11 @@ class Targets:
     def benchmarked(self, *_: Any) -> list[Path]:
         return [self.paths.run(cell).task(task) for cell, task in product(self.study.cells, self.study.tasks)]
 
+    def asked(self, *_: Any) -> list[Path]:
+        """The settings of the prompt sets and tasks, which the methods in words are written from."""
+        folders = [*map(self.paths.prompts, self.study.prompts), *map(self.paths.task, self.study.tasks)]
+        return [folder.config for folder in folders]
+
     def counted(self, *_: Any) -> list[Path]:
         """What was counted in each dataset, before and after it was tokenized."""
         g = self.study.settings

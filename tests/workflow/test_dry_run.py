@@ -38,9 +38,9 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
     """base, sft and eleven methods from sft, one of them online, with two seeds, and a reward model for each seed."""
     rounds = 2 * 3
     assert demo.rules == {
-        # data, model, store; base; what is trained; a round with its two prompt sets; judge, labeller, grid; what each
-        # cell, and each judged round, answers
-        "configure": 3 + 2 + 26 + 3 * rounds + 3 + 26 + 4,
+        # data, model, store; base; what is trained; a round with its two prompt sets; prompts, judge, labeller, tasks,
+        # grid; what each cell, and each judged round, answers
+        "configure": 3 + 2 + 26 + 3 * rounds + 6 + 26 + 4,
         "prepare": 1, "model": 1, "tokenize": 1, "check": 5, "describe": 1,
         "train_cell": 2 * 12,
         "reference": 2 * 3,  # of each sft both parts; of each reward model its scores
@@ -248,7 +248,7 @@ def inputs_of(run: Run, name: str) -> list[str]:
 def test_a_grid_with_a_reward_model_and_a_live_reference_is_so_many_jobs_of_each_rule(planned: Run) -> None:
     """sft-ppo learns from the scores of sft-rm, sft-grpo from those of the data, sft-kto against itself."""
     assert planned.rules == {
-        "configure": 3 + 5 + 3 + 2,  # data, model, store; the cells; what they answer; judge, grid
+        "configure": 3 + 5 + 3 + 4,  # data, model, store; the cells; what they answer; prompts, judge, task, grid
         "prepare": 1, "model": 1, "tokenize": 1, "describe": 1, "check": 4,  # sft, paired, unpaired, grouped
         "train_cell": 5,
         "reference": 2,

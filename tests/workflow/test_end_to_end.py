@@ -214,6 +214,7 @@ ANSWERED = [
         (
             {"prompts.p.max_new_tokens": 6},
             [
+                "configure prompts/p",
                 *ANSWERED,
                 *(f"{rule} {cell}/seed1 {name}" for cell in ("base", "sft-dpo", "sft-kto")
                   for rule, name in (("sample", "p"), ("judge", "j"))),
@@ -222,7 +223,12 @@ ANSWERED = [
         ),
         (
             {"tasks.t.limit": 5},
-            [*ANSWERED, *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")), *REPORT],
+            [
+                "configure tasks/t",
+                *ANSWERED,
+                *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")),
+                *REPORT,
+            ],
         ),
     ],
     ids=["labels", "resources", "grid", "stage and model", "prompts", "task"],
