@@ -174,7 +174,7 @@ def counted_training(config: Any, stage: Stage, precision: str = "fp32", quantiz
         model = built(config, scores)
         before = sum(p.numel() for p in model.parameters())
         if quantization is not None:
-            layers = [model.get_submodule(name) for name in quantisable(model)]
+            layers: list[Any] = [model.get_submodule(name) for name in quantisable(model)]
             packed = {id(layer.weight): quantised_bytes(quantization, *layer.weight.shape) for layer in layers}
         if stage.lora is not None:
             model = with_lora(model, {**stage.lora.model_dump(), "path": None}, scores)

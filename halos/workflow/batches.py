@@ -147,7 +147,7 @@ class Batches:
         """The inputs that Snakemake has recorded for a file, if it has."""
         if self._workflow is None:
             return None
-        from snakemake.io import IOFile  # type: ignore[import-untyped]
+        from snakemake.io import IOFile
 
         recorded: list[str] | None = self._workflow.persistence.input(IOFile(str(path)))
         return recorded
