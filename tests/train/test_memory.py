@@ -43,8 +43,10 @@ def _precisions() -> Iterator[None]:
 
 
 def sliced(world: World, folder: str, file: Path, precision: str, quantization: str | None, **changes: Any) -> Path:
-    """A cell's config.yaml, of a model with another precision and quantisation, in a file of its own."""
-    content = {**read_slice(world.slice(folder, **changes)), "precision": precision}
+    """A cell's config.yaml, of a model with another precision and quantisation, in a file of its own.
+
+    Weights are saved in float32, to be compared."""
+    content = {**read_slice(world.slice(folder, **changes)), "precision": precision, "save_precision": "fp32"}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(dump(content | ({} if quantization is None else {"quantization": quantization})))
     return file
