@@ -17,6 +17,7 @@ from tqdm import tqdm
 from halos.data.feedback import Feedback
 from halos.tokens.index import ARROW, IndexTable, counts_of, mismatch
 from halos.tokens.learned import distinct, first_equal, without
+from halos.tokens.numbering import Numbering
 from halos.tokens.report import LengthQuantiles, SplitTokens
 from halos.tokens.selection import keep_labels
 from halos.tokens.settings import StoreSlice
@@ -84,7 +85,7 @@ class StoreBuilder:
         self.vocabulary = len(template.tokenizer) if vocabulary is None else vocabulary
         self.template_hash = template.hash
         self.prompts, self.responses = TokenFile(folder / "prompts.arrow"), TokenFile(folder / "responses.arrow")
-        self.prompt_rows: dict[bytes, int] = {}  # by prompt id: records of one prompt share its row
+        self.prompt_rows = Numbering()  # by prompt id: records of one prompt share its row
         self.prompt_lengths = array("i")  # of each prompt
         self.prompt = array("i")  # of each sequence: its prompt's row; a real response has its sequence's row
         self.full_lengths = array("i")  # of each response, before max_length cuts it
@@ -171,7 +172,7 @@ class StoreBuilder:
     ) -> None:
         """Add a record's tokens to the files, and its examples to the index tables."""
         new_row = len(self.prompt_lengths)
-        row = self.prompt_rows.setdefault(bytes.fromhex(record.prompt_id[:32]), new_row)
+        row = self.prompt_rows.of(bytes.fromhex(record.prompt_id[:32]))
         if row == new_row:
             self.prompts.add([prompt])
             self.prompt_lengths.append(len(prompt))
@@ -213,7 +214,7 @@ class StoreBuilder:
         """Draw the mismatched sequences and write all files but meta.json; returns its counts."""
         self.prompts.close()
         self.responses.close()
-        self.prompt_rows.clear()  # of a million prompts it takes more memory than all that follows
+        del self.prompt_rows  # before the tables are made
         n_responses = len(self.prompt)
         rows = np.arange(n_responses, dtype=np.int32)
         sequences = [np.stack([np.asarray(self.prompt), rows], axis=1)]  # (N, 2) prompt, response
