@@ -136,7 +136,7 @@ class Trial(NamedTuple):
         if self.head_is_plain is not None:
             wrapped.head_is_plain = self.head_is_plain
         if self.unpacked_because is None:
-            model.set_attn_implementation(NAMES[model.config._attn_implementation])
+            model.set_attn_implementation(counterpart(model.config._attn_implementation))
 
 
 def check_side_by_side(module: nn.Module) -> None:

@@ -251,12 +251,13 @@ def reference_memory(size: Size, precision: str, tokens: float, quantization: st
     return Memory(weights, activations=tokens * at_work, logits=chunk)
 
 
-def over_shards(memory: Memory, size: Size, precision: str, world: int) -> Memory:
-    """The memory of a reference pass whose weights are sharded over `world` processes: two layers, and the ends of the
-    model, are whole at a time."""
+def over_shards(memory: Memory, size: Size, precision: str, resources: Resources) -> Memory:
+    """The memory of a reference pass whose weights are sharded over processes, or kept in main memory: two layers, and
+    the ends of the model, are whole at a time."""
     number = HALF if precision == "bf16" else FLOAT
     whole = number * (2 * layer_parameters(size) + output_parameters(size))
-    return replace(memory, weights=memory.weights / world, buffers=whole)
+    share = math.inf if resources.offload else resources.gpus * resources.nodes
+    return replace(memory, weights=memory.weights / share, buffers=whole)
 
 
 def uses_vllm(resources: Resources) -> bool:
@@ -300,7 +301,7 @@ def main_memory(size: Size, resources: Resources, device: Memory, adapted: bool 
         shards: bytes of all shards that are kept in main memory, on all nodes.
     """
     processes = max(1, resources.gpus)
-    copies = 1 if resources.shards else max(processes, 1 + adapted)
+    copies = max(1 if resources.shards else processes, 1 + adapted)
     ends = 2 * FLOAT * size.parameters + (device.weights if adapted else 0)
     held = copies * FLOAT * size.parameters if resources.gpus else max(device.total, ends)
     return processes * PROCESS + held + shards / resources.nodes

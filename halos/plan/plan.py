@@ -153,7 +153,7 @@ class Plan:
             memory = reference_memory(size, model.precision, budget, model.quantization)
             world = max(1, model.resources.gpus) * model.resources.nodes
             if model.resources.shards:
-                memory = over_shards(memory, size, model.precision, world)
+                memory = over_shards(memory, size, model.precision, model.resources)
             tokens = amount.prompts * amount.prompt + amount.responses * amount.response
             seconds = 2.0 * size.parameters * tokens / (world * self._speed(cell.model))
             disk = FLOAT * amount.responses * amount.response

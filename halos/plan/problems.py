@@ -52,14 +52,17 @@ def _problems(plan: Plan, job: Job) -> Iterator[str]:
 
 def _help(plan: Plan, job: Job) -> str:
     """The smallest changes that make a job fit its GPU."""
-    resources = plan.config.models[job.cell.model].resources
+    model = plan.config.models[job.cell.model]
+    resources = model.resources
     if job.kind == "reference":
-        return "`parallel: fsdp` over several GPUs, a GPU with more memory or fewer tokens_per_microbatch may help"
+        shards = "`parallel: fsdp` over several GPUs, " if model.quantization is None else ""
+        return f"{shards}a GPU with more memory or fewer tokens_per_microbatch may help"
     if job.kind == "sample":
         larger = [n for n in (2, 4, 8) if n > resources.tensor_parallel]
         return f"sampler: vllm and a tensor_parallel of {' or '.join(map(str, larger)) or 'more than one node has'}"
     stage = plan.study.stage(job.cell)
-    fitting = [name for name, other, changed, kind in _changes(resources, stage, plan.longest(job.cell, stage))
+    changes = _changes(resources, stage, plan.longest(job.cell, stage), model.quantization)
+    fitting = [name for name, other, changed, kind in changes
                if plan.fits(plan.training(job.cell, other, changed, kind))]  # fmt: skip
     return "it fits with " + ", or with ".join(fitting[:3]) if fitting else "no setting helps; take larger GPUs"
 
@@ -68,8 +71,15 @@ Change = tuple[str, Resources, Stage, str | None]
 """A name, resources, a stage, and a quantisation of the model; None for its own."""
 
 
-def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Change]:
-    """Changes that may make a training fit, from small to large."""
+def _changes(resources: Resources, stage: Stage, longest: int, quantization: str | None = None) -> Iterator[Change]:
+    """Changes that may make a training fit, from small to large, and that its settings can be given.
+
+    Args:
+        resources: those of its model.
+        stage: its stage.
+        longest: tokens of the longest example.
+        quantization: that of its model.
+    """
 
     def having(name: str, **changes: Any) -> Change:
         return name, resources.model_copy(update=changes), stage, None
@@ -78,7 +88,8 @@ def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Chang
     yield having("gradient_checkpointing", gradient_checkpointing=True)
     yield having(f"tokens_per_microbatch: {longest}", tokens_per_microbatch=longest)
     yield having(f"gradient_checkpointing and tokens_per_microbatch: {longest}", **saving)
-    for gpus in (2, 4, 8):
+    shardable = quantization is None and stage.optimizer not in UNSHARDED
+    for gpus in (2, 4, 8) if shardable else ():
         if gpus > resources.gpus or (gpus == resources.gpus and resources.parallel == "ddp"):
             budget = math.ceil(stage.batch_size / gpus) * longest
             for further in ({}, {"gradient_checkpointing": True, "tokens_per_microbatch": budget}):
@@ -90,7 +101,7 @@ def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Chang
             yield having(f"nodes: {nodes} and tokens_per_microbatch: {budget}", nodes=nodes,
                          tokens_per_microbatch=budget)  # fmt: skip
     sharded = resources.shards
-    if resources.gpus and stage.optimizer not in UNSHARDED:
+    if resources.gpus and shardable:
         budget = math.ceil(stage.batch_size / (resources.gpus * resources.nodes)) * longest
         also = f" and gradient_checkpointing: true and tokens_per_microbatch: {budget}"
         yield having(f"parallel: fsdp and offload: true{also}", parallel="fsdp", offload=True,
@@ -103,8 +114,10 @@ def _changes(resources: Resources, stage: Stage, longest: int) -> Iterator[Chang
         and not sharded
     ):
         yield "optimizer: AdamW8bit", saved, stage.model_copy(update={"optimizer": "AdamW8bit"}), None
-    if stage.lora is None:
+    goes_on = stage.online is not None and stage.online.continue_optimizer
+    adaptable = stage.lora is not None or not (stage.freeze or goes_on)
+    if stage.lora is None and adaptable:
         yield "lora in the stage", saved, adapted, None
-    if not sharded:
+    if quantization is None and adaptable and not sharded:
         name = "quantization: nf4 in the model" + ("" if stage.lora else " and lora in the stage")
         yield name, saved, adapted, "nf4"

@@ -17,6 +17,9 @@ from transformers import AttentionInterface
 
 from halos.errors import HalosError
 from halos.forward.attention import counterpart, drops, is_flash
+from halos.forward.grouping import Grouping
+from halos.forward.networks import ResponseLogps
+from halos.forward.packable import Trial
 from halos.models.attention import ON_CPU, check_attention, check_here
 from halos.models.download import download
 from halos.models.load import load
@@ -150,6 +153,18 @@ def test_a_kernel_computes_packed_rows_as_flash_attention_does(monkeypatch: pyte
         model.set_attn_implementation(name)
         found = torch.cat(in_a_row(model, RANDOM["random 0"]))
     assert 1e-4 < (found - expected).norm() / expected.norm() < 0.05  # of bfloat16, which nothing else here would make
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", KERNEL])
+def test_processes_that_build_a_network_without_weights_take_the_same_counterpart(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the process that has tried it out with them."""
+    monkeypatch.setattr("halos.forward.attention.varlen", lambda _: variable_length_attention)
+    network = ResponseLogps(make("llama"))
+    network.model.config._attn_implementation_internal = attention  # which is not installed here
+    Trial(unpacked_because=None, grouping=Grouping(), head_is_plain=True).apply(network)
+    assert network.model.config._attn_implementation == counterpart(attention)
 
 
 def dropping(*tensors: Any, dropout_p: float = 0.0) -> Any:

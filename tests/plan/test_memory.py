@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,12 +19,12 @@ from halos.models.load import freeze, hold_in_compute_type
 from halos.models.lora import with_lora
 from halos.models.quantised import memory_of, quantise
 from halos.models.settings import Resources
-from halos.plan.memory import optimizer_bytes, reference_memory, training_memory
+from halos.plan.memory import optimizer_bytes, over_shards, reference_memory, training_memory
 from halos.plan.problems import _changes
 from halos.plan.sizes import counted_training, measured_size
-from halos.train.optimizer import make_optimizer
+from halos.train.optimizer import UNSHARDED, make_optimizer
 from halos.train.settings import Lora, Stage
-from tests.plan.test_plan import with_llama
+from tests.plan.test_plan import SIZE, with_llama
 
 TOKENS = 256
 SMOLLM2: dict[str, Any] = {
@@ -199,3 +200,28 @@ def test_what_would_make_a_training_fit_is_named_with_what_it_takes() -> None:
     assert offloaded < wanted[1]
     sharded = [name for name, *_ in _changes(Resources(gpus=2, parallel="fsdp"), stage, 128)]
     assert not [name for name in sharded if "nf4" in name or "8bit" in name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "quantization"),
+    [({"lora": Lora()}, "nf4"), ({"optimizer": "AdamW8bit"}, None), ({"freeze": ("*norm*",)}, None)],
+)
+def test_nothing_is_named_that_is_refused_beside_the_settings_that_there_are(
+    changes: dict[str, Any], quantization: str | None
+) -> None:
+    resources = Resources(gpus=1)
+    stage = Stage(loss="sft", **changes)
+    for _, other, changed, kind in _changes(resources, stage, 128, quantization):
+        assert not (other.shards and (quantization or changed.optimizer in UNSHARDED))
+        assert kind is None or (quantization is None and changed.lora is not None)
+        Stage(**changed.model_dump())
+
+
+def test_a_reference_pass_that_is_offloaded_has_no_weights_on_its_gpu() -> None:
+    whole = reference_memory(SIZE, "bf16", 64)
+    one, two = (
+        over_shards(whole, SIZE, "bf16", Resources(gpus=gpus, parallel="fsdp", offload=offload))
+        for gpus, offload in ((1, True), (2, False))
+    )
+    assert one == replace(two, weights=0)
+    assert two.weights == whole.weights / 2

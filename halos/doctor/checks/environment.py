@@ -93,10 +93,10 @@ def vllm(setup: Setup) -> Iterator[Line]:
 
 @check("bitsandbytes")
 def bitsandbytes(setup: Setup) -> Iterator[Line]:
-    """Whether bitsandbytes works. No setting of this package wants it; plugins may."""
+    """Whether bitsandbytes works, which `quantization` and the optimisers in 8 bits want."""
     version = installed().get("bitsandbytes")
     if version is None:
-        yield Line("bitsandbytes", ABSENT, "not installed; no setting wants it")
+        yield Line("bitsandbytes", ABSENT, "not installed; quantization, AdamW8bit and PagedAdamW8bit want it")
         return
     failure = imported(setup, "bitsandbytes")
     yield Line(
