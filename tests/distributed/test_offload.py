@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +14,19 @@ from safetensors.torch import load_file
 from halos.distributed.launch import MODULE, parse
 from halos.models.settings import Resources
 from halos.plan.memory import main_memory, offloaded, training_memory
+from halos.study import catalogue as C
 from halos.train.settings import Stage
 from halos.workflow.resources import JobResources
-from tests.conftest import World
-from tests.distributed.test_sharding import PLAIN, ROOT, SCRIPT, command
+from tests.conftest import CATALOGUE, World
+from tests.distributed.test_sharding import PLAIN, VERBS, command, in_processes
 from tests.plan.test_plan import SIZE
+
+
+def options(resources: Resources) -> list[str]:
+    """Options of the launcher for the jobs of a model with these resources."""
+    model = {**CATALOGUE["models"]["m"], "resources": resources.model_dump()}
+    config = C.load({**CATALOGUE, "models": {"m": model}})
+    return JobResources(config, lambda _: "m").launch(None).split()
 
 
 def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
@@ -29,8 +34,7 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
 ) -> None:
     for gpus, nodes in ((1, 1), (4, 1), (4, 2)):
         resources = Resources(gpus=gpus, nodes=nodes, parallel="fsdp", offload=True)
-        options = JobResources(lambda _, given=resources: given).launch(None)  # type: ignore[misc]
-        launch = parse([*options.split(), "train", "--output", "o"])
+        launch = parse([*options(resources), "train", "--output", "o"])
         words = launch.command({}) if nodes == 1 else launch._srun({})
         if nodes > 1:
             launch = parse(words[words.index(MODULE) + 1 :])
@@ -39,7 +43,7 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
         assert (arguments.fsdp_offload_params, arguments.num_processes) == ("true", gpus * nodes)
         assert Path(arguments.config_file).name == "fsdp.yaml"
         assert launch.variables()["HALOS_PROCESSES"] == str(gpus * nodes)
-    without = parse([*JobResources(lambda _: Resources(gpus=1, parallel="fsdp")).launch(None).split(), "train"])
+    without = parse([*options(Resources(gpus=1, parallel="fsdp")), "train"])
     assert "accelerate.commands.launch" not in without.command({})
 
 
@@ -62,27 +66,40 @@ def test_what_is_offloaded_is_planned_in_main_memory() -> None:
     assert main_memory(SIZE, there, other, shards=shards) - main_memory(SIZE, here, one) == shards
 
 
+CHECK = """
+assert type(AcceleratorState().fsdp_plugin.cpu_offload).__name__ == 'CPUOffloadPolicy'
+"""
+ADAMW = {**PLAIN, "optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}, "examples": 24}
+LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ppo": ("ppo", ADAMW),
+    "live": ("dpo", {**ADAMW, "sync_reference": 2}),
+    "lora": ("dpo", {**ADAMW, "lora": LORA, "sync_reference": 2}),
+}
+
+
 @pytest.mark.slow
-def test_offloaded_shards_train_to_the_same_weights_and_resume_bit_for_bit(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_offloaded_shards_train_to_the_same_weights_and_resume_bit_for_bit(
+    processes: int, world: World, tmp_path: Path
+) -> None:
     """On the CPU, where they are in main memory in any case, by FSDP's own code for it."""
-    adamw = {**PLAIN, "optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}, "examples": 24}
-    parts = command(world, tmp_path, "parts", "ppo", adamw)
-    commands = [command(world, tmp_path, "whole", "ppo", adamw), [*parts, "--time-limit", "0"], parts]
-    script = tmp_path / "script.py"
-    check = "assert type(AcceleratorState().fsdp_plugin.cpu_offload).__name__ == 'CPUOffloadPolicy'\n"
-    script.write_text(SCRIPT + check)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/fsdp.yaml",
-         "--num_processes", "2", "--fsdp_offload_params", "true", script, json.dumps(commands)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert "codes [0, 1, 0]" in done.stdout, done.stderr[-3000:]
-    one = world.train(tmp_path / "one", "ppo", changes=adamw, tokens_per_microbatch=400)
-    whole, resumed = (load_file(tmp_path / "two" / name / "model/model.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    commands, codes = [], []
+    for name, (stage, changes) in RUNS.items():
+        parts = command(world, tmp_path, f"{name} parts", stage, changes)
+        whole = command(world, tmp_path, f"{name} whole", stage, changes)
+        commands += [whole, [*parts, "--time-limit", "0"], parts]
+        codes += [0, 1, 0]
+    output = in_processes(tmp_path, processes, VERBS + CHECK, commands, "--fsdp_offload_params", "true")
+    assert [line for line in output if line.startswith("codes")] == [f"codes {codes}"] * processes
     start = load_file(world.base / "model/model.safetensors")
-    for name, tensor in load_file(one / "model/model.safetensors").items():
-        moved = tensor - start[name]
-        torch.testing.assert_close(whole[name] - start[name], moved, rtol=1e-2, atol=1e-2 * float(moved.abs().max()))
+    for name, (stage, changes) in RUNS.items():
+        one = world.train(tmp_path / "one" / name, stage, changes=changes, tokens_per_microbatch=400)
+        full, resumed = (
+            load_file(tmp_path / "two" / f"{name} {kind}/model/model.safetensors") for kind in ("whole", "parts")
+        )
+        assert all(torch.equal(tensor, resumed[key]) for key, tensor in full.items())
+        for key, tensor in load_file(one / "model/model.safetensors").items():
+            moved = tensor - start[key]
+            close = {"rtol": 1e-2, "atol": 1e-2 * float(moved.abs().max())}
+            torch.testing.assert_close(full[key] - start[key], moved, **close)

@@ -45,12 +45,16 @@ print(f"codes {codes}\\n", end="")  # in one piece, beside those of others
 """
 
 
-def in_processes(tmp_path: Path, number: int, script: str, argument: Any) -> list[str]:
-    """The output of a script in so many processes that share weights; its one argument is JSON."""
+def in_processes(tmp_path: Path, number: int, script: str, argument: Any, *options: str) -> list[str]:
+    """The output of a script in so many processes that share weights; its one argument is JSON.
+
+    Args:
+        options: further ones of `accelerate launch`.
+    """
     (tmp_path / "script.py").write_text(BEGIN + script)
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/fsdp.yaml",
-         "--num_processes", str(number), tmp_path / "script.py", json.dumps(argument)],
+         "--num_processes", str(number), *options, tmp_path / "script.py", json.dumps(argument)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -58,9 +62,9 @@ def in_processes(tmp_path: Path, number: int, script: str, argument: Any) -> lis
     return done.stdout.splitlines()
 
 
-def launch(tmp_path: Path, commands: list[list[str]], processes: int = 2) -> list[int]:
+def launch(tmp_path: Path, commands: list[list[str]], processes: int = 2, *options: str) -> list[int]:
     """The exit codes of verbs, run one after the other by processes that share weights."""
-    output = in_processes(tmp_path, processes, VERBS, commands)
+    output = in_processes(tmp_path, processes, VERBS, commands, *options)
     lines = [line for line in output if line.startswith("codes")]
     assert len(lines) == processes
     assert len(set(lines)) == 1, lines
