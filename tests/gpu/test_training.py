@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from halos.models.load import load
-from halos.models.settings import ModelIdentity, Resources
+from halos.models.settings import Resources
 from halos.plan.memory import training_memory
 from halos.plan.sizes import measured_size
 from halos.pretrained import read_config
@@ -72,15 +72,20 @@ def test_weights_that_are_sharded_over_all_gpus_train_as_whole_ones(stage: str, 
     assert distance(*moved) < 1e-3
 
 
-@pytest.mark.skipif("quantization" not in ModelIdentity.model_fields, reason="models have no `quantization` setting")
-def test_adapters_of_a_quantised_model_are_trained_and_published(world: World, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    model = {**CATALOGUE["models"]["m"], "quantization": "nf4"}
-    quantised = World(world.results, C.load({**CATALOGUE, "models": {"m": model}}))
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_of_a_quantised_model_are_trained_and_published(kind: str, world: World, tmp_path: Path) -> None:
+    """As well as those of one that is not quantised; a model with other values would not be published."""
     changes = {"loss": "sft", "lr": 1e-2, "lora": {"r": 8, "alpha": 16, "dropout": 0.0}, "examples": 320}
-    run = quantised.train(tmp_path / "run", "sft", changes=changes)  # a model with other values is not published
-    losses = [line["loss"] for line in log(run) if line["split"] == "train"]
-    assert losses[-1] < 0.9 * losses[0]
+    learned = []
+    for name, settings in {"whole": {}, "quantised": {"quantization": kind}}.items():
+        model = {**CATALOGUE["models"]["m"], **settings}
+        run = World(world.results, C.load({**CATALOGUE, "models": {"m": model}})).train(
+            tmp_path / name, "sft", changes=changes
+        )
+        losses = [line["loss"] for line in log(run) if line["split"] == "eval"]
+        learned.append(losses[0] - losses[-1])
+    assert learned[0] > 0.1
+    assert learned[1] == pytest.approx(learned[0], rel=0.2)
 
 
 LARGE: dict[str, Any] = {
