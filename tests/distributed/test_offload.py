@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +14,16 @@ from halos.distributed.launch import MODULE, parse
 from halos.models.settings import Resources
 from halos.plan.memory import main_memory, offloaded, training_memory
 from halos.train.settings import Stage
-from halos.workflow.resources import JobResources
+from halos.workflow.resources import launch_options
 from tests.conftest import World
-from tests.distributed.test_sharding import PLAIN, ROOT, SCRIPT, command
+from tests.distributed.processes import run_verbs
+from tests.distributed.test_sharding import PLAIN, command
 from tests.plan.test_plan import SIZE
+
+OFFLOADED = """
+from accelerate import FullyShardedDataParallelPlugin
+assert type(FullyShardedDataParallelPlugin().cpu_offload).__name__ == "CPUOffloadPolicy"
+"""
 
 
 def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
@@ -29,8 +31,7 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
 ) -> None:
     for gpus, nodes in ((1, 1), (4, 1), (4, 2)):
         resources = Resources(gpus=gpus, nodes=nodes, parallel="fsdp", offload=True)
-        options = JobResources(lambda _, given=resources: given).launch(None)  # type: ignore[misc]
-        launch = parse([*options.split(), "train", "--output", "o"])
+        launch = parse([*launch_options(resources).split(), "train", "--output", "o"])
         words = launch.command({}) if nodes == 1 else launch._srun({})
         if nodes > 1:
             launch = parse(words[words.index(MODULE) + 1 :])
@@ -39,7 +40,7 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
         assert (arguments.fsdp_offload_params, arguments.num_processes) == ("true", gpus * nodes)
         assert Path(arguments.config_file).name == "fsdp.yaml"
         assert launch.variables()["HALOS_PROCESSES"] == str(gpus * nodes)
-    without = parse([*JobResources(lambda _: Resources(gpus=1, parallel="fsdp")).launch(None).split(), "train"])
+    without = parse([*launch_options(Resources(gpus=1, parallel="fsdp")).split(), "train"])
     assert "accelerate.commands.launch" not in without.command({})
 
 
@@ -68,17 +69,8 @@ def test_offloaded_shards_train_to_the_same_weights_and_resume_bit_for_bit(world
     adamw = {**PLAIN, "optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}, "examples": 24}
     parts = command(world, tmp_path, "parts", "ppo", adamw)
     commands = [command(world, tmp_path, "whole", "ppo", adamw), [*parts, "--time-limit", "0"], parts]
-    script = tmp_path / "script.py"
-    check = "assert type(AcceleratorState().fsdp_plugin.cpu_offload).__name__ == 'CPUOffloadPolicy'\n"
-    script.write_text(SCRIPT + check)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/fsdp.yaml",
-         "--num_processes", "2", "--fsdp_offload_params", "true", script, json.dumps(commands)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert "codes [0, 1, 0]" in done.stdout, done.stderr[-3000:]
+    codes = run_verbs(tmp_path, commands, 2, "fsdp", OFFLOADED, "--fsdp_offload_params", "true")
+    assert codes == [0, 1, 0]
     one = world.train(tmp_path / "one", "ppo", changes=adamw, tokens_per_microbatch=400)
     whole, resumed = (load_file(tmp_path / "two" / name / "model/model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
