@@ -59,7 +59,7 @@ for name, (config, parent, store, *reference) in argument.items():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [3])
-def test_every_weight_is_that_of_a_process_that_reads_them_all(processes: int, world: World, tmp_path: Path) -> None:
+def test_every_weight_is_that_of_a_process_that_reads_them_all(world: World, tmp_path: Path) -> None:
     bases = {name: base_of(world, tmp_path / name, {"model_type": kind, **fields})
              for name, (kind, fields) in KINDS.items()}  # fmt: skip
     inputs: dict[str, list[str]] = {}
@@ -68,7 +68,7 @@ def test_every_weight_is_that_of_a_process_that_reads_them_all(processes: int, w
         config.write_text(world.slice(f"runs/d/m/{stage}/seed1", **changes).read_text())
         files = [config, bases[kind], world.store, *references(world, bases[kind], config)]
         inputs[str(tmp_path / name)] = [*map(str, files)]
-    in_processes(tmp_path, processes, BUILD, inputs)
+    in_processes(tmp_path, 3, BUILD, inputs)
     for name, (config, parent, store, *reference) in inputs.items():  # type: ignore[assignment]
         one = Trainer(
             Inputs.open(Path(config), Path(parent), Path(store), [*map(Path, reference)]), tmp_path / "one", 400
