@@ -58,7 +58,6 @@ for name, (config, parent, store, *reference) in argument.items():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [3])
 def test_every_weight_is_that_of_a_process_that_reads_them_all(world: World, tmp_path: Path) -> None:
     bases = {name: base_of(world, tmp_path / name, {"model_type": kind, **fields})
              for name, (kind, fields) in KINDS.items()}  # fmt: skip
