@@ -44,9 +44,10 @@ demo: $(ENV)
 	@echo "figures   results/figures/demo"
 	@echo "report    results/report.zip (unpack it and open report/report.html)"
 
-# a worker and a thread for each core; files stay whole, as tests of one share what is slow to make
+# a worker for each core and one more, as some tests wait for a scheduler; files stay whole, as tests of one share what is
+# slow to make
 test: lint
-	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses $$(($$(nproc) + 1)) --dist loadfile
 
 lint: $(ENV)
 	.venv/bin/ruff check .

@@ -24,6 +24,12 @@ def _gres(gpus: int) -> str:
     return f"gpu:{gpus}" if gpus else ""
 
 
+def launch_options(resources: Resources) -> str:
+    """The options of halos.distributed.launch for a model's resources."""
+    options = [f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus")]
+    return " ".join([*options, *(["--offload"] if resources.offload else [])])
+
+
 class JobResources:
     """Resources of jobs that run a model. Memory and time double with each attempt.
 
@@ -92,9 +98,7 @@ class JobResources:
 
     def launch(self, wildcards: Any) -> str:
         """Options of halos.distributed.launch: how many processes, and where."""
-        resources = self._entry(wildcards)
-        options = [f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus")]
-        return " ".join([*options, *(["--offload"] if resources.offload else [])])
+        return launch_options(self._entry(wildcards))
 
     def tokens(self, wildcards: Any) -> int:
         """Tokens of one microbatch."""

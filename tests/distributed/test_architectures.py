@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import World
-from tests.distributed.test_sharding import launch
+from tests.distributed.processes import run_verbs
 from tests.train.architectures import ARCHITECTURES
 from tests.train.runs import PLAIN, base_of, log, references, weights
 
-ROOT = Path(__file__).parents[2]
 LORA = {"lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}}
 SHORT = {**PLAIN, "batch_size": 7, "examples": 14, "lr": 0.1}
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -40,14 +36,6 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Losses with a reference, a live one and a value head; adapters; a process that has only a filler."""
 SHARDED = ("mixtral", "mixtral_lora", "ernie", "jamba", "jamba_lora", "gemma3", "gemma3_live_reference",
            "gemma3_lora", "gemma3n_lora", "gemma3_adamw")  # fmt: skip
-
-SCRIPT = """
-import json, sys
-from halos.cli import main
-
-codes = [main(arguments) for arguments in json.load(open(sys.argv[1]))]
-print("codes", codes)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +60,7 @@ def together(world: World, base: Callable[[str], Path], tmp_path_factory: pytest
     runs = {**RUNS, "layers_dropped": ("opt", "sft", {"lr": 1e-3})}
     commands = [command(world, base(kind), folder, name, stage, changes)
                 for name, (kind, stage, changes) in runs.items()]  # fmt: skip
-    (folder / "script.py").write_text(SCRIPT)
-    (folder / "commands.json").write_text(json.dumps(commands))
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/ddp.yaml",
-         "--num_processes", "2", folder / "script.py", folder / "commands.json"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.stdout.count(f"codes {[0] * len(commands)}") == 2, done.stderr[-5000:]
+    assert run_verbs(folder, commands, profile="ddp") == [0] * len(commands)
     return folder
 
 
@@ -92,7 +72,7 @@ def sharded(world: World, base: Callable[[str], Path], tmp_path_factory: pytest.
     for name in SHARDED:
         kind, stage, changes = RUNS[name]
         commands.append(command(world, base(kind), folder, name, stage, changes))
-    assert launch(folder, commands) == [0] * len(commands)
+    assert run_verbs(folder, commands) == [0] * len(commands)
     return folder
 
 

@@ -14,19 +14,17 @@ from safetensors.torch import load_file
 from halos.distributed.launch import MODULE, parse
 from halos.models.settings import Resources
 from halos.plan.memory import main_memory, offloaded, training_memory
-from halos.study import catalogue as C
 from halos.train.settings import Stage
-from halos.workflow.resources import JobResources
-from tests.conftest import CATALOGUE, World
-from tests.distributed.test_sharding import PLAIN, VERBS, command, in_processes
+from halos.workflow.resources import launch_options
+from tests.conftest import World
+from tests.distributed.processes import run_verbs
+from tests.distributed.test_sharding import PLAIN, command
 from tests.plan.test_plan import SIZE
 
-
-def options(resources: Resources) -> list[str]:
-    """Options of the launcher for the jobs of a model with these resources."""
-    model = {**CATALOGUE["models"]["m"], "resources": resources.model_dump()}
-    config = C.load({**CATALOGUE, "models": {"m": model}})
-    return JobResources(config, lambda _: "m").launch(None).split()
+OFFLOADED = """
+from accelerate import FullyShardedDataParallelPlugin
+assert type(FullyShardedDataParallelPlugin().cpu_offload).__name__ == "CPUOffloadPolicy"
+"""
 
 
 def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
@@ -34,7 +32,7 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
 ) -> None:
     for gpus, nodes in ((1, 1), (4, 1), (4, 2)):
         resources = Resources(gpus=gpus, nodes=nodes, parallel="fsdp", offload=True)
-        launch = parse([*options(resources), "train", "--output", "o"])
+        launch = parse([*launch_options(resources).split(), "train", "--output", "o"])
         words = launch.command({}) if nodes == 1 else launch._srun({})
         if nodes > 1:
             launch = parse(words[words.index(MODULE) + 1 :])
@@ -43,7 +41,7 @@ def test_the_option_reaches_accelerate_of_one_gpu_and_of_several_nodes(
         assert (arguments.fsdp_offload_params, arguments.num_processes) == ("true", gpus * nodes)
         assert Path(arguments.config_file).name == "fsdp.yaml"
         assert launch.variables()["HALOS_PROCESSES"] == str(gpus * nodes)
-    without = parse([*options(Resources(gpus=1, parallel="fsdp")), "train"])
+    without = parse([*launch_options(Resources(gpus=1, parallel="fsdp")).split(), "train"])
     assert "accelerate.commands.launch" not in without.command({})
 
 
@@ -66,15 +64,10 @@ def test_what_is_offloaded_is_planned_in_main_memory() -> None:
     assert main_memory(SIZE, there, other, shards=shards) - main_memory(SIZE, here, one) == shards
 
 
-CHECK = """
-assert type(AcceleratorState().fsdp_plugin.cpu_offload).__name__ == 'CPUOffloadPolicy'
-"""
 ADAMW = {**PLAIN, "optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}, "examples": 24}
-LORA = {"r": 4, "alpha": 8, "dropout": 0.0}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ppo": ("ppo", ADAMW),
-    "live": ("dpo", {**ADAMW, "sync_reference": 2}),
-    "lora": ("dpo", {**ADAMW, "lora": LORA, "sync_reference": 2}),
+    "value head": ("ppo", ADAMW),
+    "adapters": ("dpo", {**ADAMW, "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "sync_reference": 2}),
 }
 
 
@@ -84,22 +77,20 @@ def test_offloaded_shards_train_to_the_same_weights_and_resume_bit_for_bit(
     processes: int, world: World, tmp_path: Path
 ) -> None:
     """On the CPU, where they are in main memory in any case, by FSDP's own code for it."""
-    commands, codes = [], []
+    commands = []
     for name, (stage, changes) in RUNS.items():
         parts = command(world, tmp_path, f"{name} parts", stage, changes)
-        whole = command(world, tmp_path, f"{name} whole", stage, changes)
-        commands += [whole, [*parts, "--time-limit", "0"], parts]
-        codes += [0, 1, 0]
-    output = in_processes(tmp_path, processes, VERBS + CHECK, commands, "--fsdp_offload_params", "true")
-    assert [line for line in output if line.startswith("codes")] == [f"codes {codes}"] * processes
+        commands += [command(world, tmp_path, f"{name} whole", stage, changes), [*parts, "--time-limit", "0"], parts]
+    codes = run_verbs(tmp_path, commands, processes, "fsdp", OFFLOADED, "--fsdp_offload_params", "true")
+    assert codes == [0, 1, 0] * len(RUNS)
     start = load_file(world.base / "model/model.safetensors")
     for name, (stage, changes) in RUNS.items():
         one = world.train(tmp_path / "one" / name, stage, changes=changes, tokens_per_microbatch=400)
-        full, resumed = (
-            load_file(tmp_path / "two" / f"{name} {kind}/model/model.safetensors") for kind in ("whole", "parts")
+        whole, resumed = (
+            load_file(tmp_path / f"two/{name} {part}/model/model.safetensors") for part in ("whole", "parts")
         )
-        assert all(torch.equal(tensor, resumed[key]) for key, tensor in full.items())
+        assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
         for key, tensor in load_file(one / "model/model.safetensors").items():
             moved = tensor - start[key]
-            close = {"rtol": 1e-2, "atol": 1e-2 * float(moved.abs().max())}
-            torch.testing.assert_close(full[key] - start[key], moved, **close)
+            atol = 1e-2 * float(moved.abs().max())
+            torch.testing.assert_close(whole[key] - start[key], moved, rtol=1e-2, atol=atol)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +15,19 @@ from halos.reference.score import score
 from halos.settings import dump, read_slice
 from halos.tokens.store import Store
 from tests.conftest import CATALOGUE, World
-from tests.distributed.test_sharding import ROOT, launch
+from tests.distributed.processes import run_verbs
 from tests.reference.test_score import OTHER, inputs, made
 from tests.scoring.rewards import armorm
 from tests.train.architectures import ARCHITECTURES
 from tests.train.runs import base_of
 
-WHOLE = """
-import json, sys
-from halos.cli import main
-from halos.reference import compute, score
-
-compute.WINDOW = score.WINDOW = 100
-sys.exit(any([main(words) for words in json.loads(sys.argv[1])]))
-"""
+WINDOWS = "from halos.reference import compute, score\ncompute.WINDOW = score.WINDOW = 100\n"
+"""Windows of 100 sequences."""
 
 
 def side_by_side(tmp_path: Path, processes: int, commands: list[list[str]]) -> None:
     """Run verbs in processes that hold all weights each, in windows of 100 sequences."""
-    (tmp_path / "whole.py").write_text(WHOLE)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/ddp.yaml",
-         "--num_processes", str(processes), tmp_path / "whole.py", json.dumps(commands)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert run_verbs(tmp_path, commands, processes, "ddp", WINDOWS) == [0] * len(commands)
 
 
 def command(config: Path, parent: Path, store: Path, part: str, output: Path) -> list[str]:
@@ -107,8 +90,8 @@ def test_processes_that_share_the_weights_compute_the_values_that_one_computes(w
     files = {name: tmp_path / f"{name}.safetensors" for name in runs}
     commands = {name: command(c, base, world.store, part, files[name]) for name, (c, base, part) in runs.items()}
     halved = commands.pop("half")
-    assert launch(tmp_path, [*commands.values()], processes=3) == [0] * len(commands)
-    assert launch(tmp_path, [halved], processes=2) == [0]
+    assert run_verbs(tmp_path, [*commands.values()], processes=3) == [0] * len(commands)
+    assert run_verbs(tmp_path, [halved], processes=2) == [0]
     for name in commands:
         one = tmp_path / f"one_{name}.safetensors"
         reference(runs[name][0], runs[name][1], world.store, runs[name][2], one, 2048)  # type: ignore[arg-type]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +14,9 @@ from halos.registry import LOSSES
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from tests.conftest import World
+from tests.distributed.processes import run_verbs
 
-ROOT = Path(__file__).parents[2]
 PLAIN = {"optimizer": "SGD", "optimizer_args": {}, "lr": 0.3, "batch_size": 7, "examples": 14, "eval_every": 1}
-
-# accelerate takes FSDP for GPUs alone: on the CPU it would quietly be DDP. Told that its processes are like those of
-# GPUs, it runs all of its FSDP2 code on the CPU.
-BEGIN = """
-import json, os, sys
-os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import DistributedType
-dist.init_process_group("gloo")
-PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-"""
-VERBS = """
-from halos.cli import main
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-codes = []
-for command in json.loads(sys.argv[1]):
-    codes.append(main(command))
-    AcceleratorState().fsdp_plugin.transformer_cls_names_to_wrap = None  # those of the first model's layers
-assert Accelerator().is_fsdp2
-print(f"codes {codes}\\n", end="")  # in one piece, beside those of others
-"""
-
-
-def in_processes(tmp_path: Path, number: int, script: str, argument: Any, *options: str) -> list[str]:
-    """The output of a script in so many processes that share weights; its one argument is JSON.
-
-    Args:
-        options: further ones of `accelerate launch`.
-    """
-    (tmp_path / "script.py").write_text(BEGIN + script)
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "profiles/accelerate/fsdp.yaml",
-         "--num_processes", str(number), *options, tmp_path / "script.py", json.dumps(argument)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-20000:]
-    return done.stdout.splitlines()
-
-
-def launch(tmp_path: Path, commands: list[list[str]], processes: int = 2, *options: str) -> list[int]:
-    """The exit codes of verbs, run one after the other by processes that share weights."""
-    output = in_processes(tmp_path, processes, VERBS, commands, *options)
-    lines = [line for line in output if line.startswith("codes")]
-    assert len(lines) == processes
-    assert len(set(lines)) == 1, lines
-    codes: list[int] = json.loads(lines[0].removeprefix("codes"))
-    return codes
 
 
 def command(world: World, tmp_path: Path, name: str, stage: str, changes: dict[str, Any], *more: object) -> list[str]:
@@ -109,7 +56,7 @@ def test_sharded_processes_train_the_same_weights_as_one(world: World, tmp_path:
         more = ["--gradient-checkpointing"] if name == "checkpointed" else []
         commands.append(command(world, tmp_path, name, stage, changes, *more))
         ones[name] = world.train(tmp_path / "one" / name, stage, changes=changes, tokens_per_microbatch=400)
-    assert launch(tmp_path, commands) == [0] * len(commands)
+    assert run_verbs(tmp_path, commands) == [0] * len(commands)
     start = load_file(world.base / "model/model.safetensors")
     for name, file in (("kept", "model.safetensors"), ("lora", "adapter_model.safetensors")):
         one, two = (load_file(tmp_path / part / name / "kept/step1" / file) for part in ("one", "two"))
@@ -160,7 +107,7 @@ def test_a_sharded_run_resumes_bit_for_bit_with_as_many_processes_and_no_others(
         commands += [whole, [*parts, "--time-limit", "0"], parts]
     stopped = command(world, tmp_path, "stopped", "dpo", {"examples": 24}, "--time-limit", "0")
     refused = command(world, tmp_path, "refused", "dpo", {"optimizer": "Adafactor", "optimizer_args": {}})
-    assert launch(tmp_path, [*commands, stopped, refused]) == [0, 1, 0] * len(runs) + [1, 1]
+    assert run_verbs(tmp_path, [*commands, stopped, refused]) == [0, 1, 0] * len(runs) + [1, 1]
     assert not (tmp_path / "two/refused").exists()  # torch's Adafactor fails on shards in its first step
     for name in runs:
         whole, resumed = (load_file(tmp_path / f"two/{name}{end}/model/model.safetensors") for end in ("_whole", ""))
@@ -180,7 +127,7 @@ def test_sharded_bf16_computes_in_bfloat16_and_keeps_float32(world: World, tmp_p
         words = command(world, tmp_path, name, "ppo", changes)
         path = tmp_path / f"{name}.yaml"
         path.write_text(dump({**read_slice(path), "precision": precision, "save_precision": "fp32"}))
-        assert launch(tmp_path, [words]) == [0]
+        assert run_verbs(tmp_path, [words]) == [0]
     full, half = (read(tmp_path / "two" / name) for name in runs)
     assert full[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert 1e-6 < abs(half[0]["kl"]) < 0.05
@@ -214,11 +161,11 @@ def test_a_sharded_optimiser_goes_on_in_the_next_round(world: World, tmp_path: P
         assert main(round_of(2, rounds, folder / "round2", folder / "round1")) == 0
         ends[name] = load_file(folder / "round2/model/model.safetensors")
     two = tmp_path / "two"
-    first = launch(tmp_path, [round_of(1, 2, two / "round1", world.base)])
+    first = run_verbs(tmp_path, [round_of(1, 2, two / "round1", world.base)])
     assert {path.name for path in (two / "round1/optimizer").iterdir()} == {
         "meta.json", "optimizer-0.safetensors", "optimizer-1.safetensors"
     }  # fmt: skip
-    assert first + launch(tmp_path, [round_of(2, 2, two / "round2", two / "round1")]) == [0, 0]
+    assert first + run_verbs(tmp_path, [round_of(2, 2, two / "round2", two / "round1")]) == [0, 0]
     ends["two"] = load_file(two / "round2/model/model.safetensors")
     assert (two / "round1/optimizer").exists()  # until round 3 begins, so that round 2 can run again
 
