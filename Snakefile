@@ -89,6 +89,16 @@ onstart:
         raise WorkflowError(str(error))
 
 
+onsuccess:
+    if workflow.is_main_process:
+        inputs.batches.clear()
+
+
+onerror:
+    if workflow.is_main_process:
+        inputs.batches.clear()
+
+
 localrules:
     all,
     train,

@@ -7,7 +7,7 @@ Input:   the cell's model; feedback records, whose prompts are answered or that 
          results/runs/{...}/answering/{batch}/config.yaml   the prompt sets and tasks, with their settings
 Output:  results/runs/{...}/answering/{batch}/answers       a file of each, or the reason why it failed; temporary: the
                                                             rules `sample` and `task` take the files to their places
-         kept/ beside the batches is not declared: it has what a stopped job has finished
+         kept/ of a batch is not declared: it has what a stopped job has finished, also for the batches after it
 """
 
 
@@ -19,9 +19,7 @@ rule answer:
         model=inputs.model,
         manifest=inputs.manifest,
         store="<tokens>/store",
-        feedback=inputs.answered_data,
-        test=inputs.answered_test,
-        fetched=inputs.answered_fetched,
+        answered=inputs.answered,
     output:
         temp(directory("<run>/answering/{batch}/answers")),
     log:
@@ -48,6 +46,11 @@ rule answer:
         batch=resources.batch,
         backend=resources.backend,
         tensor_parallel=resources.tensor_parallel,
+    params:
+        # of all that the batch was made for: inputs are those alone for which it is made again
+        feedback=inputs.answered_data,
+        test=inputs.answered_test,
+        fetched=inputs.answered_fetched,
     shell:
         r"""
         exec &>{log:q}
@@ -57,11 +60,12 @@ rule answer:
             --model {input.model:q} \
             --manifest {input.manifest:q} \
             --store {input.store:q} \
-            --feedback {input.feedback:q} \
-            --test {input.test:q} \
-            --fetched {input.fetched:q} \
+            --feedback {params.feedback:q} \
+            --test {params.test:q} \
+            --fetched {params.fetched:q} \
             --output {output:q} \
-            --kept "$(dirname {input.cell:q})/answering/kept" \
+            --kept "$(dirname {input.config:q})/kept" \
+            --earlier "$(dirname {input.cell:q})"/answering/*/kept \
             --batch {resources.batch} \
             --backend {resources.backend} \
             --tensor-parallel {resources.tensor_parallel}

@@ -11,20 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from halos.answer.settings import AnswerSlice
+from halos.answer.settings import FAILED, AnswerSlice
 from halos.errors import HalosError
 from halos.evaluate.tasks.lm_eval import context_of
 from halos.evaluate.tasks.task import run_task
 from halos.files import hash_content, hash_file, whole
 from halos.sample.backends import Transformers, Vllm, prepare_vllm
 from halos.sample.prompter import Prompter, PromptSet
-from halos.sample.run import read_records, respond
+from halos.sample.run import partial_of, read_records, respond
 from halos.sample.settings import SamplerSlice
 from halos.settings import identity
 from halos.tokens.report import StoreMeta
-
-FAILED = ".failed"
-"""Suffix of the file that has the reason in place of an item's answers."""
 
 
 def answer(
@@ -35,6 +32,7 @@ def answer(
     store: Path,
     output: Path,
     kept: Path,
+    earlier: Sequence[Path] = (),
     feedback: Sequence[Path] = (),
     test: Sequence[Path] = (),
     fetched: Sequence[Path] = (),
@@ -60,7 +58,8 @@ def answer(
         store: sequence store of the cell, whose limit on the length of prompts applies here too.
         output: folder to write: samples/NAME.jsonl for a prompt set, tasks/NAME.json for a task, and in place of one
             that failed a file that ends in .failed.
-        kept: folder of what a stopped run has finished.
+        kept: folder of what a stopped run has finished, of this batch alone.
+        earlier: the same of other batches, whose runs may not have ended: what they have finished is copied.
         feedback: feedback records whose prompts are answered, a file for each prompt set, in their order.
         test: test split of the cell's dataset, if a task is a local one.
         fetched: fetched.json of each task of lm-eval, in their order.
@@ -79,17 +78,23 @@ def answer(
         raise HalosError(f"{config} wants a --feedback for each prompt set ({len(asked.prompts)}), a --fetched for "
                          f"each task of lm-eval ({len(own)}), and --test for local tasks")  # fmt: skip
     same = [*map(hash_file, (manifest, cell, store / "meta.json")), backend]
+
+    def hashed(file: Path) -> str | None:
+        return hash_file(file) if file.is_file() else None  # then the item alone fails
+
     prompts = {
-        Item.of(f"samples/{name}.jsonl", kept, [identity(how), hash_file(file), batch, *same]): (how, file)
+        Item.of(f"samples/{name}.jsonl", kept, [identity(how), hashed(file), batch, *same]): (how, file)
         for (name, how), file in zip(asked.prompts.items(), feedback, strict=True)
     }
     theirs = dict(zip(own, fetched, strict=True))
     tasks = {
-        Item.of(f"tasks/{name}.json", kept, [identity(task), *map(hash_file, files), *same]): (task, files)
+        Item.of(f"tasks/{name}.json", kept, [identity(task), *map(hashed, files), *same]): (task, files)
         for name, task in asked.tasks.items()
         for files in [[theirs[name]] if name in theirs else list(test)]
     }
     items, failures = [*prompts, *tasks], Failures()
+    for item in items:
+        item.take(earlier)
     for item in items:
         if item.done:
             print(f"{item.place}: finished by an earlier attempt")
@@ -154,6 +159,17 @@ class Item:
     def of(cls, place: str, kept: Path, made_from: list[Any]) -> Self:
         path = Path(place)
         return cls(place, kept / path.with_stem(f"{path.stem}-{hash_content(made_from)[:16]}"))
+
+    def take(self, folders: Sequence[Path]) -> None:
+        """Copy what another batch has finished or begun, if it has. Its run may not have ended: a file that grows is
+        read up to its last whole line."""
+        for path in (self.kept, partial_of(self.kept)):
+            for folder in folders:
+                if not self.done and not path.is_file():
+                    with suppress(FileNotFoundError):
+                        content = (folder / path.relative_to(self.kept.parents[1])).read_bytes()
+                        with whole(path) as temporary:
+                            temporary.write_bytes(content)
 
     @property
     def done(self) -> bool:

@@ -73,7 +73,10 @@ def from_driver() -> tuple[list[Gpu], str]:
 
     pynvml.nvmlInit()
     try:
-        wholes = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        wholes = []
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError_NoPermission):  # kept from this process: CUDA does not count it either
+                wholes.append(pynvml.nvmlDeviceGetHandleByIndex(number))
         parts = [_parts(pynvml, whole) for whole in wholes]
         gpus = []
         for index, whole in enumerate(wholes):

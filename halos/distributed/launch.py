@@ -149,9 +149,9 @@ class Launch:
 
 
 def needs_slurm(nodes: int) -> str:
-    """What to do where a training over several nodes is started outside of a Slurm job."""
+    """What to do where a job over several nodes is started outside of a Slurm job."""
     return (
-        f"a training on {nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or this within "
+        f"a job on {nodes} nodes has to be a Slurm job: run `snakemake --profile slurm`, or this within "
         f"`salloc --nodes {nodes}`, or set `nodes: 1` in the model's resources"
     )
 

@@ -56,9 +56,9 @@ def saved_precision(setting: SavePrecision, precision: Precision, is_round: bool
 class Resources(Strict):
     """Resources of the jobs of a model. They are no part of a run's identity: changing them reruns nothing."""
 
-    gpus: int = Field(0, ge=0, description="GPUs of a training on each node; 0 trains on the CPU")
+    gpus: int = Field(0, ge=0, description="GPUs of a training or reference pass on each node; 0 for the CPU")
     nodes: Positive = Field(
-        1, description="nodes of a training, on a Slurm cluster; gpus, cpus and mem_gb are per node"
+        1, description="nodes of a training or reference pass, on a Slurm cluster; gpus, cpus and mem_gb are per node"
     )
     cpus: Positive = Field(1, description="CPU cores of one job")
     mem_gb: Positive = Field(4, description="main memory of one job, GB; doubled on a retry")

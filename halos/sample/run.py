@@ -163,7 +163,7 @@ def respond(prompt_set: PromptSet, backend: Backend, template: Template, output:
     identity = {"seed": seed, "inputs": inputs, "template": template_hash, **backend.identity, **parameters}
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
+    partial = partial_of(output)
     done = _resume(partial, identity, list(map(len, chunks)))
     with (
         partial.open("a") as file,
@@ -207,6 +207,11 @@ def respond(prompt_set: PromptSet, backend: Backend, template: Template, output:
     with whole(output) as temporary:
         write_samples(samples, temporary, as_list=output.suffix == ".json")
     partial.unlink()
+
+
+def partial_of(output: Path) -> Path:
+    """What a stopped run has of an output."""
+    return output.with_name(f".{output.name}.partial")
 
 
 @dataclass(frozen=True)

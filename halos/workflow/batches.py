@@ -8,6 +8,7 @@ alone, and all is answered together where the model is new.
 from __future__ import annotations
 
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from halos.answer.settings import FAILED
 from halos.files import hash_content
 from halos.settings import dump, read_slice
 from halos.study.cells import RESULTS, RUN, Cell
@@ -61,6 +63,7 @@ class Batches:
         self._contents: dict[tuple[Cell, str], dict[str, Any]] = {}
         self._keys: dict[Item, str] = {}  # kept: a file that a command makes does not change its batch
         self._new: dict[Cell, dict[str, Any]] = {}
+        self._registered: set[tuple[Cell, str]] = set()
         self._changes: dict[str, bool] = {}
 
     def key(self, cell: Cell, kind: str, name: str) -> str:
@@ -80,6 +83,33 @@ class Batches:
             self._contents[cell, key] = read_slice(self.paths.run(cell).batch(key).config)
         return self._contents[cell, key]
 
+    def own(self, cell: Cell, key: str) -> dict[str, Any]:
+        """What a batch's files are from, or will be: the part of its slice that no other batch has answered since, with
+        the settings of now. What the rest is made from may change, and concerns it no longer."""
+        content = self.content(cell, key)
+        if (cell, key) in self._registered or not self._is_main or self.paths.run(cell).batch(key).answers.exists():
+            return content  # as Snakemake has recorded it, or will
+        return {
+            kind: {name: how for name, how in entries.items() if self._answers(key, Item(cell, kind, name))}
+            for kind, entries in content.items()
+        }
+
+    def clear(self) -> None:
+        """At the end of a command, remove answers of which all that did not fail are in their places, which Snakemake
+        keeps where one failed, and forget what removed answers were made from: `own` says what it is later."""
+        from snakemake.io import IOFile
+
+        for cell, key in self._contents:
+            run, persistence = self.paths.run(cell), self._workflow.persistence
+            folder = run.batch(key).answers
+            answers = [path for path in folder.glob("*/*") if path.suffix != FAILED]
+            if folder.is_dir() and all(_is_older(path, run.folder / path.relative_to(folder)) for path in answers):
+                shutil.rmtree(folder)
+            record = persistence.metadata(file := IOFile(str(folder)))
+            if not folder.exists() and record is not None and record.input is not None:
+                record.input = None  # else a list that is shorter would be a reason to answer again
+                persistence._write_record(persistence._get_key(file), record)
+
     # ---- what is made anew ----------------------------------------------------------------------------------
 
     def _key(self, item: Item) -> str:
@@ -92,6 +122,7 @@ class Batches:
             content = self._slice(iter([item]))
         key = hash_content(content)[:12]
         self._contents[item.cell, key] = content
+        self._registered.add((item.cell, key))
         return key
 
     def _slice(self, items: Iterator[Item]) -> dict[str, Any]:
@@ -133,7 +164,7 @@ class Batches:
         """The key of the batch that made an item's file; None if it is to be made, or made anew."""
         run = self.paths.run(item.cell)
         path = run.task(item.name) if item.kind == TASKS else run.samples(item.name)
-        if self._forced(path) or not path.is_file() or self._trained_anew(item.cell):
+        if self._forced(path) or not path.is_file() or self._trained_anew(item.cell) or self._asked_anew(item, path):
             return None
         if run.manifest.stat().st_mtime > path.stat().st_mtime:
             return None
@@ -142,6 +173,23 @@ class Batches:
         settings = config_slice(self.study.config, f"{item.kind}/{item.name}")
         return next((key for key in made if _read(run.batch(key).config).get(item.kind, {}).get(item.name) == settings),
                     None)  # fmt: skip
+
+    def _answers(self, key: str, item: Item) -> bool:
+        """Whether an item's file is from a batch, or will be."""
+        if item.name not in getattr(self.study.config, item.kind):
+            return False
+        return (self._keys.get(item) or self._made_by(item)) == key
+
+    def _asked_anew(self, item: Item, path: Path) -> bool:
+        """Whether the data of a prompt set that names a dataset of its own have changed since."""
+        dataset = self.study.config.prompts[item.name].dataset if item.kind == PROMPT_SETS else None
+        if dataset is None:
+            return False
+        data = self.paths.data(dataset)
+        prompts = data.split(self.study.config.prompts[item.name].split)
+        if self._changed(f"data/{dataset}", data.config) or not prompts.is_file():
+            return True
+        return prompts.stat().st_mtime > path.stat().st_mtime
 
     def _recorded(self, path: Path) -> list[str] | None:
         """The inputs that Snakemake has recorded for a file, if it has."""
@@ -177,6 +225,11 @@ class Batches:
     # ---- the command ----------------------------------------------------------------------------------------
 
     @property
+    def _is_main(self) -> bool:
+        """Whether this is the process that the user has started: those of its jobs on other nodes ask what it did."""
+        return self._workflow is None or bool(self._workflow.is_main_process)
+
+    @property
     def _targets(self) -> list[str]:
         targets = self._workflow.dag_settings.targets if self._workflow else ()
         return sorted(targets) or ["all"]
@@ -194,6 +247,10 @@ def _place(target: str) -> str:
     """A target's rule, or the folder of the results tree that it lies in."""
     parts = Path(target).parts
     return parts[1] if parts[0] == RESULTS and len(parts) > 1 else target
+
+
+def _is_older(path: Path, than: Path) -> bool:
+    return than.is_file() and path.stat().st_mtime <= than.stat().st_mtime
 
 
 def _read(config: Path) -> dict[str, Any]:

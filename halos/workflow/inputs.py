@@ -205,22 +205,37 @@ class Inputs:
         kind, name = (TASKS, wildcards.task) if prompts is None else (PROMPT_SETS, prompts)
         return self._run(wildcards).batch(self.batches.key(cell_of(wildcards), kind, name)).answers
 
-    def _batch(self, wildcards: Any) -> AnswerSlice:
-        return AnswerSlice.model_validate(self.batches.content(cell_of(wildcards), wildcards.batch))
-
     def answered_data(self, wildcards: Any) -> list[Path]:
         """The feedback file of each prompt set of a batch."""
-        sets = self._batch(wildcards).prompts.values()
-        return [self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split) for prompts in sets]
+        return self._answered_data(self._batch(wildcards), wildcards)
 
     def answered_test(self, wildcards: Any) -> list[Path]:
         """The test split that local tasks of a batch are made from."""
-        local = any(task.local for task in self._batch(wildcards).tasks.values())
-        return [self.paths.data(wildcards.dataset).test] if local else []
+        return self._answered_test(self._batch(wildcards), wildcards)
 
     def answered_fetched(self, wildcards: Any) -> list[Path]:
         """The commits of the data of each task of lm-eval's own in a batch."""
-        return [self.paths.task(name).fetched for name, task in self._batch(wildcards).tasks.items() if task.task]
+        return self._answered_fetched(self._batch(wildcards))
+
+    def answered(self, wildcards: Any) -> list[Path]:
+        """What a batch is made anew for: those of the files above that its own samples and results depend on."""
+        own = AnswerSlice.model_validate(self.batches.own(cell_of(wildcards), wildcards.batch))
+        files = [*self._answered_data(own, wildcards), *self._answered_test(own, wildcards)]
+        return [*dict.fromkeys([*files, *self._answered_fetched(own)])]
+
+    def _batch(self, wildcards: Any) -> AnswerSlice:
+        return AnswerSlice.model_validate(self.batches.content(cell_of(wildcards), wildcards.batch))
+
+    def _answered_data(self, batch: AnswerSlice, wildcards: Any) -> list[Path]:
+        sets = batch.prompts.values()
+        return [self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split) for prompts in sets]
+
+    def _answered_test(self, batch: AnswerSlice, wildcards: Any) -> list[Path]:
+        local = any(task.local for task in batch.tasks.values())
+        return [self.paths.data(wildcards.dataset).test] if local else []
+
+    def _answered_fetched(self, batch: AnswerSlice) -> list[Path]:
+        return [self.paths.task(name).fetched for name, task in batch.tasks.items() if task.task]
 
     # ---- samples and judgements -----------------------------------------------------------------------------
 

@@ -178,6 +178,41 @@ def test_with_another_third_task_the_first_two_are_still_those_of_the_stopped_ru
     assert stopped == ["v"]
 
 
+def test_another_batch_begins_with_what_the_stopped_run_has_finished(case: Case, stopped: list[str]) -> None:
+    kept = case.folder / "kept"
+    left = files(kept)
+    case.answer(tasks={**TASKS, "w": {**TASK, "limit": 3}}, kept=case.folder / "other", earlier=[kept])
+    assert stopped == ["v", "w"]
+    assert files(kept) == left  # its run may not have ended
+    assert not (case.folder / "other").exists()
+
+
+def test_another_batch_goes_on_where_a_stopped_run_was_in_its_samples(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(self: Any, requests: Any, *rest: Any) -> Any:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 2:
+            raise Killed
+        return real(self, requests, *rest)
+
+    real, chunks = answers.Transformers.generate, 0
+    monkeypatch.setattr(answers.Transformers, "generate", stopping)
+    with pytest.raises(Killed):
+        case.answer({"few": PROMPTS["few"]}, {})
+    chunks = 2
+    output = case.answer({"few": PROMPTS["few"]}, {}, kept=case.folder / "other", earlier=[case.folder / "kept"])
+    assert chunks == 3  # the second of its two chunks
+    assert (output / "samples/few.jsonl").read_bytes() == case.apart("prompts", "few").read_bytes()
+
+
+def test_one_whose_file_is_gone_fails_alone(case: Case) -> None:
+    files_ = [case.test, case.folder / "gone.parquet"]
+    output = case.answer(dict.fromkeys(("few", "more"), PROMPTS["few"]), {}, feedback=files_)
+    assert files(output) == ["samples/few.jsonl", "samples/more.failed"]
+
+
 def test_what_another_model_has_answered_is_not_taken(case: Case, stopped: list[str]) -> None:
     manifest = case.folder / "manifest.json"
     content = json.loads((case.world.base / "manifest.json").read_text())

@@ -76,6 +76,11 @@ def test_gpus_are_those_of_the_driver_and_without_one_there_are_none(monkeypatch
     assert visible() == []
 
 
+def test_gpus_that_are_kept_from_this_process_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, "", "H100", "", "H100")
+    assert [(gpu.uuid, gpu.name) for gpu in visible()] == [("GPU-1aa", "0"), ("GPU-3aa", "1")]
+
+
 def test_a_part_of_a_gpu_is_for_jobs_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with_driver(monkeypatch, "H100", "H100", "H100", parts=(0, 2, 0))
     assert [gpu.uuid for gpu in usable(1)] == ["GPU-0aa", "MIG-10", "MIG-11", "GPU-2aa"]

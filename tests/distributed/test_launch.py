@@ -157,7 +157,7 @@ def test_several_nodes_outside_of_a_slurm_job_are_one_sentence(monkeypatch: pyte
     process = launched("--nodes", 2, "train")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert output.startswith("error: a training on 2 nodes has to be a Slurm job: ")
+    assert output.startswith("error: a job on 2 nodes has to be a Slurm job: ")
     assert output.count("\n") == 1
 
 

@@ -83,6 +83,21 @@ def test_a_change_answers_again_what_it_touches(done: Project, change: dict[str,
     assert answered(done.edit(change).dry(*TARGETS)) == [f"answer {CELL}", *named]
 
 
+def test_data_that_change_answer_again_what_is_made_from_them(fresh: Project) -> None:
+    data = CATALOGUE["datasets"]["d"]
+    fresh.edit({
+        "datasets": {"d": data, "e": data}, "prompts": {**STUDY["prompts"], "q": {"dataset": "e", "limit": 2}},
+        "grids.both": {**STUDY["grids.both"], "tasks": ["t"]},
+    }).snakemake(*TARGETS).ok()  # fmt: skip
+    again = [f"answer {CELL}", f"sample {CELL} q"]
+    source = {"name": "toy", "options": {"prompts": 200, "test_prompts": 26}}
+    assert answered(fresh.edit({"datasets.e": {**data, "sources": [source]}}).dry(*TARGETS)) == again
+    assert answered(fresh.edit({"prompts.q.limit": 3}).snakemake(*TARGETS).ok()) == again
+    assert fresh.dry(*TARGETS).jobs == []
+    source["options"]["test_prompts"] = 28
+    assert answered(fresh.edit({"datasets.e": {**data, "sources": [source]}}).dry(*TARGETS)) == again
+
+
 def test_one_file_can_be_asked_for_alone(small: Project, done: Project) -> None:
     folder = f"results/runs/d/m/{CELL}"
     run = small.copy(done.path.with_name("fresh")).edit(STUDY).dry(f"{folder}/tasks/u.json")
@@ -119,6 +134,7 @@ def test_a_task_that_fails_leaves_the_others_and_says_why(done: Project) -> None
     run = done.edit(changes).snakemake(*TARGETS).failed()
     assert "error: task preferences has no metric 'accc'" in run.output
     assert "Error in rule task" in run.output
+    assert not list(done.results.rglob("answers"))
     run = done.edit({"tasks.u.metric": "acc_norm"}).snakemake(*TARGETS).ok()
     assert answered(run) == [f"answer {CELL}", f"task {CELL} u"]
 
@@ -138,9 +154,9 @@ def test_a_kill_in_the_third_task_loses_neither_samples_nor_the_first_two(
     small: Project, cell: tuple[Project, Run], tmp_path: Path
 ) -> None:
     project = small.copy(tmp_path / "project").edit(STUDY)
-    kept, deadline = project.cell("base") / "answering/kept", time.monotonic() + 120
+    batches, deadline = project.cell("base") / "answering", time.monotonic() + 120
     with project.started(*TARGETS) as (process, log):
-        while not list(kept.glob("tasks/u-*")):
+        while not list(batches.glob("*/kept/tasks/u-*")):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.01)
@@ -148,7 +164,9 @@ def test_a_kill_in_the_third_task_loses_neither_samples_nor_the_first_two(
         assert victim is not None
         victim.kill()
         assert process.wait(60) != 0
-    times = {path.name.split("-")[0]: path.stat().st_mtime_ns for path in kept.glob("*/*") if path.name[0] != "."}
+    times = {
+        path.name.split("-")[0]: path.stat().st_mtime_ns for path in batches.glob("*/kept/*/*") if path.name[0] != "."
+    }
     assert set(times) == {"p", "q", "t", "u"}
     assert not list(project.cell("base").glob("tasks/*"))
     again = project.snakemake(*TARGETS).ok()
@@ -157,4 +175,4 @@ def test_a_kill_in_the_third_task_loses_neither_samples_nor_the_first_two(
     assert said.count("finished by an earlier attempt") == 4
     for path in cell[0].cell("base").glob("samples/*"):
         assert (project.cell("base") / "samples" / path.name).read_bytes() == path.read_bytes()
-    assert not kept.exists()
+    assert not list(batches.glob("*/kept"))

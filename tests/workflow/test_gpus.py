@@ -179,7 +179,7 @@ TOO_LARGE = {
     "none are here": ({"gpus": 1}, {KNOWN: ""}, r"1 GPU wanted, and there is none on this machine: "),
     "there are fewer": ({"gpus": 5}, {}, r"5 GPUs wanted, and there are 4 on this machine: "),
     "fewer may be used": ({"gpus": 2}, {VISIBLE: "3"}, r"2 GPUs wanted, .* 1 .* \(CUDA_VISIBLE_DEVICES is '3'\)"),
-    "no cluster is here": ({"gpus": 1, "nodes": 2}, {}, r"a training on 2 nodes has to be a Slurm job: "),
+    "no cluster is here": ({"gpus": 1, "nodes": 2}, {}, r"a job on 2 nodes has to be a Slurm job: "),
 }  # fmt: skip
 
 
