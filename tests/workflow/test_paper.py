@@ -73,7 +73,8 @@ def test_another_beta_of_kto_changes_the_configs_of_the_kto_cells_alone(paper: R
     content = yaml.safe_load((ROOT / "config.yaml").read_text())
     content["stages"]["kto"]["beta"] = 0.2
     changed = C.load(content)
-    folders = [job.wildcards["folder"] for job in paper.jobs if job.rule == "configure"]
+    configured = [job.wildcards["folder"] for job in paper.jobs if job.rule == "configure"]
+    folders = [folder for folder in configured if "/answering/" not in folder]  # those of batches, which name no loss
     different = [folder for folder in folders if config_slice(CONFIG, folder) != config_slice(changed, folder)]
     assert sorted(different) == sorted(f"runs/{cell}" for cell in KTO)
 
