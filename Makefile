@@ -44,8 +44,7 @@ demo: $(ENV)
 	@echo "figures   results/figures/demo"
 	@echo "report    results/report.zip (unpack it and open report/report.html)"
 
-# a worker for each core and one more, as some tests wait for a scheduler; files stay whole, as tests of one share what is
-# slow to make
+# a worker for each core, and one more for the tests on Slurm, which mostly wait; tests/conftest.py says who gets what
 test: lint
 	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses $$(($$(nproc) + 1)) --dist loadfile
 

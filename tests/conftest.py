@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 import pytest
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 from halos import registry
 from halos.registry import FORWARDS, LOSSES, SOURCES, VERIFIERS
@@ -24,6 +25,8 @@ from halos.views import VIEWS
 # The same examples on every machine and in every run; a search for others is a matter of `max_examples` and patience.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
+
+SLURM = "tests/slurm/"
 
 CATALOGUE: dict[str, Any] = {
     "grid": "g",
@@ -128,10 +131,24 @@ class World:
         return output
 
 
+class Scheduling(LoadScopeScheduling):
+    """Gives each worker whole files, as tests of one share what is slow to make, and one of them all tests on Slurm,
+    which wait more than they compute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return SLURM if file.startswith(SLURM) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that have slow tests: the workers that share the files then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (not item.nodeid.startswith(SLURM), item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
