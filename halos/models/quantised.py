@@ -5,6 +5,7 @@ This module imports bitsandbytes; `halos.models.load` imports it where a model's
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import bitsandbytes as bnb
@@ -62,8 +63,11 @@ class NF4(bnb.nn.Linear4bit):
     def dequantised(self) -> Tensor:
         """(out, in) float32, the weight that the layer multiplies by."""
         weight: Any = self.weight
-        found: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
-        return found
+        state = copy.copy(weight.quant_state)
+        # as one row: bitsandbytes (0.50) on a CPU with AVX-512 mistakes the blocks where rows are shorter than one
+        state.shape = torch.Size((1, state.shape.numel()))
+        found: Tensor = bnb.functional.dequantize_4bit(weight.data, state)
+        return found.view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return _run(self, x)
