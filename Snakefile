@@ -25,6 +25,7 @@ pathvars:
     base="results/models/{model}",
     tokens="results/tokens/{dataset}/{model}",
     run="results/runs/{dataset}/{model}/{method}/{run}",
+    choices="results/choices/{dataset}/{model}/{method}",
     reports="results/reports/{dataset}/{model}",
     tables="results/tables/{grid}",
     figures="results/figures/{grid}",
@@ -41,6 +42,7 @@ include: "rules/answer.smk"
 include: "rules/sample.smk"
 include: "rules/online.smk"
 include: "rules/evaluate.smk"
+include: "rules/tune.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -112,6 +114,7 @@ localrules:
     fetch_dataset,
     fetch_task,
     check,
+    choose,
     sample,
     task,
     join,

@@ -44,6 +44,7 @@ VERBS = {
     "judge": "halos.evaluate.judging.judge:judge",
     "task": "halos.evaluate.tasks.task:evaluate",
     "answer": "halos.answer.run:answer",
+    "choose": "halos.tune.choose:choose",
     "describe": "halos.report.dataset.describe:describe",
     "tables": "halos.report.tables:make",
     "figures": "halos.report.figures:make",

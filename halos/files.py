@@ -108,6 +108,14 @@ class JsonFile(Record):
         write_json(path, self.model_dump(mode="json"))
 
 
+def link(source: str, target: str) -> None:
+    """Make a file anew as a hard link to another; as a copy, where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def hash_files(paths: Iterable[Path]) -> str:
     """sha256 of the files' names and contents, whatever their order."""
     return hash_content({path.name: hash_file(path) for path in paths})

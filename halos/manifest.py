@@ -80,6 +80,7 @@ class Manifest(JsonFile):
         not_adapted: names of the weights that stayed as they were, with `*` for the number of a layer.
         processes: number of processes, and so of devices.
         rounds: the rounds of an online stage, in order.
+        diverged: why a trial of a sweep has its parent's weights, where its training diverged; None of all others.
         value_head: sha256 of value_head.safetensors beside `model/`, PPO's value head; None where there is none.
         seed_recipe: how seeds were derived (halos/seeds.py).
         packages: name -> version of the installed packages that results depend on.
@@ -106,6 +107,7 @@ class Manifest(JsonFile):
     not_adapted: tuple[str, ...] = ()
     processes: int = 1
     rounds: tuple[Round, ...] = ()
+    diverged: str | None = None
     value_head: str | None = None
     seed_recipe: str = RECIPE
     packages: dict[str, str] = {}

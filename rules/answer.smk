@@ -14,6 +14,7 @@ Output:  results/runs/{...}/answering/{batch}/answers       a file of each, or t
 rule answer:
     """A cell's answers to prompt sets and tasks."""
     input:
+        choices=inputs.choices,
         config="<run>/answering/{batch}/config.yaml",
         cell="<run>/config.yaml",
         model=inputs.model,

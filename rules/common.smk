@@ -57,5 +57,5 @@ if workflow.is_main_process and (line := overridden(study)) is not None:
 
 patterns = Patterns(study.config)
 targets = Targets(study)
-inputs = Inputs(study, workflow=workflow)
+inputs = Inputs(study, workflow=workflow, checkpoints=checkpoints)
 resources = StudyResources(study)

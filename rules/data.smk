@@ -11,6 +11,8 @@ Output:  results/{folder}/config.yaml                        the part of the cat
 
 rule configure:
     """A results folder's config.yaml: the part of the catalogue that makes the folder."""
+    input:
+        choice=inputs.choice,
     output:
         "results/{folder}/config.yaml",
     log:

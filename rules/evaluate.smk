@@ -11,6 +11,7 @@ Output:  results/tasks/{task}/fetched.json          the commits of a task's data
 rule judge:
     """A judge's verdicts on a cell's samples, against a baseline."""
     input:
+        choices=inputs.choices,
         config="results/judges/{judge}/config.yaml",
         samples=inputs.judged_samples,
         feedback=inputs.prompts_data,
@@ -72,7 +73,8 @@ rule fetch_task:
 rule task:
     """A cell's result on a task of lm-evaluation-harness, of those that its model has answered."""
     input:
-        inputs.answers,
+        answers=inputs.answers,
+        choices=inputs.choices,
     output:
         "<run>/tasks/{task}.json",
     log:
@@ -84,6 +86,6 @@ rule task:
     shell:
         r"""
         exec &>{log:q}
-        if cat {input:q}/tasks/{wildcards.task}.failed 2>/dev/null; then exit 1; fi
-        cp {input:q}/tasks/{wildcards.task}.json {output:q}
+        if cat {input.answers:q}/tasks/{wildcards.task}.failed 2>/dev/null; then exit 1; fi
+        cp {input.answers:q}/tasks/{wildcards.task}.json {output:q}
         """

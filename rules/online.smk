@@ -12,6 +12,7 @@ Output:  results/runs/{...}/labelled/{prompts}/{labeller}.parquet, .json   feedb
 rule label:
     """Feedback records from a cell's samples, scored by a labeller."""
     input:
+        choices=inputs.choices,
         config=inputs.labeller,
         samples="<run>/samples/{prompts}.jsonl",
         reward_model=inputs.labelling_model,
@@ -51,6 +52,7 @@ rule label:
 rule sample_round:
     """A round's responses to fresh prompts, from the policy that the round starts from."""
     input:
+        choices=inputs.choices,
         config="<run>/config.yaml",
         prompts=[
             "<run>/fresh/train/config.yaml",
@@ -105,6 +107,7 @@ rule sample_round:
 use rule label as label_round with:
     """A round's feedback records from its samples, scored by the stage's labeller."""
     input:
+        choices=inputs.choices,
         config=inputs.labeller,
         samples=[
             "<run>/fresh/train/samples.jsonl",
@@ -129,6 +132,7 @@ use rule label as label_round with:
 use rule tokenize as tokenize_round with:
     """A round's sequence store."""
     input:
+        choices=inputs.choices,
         config="<tokens>/config.yaml",
         train="<run>/fresh/train/feedback.parquet",
         test=inputs.round_test,
@@ -148,6 +152,7 @@ use rule tokenize as tokenize_round with:
 use rule reference as reference_round with:
     """The reference's log-probabilities of a round's sequences."""
     input:
+        choices=inputs.choices,
         config=inputs.reference_config,
         model=inputs.reference_model,
         manifest=inputs.reference_manifest,
@@ -167,6 +172,7 @@ use rule reference as reference_round with:
 use rule train_cell as train_round with:
     """A round's model, trained from the policy of the round before."""
     input:
+        choices=inputs.choices,
         config="<run>/config.yaml",
         parent=inputs.parent_model,
         manifest=inputs.parent_manifest,
@@ -193,6 +199,7 @@ use rule train_cell as train_round with:
 rule join:
     """An online cell's model, log and manifest, from its rounds."""
     input:
+        choices=inputs.choices,
         config="<run>/config.yaml",
         model=inputs.last_model,
         rounds=inputs.round_manifests,

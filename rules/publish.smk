@@ -14,6 +14,7 @@ rule write_overview:
     """A grid on one page, and its methods in words."""
     input:
         targets.trained,
+        targets.chosen,
         targets.asked,
         tables=multiext("<tables>/", "main.md", "benchmarks.md", "comparisons.md"),
         figure="<figures>/win_rate.svg",

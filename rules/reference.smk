@@ -11,6 +11,7 @@ Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mism
 rule reference:
     """A model's log-probabilities of a store's sequences, or a reward model's scores of them."""
     input:
+        choices=inputs.choices,
         config="<run>/config.yaml",
         model=inputs.model,
         manifest=inputs.manifest,

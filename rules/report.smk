@@ -18,6 +18,7 @@ rule make_tables:
         targets.benchmarked,
         targets.logged,
         targets.trained,
+        targets.chosen,
         targets.counted,
         targets.compared,
         config="results/grids/{grid}/config.yaml",
@@ -58,6 +59,7 @@ rule draw_figures:
         targets.benchmarked,
         targets.logged,
         targets.trained,
+        targets.chosen,
         config="results/grids/{grid}/config.yaml",
     output:
         *[

@@ -10,7 +10,8 @@ Output:  results/runs/{...}/samples/{prompts}.jsonl
 rule sample:
     """A cell's responses to a prompt set, of those that its model has answered."""
     input:
-        inputs.answers,
+        answers=inputs.answers,
+        choices=inputs.choices,
     output:
         "<run>/samples/{prompts}.jsonl",
     log:
@@ -22,6 +23,6 @@ rule sample:
     shell:
         r"""
         exec &>{log:q}
-        if cat {input:q}/samples/{wildcards.prompts}.failed 2>/dev/null; then exit 1; fi
-        cp {input:q}/samples/{wildcards.prompts}.jsonl {output:q}
+        if cat {input.answers:q}/samples/{wildcards.prompts}.failed 2>/dev/null; then exit 1; fi
+        cp {input.answers:q}/samples/{wildcards.prompts}.jsonl {output:q}
         """

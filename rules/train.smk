@@ -11,6 +11,7 @@ Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
 rule train_cell:
     """A cell's model: the last stage of its method, trained from its parent's weights."""
     input:
+        choices=inputs.choices,
         config="<run>/config.yaml",
         parent=inputs.parent_model,
         manifest=inputs.parent_manifest,
@@ -49,6 +50,7 @@ rule train_cell:
         launch=resources.launch,
         checkpointing=resources.checkpointing,
         intervals=resources.intervals,
+        trial=resources.trial,
     shell:
         r"""
         exec &>{log:q}
@@ -64,5 +66,6 @@ rule train_cell:
             --tokens-per-microbatch {resources.tokens} \
             {resources.checkpointing} \
             {resources.intervals} \
+            {resources.trial} \
             --time-limit {resources.runtime}
         """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from halos.files import whole, write_text
+from halos.files import link, whole, write_text
 from halos.manifest import KEPT, VALUE_HEAD, Manifest, Round
 from halos.online.labels import Labels
 from halos.settings import AnySlice
@@ -34,11 +33,11 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
     """
     manifests = [Manifest.read(folder / "manifest.json") for folder in rounds]
     with whole(output / "model") as temporary:
-        shutil.copytree(rounds[-1] / "model", temporary, copy_function=_link)
+        shutil.copytree(rounds[-1] / "model", temporary, copy_function=link)
     (output / VALUE_HEAD).unlink(missing_ok=True)
     if manifests[-1].value_head is not None:
         with whole(output / VALUE_HEAD) as temporary:
-            _link(str(rounds[-1] / VALUE_HEAD), str(temporary))
+            link(str(rounds[-1] / VALUE_HEAD), str(temporary))
     write_text(output / "train.jsonl", "".join(json.dumps(line) + "\n" for line in _log(rounds)))
     train = sum((Counter(manifest.data["train"]) for manifest in manifests), Counter[str]())
     peaks = [manifest.peak_memory_gb for manifest in manifests if manifest.peak_memory_gb is not None]
@@ -53,19 +52,13 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
             "seconds": sum(manifest.seconds for manifest in manifests),
             "gpu_hours": sum(manifest.gpu_hours for manifest in manifests),
             "peak_memory_gb": max(peaks, default=None),
+            "diverged": next((manifest.diverged for manifest in manifests if manifest.diverged), None),
             "rounds": tuple(_round(folder, manifest) for folder, manifest in zip(rounds, manifests, strict=True)),
         }
     )
     joined.write(output / "manifest.json")
     for folder in rounds[:-1]:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
 
 
 def _log(rounds: Sequence[Path]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from halos.manifest import Manifest
 from halos.models.settings import ModelSlice
 from halos.report.lazy import pd
 from halos.study.cells import BASE, Cell
+from halos.study.choice import Choice
 from halos.study.paths import Paths
 from halos.study.settings import GridSlice
 from halos.tokens.report import TokensReport
@@ -55,7 +56,7 @@ class Results:
         self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
         self.judges, self.tasks = list(grid.judges), list(grid.tasks)
         self.published = grid.published
-        self.overlaps = grid.overlaps
+        self.overlaps, self._sweeps = grid.overlaps, grid.sweeps
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
 
@@ -159,6 +160,12 @@ class Results:
             return pd.DataFrame(columns=[*CELL, "split", "step", "examples"])
         log: pd.DataFrame = pd.concat(frames, ignore_index=True)
         return log
+
+    @cached_property
+    def choices(self) -> dict[Cell, Choice]:
+        """The choices between trials that the grid's methods are made by: cell of the method, of seed 0 -> choice."""
+        cells = [Cell(*ids, 0) for ids in self._sweeps]
+        return {cell: Choice.read(self.paths.choice(cell).choice) for cell in cells}
 
     # ---- judgements ----------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -31,6 +31,7 @@ from halos.study.layers import combined, with_model
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
 from halos.train.settings import LENGTH, Lora, Stage, stage_slice
+from halos.train.sweep import Select
 from halos.train.words import lora_meaning
 from halos.views import VIEWS
 
@@ -149,6 +150,8 @@ class Config(BaseModel):
                 self._check_reference(where, entry, of_model)
             if entry.resume_from is not None:
                 self._check_resumed(where, entry, entry.resume_from, of_model)
+            if entry.select is not None:
+                self._check_select(where, entry.select)
         teachers = {where: teacher for where, _, entry in stages if (teacher := self.teacher(entry)) is not None}
         taught = {where.rsplit(".", 1)[-1] for where in teachers}
         for where, teacher in teachers.items():
@@ -164,6 +167,16 @@ class Config(BaseModel):
         entry = self.grids[grid]
         names = {*entry.prompts, *(self.judges[judge].prompts for judge in entry.judges)}
         return sorted({(p.dataset, p.split) for p in map(self.prompts.__getitem__, names) if p.dataset is not None})
+
+    def sweeps(self, grid: str) -> list[tuple[str, str, str]]:
+        """(dataset, model, method) of each choice between trials that a grid's methods are made by, in their order."""
+        entry, found = self.grids[grid], {}
+        for dataset, model, method in product(entry.datasets, entry.models, (*entry.methods, *entry.reward_models)):
+            stages = [] if method == BASE else method.split("-")
+            for number, stage in enumerate(stages, 1):
+                if self.stage(stage, model).sweep:
+                    found[dataset, model, "-".join(stages[:number])] = None
+        return list(found)
 
     def teacher(self, stage: Stage) -> str | None:
         """The reward model that a stage learns from, a method or the id of a model: the one that it names, or that of
@@ -184,6 +197,21 @@ class Config(BaseModel):
                     self._refer(f"models.{seen[-1]}.tokenizer.from", other, "models")
                 return
             seen.append(other)
+
+    def _check_select(self, where: str, select: Select) -> None:
+        """Refuse a choice by a judge or task that does not exist, or that reads test prompts."""
+        if select.judge is not None:
+            self._refer(f"{where}.select.judge", select.judge, "judges")
+            prompts = self.judges[select.judge].prompts
+            if prompts in self.prompts and self.prompts[prompts].split == "test":
+                raise ValueError(f"{where}.select.judge: {select.judge} judges answers to {prompts}, test prompts: "
+                                 f"name a judge whose prompts have `split: validation`")  # fmt: skip
+        if select.task is not None:
+            self._refer(f"{where}.select.task", select.task, "tasks")
+            task = self.tasks[select.task]
+            if task.local is not None and task.split == "test":
+                raise ValueError(f"{where}.select.task: {select.task} is made of test prompts: name a task with "
+                                 f"`split: validation`")  # fmt: skip
 
     def _check_resumed(self, where: str, stage: Stage, source: str, model: str | None) -> None:
         """Refuse to go on from a stage that keeps no state, or with settings that would make it another training."""
@@ -285,10 +313,21 @@ class Config(BaseModel):
             )
             raise ValueError(f"{where}: {method} {wants}")
 
-    def stage(self, name: str, model: str) -> Stage:
-        """A stage as a model runs it: the stage's entry with the model's own settings for it."""
+    def stage(self, name: str, model: str, trial: str | None = None) -> Stage:
+        """A stage as a model runs it: the stage's entry with the model's own settings for it, and those of a trial.
+
+        Raises:
+            HalosError: the stage has no such trial.
+        """
         stage, changes = self.stages[name], self._changes(name, model)
-        return Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes}) if changes else stage
+        if changes:
+            stage = Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes})
+        if trial is None:
+            return stage
+        if trial not in stage.tried:
+            raise HalosError(f"stages.{name}: its sweep has no trial {trial} with the model {model}: `python -m halos "
+                             f"list cells` names those that there are")  # fmt: skip
+        return stage.trial(trial)
 
     def _changes(self, name: str, model: str) -> dict[str, Any]:
         """A model's own settings for a stage, and for the one that it goes on from, where the stage has none itself."""

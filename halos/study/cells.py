@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halos.errors import HalosError
+from halos.train.sweep import TRIAL
 
 BASE = "base"
 RESULTS = "results"
@@ -21,7 +22,8 @@ class Cell:
     """One unit of a study, which is trained, judged, rerun and tabulated; or one round of a cell whose stage is online.
 
     Attributes:
-        method: `base`, or stages joined by -.
+        method: `base`, or stages joined by -; of a trial of a swept stage with ~ and the trial's id behind, as in
+            sft-dpo~3fa2c1.
         round: number of the round, from 1; 0 for the cell itself, whose model is that of its last round.
     """
 
@@ -34,7 +36,12 @@ class Cell:
     @property
     def stage(self) -> str | None:
         """Id of the stage that the cell trains, the last of its method; None for `base`."""
-        return None if self.method == BASE else self.method.rsplit("-", 1)[-1]
+        return None if self.method == BASE else self.method.rsplit("-", 1)[-1].partition(TRIAL)[0]
+
+    @property
+    def trial(self) -> str | None:
+        """Id of the trial of its stage's sweep that the cell is; None where it is none."""
+        return self.method.partition(TRIAL)[2] or None
 
     @property
     def parent(self) -> Cell | None:

@@ -195,6 +195,15 @@ class RunPaths(Folder):
 
 
 @dataclass(frozen=True)
+class ChoicePaths(Folder):
+    """choices/DATASET/MODEL/METHOD: the trials of the method's last stage, and the one that is chosen."""
+
+    @property
+    def choice(self) -> Path:
+        return self.folder / "choice.json"
+
+
+@dataclass(frozen=True)
 class Paths:
     """All paths of a results tree.
 
@@ -215,6 +224,10 @@ class Paths:
 
     def run(self, cell: Cell) -> RunPaths:
         return RunPaths(self.results / cell.folder, None if cell.stage else self.model(cell.model))
+
+    def choice(self, cell: Cell) -> ChoicePaths:
+        """The choice of the settings of a cell's stage."""
+        return ChoicePaths(self.results / "choices" / cell.dataset / cell.model / cell.method)
 
     def prompts(self, name: str) -> Folder:
         return Folder(self.results / "prompts" / name)

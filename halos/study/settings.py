@@ -52,11 +52,13 @@ class GridSlice(Grid, Slice):
         grid: its id.
         labels: kind -> id -> name in tables and figures, of the entries that have a label.
         prompt_data: (dataset, split) of its prompt sets that are of a dataset of their own.
+        sweeps: (dataset, model, method) of each choice between trials that its methods are made by.
     """
 
     grid: str
     labels: dict[str, dict[str, str]]
     prompt_data: tuple[tuple[str, str], ...] = ()
+    sweeps: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def overlaps(self) -> list[tuple[str, str, str]]:

@@ -15,9 +15,12 @@ from halos.registry import SOURCES, VERIFIERS, plugin_slice, suggest
 from halos.settings import identity
 from halos.study.catalogue import KINDS, Config
 from halos.study.cells import Cell
+from halos.study.choice import chosen_by
 from halos.study.local import contents
+from halos.study.paths import Paths
 from halos.tokens.chat import read_template
-from halos.train.settings import stage_plugins, stage_slice
+from halos.train.settings import Stage, stage_plugins, stage_slice
+from halos.train.sweep import TRIAL
 from halos.views import VIEWS
 
 Content = dict[str, Any]
@@ -118,9 +121,11 @@ def _run(config: Config, *ids: str) -> Content:
         content["quantization"] = model.quantization
     if cell.stage is None:
         return content
-    for name in cell.method.split("-"):
+    for name in cell.method.partition(TRIAL)[0].split("-"):
         entry(config, "stages", name)
-    stage = config.stage(cell.stage, cell.model)
+    stage = config.stage(cell.stage, cell.model, cell.trial)
+    if stage.sweep:
+        stage = stage.trial(chosen(cell, stage))
     rounds = stage.online.rounds if stage.online else 0
     if cell.round > rounds:
         raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")
@@ -134,6 +139,37 @@ def _run(config: Config, *ids: str) -> Content:
         content["save_precision"] = model.save_precision
     content |= {"stage": stage_slice(stage), "plugins": stage_plugins(stage)}
     return _with_local(content, [stage.lora.path if stage.lora else None])
+
+
+def chosen(cell: Cell, stage: Stage) -> str:
+    """The trial whose settings a cell of a swept stage has.
+
+    Raises:
+        HalosError: none is chosen yet.
+    """
+    made = chosen_by(Paths(), cell)
+    if made is None or made not in stage.tried:
+        path = Paths().choice(cell).choice
+        raise HalosError(
+            f"{cell.folder} has settings that a sweep chooses, which it has not yet: run `snakemake {path}`"
+        )
+    return made
+
+
+def _choice(config: Config, dataset: str, model: str, method: str) -> Content:
+    """The trials of a method's last stage, and what decides between them."""
+    cell = Cell(dataset, model, method, 0)
+    entry(config, "datasets", dataset)
+    entry(config, "models", model)
+    stage = config.stage(cell.stage or "", model)
+    assert stage.select is not None
+    select, tried = stage.select.model_dump(mode="json", exclude_none=True), stage.tried
+    # a list, as its order says which of equal trials wins
+    return {
+        **{k: v for k, v in cell.ids.items() if k != "seed"},
+        "select": select,
+        "trials": [[*trial] for trial in tried.items()],
+    }
 
 
 def _scorer(config: Config, name: str, kind: str) -> Content:
@@ -160,7 +196,9 @@ def _grid(config: Config, name: str) -> Content:
         for kind in KINDS
     }
     prompt_data = [list(pair) for pair in config.prompt_data(name)]
-    return {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
+    content = {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
+    sweeps = [[*ids] for ids in config.sweeps(name)]
+    return {**content, "sweeps": sweeps} if sweeps else content
 
 
 SLICES: dict[str, Callable[..., Content]] = {
@@ -168,6 +206,7 @@ SLICES: dict[str, Callable[..., Content]] = {
     "tokens": _tokens,
     "models": _model,
     "runs": _run,
+    "choices": _choice,
     "prompts": _prompts,
     "labellers": partial(_scorer, kind="labellers"),
     "judges": partial(_scorer, kind="judges"),

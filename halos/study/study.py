@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 
+from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromCell, Judge
 from halos.online.settings import Labeller
 from halos.reference.cache import parts_for
@@ -15,6 +15,7 @@ from halos.study.catalogue import Config
 from halos.study.cells import BASE, Cell
 from halos.study.slices import entry
 from halos.train.settings import Stage
+from halos.train.sweep import TRIAL
 
 
 class Study:
@@ -36,7 +37,8 @@ class Study:
 
     def __init__(self, config: Config, grid: str | None = None) -> None:
         self.config = config
-        self._stages: dict[tuple[str, str], Stage] = {}  # kept: rules ask for them thousands of times
+        self._made_from: dict[Cell, tuple[Cell, ...]] = {}
+        self._stages: dict[tuple[str, str, str | None], Stage] = {}  # kept: rules ask for them thousands of times
         self.grid = grid or config.grid
         self.settings = entry(config, "grids", self.grid)
         self.judges = {name: config.judges[name] for name in self.settings.judges}
@@ -53,15 +55,55 @@ class Study:
     @cached_property
     def judge_cells(self) -> list[Cell]:
         """The cells that judging needs beside those judged: reward models that judge, and baselines."""
-        needed = (f(j, c) for f in (self.reward_model, self.baseline) for j in self.judges.values() for c in self.cells)
-        return list(dict.fromkeys(cell for cell in needed if cell is not None))
+        needed = (self._judged_with(judge, cell) for judge in self.judges.values() for cell in self.cells)
+        return [*dict.fromkeys(chain(*needed))]
 
     @cached_property
     def trained(self) -> list[Cell]:
         """Every cell that is trained for the grid, each after those that it is made from."""
         needed = (*self.cells, *self.reward_models, *self.judge_cells)
-        ordered = dict.fromkeys(made for cell in needed for made in reversed([*self.made_from(cell)]))
+        ordered = dict.fromkeys(chain(*map(self.made_from, needed)))
         return [cell for cell in ordered if cell.stage is not None]
+
+    # ---- sweeps ---------------------------------------------------------------------------------------------
+
+    def swept(self, cell: Cell) -> Cell | None:
+        """The cell whose settings a choice between trials makes, for all its seeds and rounds: it has seed 0. None for
+        a cell whose stage is not swept, and for a trial."""
+        if cell.stage is None or cell.trial is not None or not self.stage(cell).sweep:
+            return None
+        return replace(cell, seed=0, round=0)
+
+    def trials(self, cell: Cell) -> list[Cell]:
+        """The trials between which the settings of a cell are chosen, trial by trial in the order of the sweep, and of
+        each one cell for each seed that the choice looks at; none for a cell whose stage is not swept."""
+        if self.swept(cell) is None:
+            return []
+        stage = self.stage(cell)
+        assert stage.select is not None
+        named = [f"{cell.method}{TRIAL}{name}" for name in stage.tried]
+        return [replace(cell, method=name, seed=seed, round=0) for name, seed in product(named, stage.select.seeds)]
+
+    def choices(self, cell: Cell) -> list[Cell]:
+        """The swept cells, as `swept` gives them, on whose choices a cell depends, its own among them."""
+        found = (self.swept(made) for made in self.made_from(cell))
+        return [*dict.fromkeys(swept for swept in found if swept is not None)]
+
+    @cached_property
+    def sweeps(self) -> list[Cell]:
+        """All swept cells of the grid, as `swept` gives them."""
+        return [*dict.fromkeys(swept for cell in self.trained if (swept := self.swept(cell)) is not None)]
+
+    @cached_property
+    def tried(self) -> list[Cell]:
+        """The trials of all swept cells."""
+        return [*chain(*map(self.trials, self.sweeps))]
+
+    @cached_property
+    def selecting(self) -> dict[str, Judge]:
+        """The judges by which trials are chosen, by their ids."""
+        rules = [self.stage(cell).select for cell in self.sweeps]
+        return {name: self.config.judges[name] for name in sorted({r.judge for r in rules if r and r.judge})}
 
     @cached_property
     def labellers(self) -> dict[str, Labeller]:
@@ -79,19 +121,42 @@ class Study:
         trained = {cell.stage for cell in self.trained if cell.dataset == dataset and self.stage(cell).online}
         return [*prompts, *tasks, *(f"stages.{name}.online" for name in sorted(filter(None, trained)))]
 
-    def made_from(self, cell: Cell) -> Iterator[Cell]:
-        """A cell, its parents, and what they need beside them: reward models, named references and runs that they go on
-        from, with all that those are made from."""
-        for ancestor in cell.lineage():
-            yield ancestor
-            for other in (self.teacher(ancestor), self.named_reference(ancestor), self.resumed(ancestor)):
-                if other is not None:
-                    yield from self.made_from(other)
+    def made_from(self, cell: Cell) -> tuple[Cell, ...]:
+        """A cell, last, and all that it is made from, each after what it is made from itself: parents, reward models,
+        named references, runs that are gone on from, and trials between which settings are chosen, with the baselines
+        and reward models of the judges that choose.
+
+        Raises:
+            HalosError: a choice depends on what it chooses.
+        """
+        if cell not in self._made_from:
+            self._made_from[cell] = ()  # while it is being looked for
+            found = dict.fromkeys(chain(*map(self.made_from, self._needs(cell))))
+            self._made_from[cell] = (*found, cell)
+        elif not self._made_from[cell]:
+            raise HalosError(
+                f"stages.{cell.stage}: what chooses its settings is made from {cell.folder} itself: give the judge of "
+                "its `select:` another baseline or reward model"
+            )
+        return self._made_from[cell]
+
+    def _needs(self, cell: Cell) -> list[Cell]:
+        """The cells that a cell is made from directly."""
+        trials = self.trials(cell)
+        select = self.stage(cell).select if trials else None
+        judge = self.config.judges[select.judge] if select and select.judge else None
+        judged = chain(*(self._judged_with(judge, trial) for trial in trials)) if judge else ()
+        own = (cell.parent, self.teacher(cell), self.named_reference(cell), self.resumed(cell))
+        return [other for other in (*own, *trials, *judged) if other is not None]
+
+    def _judged_with(self, judge: Judge, cell: Cell) -> list[Cell]:
+        """The cells that a judge needs to judge a cell: a reward model that judges, and a baseline."""
+        return [other for other in (self.reward_model(judge, cell), self.baseline(judge, cell)) if other is not None]
 
     def stage(self, cell: Cell) -> Stage:
         """The stage that a cell trains, as its model runs it. A base model has none, and no caller asks for it."""
         assert cell.stage is not None, f"{cell.folder} trains nothing"
-        key = cell.stage, cell.model
+        key = cell.stage, cell.model, cell.trial
         if key not in self._stages:
             self._stages[key] = self.config.stage(*key)
         return self._stages[key]
@@ -161,7 +226,7 @@ class Study:
     @cached_property
     def reward_models_of_others(self) -> dict[str, str]:
         """{id of an entry of `models:`: one place in the config that names it as its reward model}."""
-        named = {scorer.named: f"judges.{name}" for name, scorer in self.judges.items()}
+        named = {scorer.named: f"judges.{name}" for name, scorer in {**self.judges, **self.selecting}.items()}
         named |= {scorer.named: f"labellers.{name}" for name, scorer in self.labellers.items()}
         named |= {self.stage(cell).reward_model: f"stages.{cell.stage}" for cell in self.trained}
         return {name: place for name, place in named.items() if name is not None and name in self.config.models}

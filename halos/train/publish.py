@@ -111,6 +111,7 @@ class Publisher:
         tokens: int,
         seconds: float,
         parameters: int,
+        diverged: str | None = None,
     ) -> None:
         """Write `model/` and a value head, then train.jsonl, then, as the sign that all is whole, manifest.json.
 
@@ -122,11 +123,16 @@ class Publisher:
             tokens: tokens of all sequences that were trained on.
             seconds: wall time, over all attempts.
             parameters: number of the model's weights.
+            diverged: why `model/` shall be the parent's, which the files of a finished run then are all the same.
         """
         head = output / VALUE_HEAD
-        self.model(output / "model", merge=True, head=head)
+        if diverged is None:
+            self.model(output / "model", merge=True, head=head)
         if not self.accelerator.is_main_process:
             return
+        if diverged is not None:
+            with whole(output / "model") as temporary:
+                shutil.copytree(self.inputs.parent, temporary)
         with whole(output / "train.jsonl") as temporary:
             shutil.copyfile(log, temporary)
         processes = self.accelerator.num_processes
@@ -145,6 +151,7 @@ class Publisher:
             adapted=self.coverage.adapted,
             not_adapted=self.coverage.others,
             processes=processes,
+            diverged=diverged,
             value_head=hash_file(head) if head.is_file() else None,
         ).write(output / "manifest.json")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halos.distributed import slurm
+from halos.train.adopt import adopt, is_same
 from halos.train.inputs import Inputs
 from halos.train.stopping import Stopping
 from halos.train.trainer import Trainer
@@ -28,6 +29,7 @@ def train(
     keep_every: int | None = None,
     skip_first_evaluation: bool = False,
     keep_optimizer: bool = False,
+    trial: Path | None = None,
     time_limit: float | None = None,
 ) -> None:
     """Train the last stage of a cell.
@@ -48,6 +50,7 @@ def train(
         keep_every: steps between two models that are kept in kept/
         skip_first_evaluation: do not evaluate before the first step
         keep_optimizer: keep the optimiser's state at the end, to go on from
+        trial: run of the trial of a sweep whose settings were chosen: if it was this same training, the result is its
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
@@ -63,4 +66,7 @@ def train(
     if keep_optimizer:
         given["keep_optimizer"] = True
     inputs = replace(inputs, stage=inputs.stage.model_copy(update=given))
+    if trial is not None and is_same(trial, inputs):
+        adopt(trial, inputs, output)
+        return
     Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()

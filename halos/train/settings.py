@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,7 @@ from halos.settings import (
 )
 from halos.tokens.selection import Selection
 from halos.train.mixing import SFT, SFT_WEIGHT, is_weight, loss_names, loss_text, mixture
+from halos.train.sweep import FIXED, Sampler, Select, Sweep, drawn, with_settings
 from halos.train.words import meaning
 from halos.views import VIEWS
 
@@ -241,6 +242,21 @@ class Stage(BaseModel):
         None, description="desirable by score: the best and worst of each prompt, or above the mean, median or a number"
     )
     online: Online | None = Field(None, description="train in rounds, on labelled samples of the policy itself")
+    sweep: Annotated[Sweep, INCIDENTAL] = Field(
+        {},
+        description="settings or hyperparameters to try, {lr: [1.e-5, 1.e-4], beta: {min: 0.01, max: 1, log: true}}: "
+        "each combination, or each of `trials` that are drawn, is a trial, and the best one's settings are the stage's",
+    )
+    trials: Annotated[Positive | None, INCIDENTAL] = Field(
+        None, description="sweep: how many trials are drawn; by default every combination of lists"
+    )
+    sampler: Annotated[Sampler, INCIDENTAL] = Field(
+        "qmc", description="sweep: how trials are drawn: qmc spreads them evenly, random draws each by itself"
+    )
+    sampler_seed: Annotated[int, INCIDENTAL, Field(ge=0)] = Field(0, description="sweep: seed of the draws")
+    select: Annotated[Select | None, INCIDENTAL] = Field(
+        None, description="sweep: what decides between the trials: {judge: ID}, {task: ID} or {metric: loss}"
+    )
     label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")
@@ -364,6 +380,46 @@ class Stage(BaseModel):
         if not loss.view.labelled and unpaired:
             raise ValueError(f"the loss {self.loss_name!r} reads the {loss.view.name} view: take out {unpaired}")
         return self
+
+    @model_validator(mode="after")
+    def sound_sweep(self) -> Stage:
+        """A sweep over what cannot be tried, without a way to choose, or with a trial that is refused itself."""
+        if not self.sweep:
+            given = [name for name in ("trials", "sampler", "sampler_seed", "select") if name in self.model_fields_set]
+            if any(getattr(self, name) != type(self).model_fields[name].default for name in given):
+                raise ValueError(f"without sweep nothing reads {', '.join(given)}: take it out, or say what to try")
+            return self
+        if self.select is None:
+            raise ValueError("sweep: say what decides between the trials, as select: {judge: ID}, {task: ID} or "
+                             "{metric: loss}")  # fmt: skip
+        for name in self.sweep:
+            if name in FIXED:
+                raise ValueError(f"sweep.{name}: it changes what is made before, or no result: add a stage for each")
+        for name, settings in self.tried.items():
+            try:
+                self.trial(name)
+            except ValidationError as error:
+                shown = ", ".join(f"{key} {value}" for key, value in settings.items())
+                first = error.errors()[0]
+                where = "".join(f"{part}: " for part in first["loc"])
+                raise ValueError(
+                    f"sweep: the trial with {shown}: {where}{first['msg'].removeprefix('Value error, ')}"
+                ) from None
+        return self
+
+    @cached_property
+    def tried(self) -> dict[str, dict[str, Any]]:
+        """The trials of the sweep: id -> setting -> value; none without a sweep."""
+        return drawn(self.sweep, self.trials, self.sampler, self.sampler_seed) if self.sweep else {}
+
+    def trial(self, name: str) -> Stage:
+        """The stage with the settings of one trial, and without a sweep.
+
+        Raises:
+            KeyError: there is no such trial.
+        """
+        content = self.model_dump(exclude_unset=True, exclude={"sweep", "trials", "sampler", "sampler_seed", "select"})
+        return Stage.model_validate(with_settings(content, self.tried[name]))
 
     @property
     def loss_name(self) -> str:

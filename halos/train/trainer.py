@@ -18,7 +18,7 @@ from tqdm import tqdm
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.loading import Weights, build
 from halos.distributed.sharding import keep_float32, local, name_layers, shard
-from halos.errors import HalosError
+from halos.errors import Diverged, HalosError
 from halos.forward.packable import check_side_by_side
 from halos.manifest import KEPT, VALUE_HEAD
 from halos.models.fused import apply_liger, compile_layers
@@ -37,6 +37,7 @@ from halos.train.policy import Policy
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.stopping import Stopped, Stopping
+from halos.train.sweep import TRIAL
 from halos.train.unreached import settle_unreached
 from halos.train.utilisation import Utilisation
 
@@ -166,11 +167,37 @@ class Trainer:
     def run(self) -> None:
         """Train to the end from the newest checkpoint, and publish the model.
 
+        A trial of a sweep whose training diverges gets its parent's model, and a manifest that says so: it is not
+        chosen, and the others go on.
+
         Raises:
-            HalosError: the loss or the gradient is no longer finite.
+            Diverged: the loss or the gradient is no longer finite.
             Stopped: by the time limit or a signal, with a checkpoint.
         """
-        step = self._resume()
+        diverged, step = None, self._resume()
+        try:
+            step = self._train(step)
+        except Diverged as error:
+            if TRIAL not in self.inputs.settings.method:
+                raise
+            diverged = str(error)
+            self._say(f"{error}; this is a trial of a sweep, which will not choose it")
+        if diverged is None:
+            self._keep_state(step)
+        data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
+        with self.dropout.as_configured():
+            self.publisher.run(
+                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters, diverged
+            )  # fmt: skip
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.checkpoints.folder, ignore_errors=diverged is not None)
+
+    def _train(self, step: int) -> int:
+        """Train from `step` steps on to the end.
+
+        Returns:
+            All steps.
+        """
         self.stopping.listen()
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
@@ -196,14 +223,7 @@ class Trainer:
                     raise Stopped(f"stopped by {reason} after step {step} of {len(self.batches)}, with a checkpoint; "
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
-        self._keep_state(step)
-        data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
-        with self.dropout.as_configured():
-            self.publisher.run(
-                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters
-            )  # fmt: skip
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self.checkpoints.folder)
+        return step
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimiser step over one global batch, counted from 0.
@@ -280,7 +300,8 @@ class Trainer:
         for name, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 advice = f"lower the learning rate (now {self.stage.lr:g})" if updates else self._not_finite_because()
-                raise HalosError(f"the {name} is {value} at step {step}; {advice}")
+                error = Diverged if updates else HalosError
+                raise error(f"the {name} is {value} at step {step}; {advice}")
 
     def _not_finite_because(self) -> str:
         """What to do about a loss that is not finite before any weight was changed."""

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from halos.answer.settings import FAILED
 from halos.files import hash_content
 from halos.settings import dump, read_slice
 from halos.study.cells import RESULTS, RUN, Cell
+from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
 from halos.study.study import Study
+from halos.train.sweep import TRIAL
 
 PROMPT_SETS, TASKS = "prompts", "tasks"
 """Kinds of what is answered, as in config.yaml."""
@@ -65,13 +67,25 @@ class Batches:
         self._new: dict[Cell, dict[str, Any]] = {}
         self._registered: set[tuple[Cell, str]] = set()
         self._changes: dict[str, bool] = {}
+        self._choices: dict[Cell, tuple[str | None, ...]] = {}
 
     def key(self, cell: Cell, kind: str, name: str) -> str:
         """The key of the batch that answers a prompt set or a task of a cell."""
         item = Item(cell, kind, name)
+        self._look_at_choices(cell)
         if item not in self._keys:
             self._keys[item] = self._made_by(item) or self._key(item)
         return self._keys[item]
+
+    def _look_at_choices(self, cell: Cell) -> None:
+        """Forget what was found of a cell before the choices that it depends on were made, or made anew."""
+        if not self.study.sweeps:
+            return
+        now = tuple(chosen_by(self.paths, swept) for swept in self.study.choices(cell))
+        if self._choices.setdefault(cell, now) != now:
+            self._choices[cell] = now
+            self._new.pop(cell, None)
+            self._keys = {item: key for item, key in self._keys.items() if item.cell != cell}
 
     def content(self, cell: Cell, key: str) -> dict[str, Any]:
         """A batch's slice: its prompt sets and its tasks, with their settings.
@@ -148,6 +162,15 @@ class Batches:
                 for judged in (cell, *self.study.rounds(cell)[:-1]):
                     want(judged, PROMPT_SETS, judge.prompts)
                     want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
+        for trial in self.study.tried:
+            select = self.study.stage(replace(trial, method=trial.method.partition(TRIAL)[0])).select
+            assert select is not None
+            if select.judge is not None:
+                judge = self.study.config.judges[select.judge]
+                want(trial, PROMPT_SETS, judge.prompts)
+                want(self.study.baseline(judge, trial), PROMPT_SETS, judge.prompts)
+            elif select.task is not None:
+                want(trial, TASKS, select.task)
         for target in self._targets:
             run = RUN.search(target)
             if run is not None and (file := FILE.fullmatch(target, run.end())) is not None:
@@ -209,8 +232,14 @@ class Batches:
     def _changed(self, folder: str, config: Path) -> bool:
         """Whether the config.yaml of a folder is not there, or would be another one now."""
         if folder not in self._changes:
+            swept = self.study.swept(Cell.of(folder)) if RUN.fullmatch(folder) else None
+            if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).tried:
+                return True
             now = dump(config_slice(self.study.config, folder))
-            self._changes[folder] = not config.is_file() or config.read_text() != now
+            changed = not config.is_file() or config.read_text() != now
+            if swept is not None:  # another choice may be made meanwhile
+                return changed
+            self._changes[folder] = changed
         return self._changes[folder]
 
     def _configs(self, cell: Cell) -> Iterator[tuple[str, Path]]:

@@ -18,7 +18,8 @@ from halos.models.rewards import check_reward_model
 from halos.reference.cache import SCORES
 from halos.scoring.settings import Scorer
 from halos.settings import dump
-from halos.study.cells import Cell
+from halos.study.cells import RUN, Cell
+from halos.study.choice import chosen_by
 from halos.study.paths import Paths, RunPaths
 from halos.study.slices import config_slice
 from halos.study.study import Study
@@ -48,11 +49,12 @@ class Inputs:
         study: the study.
         paths: the results tree.
         workflow: Snakemake's workflow, by which batches are chosen.
+        checkpoints: Snakemake's checkpoints, of which `choose` is one.
     """
 
-    def __init__(self, study: Study, paths: Paths | None = None, workflow: Any = None) -> None:
+    def __init__(self, study: Study, paths: Paths | None = None, workflow: Any = None, checkpoints: Any = None) -> None:
         self.study, self.paths, self.config = study, paths or Paths(), study.config
-        self.batches = Batches(study, self.paths, workflow)
+        self.batches, self._checkpoints = Batches(study, self.paths, workflow), checkpoints
 
     # ---- a dataset, a model, a task -------------------------------------------------------------------------
 
@@ -60,7 +62,19 @@ class Inputs:
         """The text of a folder's config.yaml."""
         if found := BATCH.fullmatch(wildcards.folder):
             return dump(self.batches.content(Cell.of(wildcards.folder), found["key"]))
+        swept = self._swept(wildcards.folder)
+        if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).tried:
+            return ""  # Snakemake asks again once the choice is made
         return dump(config_slice(self.config, wildcards.folder))
+
+    def choice(self, wildcards: Any) -> list[Path]:
+        """Nothing, once the choice is made that a folder's settings depend on, if they depend on one."""
+        swept = self._swept(wildcards.folder)
+        return [] if swept is None else self._chosen([swept])
+
+    def _swept(self, folder: str) -> Cell | None:
+        is_run = RUN.fullmatch(folder)
+        return self.study.swept(Cell.of(folder)) if is_run and self.study.sweeps else None
 
     def source_files(self, wildcards: Any) -> list[str]:
         """The local files that a dataset is made from."""
@@ -89,6 +103,32 @@ class Inputs:
         tokenizer = self.config.models[wildcards.model].tokenizer
         other = tokenizer.of_model if tokenizer else None
         return [self.paths.model(other).model] if other in self.config.models else []
+
+    # ---- sweeps ---------------------------------------------------------------------------------------------
+
+    def choices(self, wildcards: Any) -> list[Path]:
+        """Nothing, once all choices are made that a cell depends on.
+
+        Until then Snakemake waits, and afterwards it decides anew whether the job has to run: after a choice that comes
+        out as before nothing is made again. For this, each job of a cell has to ask, not only the first.
+        """
+        return self._chosen(self.study.choices(cell_of(wildcards))) if self.study.sweeps else []
+
+    def tried(self, wildcards: Any) -> list[Path]:
+        """What decides between the trials of a sweep, and their manifests."""
+        cell = Cell(wildcards.dataset, wildcards.model, wildcards.method, 0)
+        select, runs = self.study.stage(cell).select, [self.paths.run(trial) for trial in self.study.trials(cell)]
+        assert select is not None
+        if select.judge is not None:
+            decides = [run.judged(select.judge) for run in runs]
+        else:
+            decides = [run.log if select.task is None else run.task(select.task) for run in runs]
+        return [*decides, *(run.manifest for run in runs)]
+
+    def _chosen(self, swept: list[Cell]) -> list[Path]:
+        for cell in swept:
+            self._checkpoints.choose.get(dataset=cell.dataset, model=cell.model, method=cell.method)
+        return []
 
     # ---- a cell ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from halos.losses import Loss
 from halos.study.catalogue import Config
 from halos.study.cells import BASE
+from halos.train.sweep import TRIAL
 
 
 def _any(names: list[str]) -> str:
@@ -42,7 +43,7 @@ class Patterns:
 
     @property
     def methods(self) -> str:
-        """Every method: base, or a chain of stages joined by -."""
+        """Every method: base, or a chain of stages joined by -, with ~ and an id behind if it is a trial of a sweep."""
         return f"{BASE}|{self.trained_methods}"
 
     @property
@@ -68,4 +69,5 @@ class Patterns:
     def _chains(self, last: Callable[[str], bool]) -> str:
         """Chains of stages that end in a stage for which `last` holds."""
         earlier = [name for name, loss in self._losses.items() if _continues(loss)]
-        return f"(({_any(earlier)})-)*({_any([name for name in self._losses if last(name)])})"
+        lasts = _any([name for name in self._losses if last(name)])
+        return f"(({_any(earlier)})-)*({lasts})({TRIAL}[0-9a-f]+)?"

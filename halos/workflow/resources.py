@@ -5,14 +5,19 @@ Changing a resource reruns nothing.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from halos.evaluate.judging.settings import Judge
 from halos.models.settings import Resources
 from halos.online.settings import Labeller
 from halos.study.catalogue import Config
+from halos.study.choice import chosen_by
+from halos.study.paths import Paths
 from halos.study.study import Study
+from halos.train.sweep import TRIAL
 from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
 
 
@@ -166,7 +171,7 @@ class StudyResources(JobResources):
         self.score = ScoreResources(study.config, lambda wildcards: str(wildcards.reward_model))
         self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
-        self._study = study
+        self._study, self._paths = study, Paths()
 
     def intervals(self, wildcards: Any) -> str:
         """Options of a training's evaluations, checkpoints and what it keeps: intervals in steps, and flags."""
@@ -175,6 +180,16 @@ class StudyResources(JobResources):
         options = [f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value]
         flags = {"--skip-first-evaluation": not stage.eval_first, "--keep-optimizer": stage.keep_optimizer}
         return " ".join([*options, *(flag for flag, wanted in flags.items() if wanted)])
+
+    def trial(self, wildcards: Any) -> str:
+        """Option with the run of the trial whose settings were chosen for a cell, if they were, with the same seed."""
+        cell = cell_of(wildcards)
+        swept = self._study.swept(cell)
+        name = None if swept is None else chosen_by(self._paths, swept)
+        if name is None:
+            return ""
+        trial = replace(cell, method=f"{cell.method}{TRIAL}{name}")
+        return f"--trial {shlex.quote(str(self._paths.run(trial).folder))}"
 
     def views(self, wildcards: Any) -> str:
         """Every view that trainings for the grid read of a store, separated by spaces."""

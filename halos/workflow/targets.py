@@ -10,6 +10,7 @@ from typing import Any
 
 from halos.report import subject, subjects  # noqa: F401  # the subjects register themselves
 from halos.report.subject import Outline
+from halos.study.cells import Cell
 from halos.study.paths import Paths, RunPaths
 from halos.study.settings import overlaps
 from halos.study.study import Study
@@ -49,6 +50,10 @@ class Targets:
         """The settings of the prompt sets and tasks, which the methods in words are written from."""
         folders = [*map(self.paths.prompts, self.study.prompts), *map(self.paths.task, self.study.tasks)]
         return [folder.config for folder in folders]
+
+    def chosen(self, *_: Any) -> list[Path]:
+        """The choices between trials that the grid's methods are made by."""
+        return [self.paths.choice(Cell(*ids, 0)).choice for ids in self.study.config.sweeps(self.study.grid)]
 
     def counted(self, *_: Any) -> list[Path]:
         """What was counted in each dataset, before and after it was tokenized."""

@@ -260,8 +260,8 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def test_the_settings_of_these_tests_are_all_there_are() -> None:
     tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
-    of_plugins = {"forward"}  # tests/test_extending.py
-    assert tested == set(C.Stage.model_fields) - {"loss", "label", "reference", *INTERVALS, *of_plugins}
+    elsewhere = {"forward", "sweep", "trials", "sampler", "sampler_seed", "select"}  # test_extending, train/test_sweep
+    assert tested == set(C.Stage.model_fields) - {"loss", "label", "reference", *INTERVALS, *elsewhere}
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -190,8 +190,7 @@ def test_a_cell_asks_for_the_check_of_the_view_that_its_scores_make_of_it() -> N
 def test_what_a_cell_is_made_from_holds_its_parents_and_their_reward_models() -> None:
     w = with_rewards("base")
     found = [(c.method, c.seed) for c in w.study.made_from(Cell("d", "m", "sft-ppo_rm-simpo", 3))]
-    assert found == [("sft-ppo_rm-simpo", 3), ("sft-ppo_rm", 3), ("sft-rm", 3), ("sft", 3), ("base", 0), ("sft", 3),
-                     ("base", 0)]  # fmt: skip
+    assert found == [("base", 0), ("sft", 3), ("sft-rm", 3), ("sft-ppo_rm", 3), ("sft-ppo_rm-simpo", 3)]
 
 
 def test_reward_models_of_a_grid_are_trained_and_logged_and_neither_sampled_nor_judged() -> None:

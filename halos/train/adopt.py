@@ -1,0 +1,50 @@
+"""The result of a finished run as that of another, where both are the same training: a chosen cell and its trial."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from halos.files import link, whole
+from halos.manifest import VALUE_HEAD, Manifest
+from halos.train.inputs import Inputs
+
+
+def is_same(run: Path, inputs: Inputs) -> bool:
+    """Whether a run is finished, and has the settings and inputs of another one, under another method's name.
+
+    Args:
+        run: folder of the finished run.
+        inputs: of the other one. One that keeps models or states besides is a training of its own.
+    """
+    path = run / "manifest.json"
+    if not path.is_file() or inputs.stage.keep_every or inputs.stage.keep_optimizer:
+        return False
+    manifest = Manifest.read(path)
+    ours = {**inputs.settings.identity, "method": manifest.config["method"]}
+    theirs = type(inputs.settings).model_validate(manifest.config).identity
+    return manifest.diverged is None and ours == theirs and manifest.inputs == inputs.hashes
+
+
+def adopt(run: Path, inputs: Inputs, output: Path) -> None:
+    """Write the outputs of a run, which are those of the same training: hard links, where the file system has them.
+
+    Args:
+        run: folder of the finished run.
+        inputs: of the run that is written.
+        output: its folder.
+    """
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    manifest = Manifest.read(run / "manifest.json")
+    with whole(output / "model") as temporary:
+        shutil.copytree(run / "model", temporary, copy_function=link)
+    (output / VALUE_HEAD).unlink(missing_ok=True)
+    for name in (VALUE_HEAD, "train.jsonl"):
+        if (run / name).is_file():
+            with whole(output / name) as temporary:
+                link(str(run / name), str(temporary))
+    manifest.model_copy(update={"config": inputs.settings.content}).write(output / "manifest.json")
+    print(f"{run} was the same training: its model is taken", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Tuning: the choice between the trials of a sweep."""
