@@ -70,6 +70,10 @@ class Plan:
         """All jobs, the times of trainings corrected by finished cells."""
         trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
         samplings = [self.sampling(c, prompts) for prompts in self.study.prompts.values() for c in self.study.cells]
+        for trial in self.study.tried:
+            judge = self.study.decided_by(trial).judge
+            if judge is not None:
+                samplings.append(self.sampling(trial, self.config.prompts[self.config.judges[judge].prompts]))
         return [*trainings, *self._references(), *samplings]
 
     def trainings(self) -> list[Job]:

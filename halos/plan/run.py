@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def _write(path: Path, lines: list[Any]) -> None:
 
 
 def plan(
-    config: Path = Path("config.yaml"),
+    config: Sequence[Path] = (Path("config.yaml"),),
     grid: str | None = None,
     gpu: str = "a100-80gb",
     results: Path = Path("results"),
@@ -31,7 +32,7 @@ def plan(
     """Print what a grid will cost: memory, GPU-hours, disk space.
 
     Args:
-        config: the catalogue.
+        config: the catalogue, and files that are laid over it, as Snakemake's --configfile.
         grid: id of the grid; by default the config's own.
         gpu: kind of GPU: a100-40gb, a100-80gb, h100-80gb or l40s-48gb.
         results: the results folder; sizes, lengths and times that are known are read from it.
@@ -41,7 +42,7 @@ def plan(
     Raises:
         HalosError: an unknown grid or GPU, or a model whose size is unknown.
     """
-    catalogue = load(config)
+    catalogue = load(*config)
     planned = Plan(catalogue, grid or catalogue.grid, gpu, results, utilisation)
     report = text(planned)
     print(report)

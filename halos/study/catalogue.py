@@ -170,7 +170,8 @@ class Config(BaseModel):
 
     def sweeps(self, grid: str) -> list[tuple[str, str, str]]:
         """(dataset, model, method) of each choice between trials that a grid's methods are made by, in their order."""
-        entry, found = self.grids[grid], {}
+        entry = self.grids[grid]
+        found: dict[tuple[str, str, str], None] = {}
         for dataset, model, method in product(entry.datasets, entry.models, (*entry.methods, *entry.reward_models)):
             stages = [] if method == BASE else method.split("-")
             for number, stage in enumerate(stages, 1):

@@ -11,10 +11,12 @@ from typing import Any
 from halos.registry import FORWARDS, LOSSES, SOURCES, VERIFIERS
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
+from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.train.mixing import loss_text
 from halos.train.settings import Stage, stage_slice
+from halos.train.sweep import TRIAL
 from halos.views import VIEWS
 
 
@@ -44,6 +46,17 @@ def table(config: Config, what: str, grid: str | None, results: Path) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(field.ljust(w) for field, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _settings(study: Study, cell: Cell, results: Path) -> str:
+    """The settings that a sweep varies, of a trial; of a cell that has chosen ones, the trial that they are from."""
+    if cell.trial is not None:
+        tried = study.config.stage(str(cell.stage), cell.model).tried[cell.trial]
+        return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                         for name, value in tried.items())  # fmt: skip
+    swept = study.swept(cell)
+    name = None if swept is None else chosen_by(Paths(results), swept)
+    return "" if swept is None else f"those of {TRIAL}{name}" if name else "not yet chosen"
 
 
 def _summary(plugin: Any) -> str:
@@ -160,8 +173,13 @@ class _Rows:
     @staticmethod
     def cells(config: Config, grid: str | None, results: Path) -> Iterator[Row]:
         study = Study(config, grid)
-        cells = (*study.cells, *study.reward_models)
+        cells = (*study.cells, *study.reward_models, *study.tried)
         named = {cell: study.stage(cell).reference for cell in cells if cell.stage}
         for cell in cells:
-            reference = {"reference": named.get(cell) or "parent"} if any(named.values()) else {}
-            yield {**cell.ids, **reference, "state": state(cell, results)}
+            row: Row = dict(cell.ids)
+            if any(named.values()):
+                row["reference"] = named.get(cell) or "parent"
+            row["state"] = state(cell, results)
+            if study.sweeps:
+                row["settings"] = _settings(study, cell, results)
+            yield row

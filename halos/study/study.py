@@ -15,7 +15,7 @@ from halos.study.catalogue import Config
 from halos.study.cells import BASE, Cell
 from halos.study.slices import entry
 from halos.train.settings import Stage
-from halos.train.sweep import TRIAL
+from halos.train.sweep import TRIAL, Select
 
 
 class Study:
@@ -79,10 +79,9 @@ class Study:
         each one cell for each seed that the choice looks at; none for a cell whose stage is not swept."""
         if self.swept(cell) is None:
             return []
-        stage = self.stage(cell)
-        assert stage.select is not None
-        named = [f"{cell.method}{TRIAL}{name}" for name in stage.tried]
-        return [replace(cell, method=name, seed=seed, round=0) for name, seed in product(named, stage.select.seeds)]
+        named = [f"{cell.method}{TRIAL}{name}" for name in self.stage(cell).tried]
+        seeds = self.decided_by(cell).seeds
+        return [replace(cell, method=name, seed=seed, round=0) for name, seed in product(named, seeds)]
 
     def choices(self, cell: Cell) -> list[Cell]:
         """The swept cells, as `swept` gives them, on whose choices a cell depends, its own among them."""
@@ -99,11 +98,17 @@ class Study:
         """The trials of all swept cells."""
         return [*chain(*map(self.trials, self.sweeps))]
 
+    def decided_by(self, trial: Cell) -> Select:
+        """What decides between the trials of a sweep, given one of them or the cell whose settings it chooses."""
+        select = self.stage(replace(trial, method=trial.method.partition(TRIAL)[0])).select
+        assert select is not None, f"{trial.folder} has no sweep"
+        return select
+
     @cached_property
     def selecting(self) -> dict[str, Judge]:
         """The judges by which trials are chosen, by their ids."""
-        rules = [self.stage(cell).select for cell in self.sweeps]
-        return {name: self.config.judges[name] for name in sorted({r.judge for r in rules if r and r.judge})}
+        names = {self.decided_by(cell).judge for cell in self.sweeps}
+        return {name: self.config.judges[name] for name in sorted(filter(None, names))}
 
     @cached_property
     def labellers(self) -> dict[str, Labeller]:
@@ -143,8 +148,8 @@ class Study:
     def _needs(self, cell: Cell) -> list[Cell]:
         """The cells that a cell is made from directly."""
         trials = self.trials(cell)
-        select = self.stage(cell).select if trials else None
-        judge = self.config.judges[select.judge] if select and select.judge else None
+        name = self.decided_by(cell).judge if trials else None
+        judge = None if name is None else self.config.judges[name]
         judged = chain(*(self._judged_with(judge, trial) for trial in trials)) if judge else ()
         own = (cell.parent, self.teacher(cell), self.named_reference(cell), self.resumed(cell))
         return [other for other in (*own, *trials, *judged) if other is not None]

@@ -99,7 +99,7 @@ def measure(select: Select, runs: Sequence[RunPaths]) -> Measured:
         HalosError: a file is missing, or does not give the measure.
     """
     if select.judge is not None:
-        return _judged([run.judged(select.judge) for run in runs], select.by)
+        return _judged(select.judge, [run.judged(select.judge) for run in runs], select.by)
     if select.task is not None:
         return _scored([run.task(select.task) for run in runs])
     assert select.metric is not None
@@ -109,18 +109,18 @@ def measure(select: Select, runs: Sequence[RunPaths]) -> Measured:
     return Measured(f"{select.metric} of the last evaluation", values, over, unit, select.lowest)
 
 
-def _judged(files: Sequence[Path], by: Literal["win_rate", "score"]) -> Measured:
+def _judged(judge: str, files: Sequence[Path], by: Literal["win_rate", "score"]) -> Measured:
     judgements = [Judgement.read(file) for file in files]
-    first, rows = judgements[0], []
+    rows = []
     for judgement in judgements:
         wins = zip(judgement.annotations, judgement.values(), strict=True)
         worth = [(a.prompt_id, win if by == "win_rate" else a.candidate_score) for a, win in wins]
         rows.append(pd.DataFrame(worth, columns=["prompt_id", "value"]).astype({"value": float}).groupby("prompt_id"))
-    table = pd.DataFrame([group["value"].mean() for group in rows])
-    if table.isna().all(axis=None):
+    table = pd.DataFrame([group["value"].mean() for group in rows]).dropna(axis="columns", how="all")
+    if table.empty or table.isna().all(axis=1).any():
         raise HalosError(f"{files[0]} has no {by}: choose by another judge, or by its win rate")
-    unit = by == "win_rate" or first.kind == "verifier"
-    name = f"{by.replace('_', ' ')} by {first.judge}"
+    unit = by == "win_rate" or judgements[0].kind == "verifier"
+    name = f"{by.replace('_', ' ')} by {judge}"
     return Measured(name, table.mean(axis=1).tolist(), statistics.estimate(table, bounded=unit), unit)
 
 

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
 from halos.study.study import Study
-from halos.train.sweep import TRIAL
 
 PROMPT_SETS, TASKS = "prompts", "tasks"
 """Kinds of what is answered, as in config.yaml."""
@@ -163,8 +162,7 @@ class Batches:
                     want(judged, PROMPT_SETS, judge.prompts)
                     want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
         for trial in self.study.tried:
-            select = self.study.stage(replace(trial, method=trial.method.partition(TRIAL)[0])).select
-            assert select is not None
+            select = self.study.decided_by(trial)
             if select.judge is not None:
                 judge = self.study.config.judges[select.judge]
                 want(trial, PROMPT_SETS, judge.prompts)

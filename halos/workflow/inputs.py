@@ -117,8 +117,7 @@ class Inputs:
     def tried(self, wildcards: Any) -> list[Path]:
         """What decides between the trials of a sweep, and their manifests."""
         cell = Cell(wildcards.dataset, wildcards.model, wildcards.method, 0)
-        select, runs = self.study.stage(cell).select, [self.paths.run(trial) for trial in self.study.trials(cell)]
-        assert select is not None
+        select, runs = self.study.decided_by(cell), [self.paths.run(trial) for trial in self.study.trials(cell)]
         if select.judge is not None:
             decides = [run.judged(select.judge) for run in runs]
         else:

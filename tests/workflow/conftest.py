@@ -101,7 +101,7 @@ class Run:
     def jobs(self) -> list[Job]:
         """The jobs that it ran or, in a dry run, would run."""
         jobs: dict[str, Job] = {}
-        for block in re.split(r"^(?:local)?rule ", self.output, flags=re.MULTILINE)[1:]:
+        for block in re.split(r"^(?:local)?(?:rule|checkpoint) ", self.output, flags=re.MULTILINE)[1:]:
             head, *lines = block.split("\n")
             if not head.endswith(":"):
                 continue
