@@ -181,8 +181,8 @@ def no_split(dataset: str, split: str, wanted_by: Sequence[str]) -> str:
     setting = {"validation": "validation_prompts", "test": "test_fraction"}[split]
     want = "want" if wanted_by[1:] else "wants"
     return (
-        f"dataset {dataset} has no {split} split, and {', '.join(wanted_by)} {want} its prompts: give it one ({setting},"
-        f" or a {split} file), take prompts of another dataset, or leave that out"
+        f"dataset {dataset} has no {split} split, and {', '.join(wanted_by)} {want} its prompts: give it one "
+        f"({setting}, or a {split} file), take prompts of another dataset, or leave that out"
     )
 
 

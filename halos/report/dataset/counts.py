@@ -17,7 +17,7 @@ from halos.tokens.report import SplitTokens, TokensReport
 DUPLICATE = "duplicate record"
 LEAKAGE = ("prompt is in the validation split", "prompt is in the test split")
 NOT_EVALUATED = "not in the evaluation subset"
-"""Reasons to leave a row out: three of `prepare`, and the rest of the validation split, where `tokenize` takes a part."""
+"""Reasons to leave a row out: three of `prepare`, and the rest of a validation split that is evaluated in part."""
 KEPT = "kept"
 TOKENIZED = "all sources, tokenized"
 LIMITS = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")

@@ -53,9 +53,9 @@ class Contamination(Subject):
         ]
         caption = (
             "Records of the train split whose prompt is equal to one that is held out or judged, is the beginning of "
-            "its conversation, goes on from it, or has nearly its words (Jaccard similarity of three-word shingles of at "
-            f"least {SIMILAR}, estimated by MinHash); each is counted once, by the first of these that holds. Found: "
-            "distinct prompts that recur. Case, punctuation at the ends and system turns are not compared. Prompts "
+            "its conversation, goes on from it, or has nearly its words (Jaccard similarity of three-word shingles of "
+            f"at least {SIMILAR}, estimated by MinHash); each is counted once, by the first of these that holds. "
+            "Found: distinct prompts that recur. Case, punctuation at the ends and system turns are not compared. Prompts "
             "equal to one of the own validation or test split were dropped from train."
         )
         return [Table(caption, lines), *_examples(results)]
