@@ -61,7 +61,7 @@ wildcard_constraints:
     batch="[0-9a-f]{12}",
     grid=study.grid,
     other=patterns.ids("datasets"),
-    split="train|test",
+    split="train|validation|test",
     part="responses|mismatched|scores",
     view="[a-z][a-z0-9_]*",
 

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from halos.data.paths import SPLITS
 from halos.settings import dump
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
@@ -142,7 +143,7 @@ def run(sizes: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
     for size in sizes:
         here = folder / str(size)
         here.mkdir()
-        file, train, test = here / "rows.jsonl", here / "train.parquet", here / "test.parquet"
+        file, (train, validation, test) = here / "rows.jsonl", [here / f"{split}.parquet" for split in SPLITS]
         with file.open("w") as lines:
             lines.writelines(json.dumps(row) + "\n" for row in rows(size))
         config = catalogue(file)
@@ -150,9 +151,9 @@ def run(sizes: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
         for name, key in (("prepare", "data/d"), ("model", "models/m"), ("tokenize", "tokens/d/m")):
             slices[name] = here / f"{name}.yaml"
             slices[name].write_text(dump(config_slice(config, key)))
-        splits = ("--train", train, "--test", test)
+        splits = ("--train", train, "--validation", validation)
         verbs = {
-            "prepare": ("--config", slices["prepare"], *splits, "--report", here / "prepared.json"),
+            "prepare": ("--config", slices["prepare"], *splits, "--test", test, "--report", here / "prepared.json"),
             "tokenize": ("--config", slices["tokenize"], *splits, "--model", model / "model",
                          "--output", here / "store", "--report", here / "tokenized.json"),
         }  # fmt: skip

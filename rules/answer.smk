@@ -50,7 +50,7 @@ rule answer:
     params:
         # of all that the batch was made for: inputs are those alone for which it is made again
         feedback=inputs.answered_data,
-        test=inputs.answered_test,
+        local=inputs.answered_local,
         fetched=inputs.answered_fetched,
     shell:
         r"""
@@ -62,7 +62,7 @@ rule answer:
             --manifest {input.manifest:q} \
             --store {input.store:q} \
             --feedback {params.feedback:q} \
-            --test {params.test:q} \
+            --local {params.local:q} \
             --fetched {params.fetched:q} \
             --output {output:q} \
             --kept "$(dirname {input.config:q})/kept" \

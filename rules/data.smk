@@ -3,7 +3,7 @@
 Input:   config.yaml; local files of the sources, if any
 Output:  results/{folder}/config.yaml                        the part of the catalogue that makes a folder
          results/data/{dataset}/fetched.json                 the commits of sources on the hub, downloaded to its cache
-         results/data/{dataset}/{train,test}.parquet         feedback records
+         results/data/{dataset}/{split}.parquet              feedback records of train, validation and test
          results/data/{dataset}/report.json                  rows in and out, drops by reason, duplicates, leaks
          results/data/{dataset}/overlap/{other}/{split}.json train prompts that recur among another dataset's
 """
@@ -47,13 +47,14 @@ rule fetch_dataset:
 
 
 rule prepare:
-    """A dataset's feedback records, train and test, from its sources."""
+    """A dataset's feedback records, train, validation and test, from its sources."""
     input:
         config="<data>/config.yaml",
         files=inputs.source_files,
         fetched=inputs.fetched_data,
     output:
         train="<data>/train.parquet",
+        validation="<data>/validation.parquet",
         test="<data>/test.parquet",
         report="<data>/report.json",
     log:
@@ -69,6 +70,7 @@ rule prepare:
             --config {input.config:q} \
             --fetched {input.fetched:q} \
             --train {output.train:q} \
+            --validation {output.validation:q} \
             --test {output.test:q} \
             --report {output.report:q}
         """

@@ -1,7 +1,7 @@
 """Labelling, and online stages: rounds of sample -> label -> train, each from the policy of the round before.
 
 Input:   samples; results/labellers/{labeller}/config.yaml; the reward model that labels
-         for a round: train prompts that no earlier round had, and the same test prompts each time
+         for a round: train prompts that no earlier round had, and the same validation prompts each time
 Output:  results/runs/{...}/labelled/{prompts}/{labeller}.parquet, .json   feedback from any cell's samples
          results/runs/{...}/seed{n}/round{m}/fresh/                        a round's samples, labels and store
          results/runs/{...}/seed{n}/round{m}/                              a round's run, like any other
@@ -56,11 +56,11 @@ rule sample_round:
         config="<run>/config.yaml",
         prompts=[
             "<run>/fresh/train/config.yaml",
-            "<run>/fresh/test/config.yaml",
+            "<run>/fresh/validation/config.yaml",
         ],
         feedback=[
             "<data>/train.parquet",
-            "<data>/test.parquet",
+            "<data>/validation.parquet",
         ],
         model=inputs.parent_model,
         manifest=inputs.parent_manifest,
@@ -68,7 +68,7 @@ rule sample_round:
         checked=inputs.checked,
     output:
         "<run>/fresh/train/samples.jsonl",
-        "<run>/fresh/test/samples.jsonl",
+        "<run>/fresh/validation/samples.jsonl",
     log:
         "<logs>/sample_round/{dataset}/{model}/{method}/{run}.log",
     benchmark:
@@ -111,13 +111,13 @@ use rule label as label_round with:
         config=inputs.labeller,
         samples=[
             "<run>/fresh/train/samples.jsonl",
-            "<run>/fresh/test/samples.jsonl",
+            "<run>/fresh/validation/samples.jsonl",
         ],
         reward_model=inputs.labelling_model,
     output:
         feedback=[
             "<run>/fresh/train/feedback.parquet",
-            "<run>/fresh/test/feedback.parquet",
+            "<run>/fresh/validation/feedback.parquet",
         ],
         report="<run>/fresh/labels.json",
     log:
@@ -135,7 +135,7 @@ use rule tokenize as tokenize_round with:
         choices=inputs.choices,
         config="<tokens>/config.yaml",
         train="<run>/fresh/train/feedback.parquet",
-        test=inputs.round_test,
+        validation=inputs.round_validation,
         model="<base>/model",
     output:
         store=directory("<run>/fresh/store"),

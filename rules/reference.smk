@@ -57,7 +57,7 @@ rule score:
     input:
         config="<tokens>/config.yaml",
         train="<data>/train.parquet",
-        test="<data>/test.parquet",
+        validation="<data>/validation.parquet",
         model="<base>/model",
         store="<tokens>/store",
         reward_model=inputs.reward_model,
@@ -85,7 +85,7 @@ rule score:
         python -m halos.distributed.launch {resources.launch} score \
             --config {input.config:q} \
             --train {input.train:q} \
-            --test {input.test:q} \
+            --validation {input.validation:q} \
             --model {input.model:q} \
             --store {input.store:q} \
             --reward-model "$(dirname {input.manifest:q})" \

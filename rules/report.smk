@@ -94,7 +94,7 @@ rule describe:
     """A report on a dataset as a model sees it: rows, lengths, examples."""
     input:
         data="<data>/report.json",
-        feedback=["<data>/train.parquet", "<data>/test.parquet"],
+        feedback=["<data>/train.parquet", "<data>/validation.parquet"],
         tokens="<tokens>/report.json",
         store="<tokens>/store",
         model="<base>/model",

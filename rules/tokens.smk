@@ -12,7 +12,7 @@ rule tokenize:
     input:
         config="<tokens>/config.yaml",
         train="<data>/train.parquet",
-        test="<data>/test.parquet",
+        validation="<data>/validation.parquet",
         model="<base>/model",
     output:
         store=directory("<tokens>/store"),
@@ -29,7 +29,7 @@ rule tokenize:
         python -m halos tokenize \
             --config {input.config:q} \
             --train {input.train:q} \
-            --test {input.test:q} \
+            --validation {input.validation:q} \
             --model {input.model:q} \
             --output {output.store:q} \
             --report {output.report:q}
@@ -45,6 +45,7 @@ rule check:
     input:
         store="<tokens>/store",
         feedback="<data>/train.parquet",
+        report="<data>/report.json",
     output:
         "<tokens>/checked/{view}.json",
     log:
@@ -54,6 +55,7 @@ rule check:
     resources:
         views=resources.views,
         prompts=resources.fresh_prompts,
+        validation_for=resources.validation_for,
         test_for=resources.test_for,
         margins_for=resources.margins_for,
     shell:
@@ -64,6 +66,8 @@ rule check:
             --views {resources.views} \
             --feedback {input.feedback:q} \
             --prompts {resources.prompts} \
+            --report {input.report:q} \
+            --validation-for {resources.validation_for} \
             --test-for {resources.test_for} \
             --margins-for {resources.margins_for} \
             --output {output:q}

@@ -40,7 +40,7 @@ CATALOGUE: dict[str, Any] = {
         }
     },
     "datasets": {
-        "d": {"sources": [{"name": "toy", "options": {"prompts": 240, "test_prompts": 40}}], "max_length": 100,
+        "d": {"sources": [{"name": "toy", "options": {"prompts": 240, "validation_prompts": 40, "test_prompts": 40}}], "max_length": 100,
               "max_prompt_length": 60, "eval_examples": 24}
     },
     "stages": {
@@ -164,6 +164,7 @@ def _handlers() -> Iterator[None]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     import torch
 
+    from halos.data.paths import SPLITS
     from halos.data.prepare import prepare
     from halos.models.base import make
     from halos.tokens.tokenize import tokenize
@@ -172,10 +173,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     results = tmp_path_factory.mktemp("results")
     world = World(results, C.load(yaml.safe_load(yaml.safe_dump(CATALOGUE))))
     data, tokens = results / "data/d", results / "tokens/d/m"
-    splits = data / "train.parquet", data / "test.parquet"
+    splits = [data / f"{split}.parquet" for split in SPLITS]
     prepare(world.slice("data/d"), *splits, data / "report.json")
     make(world.slice("models/m"), world.base, [splits[0]])
-    tokenize(world.slice("tokens/d/m"), *splits, world.base / "model", world.store, tokens / "report.json")
+    tokenize(world.slice("tokens/d/m"), *splits[:2], world.base / "model", world.store, tokens / "report.json")
     return world
 
 

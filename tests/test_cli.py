@@ -17,6 +17,7 @@ import yaml
 from halos import __version__
 from halos.cli import VERBS, descriptions, header, main
 from halos.data import feedback as F
+from halos.data.paths import SPLITS
 from halos.settings import dump, read_slice
 from halos.study.catalogue import load
 from halos.study.slices import config_slice
@@ -133,7 +134,7 @@ NEEDED: dict[str, set[str]] = {
 def small_job(verb: str, world: World, folder: Path) -> list[str]:
     """The command of a verb on a small model without adapters, or on feedback that is judged by rule."""
     results = world.results
-    train, test = (results / f"data/d/{split}.parquet" for split in ("train", "test"))
+    train, validation, test = (results / f"data/d/{split}.parquet" for split in SPLITS)
     record = next(F.read(test))
     line = {"prompt_id": record.prompt_id, "prompt": record.prompt, "response": "x", "sample": 0}
     (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
@@ -142,11 +143,13 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
     (folder / "batch.yaml").write_text(dump({"tasks": {"t": read_slice(world.slice("tasks/t"))}}))
     cell = world.slice("runs/d/m/sft/seed1", examples=16)
     options: dict[str, dict[str, Any]] = {
-        "prepare": {"config": world.slice("data/d"), "train": folder / "a", "test": folder / "b"},
+        "prepare": {"config": world.slice("data/d"), "train": folder / "a", "validation": folder / "b",
+                    "test": folder / "c"},
         "check": {"store": world.store, "views": "paired", "prompts": 0},
         "label": {"config": folder / "labeller.yaml", "samples": folder / "samples.jsonl"},
         "judge": {"config": world.slice("judges/j"), "samples": folder / "samples.jsonl", "feedback": test},
-        "tokenize": {"config": world.slice("tokens/d/m"), "train": train, "test": test, "model": world.base / "model"},
+        "tokenize": {"config": world.slice("tokens/d/m"), "train": train, "validation": validation,
+                     "model": world.base / "model"},
         "sample": {"config": cell, "prompts": world.slice("prompts/p"), "feedback": test, "model": world.base / "model",
                    "store": world.store},
         "reference": {"config": cell, "parent": world.base, "store": world.store, "part": "mismatched"},
@@ -154,7 +157,7 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
         "task": {"config": world.slice("tasks/t"), "model": world.base / "model", "feedback": test},
         "answer": {"config": folder / "batch.yaml", "cell": cell, "model": world.base / "model",
                    "manifest": world.base / "manifest.json", "store": world.store, "kept": folder / "kept",
-                   "test": test},
+                   "local": test},
     }  # fmt: skip
     made = {name: folder / name for name in ("output", "report") if name in parameters(verb)}
     return [verb, *(str(x) for name, value in {**options[verb], **made}.items() for x in (f"--{name}", value))]

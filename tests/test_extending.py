@@ -254,9 +254,9 @@ def with_triples(study: Study, *plugins: str) -> dict[str, Any]:
 def tokenize(study: Study, check: bool = True) -> Done:
     study.store = study.folder / "store"
     config, data = study.slice("tokens/d/m", study.folder / "tokens/config.yaml"), study.world.results / "data/d"
-    return study.run("tokenize", "--config", config, "--train", data / "train.parquet", "--test", data / "test.parquet",
-                     "--model", study.world.base / "model", "--output", study.store,
-                     "--report", study.folder / "report.json", check=check)  # fmt: skip
+    return study.run("tokenize", "--config", config, "--train", data / "train.parquet",
+                     "--validation", data / "validation.parquet", "--model", study.world.base / "model",
+                     "--output", study.store, "--report", study.folder / "report.json", check=check)  # fmt: skip
 
 
 @pytest.mark.parametrize("order", [("my_triples.py", "my_ranking.py"), ("my_ranking.py", "my_triples.py")])

@@ -222,7 +222,16 @@ def hh(word: str) -> dict[str, bytes]:
     return {f"helpful-base/{split}.jsonl.gz": comparisons(f"{word} {split}") for split in ("train", "test")}
 
 
-PREPARE = ("--train", "train.jsonl", "--test", "test.jsonl", "--report", "report.json")
+PREPARE = (
+    "--train",
+    "train.jsonl",
+    "--validation",
+    "validation.jsonl",
+    "--test",
+    "test.jsonl",
+    "--report",
+    "report.json",
+)
 
 
 def hh_at(*revisions: str) -> Dataset:

@@ -15,6 +15,7 @@ import yaml
 from benchmarks.throughput.__main__ import RESULTS
 from benchmarks.throughput.table import markdown
 from halos.data.feedback import from_row, read
+from halos.data.paths import SPLITS
 from halos.study import catalogue as C
 from tests.conftest import World
 
@@ -72,13 +73,13 @@ def test_the_dataset_of_ones_own_is_made_as_written(tmp_path: Path) -> None:
         ).stdout  # fmt: skip
 
     (tmp_path / "slice.yaml").write_text(halos("config", "data/helpdesk"))
-    halos("prepare", "--config", "slice.yaml", "--train", "train.parquet", "--test", "test.parquet",
-          "--report", "report.json")  # fmt: skip
+    halos("prepare", "--config", "slice.yaml", "--train", "train.parquet", "--validation", "validation.parquet",
+          "--test", "test.parquet", "--report", "report.json")  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())
-    splits = [report[split] for split in ("train", "test")]
+    splits = [report[split] for split in SPLITS]
     assert sum(split["rows_out"] for split in splits) == 90
     assert sum(split["drops"].get("no failed answer", 0) for split in splits) == 10
-    records = [record for split in ("train", "test") for record in read(tmp_path / f"{split}.parquet")]
+    records = [record for split in SPLITS for record in read(tmp_path / f"{split}.parquet")]
     assert {record.responses[0] for record in records} == {f"It is {i}, since {i}." for i in range(100) if i % 10}
 
 

@@ -129,12 +129,12 @@ def prepare(pipe: Connection, task: Task) -> None:
         verb("model", "--config", configs["model"], "--output", task.base)
     responses = 1 if task.loss == "sft" else 2
     count = task.batch * task.steps // (2 if task.loss == "kto" else 1)
-    train, test = task.here / "train.parquet", task.here / "test.parquet"
+    train, validation = task.here / "train.parquet", task.here / "validation.parquet"
     made = list(data.records(task.profile, task.loss, count, task.model.config["vocab_size"], SEED))
     feedback.write(made, train)
-    feedback.write(data.records(task.profile, task.loss, 2, task.model.config["vocab_size"], SEED + 1), test)
-    verb("tokenize", "--config", configs["tokenize"], "--train", train, "--test", test, "--model",
-         task.base / "model", "--output", task.store, "--report", task.here / "tokenized.json")  # fmt: skip
+    feedback.write(data.records(task.profile, task.loss, 2, task.model.config["vocab_size"], SEED + 1), validation)
+    verb("tokenize", "--config", configs["tokenize"], "--train", train, "--validation", validation,
+         "--model", task.base / "model", "--output", task.store, "--report", task.here / "tokenized.json")  # fmt: skip
     begun = time.perf_counter()
     for file in task.references:
         verb("reference", "--config", configs["base"], "--parent", task.base, "--store", task.store, "--part",

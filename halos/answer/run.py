@@ -34,7 +34,7 @@ def answer(
     kept: Path,
     earlier: Sequence[Path] = (),
     feedback: Sequence[Path] = (),
-    test: Sequence[Path] = (),
+    local: Sequence[Path] = (),
     fetched: Sequence[Path] = (),
     batch: int = 64,
     backend: Literal["transformers", "vllm"] = "transformers",
@@ -61,7 +61,7 @@ def answer(
         kept: folder of what a stopped run has finished, of this batch alone.
         earlier: the same of other batches, whose runs may not have ended: what they have finished is copied.
         feedback: feedback records whose prompts are answered, a file for each prompt set, in their order.
-        test: test split of the cell's dataset, if a task is a local one.
+        local: feedback records that a local task is made of, a file for each, in their order.
         fetched: fetched.json of each task of lm-eval, in their order.
         batch: responses generated side by side, on transformers.
         backend: library that runs the model.
@@ -74,9 +74,12 @@ def answer(
         raise HalosError(f"there is no model in {model}; train it or name another")
     asked, settings, meta = AnswerSlice.read(config), SamplerSlice.read(cell), StoreMeta.read(store / "meta.json")
     own = [name for name, task in asked.tasks.items() if task.local is None]
-    if (len(feedback), len(fetched)) != (len(asked.prompts), len(own)) or not (test or len(own) == len(asked.tasks)):
-        raise HalosError(f"{config} wants a --feedback for each prompt set ({len(asked.prompts)}), a --fetched for "
-                         f"each task of lm-eval ({len(own)}), and --test for local tasks")  # fmt: skip
+    ours = [name for name in asked.tasks if name not in own]
+    if [*map(len, (feedback, fetched, local))] != [*map(len, (asked.prompts, own, ours))]:
+        raise HalosError(
+            f"{config} wants a --feedback for each prompt set ({len(asked.prompts)}), a --fetched for each task of "
+            f"lm-eval ({len(own)}), and a --local for each local one ({len(ours)})"
+        )
     same = [*map(hash_file, (manifest, cell, store / "meta.json")), backend]
 
     def hashed(file: Path) -> str | None:
@@ -86,11 +89,10 @@ def answer(
         Item.of(f"samples/{name}.jsonl", kept, [identity(how), hashed(file), batch, *same]): (how, file)
         for (name, how), file in zip(asked.prompts.items(), feedback, strict=True)
     }
-    theirs = dict(zip(own, fetched, strict=True))
+    theirs = dict(zip([*own, *ours], [*fetched, *local], strict=True))
     tasks = {
-        Item.of(f"tasks/{name}.json", kept, [identity(task), *map(hashed, files), *same]): (task, files)
+        Item.of(f"tasks/{name}.json", kept, [identity(task), hashed(theirs[name]), *same]): (task, theirs[name])
         for name, task in asked.tasks.items()
-        for files in [[theirs[name]] if name in theirs else list(test)]
     }
     items, failures = [*prompts, *tasks], Failures()
     for item in items:
@@ -121,11 +123,10 @@ def answer(
                 engine.expect(prompt_set.longest)
                 respond(prompt_set, engine, prompter.template, item.kept)
                 print(f"{item.place}: {len(prompt_set.jobs)} responses")
-        for item, (task, files) in waiting.items():
+        for item, (task, file) in waiting.items():
             with failures.of(item):
-                local = task.local is not None
-                run_task(task, model, item.kept, files[0] if local else None, () if local else files, backend,
-                         tensor_parallel, loaded)  # fmt: skip
+                files: tuple[Path | None, list[Path]] = (None, [file]) if task.local is None else (file, [])
+                run_task(task, model, item.kept, *files, backend, tensor_parallel, loaded)
     if len(failures.reasons) == len(items):
         raise next(iter(failures.reasons.values()))
     with whole(output) as folder:

@@ -12,9 +12,11 @@ from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from halos.errors import HalosError
 from halos.files import whole
@@ -104,6 +106,8 @@ class Feedback:
             What has weight 0 is not trained on.
         pair_weights: weight of each pair, likewise.
         margins: for each pair the margin by which the winner is better, None where it has none; or empty.
+        group: what keeps records in one split, as a source tells it; None for the conversation's first turn. No file
+            has it.
     """
 
     prompt: list[Turn]
@@ -121,6 +125,7 @@ class Feedback:
     weights: list[float] = field(default_factory=list)
     pair_weights: list[float] = field(default_factory=list)
     margins: list[float | None] = field(default_factory=list)
+    group: str | None = field(default=None, compare=False)
 
     @cached_property
     def prompt_id(self) -> str:
@@ -186,6 +191,7 @@ def from_row(row: dict[str, Any]) -> Feedback:
     if missing := [k for k in ("prompt", "responses") if row.get(k) is None]:
         raise HalosError(f"no field {missing[0]!r}")
     target = row.get("target")
+    optional: dict[str, Any] = {name: list(row.get(name) or []) for name in OPTIONAL}
     return Feedback(
         prompt=[dict(turn) for turn in row["prompt"]],
         responses=list(row["responses"]),
@@ -199,7 +205,7 @@ def from_row(row: dict[str, Any]) -> Feedback:
         response_fields=list(row.get("response_fields") or []),
         response_ids=list(row.get("response_ids") or []),
         template=row.get("template"),
-        **{name: list(row.get(name) or []) for name in OPTIONAL},
+        **optional,
     )
 
 
@@ -309,6 +315,14 @@ def records_of(path: Path, ids: pa.StringArray) -> Iterator[Feedback]:
             yield from _records(batch.filter(pc.is_in(batch["prompt_id"], ids)))
 
 
+def records_where(path: Path, wanted: NDArray[np.bool_]) -> Iterator[Feedback]:
+    """The records of a parquet file at which (n,) `wanted` is true, in the file's order."""
+    start = 0
+    for batch in _parquet(path).iter_batches(1_000):
+        yield from _records(batch.filter(pa.array(wanted[start : start + len(batch)])))
+        start += len(batch)
+
+
 def records_at(path: Path, rows: Iterable[int]) -> dict[int, Feedback]:
     """{row: record} of some rows of a file, counted from 0, in the file's order."""
     wanted = sorted(set(rows))
@@ -406,4 +420,4 @@ def _records(batch: pa.RecordBatch) -> Iterator[Feedback]:
     for name, values in flat.items():
         bounds = [0, *accumulate(pc.list_value_length(batch[name]).to_pylist())]
         columns[name] = [values[begin:end] for begin, end in pairwise(bounds)]
-    return map(Feedback, *(columns[column.name] for column in fields(Feedback)))
+    return map(Feedback, *(columns[column.name] for column in fields(Feedback) if column.name in columns))

@@ -11,11 +11,11 @@ from pathlib import Path
 from halos.data.readers import is_readable
 from halos.errors import HalosError
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 OneOrMore = str | Sequence[str]
 Paths = OneOrMore | dict[str, OneOrMore]
-"""Files of both splits, or {"train": files, "test": files}. Files are one path or several: of a file, a pattern or a
-folder; ~ is the home folder."""
+"""Files of all splits, or {"train": files, "test": files}, perhaps with "validation". Files are one path or several: of
+a file, a pattern or a folder; ~ is the home folder."""
 SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "eval": "test", "validation": "validation",
                "valid": "validation", "val": "validation", "dev": "validation"}  # fmt: skip
 """Words in the names of files -> the split that they tell."""
@@ -31,8 +31,10 @@ def by_split(path: Paths) -> Paths:
     if folder is None or not (folder / "dataset_dict.json").is_file():
         return path
     names: list[str] = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-    if set(SPLITS) <= set(names):
-        return {split: str(folder / split) for split in SPLITS}
+    # a folder of the very name of a split comes last, and wins
+    told = {SPLIT_WORDS.get(name, name): name for name in sorted(names, key=SPLITS.__contains__)}
+    if {"train", "test"} <= set(told):
+        return {split: str(folder / told[split]) for split in SPLITS if split in told}
     if len(names) == 1:
         return str(folder / names[0])
     raise HalosError(

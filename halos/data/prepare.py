@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,67 +18,88 @@ from tqdm import tqdm
 
 from halos.data import feedback
 from halos.data.feedback import Feedback
-from halos.data.mixture import KEPT, REASONS, fates
+from halos.data.mixture import KEPT, REASONS, VALIDATION, Keys, fates
 from halos.data.repeats.duplicates import Contents
 from halos.data.repeats.fingerprint import Fingerprint
 from halos.data.repeats.overlap import Comparison, PromptIndex
 from halos.data.report import DataReport, Duplicates, Overlap, SourceRows, SplitRows, Tally
-from halos.data.rows import SPLITS, Drop
+from halos.data.rows import SPLITS, Drop, Records
 from halos.data.settings import DataSlice, Source, origin
 from halos.data.sound import sound
 from halos.errors import HalosError
 from halos.files import whole
 from halos.hub import read_fetched
 
-Opened = list[tuple[Source, Iterable[Feedback | Drop]]]
-"""The sources of a split, each with its records and drops."""
+Opened = dict[int, tuple[Source, Iterable[Feedback | Drop]]]
+"""The sources of a split, by their places among the dataset's, each with its records and drops."""
+Indices = dict[str, PromptIndex]
+"""split -> its prompts."""
+Numbers = NDArray[np.int64]
 
 
-def prepare(config: Path, train: Path, test: Path, report: Path, fetched: Sequence[Path] = ()) -> None:
+def prepare(
+    config: Path, train: Path, validation: Path, test: Path, report: Path, fetched: Sequence[Path] = ()
+) -> None:
     """Make a dataset's feedback records from its sources.
 
-    Rows that cannot be used are dropped and counted. A prompt of the test split never occurs in train, compared without
-    case, punctuation at the ends and system turns. A prompt that occurs in two sources, or in two records of one, stays
-    in each record: sources score on different scales, so their responses are not one group. Duplicates within train,
-    and prompts of train that are nearly in test, are counted and shown. The three files appear together, after the last
-    row is read.
+    Rows that cannot be used are dropped and counted. A prompt of the validation or test split never occurs in train,
+    nor one of test in validation, compared without case, punctuation at the ends and system turns. The validation split
+    is that of the sources that have one; of the others, whole conversations are cut from train, before any record of it
+    is drawn. A prompt that occurs in two sources, or in two records of one, stays in each record: sources score on
+    different scales, so their responses are not one group. Duplicates within train, and prompts of train that are
+    nearly in another split, are counted and shown. The four files appear together, after the last row is read.
 
     Args:
         config: config.yaml of the dataset's folder.
         train: train split to write, .parquet or .jsonl.
+        validation: validation split to write, .parquet or .jsonl.
         test: test split to write, .parquet or .jsonl.
         report: JSON report to write: rows read, kept and dropped by reason, for each split and source.
         fetched: the file that `fetch` wrote for the same config; its commits of the hub are read.
 
     Raises:
-        HalosError: a source cannot be read, or a split is left without rows.
+        HalosError: a source cannot be read, a split is left without rows, or the validation split cannot be as large as
+            it should.
     """
     settings = DataSlice.read(config)
     commits = _commits(settings.all_sources, read_fetched(fetched).get("sources"))
-    parts = {"train": commits[: len(settings.sources)], "test": commits[-len(settings.sources_of("test")) :]}
     # all are opened first: a source that checks its files does so before anything is written
-    opened: dict[str, Opened] = {
-        split: [(s, s.open(split, c)) for s, c in zip(settings.sources_of(split), parts[split], strict=True)
-                if split in s.splits]
-        for split in SPLITS
-    }  # fmt: skip
+    opened = {split: _opened(settings, split, commits) for split in SPLITS}
     with ExitStack() as stack:
-        files = {"train": stack.enter_context(whole(train)), "test": stack.enter_context(whole(test))}
-        index = PromptIndex()
-        held_out = _Split("test", opened["test"])
-        held_out.write(files["test"], index.add)
-        test_rows = held_out.counted(settings.dataset, needed=any(s.holds_out for s in settings.sources_of("test")))
-        learned = _Split("train", opened["train"])
-        duplicates, overlap = _write_train(settings, learned, index, files["train"], files["test"])
-        train_rows = learned.counted(settings.dataset, needed=bool(opened["train"]))
-        for line in (
-            overlap.sentence(f"{settings.dataset}, train and test"),
-            duplicates.sentence(f"{settings.dataset} train"),
-        ):
-            print(line, file=sys.stderr)
-        DataReport(
-            dataset=settings.dataset, train=train_rows, test=test_rows, overlap=overlap, duplicates=duplicates
-        ).write(report)
+        paths = dict(zip(SPLITS, (train, validation, test), strict=True))
+        files = {split: stack.enter_context(whole(path)) for split, path in paths.items()}
+        indices = {"test": PromptIndex(), "validation": PromptIndex()}
+        splits = {split: _Split(split, opened[split]) for split in SPLITS}
+        splits["test"].write(files["test"], indices["test"].add, without={})
+        held_out = splits["test"].counted(
+            settings.dataset, needed=any(s.holds_out for s in settings.sources_of("test"))
+        )
+        duplicates, overlaps = _write_train_and_validation(
+            settings, splits["train"], splits["validation"], indices, files
+        )
+        rows = {
+            split: splits[split].counted(settings.dataset, needed=bool(opened[split] and split == "train"))
+            for split in ("validation", "train")
+        }
+        for split, overlap in overlaps.items():
+            print(overlap.sentence(f"{settings.dataset}, train and {split}"), file=sys.stderr)
+        print(duplicates.sentence(f"{settings.dataset} train"), file=sys.stderr)
+        DataReport(dataset=settings.dataset, **rows, test=held_out, overlaps=overlaps, duplicates=duplicates).write(
+            report
+        )
+
+
+def _opened(settings: DataSlice, split: str, commits: Sequence[str | None]) -> Opened:
+    """The sources that have a split, opened."""
+    if split == "validation" and settings.validation_prompts == 0:
+        return {}
+    sources = settings.sources_of(split)
+    first = len(settings.sources) if sources is settings.test_sources else 0
+    return {
+        place: (source, source.open(split, commits[place]))
+        for place, source in enumerate(sources, first)
+        if split in source.splits
+    }
 
 
 def _commits(sources: Sequence[Source], fetched: list[dict[str, str] | None] | None) -> list[str | None]:
@@ -93,28 +115,28 @@ class _Split:
     """The records of one split, one source after the other, and their counts.
 
     Args:
-        name: "train" or "test".
+        name: "train", "validation" or "test".
         opened: its sources.
 
     Attributes:
-        tallies: counts of each source.
-        available: records of each source before some were left out of train; None where none were.
+        tallies: counts of each source, by its place.
+        available: records of each source before some were left out of train; empty where none were.
         prompts: 64 bits of the prompt_id of each record.
     """
 
     def __init__(self, name: str, opened: Opened) -> None:
         self.name, self.opened = name, opened
-        self.tallies = [Tally() for _ in opened]
-        self.available: list[int] | None = None
+        self.tallies = {place: Tally() for place in opened}
+        self.available: dict[int, int] = {}
         self.prompts = array("Q")
 
-    def write(self, output: Path, see: Callable[[Fingerprint], None], without: PromptIndex | None = None) -> None:
+    def write(self, output: Path, see: Callable[[Fingerprint], None], without: Indices) -> None:
         """Write the records that can be used, and count all rows.
 
         Args:
             output: the file to write.
             see: called with each record that is written.
-            without: prompts that are left out.
+            without: splits whose prompts are left out.
 
         Raises:
             HalosError: a source cannot be read, or yields what is no record.
@@ -123,38 +145,35 @@ class _Split:
         def seen(kept: Iterable[Fingerprint]) -> Iterator[Feedback]:
             for of in kept:
                 see(of)
-                self.prompts.append(int(of.record.prompt_id[:16], 16))
+                self._count(of.record)
                 yield of.record
 
         with tqdm(desc=self.name, unit=" rows", unit_scale=True, mininterval=1, disable=None) as bar:
             kept = (
-                _kept(_sound(rows, source.name, bar), tally, without)
-                for (source, rows), tally in zip(self.opened, self.tallies, strict=True)
+                _kept(_sound(rows, source.name, bar), self.tallies[place], without)
+                for place, (source, rows) in self.opened.items()
             )
             feedback.write(seen(itertools.chain.from_iterable(kept)), output)
 
-    def choose(self, written: Path, fate: NDArray[np.uint8], output: Path) -> None:
-        """Write again those of the written records that stay, and count the others by what became of them.
+    def chosen(
+        self, written: Path, places: Numbers, wanted: NDArray[np.bool_], see: Callable[[Fingerprint], None]
+    ) -> Iterator[Feedback]:
+        """Records of a file, counted.
 
         Args:
-            written: the file that `write` has written.
-            fate: (n,) what becomes of each of its records (halos.data.mixture).
-            output: the file to write.
+            written: the file.
+            places: (n,) place of the source of each of its records.
+            wanted: (n,) the records to choose.
+            see: called with each of them.
         """
-        self.available = [tally.rows_out for tally in self.tallies]
-        self.tallies = [Tally(tally.rows_in, 0, tally.drops) for tally in self.tallies]
-        source_of = itertools.chain.from_iterable(map(itertools.repeat, self.tallies, self.available))
+        for record, place in zip(feedback.records_where(written, wanted), places[wanted], strict=True):
+            self.tallies[place].add(record)
+            self._count(record)
+            see(Fingerprint(record))
+            yield record
 
-        def kept() -> Iterator[Feedback]:
-            for record, what, tally in zip(feedback.read(written), fate, source_of, strict=True):
-                if what == KEPT:
-                    tally.add(record)
-                    yield record
-                else:
-                    tally.drops[REASONS[what]] += 1
-
-        feedback.write(kept(), output)
-        self.prompts = array("Q", np.array(self.prompts, np.uint64)[fate == KEPT].tobytes())
+    def _count(self, record: Feedback) -> None:
+        self.prompts.append(int(record.prompt_id[:16], 16))
 
     def counted(self, dataset: str, needed: bool) -> SplitRows:
         """The counts, printed in one line.
@@ -166,61 +185,112 @@ class _Split:
         Raises:
             HalosError: it must, and has none.
         """
-        total = sum(self.tallies, Tally())
+        total = sum(self.tallies.values(), Tally())
         if self.opened:
             _print_counts(dataset, self.name, total, needed)
         sources = []
-        for number, ((source, rows), tally) in enumerate(zip(self.opened, self.tallies, strict=True)):
+        for place, (source, rows) in sorted(self.opened.items()):
             unread: dict[str, int] = getattr(rows, "unread_fields", {})
             if unread:
                 _print_unread(dataset, self.name, source.name, unread)
-            available = None if self.available is None else self.available[number]
-            sources.append(
-                SourceRows(
-                    **source.model_dump(), **origin(rows), **tally.row(), available=available, unread_fields=unread
-                )
-            )
+            counts = {**self.tallies[place].row(), "available": self.available.get(place), "unread_fields": unread}
+            sources.append(SourceRows(**source.model_dump(), **origin(rows), **counts))
         _, times = np.unique(np.array(self.prompts, np.uint64), return_counts=True)
         return SplitRows(**total.row(), shared_prompts=int((times > 1).sum()), sources=tuple(sources))
 
 
-def _write_train(
-    settings: DataSlice, split: _Split, index: PromptIndex, output: Path, test: Path
-) -> tuple[Duplicates, Overlap]:
-    """Write the train split: records whose prompts are not in test, without the duplicates that are to be dropped, as
-    many of each source as the mix has.
+def _write_train_and_validation(
+    settings: DataSlice, train: _Split, validation: _Split, indices: Indices, files: dict[str, Path]
+) -> tuple[Duplicates, dict[str, Overlap]]:
+    """Write the train split, without what is left out, cut off or not drawn, and the validation split.
 
     Args:
         settings: the dataset's.
-        split: the train split, to be written and counted.
-        index: the prompts of the test split.
-        output: the file to write.
-        test: the file of the test split.
+        train: the train split, to be written and counted.
+        validation: the validation split likewise.
+        indices: the prompts of the test split, and an empty index for those of validation.
+        files: the file of each split; that of test is written.
 
     Returns:
-        The duplicates, and what recurs in the test split.
+        The duplicates, and what recurs in the other splits.
     """
-    contents, comparison, keys = Contents(), Comparison(index), array("Q")
+    contents = Contents()
+    comparisons = {split: Comparison(index) for split, index in indices.items()}
 
-    def see(of: Fingerprint) -> None:
-        contents.add(of)
-        comparison.add(of)
-        if settings.draws:
-            keys.append(of.draw)
+    def compare(of: Fingerprint) -> None:
+        for comparison in comparisons.values():
+            comparison.add(of)
 
     with ExitStack() as stack:
-        written = output
-        if settings.draws or settings.drop_duplicates != "none":
-            written = output.with_name(f"{output.name}.all.parquet")
-            stack.callback(written.unlink, missing_ok=True)
-        split.write(written, see, without=index)
+        own, everything = (file.with_name(f"{file.name}.all.parquet") for file in (files["validation"], files["train"]))
+        validation.write(own, indices["validation"].add, {"test": indices["test"]})
+        stack.callback(own.unlink, missing_ok=True)
+        cut = _cut(settings, train, validation)
+        keys = Keys(any(cut), settings.draws)
+        chooses = any(cut) or settings.leaves_out
+
+        def see(of: Fingerprint) -> None:
+            contents.add(of)
+            keys.add(of)
+            if not chooses:
+                compare(of)
+
+        written = everything if chooses else files["train"]  # in the latter case, all of it stays
+        stack.callback(everything.unlink, missing_ok=True)
+        train.write(written, see, indices)
         repeats = contents.repeats()
-        sources = [source for source, _ in split.opened]
-        fate = fates(settings, sources, [t.rows_out for t in split.tallies], repeats, np.array(keys, np.uint64))
-        if written != output:
-            split.choose(written, fate, output)
+        counts = [tally.rows_out for tally in train.tallies.values()]
+        fate = fates(settings, [source for source, _ in train.opened.values()], counts, cut, repeats, keys)
+        places = np.repeat([*train.tallies], counts)
+        held_out: Iterator[Feedback] = iter(())
+        if chooses:
+            _count_anew(settings, train, validation, places, fate)
+            held_out = validation.chosen(written, places, fate == VALIDATION, indices["validation"].add)
+        feedback.write(itertools.chain(feedback.read(own), held_out), files["validation"])
+        if chooses:
+            feedback.write(train.chosen(written, places, fate == KEPT, compare), files["train"])
         duplicates = contents.report(repeats, written, settings.drop_duplicates)
-        return duplicates, comparison.overlap(contents.prompt_sketches, fate == KEPT, written, test)
+        sketches = contents.prompt_sketches[fate == KEPT]
+        return duplicates, {
+            split: comparison.overlap(sketches, files["train"], files[split])
+            for split, comparison in comparisons.items()
+        }
+
+
+def _cut(settings: DataSlice, train: _Split, validation: _Split) -> list[bool]:
+    """Whether the validation split is cut from each source of train: from those that gave it no record of their own.
+
+    Raises:
+        HalosError: it is to have a number of conversations, and is cut from none.
+    """
+    wanted = settings.validation_prompts
+    cut = [
+        wanted != 0 and not (place in validation.opened and validation.tallies[place].rows_out)
+        for place in train.opened
+    ]
+    if wanted and not any(cut):
+        raise HalosError(
+            f"dataset {settings.dataset}: validation_prompts is {wanted}, and no source is there to cut them from: each"
+            " has a validation split of its own, or none for training; take it out"
+        )
+    return cut
+
+
+def _count_anew(
+    settings: DataSlice, train: _Split, validation: _Split, places: Numbers, fate: NDArray[np.uint8]
+) -> None:
+    """Count what became of the records of train that were written, but for those that stay: `chosen` counts these. A
+    record that is cut off is a row of validation, as if it had been read for that."""
+    for place, (source, rows) in train.opened.items():
+        tally, counts = train.tallies[place], np.bincount(fate[places == place], minlength=len(REASONS) + 2).tolist()
+        moved = counts[VALIDATION]
+        if settings.leaves_out:
+            train.available[place] = tally.rows_out - moved
+        left_out = Counter({reason: counts[what] for what, reason in REASONS.items() if counts[what]})
+        train.tallies[place] = Tally(tally.rows_in - moved, drops=tally.drops + left_out)
+        if moved:
+            validation.opened.setdefault(place, (source, Records((), origin(rows))))
+            validation.tallies.setdefault(place, Tally()).rows_in += moved
 
 
 def _sound(rows: Iterable[object], source: str, bar: tqdm) -> Iterator[Feedback | Drop]:
@@ -230,7 +300,7 @@ def _sound(rows: Iterable[object], source: str, bar: tqdm) -> Iterator[Feedback 
         yield sound(row, source, number)
 
 
-def _kept(rows: Iterable[Feedback | Drop], tally: Tally, without: PromptIndex | None) -> Iterator[Fingerprint]:
+def _kept(rows: Iterable[Feedback | Drop], tally: Tally, without: Indices) -> Iterator[Fingerprint]:
     """The records of one source that stay in a split. The tally counts them and, by reason, the rest."""
     digests: set[bytes] = set()
     for row in rows:
@@ -239,8 +309,9 @@ def _kept(rows: Iterable[Feedback | Drop], tally: Tally, without: PromptIndex | 
         if isinstance(row, Feedback) and reason is None:
             of = Fingerprint(row)
             digest = hashlib.blake2b(json.dumps({**row.row(), "prompt": None}).encode(), digest_size=16).digest()
-            if without is not None and of in without:
-                reason = "prompt is in the test split"
+            leak = next((split for split, index in without.items() if of in index), None)
+            if leak is not None:
+                reason = f"prompt is in the {leak} split"
             elif digest in digests:
                 reason = "duplicate record"
             else:

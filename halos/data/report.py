@@ -153,14 +153,16 @@ class DataReport(JsonFile):
     """report.json of a dataset. Every count of a split that no source has is 0.
 
     Attributes:
-        overlap: prompts of train that recur in test; equal ones are not among them but dropped.
-        duplicates: records of train that repeat one of train.
+        overlaps: split -> prompts of train that recur in it (validation, test); equal ones are not among them but
+            dropped.
+        duplicates: records that repeat one of train, before any was cut from it or drawn.
     """
 
     dataset: str
     train: SplitRows
+    validation: SplitRows
     test: SplitRows
-    overlap: Overlap = Overlap()
+    overlaps: dict[str, Overlap] = {}
     duplicates: Duplicates = Duplicates()
 
 

@@ -51,10 +51,10 @@ def in_split(key: str, split: str, test_fraction: float) -> bool:
 
     Args:
         key: a sha256 in hex, such as a record's `split_key`.
-        split: "train" or "test".
+        split: "train" or "test"; no row belongs to another one.
         test_fraction: fraction of all keys that belong to the test split.
     """
-    return (int(key[-8:], 16) < test_fraction * 2**32) == (split == "test")
+    return split == ("test" if int(key[-8:], 16) < test_fraction * 2**32 else "train")
 
 
 def check_fraction(source: str, test_fraction: float) -> None:
@@ -67,21 +67,24 @@ def check_fraction(source: str, test_fraction: float) -> None:
         raise HalosError(f"source {source}: test_fraction is {test_fraction}; choose one from 0 (no test split) to 1")
 
 
+WRONG_PATH = "`path` takes files of all splits, or some for each of train, validation and test"
+
+
 def locate(source: str, path: Paths, split: str, test_fraction: float | None) -> list[Path]:
     """The files that a split is read from.
 
     Args:
         source: name of the source, for messages.
-        path: files of both splits, or of each (halos.data.paths).
-        split: "train" or "test".
-        test_fraction: fraction of the files of both that is the test split; None where they are not split.
+        path: files of all splits, or of each (halos.data.paths).
+        split: "train", "validation" or "test".
+        test_fraction: fraction of the files of all that is the test split; None where they are not split.
 
     Raises:
         HalosError: the paths name no such split, a file is missing, or the fraction leaves no train split.
     """
     if isinstance(path, dict):
         if split not in path or set(path) - set(SPLITS):
-            raise HalosError(f"source {source}: `path` takes files of both splits, or some for train and some for test")
+            raise HalosError(f"source {source}: {WRONG_PATH}")
         path = path[split]
     elif test_fraction is not None:
         check_fraction(source, test_fraction)
@@ -118,7 +121,7 @@ class Table(Generic[Row]):
     Attributes:
         source: its name, for messages.
         layout: model of a row: the columns that the source reads, with their types.
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         files: of any format that is read (halos.data.readers).
         test_fraction: fraction of the rows that is the test split; None where the files hold this split alone.
         origin: {"hub": name, "commit": sha}, empty for local files.
@@ -227,10 +230,10 @@ def table(
     Args:
         source: name of the source.
         layout: model of a row: the columns that the source reads, with their types.
-        split: "train" or "test".
+        split: "train", "validation" or "test".
         hub: the dataset on the hub.
         path: a local file, or one for each split.
-        test_fraction: fraction of the prompts that is the test split where one file holds both; None for a source that
+        test_fraction: fraction of the prompts that is the test split where one file holds all; None for a source that
             has only one split.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PydanticSchemaGenerationError,
     TypeAdapter,
@@ -19,11 +20,11 @@ from pydantic import (
 
 import halos.data.sources  # noqa: F401  # registers them
 from halos.data.feedback import Feedback
-from halos.data.paths import SPLITS, all_files
-from halos.data.rows import Drop
+from halos.data.paths import SPLITS, all_files, by_split
+from halos.data.rows import WRONG_PATH, Drop
 from halos.errors import HalosError
 from halos.registry import SOURCES, suggest
-from halos.settings import Label, Positive, Share, Slice, Strict
+from halos.settings import Label, Positive, Share, Slice, Strict, numbers
 from halos.views import VIEWS
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -61,9 +62,7 @@ class Source(Strict):
         if isinstance(limit, int) and limit < 1:
             raise ValueError(f"source {self.name}: limit is {limit}; give a number of records above 0, or leave it out")
         if isinstance(path, dict) and not (path and set(path) <= set(SPLITS)):
-            raise ValueError(
-                f"source {self.name}: `path` takes files of both splits, or some for train and some for test"
-            )
+            raise ValueError(f"source {self.name}: {WRONG_PATH}")
         return self
 
     def _check_option(self, name: str) -> None:
@@ -102,10 +101,14 @@ class Source(Strict):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that it has records for; of those that its function has, the ones that `path` or `split` names."""
-        splits: tuple[str, ...] = getattr(self.function, "splits", SPLITS)
-        named = [one for one in map(self.options.get, ("path", "split")) if isinstance(one, dict)]
-        return tuple(split for split in splits if all(split in one for one in named))
+        """The splits that it may have records for: those that `path` or `split` names, else those of its function. Of
+        the latter, rows that are marked as of validation decide whether it has this split (`local`, `hub`)."""
+        path = self.options.get("path")
+        places = (path if path is None or self._is_hub_name else by_split(path), self.options.get("split"))
+        if named := [place for place in places if isinstance(place, dict)]:
+            return tuple(split for split in SPLITS if all(split in place for place in named))
+        splits: tuple[str, ...] = getattr(self.function, "splits", ("train", "test"))
+        return splits
 
     @property
     def holds_out(self) -> bool:
@@ -123,7 +126,7 @@ class Source(Strict):
         """The records and drops of a split.
 
         Args:
-            split: "train" or "test".
+            split: "train", "validation" or "test".
             commit: the commit of the hub to read, in place of its `revision` option.
         """
         options = self.options if commit is None else {**self.options, "revision": commit}
@@ -143,14 +146,33 @@ def _alike(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     return sources
 
 
+def _conversations(value: Any) -> Any:
+    """Refuse a mistake in one sentence, where pydantic would give one for each member of the union."""
+    value = numbers(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is not None and not is_number and not (isinstance(value, float) and 0 < value < 1):
+        raise ValueError(f"{value!r} is neither a number of conversations nor a share below 1")
+    return value
+
+
 Sources = Annotated[tuple[Source, ...], Field(min_length=1), AfterValidator(_alike)]
 Duplication = Literal["none", "exact", "near"]
 
 
+Conversations = Annotated[int | float | None, BeforeValidator(_conversations)]
+"""A number of conversations, a share of them, or the default."""
+
+
 class Sourced(Strict):
-    """The sources of a dataset's two splits."""
+    """The sources of a dataset's splits."""
 
     sources: Sources
+    validation_prompts: Conversations = Field(
+        None,
+        description="conversations of the validation split, on which trainings are evaluated: a number or, below 1, a "
+        "share of those of train, from which they are cut by a hash; 0 for none; by default 256, or a tenth of train's "
+        "where that is less. Sources with a validation split of their own give that instead",
+    )
     test_sources: tuple[Source, ...] = Field(
         (),
         exclude_if=lambda sources: not sources,
@@ -165,6 +187,12 @@ class Sourced(Strict):
     def sources_of(self, split: str) -> tuple[Source, ...]:
         """The sources that are read for a split; those that have no such split add nothing."""
         return self.test_sources if split == "test" and self.test_sources else self.sources
+
+    def may_have(self, split: str) -> bool:
+        """Whether some source may have a split, or train, from which that of validation is cut."""
+        given = {split, "train"} if split == "validation" else {split}
+        wanted = split != "validation" or self.validation_prompts != 0
+        return wanted and any(not given.isdisjoint(source.splits) for source in self.sources_of(split))
 
     @model_validator(mode="after")
     def no_row_is_lost(self) -> Self:
@@ -201,7 +229,7 @@ class Dataset(Sourced):
     seed: int = Field(0, ge=0, description="of the draws of records by `limit` or `weight`")
     max_length: Positive = Field(1250, description="tokens of prompt and response together")
     max_prompt_length: Positive = Field(625, description="tokens of the prompt; oldest turns are dropped first")
-    eval_examples: Positive = Field(256, description="test prompts in the fixed evaluation subset of training")
+    eval_examples: Positive = Field(256, description="validation prompts in the fixed evaluation subset of training")
     keep_desirable: Share = Field(1.0, description="share of the desirable responses kept, of train")
     keep_undesirable: Share = Field(1.0, description="share of the undesirable responses kept, of train")
     split_special_tokens: bool = Field(
@@ -245,3 +273,8 @@ class DataSlice(Slice, Sourced):
     def draws(self) -> bool:
         """Whether some sources give a part of their records alone."""
         return any(source.limit is not None or source.weight is not None for source in self.sources)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether records that can be used may be left out of train."""
+        return self.draws or self.drop_duplicates != "none"

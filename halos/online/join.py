@@ -46,7 +46,7 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
         update={
             "config": AnySlice.read(config).content,
             "inputs": manifests[0].inputs,
-            "data": {"train": dict(train), "test": last.data["test"]},
+            "data": {"train": dict(train), "validation": last.data["validation"]},
             "steps": sum(manifest.steps for manifest in manifests),
             "tokens": sum(manifest.tokens for manifest in manifests),
             "seconds": sum(manifest.seconds for manifest in manifests),

@@ -40,16 +40,18 @@ class Online(Strict):
         "fresh",
         exclude_if=lambda value: value == "fresh",
         description="what a round's training is evaluated on: its own labelled responses to eval_prompts, or the "
-        "responses and labels of the dataset's test split, the same in each round",
+        "responses and labels of the dataset's validation split, the same in each round",
     )
-    eval_prompts: Positive = Field(64, description="prompts of the test split, the same in each round, to evaluate on")
+    eval_prompts: Positive = Field(
+        64, description="prompts of the validation split, the same in each round, to evaluate on"
+    )
     temperature: float = Field(1.0, gt=0, description="of sampling")
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling: probability mass of the tokens drawn from")
     max_new_tokens: Positive = Field(512, description="longest response")
     stop: StopStrings = ()
 
     def prompts(self, split: str, round_: int, seed: int) -> dict[str, Any]:
-        """The prompt set of a round's train or test split."""
+        """The prompt set of a round's train or validation split."""
         n = self.prompts_per_round
         which = {"skip": (round_ - 1) * n, "limit": n} if split == "train" else {"skip": 0, "limit": self.eval_prompts}
         how = self.model_dump(mode="json", include={"temperature", "top_p", "max_new_tokens", "stop"})

@@ -108,7 +108,9 @@ class Plan:
         counted = self._counted(cell.model, stage, quantization)
         longest = self.longest(cell, stage)
         memory = training_memory(size, stage, model.precision, resources, longest, counted, quantization)
-        eval_examples = self.config.datasets[cell.dataset].eval_examples
+        dataset = self.config.datasets[cell.dataset]
+        wanted = dataset.validation_prompts
+        eval_examples = min(dataset.eval_examples, wanted) if isinstance(wanted, int) else dataset.eval_examples
         amount = self.amounts[cell.dataset, cell.model]
         budget, source = resources.tokens_per_microbatch, self.study.resumed(cell)
         work = work_of(stage, amount, budget, world, eval_examples)

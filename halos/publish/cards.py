@@ -150,7 +150,7 @@ def scores_of(grid: Results, cell: Cell) -> Iterator[Score]:
     accuracy = log[log["seed"] == cell.seed].get("rewards/accuracy")
     if accuracy is not None and accuracy.notna().any():
         last = float(accuracy.dropna().iloc[-1])
-        yield Score("Held-out pairs, last evaluation", "reward_accuracy", last, None, grid.held_out_pairs(cell))
+        yield Score("Validation pairs, last evaluation", "reward_accuracy", last, None, grid.validation_pairs(cell))
 
 
 def _stages(grid: Results, cell: Cell) -> str:

@@ -74,15 +74,17 @@ def _model(grid: Results, name: str) -> str:
 def _data(grid: Results, name: str) -> str:
     report = DataReport.read(grid.paths.data(name).report)
     tokens = [TokensReport.read(grid.paths.store(name, model).report) for model in grid.models]
-    train, test = report.train, report.test
+    train, validation, test = report.train, report.validation, report.test
     sources, held_out = (_list([f"`{source.name}`" for source in split.sources]) for split in (train, test))
     apart = "" if {s.name for s in test.sources} <= {s.name for s in train.sources} else f" of {held_out}"
     limits = sorted({(t.max_length, t.max_prompt_length) for t in tokens})
     truncated = sum(t.train.truncated_responses for t in tokens)
+    dropped = sum(sum(split.drops.values()) for split in (train, validation, test))
     return (
         f"{grid.label('datasets', name)} ({sources}) has {train.rows_out:,} prompts for training with "
-        f"{train.responses:,} responses and {train.pairs:,} pairs, and {test.rows_out:,} held out{apart}; "
-        f"{sum(train.drops.values()) + sum(test.drops.values()):,} rows were dropped. Sequences have at most "
+        f"{train.responses:,} responses and {train.pairs:,} pairs, {validation.rows_out:,} for evaluation during "
+        f"training, and {test.rows_out:,} held out{apart}; "
+        f"{dropped:,} rows were dropped. Sequences have at most "
         f"{_list([f'{length} tokens, {prompt} of them for the prompt' for length, prompt in limits])}; {truncated:,} "
         "responses of training were cut there, and learned without an end of turn."
     )
@@ -160,7 +162,9 @@ def _judge(grid: Results, name: str) -> str:
 
 def _task(grid: Results, name: str) -> str:
     task = TaskSlice.read(grid.paths.task(name).config)
-    what = f"the task `{task.task}` of lm-evaluation-harness" if task.task else f"held-out {task.local}"
+    what = (
+        f"the task `{task.task}` of lm-evaluation-harness" if task.task else f"{task.local} of the {task.split} split"
+    )
     shots = f" with {task.num_fewshot} shots" if task.num_fewshot else ""
     limit = f", first {task.limit} documents" if task.limit else ""
     return f"{grid.label('tasks', name)} is {what}{shots} ({task.metric}{limit})."

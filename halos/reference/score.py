@@ -26,7 +26,7 @@ from halos.tokens.template import Template
 def score(
     config: Path,
     train: Path,
-    test: Path,
+    validation: Path,
     model: Path,
     store: Path,
     reward_model: Path,
@@ -42,7 +42,7 @@ def score(
     Args:
         config: config.yaml of the store's folder.
         train: feedback records of the train split that the store was made from.
-        test: feedback records of the test split.
+        validation: feedback records of the validation split.
         model: model folder that the store was made with, for its tokenizer and chat template.
         store: sequence store.
         reward_model: folder of the reward model, with model/ and manifest.json.
@@ -55,7 +55,7 @@ def score(
     """
     sequences = Store(store)
     made_from = {**expected_hashes(reward_model, sequences), "first": "0", "part": SCORES}
-    texts = _texts(config, train, test, model, sequences)
+    texts = _texts(config, train, validation, model, sequences)
     scorer = open_reward_model([reward_model / "model", reward_model / "manifest.json"], tokens_per_microbatch)
     read, unreadable = scorer.read([prompt for prompt, _ in texts], [response for _, response in texts])
     if unreadable:
@@ -88,7 +88,7 @@ class _Texts(StoreBuilder):
         self.lengths += [(len(prompt), len(ids)) for ids in responses]
 
 
-def _texts(config: Path, train: Path, test: Path, model: Path, store: Store) -> list[tuple[list[Turn], str]]:
+def _texts(config: Path, train: Path, validation: Path, model: Path, store: Store) -> list[tuple[list[Turn], str]]:
     """(prompt, response) of each row of a store with a real response.
 
     Raises:
@@ -97,7 +97,7 @@ def _texts(config: Path, train: Path, test: Path, model: Path, store: Store) -> 
     settings, model_config = StoreSlice.read(config), read_config(model)
     template = Template(read_tokenizer(model), settings.split_special_tokens)
     limit = Positions.of(model_config).prompt_limit(settings.max_prompt_length, template.control)
-    records = read_splits(settings.eval_examples, train, test)
+    records = read_splits(settings.eval_examples, train, validation)
     with TemporaryDirectory() as folder:
         builder = _Texts(Path(folder), template, settings, limit, model_config.get_text_config().vocab_size)
         builder.found, builder.lengths = [], []

@@ -272,10 +272,10 @@ class Results:
         path = self.paths.store(dataset, model).report
         return TokensReport.read(path) if path.is_file() else None
 
-    def held_out_pairs(self, cell: Cell) -> int | None:
+    def validation_pairs(self, cell: Cell) -> int | None:
         """Pairs that a paired loss is evaluated on; None where they are not counted."""
         report = self.tokens_report(cell.dataset, cell.model)
-        return None if report is None else report.views["test"].get("paired")
+        return None if report is None else report.views["validation"].get("paired")
 
 
 def _text(path: Path) -> str:

@@ -28,7 +28,7 @@ class Prompts(Strict):
     """A prompt set and how responses to it are sampled."""
 
     dataset: str | None = Field(None, description="dataset of the prompts; by default the cell's own")
-    split: Literal["train", "test"] = "test"
+    split: Literal["train", "validation", "test"] = "test"
     skip: int = Field(0, ge=0, description="number of prompts to pass over first")
     limit: Positive | None = Field(512, description="number of prompts: a fixed choice that mixes the sources")
     samples: Positive = Field(1, description="responses to each prompt")

@@ -17,7 +17,7 @@ from halos.scoring.settings import Server
 from halos.study.cells import RESULTS
 from halos.study.paths import Paths
 from halos.study.study import Study
-from halos.tokens.store import no_test_split, no_view
+from halos.tokens.store import no_split, no_view
 from halos.views import VIEWS
 
 
@@ -97,16 +97,16 @@ def overridden(study: Study) -> str | None:
 
 
 def check_splits(study: Study) -> None:
-    """Refuse a study that reads prompts of a test split that a dataset, by its settings, does not have.
+    """Refuse a study that reads prompts of a validation or test split that a dataset, by its settings, does not have.
 
     Raises:
         HalosError: naming the dataset and the entries that want its prompts.
     """
     read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
     for name in [*study.settings.datasets, *sorted(read)]:
-        has_test = any("test" in source.splits for source in study.config.datasets[name].sources_of("test"))
-        if not has_test and (wanted_by := study.test_for(name)):
-            raise HalosError(no_test_split(name, wanted_by))
+        for split in ("validation", "test"):
+            if not study.config.datasets[name].may_have(split) and (wanted_by := study.readers(name, split)):
+                raise HalosError(no_split(name, split, wanted_by))
 
 
 def check_views(study: Study) -> None:

@@ -41,6 +41,10 @@ class DataPaths(FetchedFolder):
         return self.split("train")
 
     @property
+    def validation(self) -> Path:
+        return self.split("validation")
+
+    @property
     def test(self) -> Path:
         return self.split("test")
 
@@ -117,8 +121,8 @@ class FreshPaths:
         return FreshSplitPaths(self.folder / "train")
 
     @property
-    def test(self) -> FreshSplitPaths:
-        return FreshSplitPaths(self.folder / "test")
+    def validation(self) -> FreshSplitPaths:
+        return FreshSplitPaths(self.folder / "validation")
 
     @property
     def labels(self) -> Path:

@@ -75,6 +75,7 @@ def _data(config: Config, dataset: str) -> Content:
     content = {
         "dataset": dataset,
         "sources": [identity(source) for source in settings.sources],
+        "validation_prompts": settings.validation_prompts,
         "drop_duplicates": settings.drop_duplicates,
         "seed": settings.seed,
         "plugins": plugins,
@@ -110,7 +111,7 @@ def _run(config: Config, *ids: str) -> Content:
     """A cell, a round of one, or the prompts of a round."""
     folder = "/".join(("runs", *ids))
     cell = Cell.of(folder)
-    fresh = re.fullmatch(r"/fresh/(train|test)", folder.removeprefix(cell.folder))
+    fresh = re.fullmatch(r"/fresh/(train|validation)", folder.removeprefix(cell.folder))
     if folder != cell.folder and not (fresh and cell.round):
         raise HalosError(f"{folder} is no cell, nor the prompts of a round; a cell is {cell.folder}")
     model = entry(config, "models", cell.model)

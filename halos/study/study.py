@@ -117,14 +117,19 @@ class Study:
         names = sorted({stage.online.label for stage in stages if stage.online})
         return {name: self.config.labellers[name] for name in names}
 
-    def test_for(self, dataset: str) -> list[str]:
-        """The entries of the config that read prompts of a dataset's test split for the grid, by their places."""
+    def readers(self, dataset: str, split: str) -> list[str]:
+        """The entries of the config that read prompts of a dataset's validation or test split for the grid, by their
+        places."""
         own = dataset in self.settings.datasets
-        tested = {name: prompts.dataset for name, prompts in self.prompts.items() if prompts.split == "test"}
-        prompts = [f"prompts.{name}" for name, named in tested.items() if (own if named is None else named == dataset)]
-        tasks = [f"tasks.{name}" for name, task in self.tasks.items() if own and task.local is not None]
-        trained = {cell.stage for cell in self.trained if cell.dataset == dataset and self.stage(cell).online}
-        return [*prompts, *tasks, *(f"stages.{name}.online" for name in sorted(filter(None, trained)))]
+        answered = {name: prompts.dataset for name, prompts in self.prompts.items() if prompts.split == split}
+        prompts = [
+            f"prompts.{name}" for name, named in answered.items() if (own if named is None else named == dataset)
+        ]
+        local = [name for name, task in self.tasks.items() if task.local is not None and task.split == split]
+        tasks = [f"tasks.{name}" for name in local if own]
+        online = {cell.stage for cell in self.trained if cell.dataset == dataset and self.stage(cell).online}
+        trained = sorted(filter(None, online)) if split == "validation" else ()
+        return [*prompts, *tasks, *(f"stages.{name}.online" for name in trained)]
 
     def made_from(self, cell: Cell) -> tuple[Cell, ...]:
         """A cell, last, and all that it is made from, each after what it is made from itself: parents, reward models,

@@ -147,7 +147,7 @@ def _records(cell: Cell, paths: Paths) -> Iterator[str]:
     """Records of the data that differ from those of the store, by their prompts."""
     store = Store(paths.store(cell.dataset, cell.model).store)
     splits = {split: paths.data(cell.dataset).split(split) for split in SPLITS}
-    for split, records in read_splits(store.meta.eval_examples, splits["train"], splits["test"]).items():
+    for split, records in read_splits(store.meta.eval_examples, splits["train"], splits["validation"]).items():
         if hash_files([splits[split]]) == store.meta.data[split]:
             continue
         table = pq.read_table(store.folder / f"records_{split}.parquet")

@@ -93,4 +93,4 @@ class TokensReport(StoreMeta):
     """report.json of tokenize: the store's meta.json, and the counts of each split."""
 
     train: SplitTokens
-    test: SplitTokens
+    validation: SplitTokens

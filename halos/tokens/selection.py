@@ -91,7 +91,7 @@ def select(store: Store, split: str, name: str, selection: Selection, seed: int)
 
     Args:
         store: the sequence store.
-        split: train or test.
+        split: train or validation.
         name: the view's name; with `label_by`, unpaired and scored are the same.
         selection: what to keep; settings that mean nothing to the view have no effect.
         seed: the cell's seed.

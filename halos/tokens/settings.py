@@ -11,7 +11,7 @@ class StoreSlice(Slice):
     Attributes:
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens of the prompt; its oldest turns are dropped first.
-        eval_examples: test prompts in the fixed evaluation subset of training.
+        eval_examples: validation prompts in the fixed evaluation subset of training.
         keep_desirable: fraction of the train split's desirable responses that is kept.
         keep_undesirable: fraction of the train split's undesirable responses that is kept.
         views: views of plugins that it has beside those of the package.

@@ -24,12 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from halos.data.feedback import Feedback, prompt_ids, read, records_of
+from halos.data.report import DataReport
 from halos.errors import HalosError
 from halos.files import write_json
 from halos.tokens.report import StoreMeta
 from halos.views import VIEWS
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation")
+"""The splits that it has: what a model is trained on and, meanwhile, evaluated on."""
 
 
 class Store:
@@ -69,7 +71,7 @@ class Store:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that the dataset has records for: train, and test unless it is made without one."""
+        """The splits that the dataset has records for: train, and validation unless it is made without one."""
         files = {split: pq.ParquetFile(self.folder / f"records_{split}.parquet") for split in SPLITS}
         return tuple(split for split, file in files.items() if file.metadata.num_rows)
 
@@ -132,6 +134,8 @@ def check(
     output: Path,
     feedback: Path | None = None,
     prompts: int = 0,
+    report: Path | None = None,
+    validation_for: Sequence[str] = (),
     test_for: Sequence[str] = (),
     margins_for: Sequence[str] = (),
 ) -> None:
@@ -143,20 +147,23 @@ def check(
         output: JSON file to write when the store passes.
         feedback: feedback records of the train split, where online stages draw prompts from it.
         prompts: prompts that the rounds of online stages draw from the train split.
+        report: report of prepare, JSON, where entries of the config read prompts of a split.
+        validation_for: entries of the config that read prompts of the validation split.
         test_for: entries of the config that read prompts of the test split.
         margins_for: stages whose losses read the margins of the train split's pairs.
 
     Raises:
         HalosError: the store has no rows for a view, the train split has too few prompts, no pair has a margin for what
-            reads one, or there is no test split likewise.
+            reads one, or there is no validation or test split likewise.
     """
     opened = Store(store)
     needed = sorted(set(views))
     for name in needed:
         for split in opened.splits:
             opened.view(split, name)
-    if test_for and "test" not in opened.splits:
-        raise HalosError(no_test_split(opened.meta.dataset, test_for))
+    for split, wanted_by in (("validation", validation_for), ("test", test_for)):
+        if wanted_by and report is not None and not getattr(DataReport.read(report), split).rows_out:
+            raise HalosError(no_split(opened.meta.dataset, split, wanted_by))
     if margins_for and not opened.has_margins:
         raise HalosError(no_margins(opened.meta.dataset, margins_for))
     if prompts and feedback is not None:
@@ -169,11 +176,13 @@ def check(
     write_json(output, {"views": needed, "prompts": prompts})
 
 
-def no_test_split(dataset: str, wanted_by: Sequence[str]) -> str:
-    """What to say about a dataset without a test split, of which entries of the config want prompts."""
+def no_split(dataset: str, split: str, wanted_by: Sequence[str]) -> str:
+    """What to say about a dataset without a split, validation or test, of which entries of the config want prompts."""
+    setting = {"validation": "validation_prompts", "test": "test_fraction"}[split]
+    want = "want" if wanted_by[1:] else "wants"
     return (
-        f"dataset {dataset} has no test split, and {', '.join(wanted_by)} {'want' if wanted_by[1:] else 'wants'} its "
-        f"prompts: give it one (test_fraction, or a test file), take prompts of another dataset, or leave that out"
+        f"dataset {dataset} has no {split} split, and {', '.join(wanted_by)} {want} its prompts: give it one "
+        f"({setting}, or a {split} file), take prompts of another dataset, or leave that out"
     )
 
 
@@ -199,8 +208,8 @@ def labels_of(store: Store, split: str = "train") -> tuple[int, int]:
     return desirable, len(labels) - desirable
 
 
-def read_splits(eval_examples: int, train: Path, test: Path) -> dict[str, Iterator[Feedback]]:
-    """The records that a store is made from: all of train, and of test those on `eval_examples` prompts, a fixed,
+def read_splits(eval_examples: int, train: Path, validation: Path) -> dict[str, Iterator[Feedback]]:
+    """The records that a store is made from: all of train, and of validation those on `eval_examples` prompts, a fixed,
     random-like subset that mixes all sources."""
-    ids = prompt_ids(test, eval_examples)
-    return {"train": read(train), "test": records_of(test, ids)}
+    ids = prompt_ids(validation, eval_examples)
+    return {"train": read(train), "validation": records_of(validation, ids)}

@@ -15,15 +15,16 @@ from halos.tokens.store import SPLITS, Store, labels_of, read_splits
 from halos.tokens.template import Template
 
 
-def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, report: Path) -> None:
+def tokenize(config: Path, train: Path, validation: Path, model: Path, output: Path, report: Path) -> None:
     """Make the sequence store of a dataset and a model.
 
-    The store holds the whole train split, and a fixed subset of the test split for evaluation during training.
+    The store holds the whole train split, and a fixed subset of the validation split for evaluation during
+    training.
 
     Args:
         config: config.yaml of the store's folder.
         train: feedback records of the train split.
-        test: feedback records of the test split.
+        validation: feedback records of the validation split.
         model: model folder, for its tokenizer and chat template.
         output: sequence store to write, a folder.
         report: JSON report to write: lengths, truncations and drops of each split.
@@ -42,7 +43,7 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
     with whole(output) as folder:
         folder.mkdir()
         builder = StoreBuilder(folder, template, settings, limit, vocabulary)
-        records = read_splits(settings.eval_examples, train, test)
+        records = read_splits(settings.eval_examples, train, validation)
         splits = {split: builder.add(split, records[split]) for split in SPLITS}
         counts = builder.finish()
         files = hash_each(folder)
@@ -51,12 +52,12 @@ def tokenize(config: Path, train: Path, test: Path, model: Path, output: Path, r
             **counts,
             dropped={split: counted.dropped for split, counted in splits.items()},
             template=template.hash,
-            data={split: hash_files([path]) for split, path in zip(SPLITS, (train, test), strict=True)},
+            data={split: hash_files([path]) for split, path in zip(SPLITS, (train, validation), strict=True)},
             files=files,
             hash=hash_content(files),
         )
         meta.write(folder / "meta.json")
-    TokensReport(**meta.model_dump(), train=splits["train"], test=splits["test"]).write(report)
+    TokensReport(**meta.model_dump(), train=splits["train"], validation=splits["validation"]).write(report)
     for split, counted in splits.items():
         print(*notes(split, counted), sep="\n")
     if line := balance(*labels_of(Store(output))):

@@ -112,7 +112,7 @@ class Inputs:
         """The examples of a split that the stage selects.
 
         Args:
-            split: train or test.
+            split: train or validation.
             control: role -> id of the token before that role's responses.
             packed: whether microbatches are packed rows.
         """

@@ -130,9 +130,12 @@ class Trainer:
         )
 
         self.examples = inputs.examples("train", begun.control, packed)
-        self.held_out = inputs.examples("test", begun.control, packed) if "test" in inputs.store.splits else None
+        evaluated = "validation" in inputs.store.splits
+        self.held_out = inputs.examples("validation", begun.control, packed) if evaluated else None
         if self.held_out is None:
-            self._say(f"dataset {inputs.store.meta.dataset} has no test split: nothing is evaluated during training")
+            self._say(
+                f"dataset {inputs.store.meta.dataset} has no validation split: nothing is evaluated during training"
+            )
         self.batches = GlobalBatches(
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
@@ -184,7 +187,7 @@ class Trainer:
             self._say(f"{error}; this is a trial of a sweep, which will not choose it")
         if diverged is None:
             self._keep_state(step)
-        data = {"train": self.examples.counts()} | ({"test": self.held_out.counts()} if self.held_out else {})
+        data = {"train": self.examples.counts()} | ({"validation": self.held_out.counts()} if self.held_out else {})
         with self.dropout.as_configured():
             self.publisher.run(
                 self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters, diverged

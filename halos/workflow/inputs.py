@@ -197,11 +197,11 @@ class Inputs:
     def round_manifests(self, wildcards: Any) -> list[Path]:
         return [self.paths.run(round_).manifest for round_ in self.study.rounds(cell_of(wildcards))]
 
-    def round_test(self, wildcards: Any) -> Path:
+    def round_validation(self, wildcards: Any) -> Path:
         """The feedback records that a round is evaluated on: its own, or the dataset's."""
         online = self.study.stage(cell_of(wildcards)).online
         own = online is None or online.evaluate == "fresh"
-        return self._run(wildcards).fresh.test.feedback if own else self.paths.data(wildcards.dataset).test
+        return self._run(wildcards).fresh.validation.feedback if own else self.paths.data(wildcards.dataset).validation
 
     def last_model(self, wildcards: Any) -> Path:
         """The model of a cell's last round."""
@@ -248,9 +248,9 @@ class Inputs:
         """The feedback file of each prompt set of a batch."""
         return self._answered_data(self._batch(wildcards), wildcards)
 
-    def answered_test(self, wildcards: Any) -> list[Path]:
-        """The test split that local tasks of a batch are made from."""
-        return self._answered_test(self._batch(wildcards), wildcards)
+    def answered_local(self, wildcards: Any) -> list[Path]:
+        """The feedback file that each local task of a batch is made from."""
+        return self._answered_local(self._batch(wildcards), wildcards)
 
     def answered_fetched(self, wildcards: Any) -> list[Path]:
         """The commits of the data of each task of lm-eval's own in a batch."""
@@ -259,7 +259,7 @@ class Inputs:
     def answered(self, wildcards: Any) -> list[Path]:
         """What a batch is made anew for: those of the files above that its own samples and results depend on."""
         own = AnswerSlice.model_validate(self.batches.own(cell_of(wildcards), wildcards.batch))
-        files = [*self._answered_data(own, wildcards), *self._answered_test(own, wildcards)]
+        files = [*self._answered_data(own, wildcards), *self._answered_local(own, wildcards)]
         return [*dict.fromkeys([*files, *self._answered_fetched(own)])]
 
     def _batch(self, wildcards: Any) -> AnswerSlice:
@@ -269,9 +269,8 @@ class Inputs:
         sets = batch.prompts.values()
         return [self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split) for prompts in sets]
 
-    def _answered_test(self, batch: AnswerSlice, wildcards: Any) -> list[Path]:
-        local = any(task.local for task in batch.tasks.values())
-        return [self.paths.data(wildcards.dataset).test] if local else []
+    def _answered_local(self, batch: AnswerSlice, wildcards: Any) -> list[Path]:
+        return [self.paths.data(wildcards.dataset).split(task.split) for task in batch.tasks.values() if task.local]
 
     def _answered_fetched(self, batch: AnswerSlice) -> list[Path]:
         return [self.paths.task(name).fetched for name, task in batch.tasks.items() if task.task]

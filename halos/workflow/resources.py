@@ -210,6 +210,10 @@ class StudyResources(JobResources):
         rounds = [stage.online for stage in stages if stage.online]
         return max((online.rounds * online.prompts_per_round for online in rounds), default=0)
 
+    def validation_for(self, wildcards: Any) -> str:
+        """The entries of the config that read prompts of a dataset's validation split, separated by spaces."""
+        return " ".join(self._study.readers(wildcards.dataset, "validation"))
+
     def test_for(self, wildcards: Any) -> str:
         """The entries of the config that read prompts of a dataset's test split, separated by spaces."""
-        return " ".join(self._study.test_for(wildcards.dataset))
+        return " ".join(self._study.readers(wildcards.dataset, "test"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from halos.data.paths import SPLITS
 from halos.data.prepare import prepare
 
 PROMPT = "\n\nHuman: How do I sort a list?\n\nAssistant: In which language?\n\nHuman: Python, please."
@@ -59,7 +60,9 @@ def local(folder: Path, train: list[Any], test: list[Any]) -> dict[str, Any]:
 def run_prepare(folder: Path, *sources: dict[str, Any], **settings: Any) -> dict[str, Any]:
     config = folder / "config.yaml"
     entries = [{"options": {}, **source} for source in sources]
-    config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {}, **settings}))
-    prepare(config, folder / "out/train.parquet", folder / "out/test.parquet", folder / "out/report.json")
+    config.write_text(
+        yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {}, "validation_prompts": 0, **settings})
+    )
+    prepare(config, *(folder / f"out/{split}.parquet" for split in SPLITS), folder / "out/report.json")
     report: dict[str, Any] = json.loads((folder / "out/report.json").read_text())
     return report

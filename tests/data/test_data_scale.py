@@ -36,4 +36,5 @@ def test_both_verbs_are_run_and_measured(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_verb_that_fails_ends_the_benchmark_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"halos prepare failed:\n.*nowhere"):
-        data_scale.measured("prepare", "--config", tmp_path / "nowhere", "--train", "a", "--test", "b", "--report", "c")
+        data_scale.measured("prepare", "--config", tmp_path / "nowhere", "--train", "a", "--validation", "b", "--test",
+                            "c", "--report", "d")  # fmt: skip

@@ -48,7 +48,7 @@ def test_all_depths_of_a_dialogue_are_in_one_split(tmp_path: Path, source: str) 
     assert not test & train
     assert report["train"]["rows_out"] + report["test"]["rows_out"] == 60
     assert report["test"]["rows_out"] == 3 * len(test)
-    assert {report["overlap"][kind] for kind in ("equal", "begins", "continues", "near")} == {0}
+    assert {report["overlaps"]["test"][kind] for kind in ("equal", "begins", "continues", "near")} == {0}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_beginnings_continuations_and_nearly_equal_prompts_are_counted_and_shown
     ]
     report = run_prepare(tmp_path, local(tmp_path, rows(*train), rows(*test)))
     assert report["train"]["rows_out"] == 6  # nothing is dropped
-    found = report["overlap"]
+    found = report["overlaps"]["test"]
     assert {key: found[key] for key in ("records", "prompts", "prompts_found", "equal")} == {
         "records": 6, "prompts": 3, "prompts_found": 3, "equal": 0
     }  # fmt: skip

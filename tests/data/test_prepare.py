@@ -1,4 +1,4 @@
-"""`prepare` mixes sources into two disjoint splits and counts every row."""
+"""`prepare` mixes sources into disjoint splits and counts every row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import pytest
 import yaml
 
 from halos.data import feedback
+from halos.data.paths import SPLITS
 from halos.data.prepare import prepare
 from halos.errors import HalosError
 from tests.data.files import CHOSEN, PROMPT, REJECTED, comparisons, record, run_prepare, write_lines
+
+
+def outputs(folder: Path) -> list[Path]:
+    """The files that `prepare` writes: the splits in their order, then the report."""
+    return [*(folder / f"{split}.parquet" for split in SPLITS), folder / "report.json"]
 
 
 def test_rows_in_are_rows_out_and_drops(tmp_path: Path) -> None:
@@ -111,10 +117,10 @@ def test_a_source_for_evaluation_alone_is_not_asked_for_train(tmp_path: Path) ->
         "    yield Feedback([{'role': 'user', 'content': 'Why?'}], ['a'], 'own', target=0)\n"
         "only_test.splits = ('test',)\n"
     )
-    files = tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json"
+    files = outputs(tmp_path)
     prepare(plugin_dataset(tmp_path, text, "only_test"), *files)
-    assert [len(list(feedback.read(file))) for file in files[:2]] == [0, 1]
-    assert json.loads(files[2].read_text())["train"]["sources"] == []
+    assert [len(list(feedback.read(file))) for file in (files[0], files[2])] == [0, 1]
+    assert json.loads(files[3].read_text())["train"]["sources"] == []
 
 
 def test_the_commit_of_what_came_from_the_hub_is_reported(tmp_path: Path) -> None:
@@ -125,9 +131,9 @@ def test_the_commit_of_what_came_from_the_hub_is_reported(tmp_path: Path) -> Non
         "def from_hub(split):\n"
         "    return Rows([Feedback([{'role': 'user', 'content': split}], ['a'], 'own', target=0)])\n"
     )
-    prepare(plugin_dataset(tmp_path, text, "from_hub"), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r")
+    prepare(plugin_dataset(tmp_path, text, "from_hub"), *outputs(tmp_path))
     for split in ("train", "test"):
-        [source] = json.loads((tmp_path / "r").read_text())[split]["sources"]
+        [source] = json.loads((tmp_path / "report.json").read_text())[split]["sources"]
         assert (source["hub"], source["commit"]) == ("owner/name", "c0ffee")
 
 
@@ -167,7 +173,9 @@ def test_equal_input_gives_equal_files(tmp_path: Path) -> None:
     outputs = []
     for _ in range(2):
         run_prepare(tmp_path, {"name": "hh", "options": {"path": str(path)}})
-        outputs.append([(tmp_path / "out" / n).read_bytes() for n in ("train.parquet", "test.parquet", "report.json")])
+        outputs.append(
+            [(tmp_path / "out" / n).read_bytes() for n in (*(f"{split}.parquet" for split in SPLITS), "report.json")]
+        )
     assert outputs[0] == outputs[1]
 
 
@@ -183,7 +191,7 @@ def test_a_source_of_ones_own_comes_from_a_plugin(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     entries = [{"name": "own", "options": {"word": "hello"}}]
     config.write_text(yaml.safe_dump({"dataset": "d", "sources": entries, "plugins": {str(plugin): "sha"}}))
-    prepare(config, tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json")
+    prepare(config, *outputs(tmp_path))
     assert next(feedback.read(tmp_path / "test.parquet")).prompt[0]["content"] == "hello test"
 
 
@@ -203,7 +211,7 @@ def test_a_dataset_may_have_no_test_split(tmp_path: Path, name: str, options: An
     report = run_prepare(tmp_path, {"name": name, "options": options(path)})
     assert (report["train"]["rows_out"], report["test"]["rows_out"], report["test"]["rows_in"]) == (12, 0, 0)
     assert list(feedback.read(tmp_path / "out/test.parquet")) == []
-    assert report["overlap"]["prompts"] == 0
+    assert report["overlaps"]["test"]["prompts"] == 0
 
 
 def test_a_source_for_training_alone_leaves_no_test_split(tmp_path: Path) -> None:
@@ -214,9 +222,9 @@ def test_a_source_for_training_alone_leaves_no_test_split(tmp_path: Path) -> Non
         "    yield Feedback([{'role': 'user', 'content': 'Why?'}], ['a'], 'own', target=0)\n"
         "only_train.splits = ('train',)\n"
     )
-    files = tmp_path / "train.parquet", tmp_path / "test.parquet", tmp_path / "report.json"
+    files = outputs(tmp_path)
     prepare(plugin_dataset(tmp_path, text, "only_train"), *files)
-    assert [len(list(feedback.read(file))) for file in files[:2]] == [1, 0]
+    assert [len(list(feedback.read(file))) for file in (files[0], files[2])] == [1, 0]
 
 
 def test_a_test_split_that_is_empty_by_accident_is_refused(tmp_path: Path) -> None:
@@ -239,7 +247,7 @@ def test_one_source_may_hold_out_rows_for_another(tmp_path: Path) -> None:
 
 
 def test_a_path_of_an_unknown_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HalosError, match="some for train and some for test"):
+    with pytest.raises(HalosError, match="or some for each of train, validation and test"):
         run_prepare(tmp_path, {"name": "local", "options": {"path": {"trian": "a.jsonl"}}})
 
 
@@ -251,10 +259,8 @@ def test_fields_that_a_source_does_not_read_are_named(tmp_path: Path, capsys: py
         "def leaves_some(split):\n"
         "    return Rows([Feedback([{'role': 'user', 'content': split}], ['a'], 'own', target=0)])\n"
     )
-    prepare(
-        plugin_dataset(tmp_path, text, "leaves_some"), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r"
-    )
-    report = json.loads((tmp_path / "r").read_text())
+    prepare(plugin_dataset(tmp_path, text, "leaves_some"), *outputs(tmp_path))
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["train"]["sources"][0]["unread_fields"] == {"mood": 2, "id": 1}
     assert "d train: source leaves_some does not read the fields id (1 rows), mood (2 rows)" in capsys.readouterr().err
 
@@ -270,7 +276,7 @@ def test_fields_that_a_source_does_not_read_are_named(tmp_path: Path, capsys: py
 def test_what_a_source_must_not_yield_is_refused_by_its_place(tmp_path: Path, name: str, row: str) -> None:
     text = f"@SOURCES.register('{name}')\ndef {name}(split):\n    yield {row}\n"
     with pytest.raises(HalosError, match=f"source {name}, row 1"):
-        prepare(plugin_dataset(tmp_path, text, name), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r")
+        prepare(plugin_dataset(tmp_path, text, name), *outputs(tmp_path))
     assert not list(tmp_path.glob("*.parquet*"))
 
 
@@ -282,6 +288,6 @@ def test_a_dict_of_a_records_fields_with_numbers_of_numpy_is_a_record(tmp_path: 
         "    prompt = [{'role': 'user', 'content': split}]\n"
         "    yield {'prompt': prompt, 'responses': ('a', 'b'), 'scores': np.array([1, 2]), 'desirable': [1, 0]}\n"
     )
-    prepare(plugin_dataset(tmp_path, text, "by_dict"), tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "r")
-    [found] = feedback.read(tmp_path / "a.parquet")
+    prepare(plugin_dataset(tmp_path, text, "by_dict"), *outputs(tmp_path))
+    [found] = feedback.read(tmp_path / "train.parquet")
     assert (found.scores, found.desirable, found.source) == ([1.0, 2.0], [True, False], "by_dict")

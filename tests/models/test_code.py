@@ -55,7 +55,7 @@ def mine(world: World, origin: Path, tmp_path_factory: pytest.TempPathFactory) -
     made = world_of(tmp_path_factory.mktemp("mine"), world, path=str(origin), trust_remote_code=True)
     make(made.slice("models/m"), made.base)
     data = made.results / "data/d"
-    files = data / "train.parquet", data / "test.parquet", made.base / "model", made.store
+    files = data / "train.parquet", data / "validation.parquet", made.base / "model", made.store
     tokenize(made.slice("tokens/d/m"), *files, made.results / "report.json")
     return made
 

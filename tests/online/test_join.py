@@ -123,7 +123,7 @@ def test_a_round_starts_from_the_one_before_and_the_first_from_the_parent() -> N
 
 
 ROUND = "runs/d/m/sft-kto_on/seed1"
-FOLDERS = [ROUND, *(f"{ROUND}/round{i}{rest}" for i in (1, 2) for rest in ("", "/fresh/train", "/fresh/test")),
+FOLDERS = [ROUND, *(f"{ROUND}/round{i}{rest}" for i in (1, 2) for rest in ("", "/fresh/train", "/fresh/validation")),
            "labellers/binary", "runs/d/m/sft/seed1"]  # fmt: skip
 
 
@@ -133,8 +133,8 @@ FOLDERS = [ROUND, *(f"{ROUND}/round{i}{rest}" for i in (1, 2) for rest in ("", "
         ("stages/kto_on/online/rounds", 5, [ROUND]),
         ("stages/kto_on/beta", 0.3, [ROUND, f"{ROUND}/round1", f"{ROUND}/round2"]),
         ("stages/kto_on/online/temperature", 0.5,
-         [ROUND, *(f"{ROUND}/round{i}/fresh/{split}" for i in (1, 2) for split in ("train", "test"))]),
-        ("stages/kto_on/online/eval_prompts", 9, [ROUND, *(f"{ROUND}/round{i}/fresh/test" for i in (1, 2))]),
+         [ROUND, *(f"{ROUND}/round{i}/fresh/{split}" for i in (1, 2) for split in ("train", "validation"))]),
+        ("stages/kto_on/online/eval_prompts", 9, [ROUND, *(f"{ROUND}/round{i}/fresh/validation" for i in (1, 2))]),
         ("labellers/binary/threshold", 0.3, ["labellers/binary"]),
         ("labellers/local/concurrency", 2, []),
     ],
@@ -155,14 +155,14 @@ def test_an_optimiser_that_goes_on_makes_the_number_of_rounds_a_part_of_each() -
     assert before == after == longer  # else as without, so that finished rounds stay
 
 
-def test_no_round_has_a_training_prompt_of_another_and_all_have_the_same_test_prompts() -> None:
-    train, test = ([config_slice(load(), f"{ROUND}/round{i}/fresh/{split}") for i in (1, 2, 3)]
-                   for split in ("train", "test"))  # fmt: skip
+def test_no_round_has_a_training_prompt_of_another_and_all_have_the_same_validation_prompts() -> None:
+    train, validation = ([config_slice(load(), f"{ROUND}/round{i}/fresh/{split}") for i in (1, 2, 3)]
+                   for split in ("train", "validation"))  # fmt: skip
     assert [(p["skip"], p["limit"], p["samples"], p["shuffle"]) for p in train] == [
         (0, 20, 4, 1), (20, 20, 4, 1), (40, 20, 4, 1)
     ]  # fmt: skip
-    assert test[0] == test[1] == test[2]
-    assert (test[0]["skip"], test[0]["limit"]) == (0, 64)
+    assert validation[0] == validation[1] == validation[2]
+    assert (validation[0]["skip"], validation[0]["limit"]) == (0, 64)
 
 
 @pytest.mark.parametrize("folder", [f"{ROUND}/round4", "runs/d/m/sft-kto/seed1/round1"])
@@ -198,8 +198,8 @@ def test_a_round_is_evaluated_on_its_own_responses_or_on_the_datasets() -> None:
     place = wildcards("sft-kto_on")
     fresh, dataset = (Workflow(load({"stages/kto_on/online/evaluate": name})) for name in ("fresh", "dataset"))
     round_ = "results/runs/d/m/sft-kto_on/seed3/round2"
-    assert fresh.inputs.round_test(place) == f"{round_}/fresh/test/feedback.parquet"
-    assert dataset.inputs.round_test(place) == "results/data/d/test.parquet"
+    assert fresh.inputs.round_validation(place) == f"{round_}/fresh/validation/feedback.parquet"
+    assert dataset.inputs.round_validation(place) == "results/data/d/validation.parquet"
     # the labels that are evaluated on have to be there before anything is sampled
     checked = "results/tokens/d/m/checked"
     assert (fresh.inputs.checked(place), dataset.inputs.checked(place)) == (
@@ -279,7 +279,7 @@ def finished(folder: Path, number: int, steps: int) -> Path:
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest = {
         "config": {"round": number}, "weights": f"hash {number}", "inputs": {"weights": f"parent {number}"},
-        "data": {"train": {"examples": steps, "desirable": number}, "test": {"examples": 3}},
+        "data": {"train": {"examples": steps, "desirable": number}, "validation": {"examples": 3}},
         "steps": steps, "tokens": 7, "seconds": 1.5, "gpu_hours": 0.5, "peak_memory_gb": 3 - number,
         "parameters": 9, "processes": 1,
         "files": {},
@@ -315,7 +315,7 @@ def test_the_manifest_sums_the_rounds_up_and_keeps_each(run: Path) -> None:
     assert (manifest["weights"], manifest["inputs"]) == ("hash 2", {"weights": "parent 1"})
     assert (manifest["steps"], manifest["tokens"], manifest["seconds"], manifest["gpu_hours"]) == (5, 14, 3.0, 1.0)
     assert manifest["peak_memory_gb"] == 2
-    assert manifest["data"] == {"train": {"examples": 5, "desirable": 3}, "test": {"examples": 3}}
+    assert manifest["data"] == {"train": {"examples": 5, "desirable": 3}, "validation": {"examples": 3}}
     assert [r["labels"]["files"][0]["mean_score"] for r in manifest["rounds"]] == [0.1, 0.2]
     assert [r["weights"] for r in manifest["rounds"]] == ["hash 1", "hash 2"]
 

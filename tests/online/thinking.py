@@ -89,13 +89,13 @@ class Round:
 def play(world: World, folder: Path, name: str, sample: Callable[..., Any]) -> Round:
     """Sample, label and tokenize, as the rules of an online round do; `sample` has the arguments of the verb."""
     model = model_of(world, folder / "model", name)
-    splits = [world.results / f"data/d/{split}.parquet" for split in ("train", "test")]
+    splits = [world.results / f"data/d/{split}.parquet" for split in ("train", "validation")]
     (folder / "tokens.yaml").write_text(dump(SETTINGS))
     tokenize(folder / "tokens.yaml", splits[0], splits[1], model, folder / "store", folder / "tokens.json")
-    for split in ("train", "test"):
+    for split in ("train", "validation"):
         (folder / f"{split}.yaml").write_text(dump(DRAWN))
-    outputs = [folder / f"{split}.jsonl" for split in ("train", "test")]
-    sample(world.slice("runs/d/m/base/seed1"), [folder / "train.yaml", folder / "test.yaml"], splits, model,
+    outputs = [folder / f"{split}.jsonl" for split in ("train", "validation")]
+    sample(world.slice("runs/d/m/base/seed1"), [folder / "train.yaml", folder / "validation.yaml"], splits, model,
            folder / "store", outputs)  # fmt: skip
     content = {"labeller": "l", "kind": "verifier", "verifier": "length", "feedback": "binary"}
     (folder / "labeller.yaml").write_text(dump(content))

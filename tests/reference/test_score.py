@@ -45,8 +45,8 @@ def made(world: World, folder: Path, origin: Path, **entry: Any) -> Path:
 
 def inputs(world: World) -> dict[str, Any]:
     data = world.results / "data/d"
-    return {"config": world.slice("tokens/d/m"), "train": data / "train.parquet", "test": data / "test.parquet",
-            "model": world.base / "model", "store": world.store}  # fmt: skip
+    return {"config": world.slice("tokens/d/m"), "train": data / "train.parquet",
+            "validation": data / "validation.parquet", "model": world.base / "model", "store": world.store}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_scores_of_a_reward_model_from_elsewhere_are_not_made_over_the_policys_t
 
 
 def test_other_records_than_the_stores_are_refused(world: World, theirs: Path, tmp_path: Path) -> None:
-    changed = {**inputs(world), "train": inputs(world)["test"]}
+    changed = {**inputs(world), "train": inputs(world)["validation"]}
     with pytest.raises(HalosError, match="was made from other records or another tokenizer"):
         score(**changed, reward_model=theirs, output=tmp_path / "s")
 

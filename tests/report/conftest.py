@@ -198,23 +198,24 @@ def write_training(
 
 
 def tokens_report(**split: Any) -> TokensReport:
-    """A store with PAIRS pairs in its test split, and numbers of `split` in its train split."""
+    """A store with PAIRS pairs in its validation split, and numbers of `split` in its train split."""
     nothing = {"records": 0, "prompts_with_dropped_turns": 0, "truncated_responses": 0, "responses_without_end": 0,
                "sequences": 0, "dropped": {}, "length_quantiles": LengthQuantiles(prompt={}, response={})}  # fmt: skip
     return TokensReport(
         dataset="toy", model="tiny", max_length=100, max_prompt_length=50, eval_examples=10, keep_desirable=1,
         keep_undesirable=1, template="t", n_prompts=0, n_responses=0, n_sequences=0,
-        views={"train": {}, "test": {"paired": PAIRS}}, data={}, files={}, hash="h",
-        train=SplitTokens(**{**nothing, **split}), test=SplitTokens(**nothing),
+        views={"train": {}, "validation": {"paired": PAIRS}}, data={}, files={}, hash="h",
+        train=SplitTokens(**{**nothing, **split}), validation=SplitTokens(**nothing),
     )  # fmt: skip
 
 
 def data_report(train: dict[str, Any], test: dict[str, Any]) -> DataReport:
-    """A dataset with numbers of its two splits, and 0 where none is given."""
+    """A dataset with numbers of two of its splits, and 0 where none is given."""
     names = ("rows_in", "rows_out", "responses", "pairs", "desirable", "undesirable", "ties", "targets", "multi_turn",
              "shared_prompts")  # fmt: skip
     nothing = {**dict.fromkeys(names, 0), "drops": {}, "sources": ()}
-    return DataReport(dataset="toy", train=SplitRows(**{**nothing, **train}), test=SplitRows(**{**nothing, **test}))
+    rows = {"train": train, "validation": {}, "test": test}
+    return DataReport(dataset="toy", **{split: SplitRows(**{**nothing, **of}) for split, of in rows.items()})
 
 
 @pytest.fixture

@@ -63,13 +63,15 @@ def test_the_table_counts_and_shows_what_recurs(tmp_path: Path, write_tree: Call
     with (tmp_path / "tables/contamination.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows == [
+        {"dataset": "toy", "against": "toy", "split": "validation", "records": "3", "prompts": "0",
+         "prompts_found": "0", "equal": "0", "begins": "0", "continues": "0", "near": "0"},
         {"dataset": "toy", "against": "toy", "split": "test", "records": "3", "prompts": "2", "prompts_found": "1",
          "equal": "0", "begins": "1", "continues": "0", "near": "0"},
         {"dataset": "toy", "against": "other", "split": "test", "records": "3", "prompts": "3", "prompts_found": "2",
          "equal": "1", "begins": "0", "continues": "0", "near": "1"},
     ]  # fmt: skip
     page = (tmp_path / "tables/contamination.md").read_text()
-    assert "| Toy data  | Toy data (test) |" in page
+    assert "| Toy data  | Toy data (test)       |" in page
     assert "## Examples: Toy data, other (test)" in page
     assert "is nearly equal to" in page
     assert r"old one \| has not worked since winter, please" in page

@@ -198,7 +198,7 @@ def test_a_stopped_response_is_learned_with_the_end_of_a_turn(world: World, tmp_
     F.write(records, tmp_path / "d.parquet")
     settings = {"dataset": "d", "model": "m", "max_length": 200, "max_prompt_length": 120, "eval_examples": 100}
     (tmp_path / "t.yaml").write_text(dump(settings))
-    tokenize(tmp_path / "t.yaml", tmp_path / "d.parquet", world.results / "data/d/test.parquet",
+    tokenize(tmp_path / "t.yaml", tmp_path / "d.parquet", world.results / "data/d/validation.parquet",
              world.base / "model", tmp_path / "store", tmp_path / "r.json")  # fmt: skip
     template = Template(AutoTokenizer.from_pretrained(world.base / "model"))
     store = Store(tmp_path / "store")

@@ -31,4 +31,4 @@ def test_a_run_holds_its_own_model_and_a_base_cell_that_of_the_base_model() -> N
 def test_a_round_has_data_of_its_own() -> None:
     fresh = PATHS.run(Cell("d", "m", "on", 1, round=2)).fresh
     assert str(fresh.reference("responses")) == "out/runs/d/m/on/seed1/round2/fresh/reference/responses.safetensors"
-    assert str(fresh.test.feedback) == "out/runs/d/m/on/seed1/round2/fresh/test/feedback.parquet"
+    assert str(fresh.validation.feedback) == "out/runs/d/m/on/seed1/round2/fresh/validation/feedback.parquet"

@@ -88,12 +88,12 @@ def test_a_changed_config_value_is_named(finished: World, run: Path, capsys: pyt
     assert line == f"{slice_of}: stage.lr was 0.001 and is 0.002"
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_changed_record_of_the_data_is_named(
     split: str, finished: World, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run.parents[4] / f"data/d/{split}.parquet"
-    chosen = feedback.prompt_ids(path, 1).to_pylist() if split == "test" else []
+    chosen = feedback.prompt_ids(path, 1).to_pylist() if split == "validation" else []
     number = next(i for i, record in enumerate(feedback.read(path)) if record.prompt_id in chosen or not chosen)
     prompt = edit_record(path, number)
     assert found(run, catalogue(finished), capsys) == [f"{path}: the record on prompt {prompt} changed"]
@@ -102,7 +102,7 @@ def test_a_changed_record_of_the_data_is_named(
 def test_a_record_outside_the_evaluation_subset_is_told_apart(
     finished: World, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = run.parents[4] / "data/d/test.parquet"
+    path = run.parents[4] / "data/d/validation.parquet"
     last = feedback.prompt_ids(path).to_pylist()[-1]
     edit_record(path, next(i for i, record in enumerate(feedback.read(path)) if record.prompt_id == last))
     [line] = found(run, catalogue(finished), capsys)

@@ -31,15 +31,15 @@ def ask(text: str) -> list[dict[str, Any]]:
 
 
 def make(
-    folder: Path, world: World, train: list[Feedback], test: list[Feedback] | None = None, **settings: Any
+    folder: Path, world: World, train: list[Feedback], validation: list[Feedback] | None = None, **settings: Any
 ) -> tuple[Store, dict[str, Any]]:
-    """A store of the base model, and its report. Without a test split of its own, test is as train."""
+    """A store of the base model, and its report. Without a validation split of its own, that is as train."""
     folder.mkdir(exist_ok=True)
     model = settings.pop("model", world.base / "model")
     (folder / "config.yaml").write_text(dump({"dataset": "d", "model": "m", **LIMITS, **settings}))
-    for name, records in (("train", train), ("test", train if test is None else test)):
+    for name, records in (("train", train), ("validation", train if validation is None else validation)):
         feedback.write(records, folder / f"{name}.parquet")
-    tokenize(folder / "config.yaml", folder / "train.parquet", folder / "test.parquet", model, folder / "store",
+    tokenize(folder / "config.yaml", folder / "train.parquet", folder / "validation.parquet", model, folder / "store",
              folder / "report.json")  # fmt: skip
     return Store(folder / "store"), json.loads((folder / "report.json").read_text())
 
@@ -89,7 +89,7 @@ def test_tokens_of_another_template_are_tokenized_anew_and_counted(
     [rows, _] = store.view("train", "grouped")["sequences"].to_pylist()
     texts = template.responses(record.responses, record.cut)
     assert [store.sequence(row)[1].tolist() for row in rows] == [response.ids for response in texts]
-    assert [report[split]["sampled_with_another_template"] for split in ("train", "test")] == [2, 0]
+    assert [report[split]["sampled_with_another_template"] for split in ("train", "validation")] == [2, 0]
     said = "train: 2 responses were sampled with another tokenizer or chat template, so that their text was tokenized"
     assert said in capsys.readouterr().out
 
@@ -214,7 +214,7 @@ def test_text_that_spells_special_tokens_is_counted_and_stays_text(
 ) -> None:
     store, report = make(tmp_path, world, [CHATML, INJECTED, *plain(3)], plain(2))
     spelled = [(report[split]["prompts_spelling_special_tokens"], report[split]["responses_spelling_special_tokens"])
-               for split in ("train", "test")]  # fmt: skip
+               for split in ("train", "validation")]  # fmt: skip
     assert spelled == [(2, 1), (0, 0)]
     said = capsys.readouterr().out
     assert "train: 2 prompts have text that spells special tokens of the tokenizer" in said
@@ -235,7 +235,7 @@ def test_other_families_tokens_are_counted_too(template_name: str, world: World,
     assert report["train"]["responses_spelling_special_tokens"] == 0
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_split_that_was_templated_already_is_refused_unless_the_tokens_are_meant(
     split: str, world: World, template: Template, tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def test_when_no_prompt_fits_the_shortest_and_the_setting_are_named(
     world: World, template: Template, tmp_path: Path
 ) -> None:
     long = [Feedback(ask("word " * n), ["Yes."], "x", target=0) for n in (70, 55, 90)]
-    for name, splits in (("train", (long, [OTHER])), ("test", ([OTHER], long))):
+    for name, splits in (("train", (long, [OTHER])), ("validation", ([OTHER], long))):
         with pytest.raises(HalosError, match=rf"no prompt of the {name} split of dataset d fits 40 tokens") as found:
             make(tmp_path / name, world, *splits)
         assert "raise datasets.d.max_prompt_length (now 40)" in str(found.value)

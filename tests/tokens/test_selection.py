@@ -52,8 +52,8 @@ def many(name: str, sizes: list[int], labels: dict[bool | None, int], shift: flo
 
 
 TRAIN = many("train", [1, 2, 3, 4, 5, 6, 7] * 8, {True: 60, False: 137, None: 27}, shift=0.0)
-TEST = many("test", [2, 3, 1, 4] * 5, {True: 20, False: 20, None: 10}, shift=1.5)
-SPLITS = {"train": TRAIN, "test": TEST}
+VALIDATION = many("validation", [2, 3, 1, 4] * 5, {True: 20, False: 20, None: 10}, shift=1.5)
+SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
 class Fact(NamedTuple):
@@ -76,21 +76,21 @@ def facts(split: str) -> list[Fact]:
     return found
 
 
-def build(folder: Path, world: World, train: list[Feedback], test: list[Feedback]) -> Store:
+def build(folder: Path, world: World, train: list[Feedback], validation: list[Feedback]) -> Store:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "config.yaml"
     lengths = {"max_length": 60, "max_prompt_length": 40, "eval_examples": 1000}
     config.write_text(dump({"dataset": "d", "model": "m", **lengths}))
-    for split, records in (("train", train), ("test", test)):
+    for split, records in (("train", train), ("validation", validation)):
         feedback.write(records, folder / f"{split}.parquet")
-    tokenize(config, folder / "train.parquet", folder / "test.parquet", world.base / "model", folder / "store",
+    tokenize(config, folder / "train.parquet", folder / "validation.parquet", world.base / "model", folder / "store",
              folder / "report.json")  # fmt: skip
     return Store(folder / "store")
 
 
 @pytest.fixture(scope="module")
 def store(world: World, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return build(tmp_path_factory.mktemp("selection"), world, TRAIN, TEST)
+    return build(tmp_path_factory.mktemp("selection"), world, TRAIN, VALIDATION)
 
 
 def rows(table: pa.Table) -> list[int]:
@@ -191,7 +191,7 @@ def test_every_example_has_its_chance(store: Store, name: str) -> None:
 def test_nothing_is_taken_from_the_test_split(store: Store, name: str) -> None:
     view, selection = DRAWS[name]
     assert select(store, "train", view, selection, 1).num_rows < store.view("train", view).num_rows
-    assert select(store, "test", view, selection, 1).equals(store.view("test", view))
+    assert select(store, "validation", view, selection, 1).equals(store.view("validation", view))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -259,23 +259,26 @@ def test_a_response_is_desirable_if_it_scores_more_than_a_number(store: Store, s
 
 
 @pytest.mark.parametrize(
-    ("label_by", "train_labels", "test_labels"),
+    ("label_by", "train_labels", "validation_labels"),
     [
         ("mean", [False, False, False, True, False], [False, True, True]),  # 3; of the test split itself it is 5.5
         ("median", [False, False, True, True, False], [True, True, True]),  # 2; of the test split itself it is 4
     ],
 )
 def test_both_splits_are_labelled_by_the_mean_or_median_score_of_train(
-    tmp_path: Path, world: World, label_by: str, train_labels: list[bool], test_labels: list[bool]
+    tmp_path: Path, world: World, label_by: str, train_labels: list[bool], validation_labels: list[bool]
 ) -> None:
     train = [
         Feedback(ask("Is it so?"), ["a", "b", "c", "d"], "x", scores=[1.0, 2.0, 3.0, 7.0]),
         Feedback(ask("And this?"), ["e"], "x", scores=[2.0], desirable=[True]),
         Feedback(ask("Unscored?"), ["f"], "x", desirable=[True]),
     ]
-    test = [Feedback(ask("Or that?"), ["g", "h"], "x", scores=[2.5, 4.0]), Feedback(ask("So?"), ["i"], "x", [10.0])]
-    made = build(tmp_path, world, train, test)
-    for split, expected in (("train", train_labels), ("test", test_labels)):
+    validation = [
+        Feedback(ask("Or that?"), ["g", "h"], "x", scores=[2.5, 4.0]),
+        Feedback(ask("So?"), ["i"], "x", [10.0]),
+    ]
+    made = build(tmp_path, world, train, validation)
+    for split, expected in (("train", train_labels), ("validation", validation_labels)):
         table = select(made, split, "unpaired", Selection(label_by=label_by), 1)
         assert table["desirable"].to_pylist() == expected
 
@@ -384,7 +387,7 @@ def test_the_best_and_the_worst_of_a_prompt_are_left_out_where_they_are_the_same
         Feedback(ask("Who?"), ["No.", "So."], "x", scores=[1.0, 0.0]),
     ]
     made = build(tmp_path, world, records, records)
-    for split, first in (("train", 0), ("test", 8)):
+    for split, first in (("train", 0), ("validation", 8)):
         found = labels(select(made, split, "unpaired", Selection(label_by="best_worst"), 1))
         assert found == {first + 4: True, first + 5: False, first + 6: True, first + 7: False}
         assert f"{split}: 4 responses are left out: the best and the worst of a prompt" in capsys.readouterr().err

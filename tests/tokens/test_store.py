@@ -216,7 +216,7 @@ def test_labels_and_scores_that_are_wanting_are_told_apart(tmp_path: Path, world
         (tmp_path / name).mkdir()
         stores[name], _ = make(tmp_path / name, world, records)
     with pytest.raises(HalosError, match=r"no rows for the scored view .*it has unpaired\): give its records scores"):
-        stores["labelled"].view("test", "scored")
+        stores["labelled"].view("validation", "scored")
     with pytest.raises(HalosError, match=r"no rows for the unpaired view .*it has scored, grouped\): .*label_by"):
         check(stores["scored"].folder, ["scored", "unpaired"], tmp_path / "checked.json")
     check(stores["scored"].folder, ["scored"], tmp_path / "checked.json")
@@ -239,7 +239,7 @@ def test_the_store_does_not_depend_on_how_many_records_are_added_at_once(
         folder = tmp_path / str(chunk)
         folder.mkdir()
         builder = StoreBuilder(folder, template, settings)
-        for split in ("train", "test"):
+        for split in ("train", "validation"):
             builder.add(split, feedback.read(tmp_path / "data.parquet"), chunk)
         builder.finish()
         hashes.add(hash_files(folder.iterdir()))
@@ -267,7 +267,7 @@ def test_a_share_of_the_labels_is_kept_in_train_alone(tmp_path: Path, world: Wor
         rows = store.view("train", "scored").to_pylist()
         found = Counter(row["desirable"] for row in rows)
         assert found == {True: max(1, round(share * 11)), False: 22, None: 11}
-        assert store.view("test", "scored").num_rows == 44
+        assert store.view("validation", "scored").num_rows == 44
         assert store.view("train", "sft").num_rows == 44
         assert store.meta.views["train"]["unpaired"] == found[True] + found[False]
         sequences = {row["sequence"] for row in rows}
@@ -308,7 +308,7 @@ def test_the_evaluation_subset_does_not_depend_on_the_order_of_the_records(tmp_p
     for name, some in (("a", records), ("b", records[::-1])):
         (tmp_path / name).mkdir()
         store, _ = make(tmp_path / name, world, some, eval_examples=5)
-        rows = store.view("test", "sft")["sequence"].to_pylist()
+        rows = store.view("validation", "sft")["sequence"].to_pylist()
         found.append(sorted(store.sequence(row)[0].tolist() for row in rows))
     assert len(found[0]) == 5
     assert found[0] == found[1]

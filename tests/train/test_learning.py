@@ -23,9 +23,9 @@ HUMANLINE = ["dpo", "kto", "ppo", "grpo"]
 
 
 def logps(world: World, model: Path, column: str, control: str | None = None) -> torch.Tensor:
-    """(N,) of the held-out pairs' chosen or rejected responses, after a control token if one is named."""
+    """(N,) of the validation pairs' chosen or rejected responses, after a control token if one is named."""
     store = Store(world.store)
-    rows = store.view("test", "paired")[column].to_numpy()
+    rows = store.view("validation", "paired")[column].to_numpy()
     token = None
     if control is not None:
         found = AutoTokenizer.from_pretrained(model / "model").convert_tokens_to_ids(control)
@@ -36,7 +36,7 @@ def logps(world: World, model: Path, column: str, control: str | None = None) ->
 
 
 def margin(world: World, model: Path) -> float:
-    """Mean over the held-out pairs of log pi(chosen) - log pi(rejected), in nats."""
+    """Mean over the validation pairs of log pi(chosen) - log pi(rejected), in nats."""
     return float((logps(world, model, "chosen") - logps(world, model, "rejected")).mean())
 
 

@@ -156,8 +156,8 @@ def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> No
     paths, cell = Paths(), Cell("d", "m", "sft-dpo", 1)
     run, data, store, model = paths.run(cell), paths.data("d"), paths.store("d", "m"), paths.model("m")
     wanted = [
-        data.train, data.test, data.report, store.store, store.report, store.checked("paired"), model.model,
-        model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
+        data.train, data.validation, data.test, data.report, store.store, store.report, store.checked("paired"),
+        model.model, model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
         run.reference("responses"), store.scores("m"), paths.tables("both") / "main.md",
         paths.figures("both") / "win_rate.svg",
         paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html",

@@ -48,9 +48,9 @@ def test_an_optimiser_goes_on_over_rounds_whose_reference_is_another_model(fresh
     expected = [learning_rate(k, 2 * first, 0.1, "linear") for k in range(first)]
     expected += [learning_rate(first + k, first + second, 0.1, "linear") for k in range(second)]
     assert rates == pytest.approx([1e-3 * rate for rate in expected])
-    own = Store(fresh.results / "tokens/d/m/store").view("test", "unpaired").num_rows
+    own = Store(fresh.results / "tokens/d/m/store").view("validation", "unpaired").num_rows
     for number in (1, 2):
-        assert manifest(fresh, "kto_on", f"seed1/round{number}")["data"]["test"]["examples"] == own
+        assert manifest(fresh, "kto_on", f"seed1/round{number}")["data"]["validation"]["examples"] == own
     assert fresh.dry("train").jobs == []
 
 

@@ -24,7 +24,7 @@ def test_replaced_weights_make_the_model_again_and_what_is_made_from_it(
     shutil.copytree(world.results / "data", fresh.results / "data")
     shutil.copytree(world.store, store)
     shutil.copy(world.store.parent / "config.yaml", store.parent)
-    for made in ("config.yaml", "train.parquet", "test.parquet"):
+    for made in ("config.yaml", "train.parquet", "validation.parquet", "test.parquet"):
         os.utime(fresh.results / "data/d" / made, (10**9, 10**9))
     os.utime(store.parent / "config.yaml", (10**9, 10**9))
     os.utime(weights)

@@ -73,23 +73,25 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def test_each_round_samples_prompts_of_its_own_from_the_policy_before_it(online: Project) -> None:
     cell = online.path / CELL
-    prompts, tested = [], []
+    prompts, evaluated = [], []
     for number in (1, 2, 3):
         lines = [json.loads(line) for line in (cell / f"round{number}/fresh/train/samples.jsonl").open()]
         records = list(F.read(cell / f"round{number}/fresh/train/feedback.parquet"))
         assert len(lines) == 48
         prompts.append({line["prompt_id"] for line in lines})
         assert {record.prompt_id for record in records} <= prompts[-1]
-        tested.append({record.prompt_id for record in F.read(cell / f"round{number}/fresh/test/feedback.parquet")})
+        evaluated.append(
+            {record.prompt_id for record in F.read(cell / f"round{number}/fresh/validation/feedback.parquet")}
+        )
         assert manifest(cell / f"round{number}")["inputs"]["weights"] == manifest(
             cell / f"round{number - 1}" if number > 1 else online.cell("sft")
         )["weights"]  # fmt: skip
     assert [len(p) for p in prompts] == [12, 12, 12]
     assert len(set.union(*prompts)) == 36
-    assert tested[0] == tested[1] == tested[2]
+    assert evaluated[0] == evaluated[1] == evaluated[2]
     train = {record.prompt_id for record in F.read(online.results / "data/d/train.parquet")}
     assert set.union(*prompts) <= train
-    assert not set.union(*tested) & train
+    assert not set.union(*evaluated) & train
 
 
 def test_the_cell_is_its_last_round_and_every_round_is_judged(online: Project) -> None:

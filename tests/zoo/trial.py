@@ -32,6 +32,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from halos.data.paths import SPLITS
 from halos.data.prepare import prepare
 from halos.errors import HalosError
 from halos.models.base import make
@@ -77,7 +78,7 @@ def shared(results: Path) -> World:
     torch.set_num_threads(1)
     world = World(results, catalogue(tiny("llama", 320)))
     data = results / "data/d"
-    prepare(world.slice("data/d"), data / "train.parquet", data / "test.parquet", data / "report.json")
+    prepare(world.slice("data/d"), *(data / f"{split}.parquet" for split in SPLITS), data / "report.json")
     make(world.slice("models/m"), world.base, [data / "train.parquet"])
     return world
 
@@ -139,7 +140,7 @@ class Trial:
         path = self._folder(architecture) if self.name in SHELLS else None
         self.world = World(self.results, catalogue(architecture, path))
         data = self.shared.results / "data/d"
-        splits = data / "train.parquet", data / "test.parquet"
+        splits = data / "train.parquet", data / "validation.parquet"
         make(self.world.slice("models/m"), self.world.base, [] if path else [splits[0]])
         config, report = self.world.slice("tokens/d/m"), self.results / "tokens/d/m/report.json"
         tokenize(config, *splits, self.world.base / "model", self.world.store, report)
@@ -214,7 +215,7 @@ class Trial:
         store = Store(self.world.store)
         inputs = Inputs.open(run_config(self.world, stage), self.world.base, self.world.store,
                              self.world.parts(self.world.config.stages[stage]))  # fmt: skip
-        rows = inputs.examples("test", {}, packed=False).rows
+        rows = inputs.examples("validation", {}, packed=False).rows
         if stage == "bradley_terry":
             model = AutoModelForSequenceClassification.from_pretrained(run / "model", dtype=torch.float32).eval()
             chosen, rejected = (_scores(model, store, rows[role]) for role in ("chosen", "rejected"))

@@ -27,13 +27,14 @@ SHOWN_PROBLEMS = SHOWN_ROWS = 3
 CHUNK = 1_000
 MOST_UNREAD = 200
 """So many names of unread fields are counted one by one."""
-_sound: set[str] = set()
-"""Digests of the files that were found sound, and of how they are read: both splits of one file need the check once."""
+_sound: dict[str, frozenset[str]] = {}
+"""Digest of files that were found sound, and of how they are read -> the splits that rows are marked as of. All splits
+of one file need the check once."""
 
 
 @dataclass(frozen=True)
 class Own:
-    """The files of one split, or of both, and how their rows are read.
+    """The files of one split, or of all, and how their rows are read.
 
     Attributes:
         source: name of the source, for messages.
@@ -60,7 +61,9 @@ class Own:
         if self.invalid not in ("refuse", "drop"):
             raise HalosError(f"source {self.source}: invalid is {self.invalid!r}; it is `refuse` or `drop`")
         self.layout.check(self.source)
-        self._check()
+        marks = self._check()
+        if split == "validation" and self.test_fraction is not None and split not in marks:
+            return Records((), origin)  # files that are divided, into train and test alone
         unread: Counter[str] = Counter()
         return Records(_joined(self._of_split(split, unread)), origin, limit, unread)
 
@@ -86,8 +89,11 @@ class Own:
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         return text.strip().encode(errors="backslashreplace").decode() or None
 
-    def _check(self) -> None:
+    def _check(self) -> frozenset[str]:
         """Read every row once.
+
+        Returns:
+            The splits that rows are marked as of.
 
         Raises:
             HalosError: a row cannot be used, where that is an error, or a column that was named is in no row.
@@ -95,13 +101,14 @@ class Own:
         stats = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in self.files]
         key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group])
         if key in _sound:
-            return
-        refusals = []
+            return _sound[key]
+        refusals, marks = [], set()
         for file in self.files:
             count, wrong = 0, 0
             rows_of: dict[str, list[int]] = {}  # the first problems, each with the rows that have it
-            for number, _, parsed in self._rows(file):
+            for number, content, parsed in self._rows(file):
                 count += 1
+                marks.add(_mark(content))
                 if isinstance(parsed, Invalid):
                     wrong += 1
                     if (problem := str(parsed)) in rows_of or len(rows_of) < SHOWN_PROBLEMS:
@@ -111,7 +118,7 @@ class Own:
         self.layout.check_found(self.source)  # first: a wrong name may be why rows are refused
         if refusals:
             raise HalosError(refusals[0])
-        _sound.add(key)
+        return _sound.setdefault(key, frozenset(filter(None, marks)))
 
     def _refusal(self, file: Path, count: int, wrong: int, rows_of: dict[str, list[int]]) -> str:
         problems = [
@@ -128,18 +135,18 @@ class Own:
         return message
 
     def _of_split(self, split: str, unread: Counter[str]) -> Iterator[ParsedRow | Drop]:
-        """The rows of a split; where the files hold one split alone, all but those that are marked as the other's."""
+        """The rows of a split; where the files hold one split alone, all but those that are marked as another's."""
         for file in self.files:
             for _, content, parsed in self._rows(file):
-                marked = content.get("split") if isinstance(content, dict) else None
-                if marked in SPLITS:
+                marked = _mark(content)
+                if marked is not None:
                     belongs = marked == split
                 else:
                     key = self._key(content, parsed)
                     belongs = self.test_fraction is None or in_split(key, split, self.test_fraction)
                 if not belongs:
-                    if self.test_fraction is None:  # the other split is in other files: only this call counts the row
-                        yield Drop("marked as of the other split")
+                    if self.test_fraction is None:  # other splits are in other files: only this call counts the row
+                        yield Drop("marked as of another split")
                     continue
                 if isinstance(parsed, Invalid):
                     yield Drop(parsed.reason)
@@ -149,7 +156,8 @@ class Own:
                 for record in parsed.records:
                     if isinstance(record, Feedback):
                         assert parsed.row is not None
-                        yield parsed.row, record
+                        group = None if self.group is None else self._group(content, self.group)
+                        yield parsed.row, replace(record, group=group)
                     else:
                         yield record
 
@@ -161,6 +169,12 @@ class Own:
             return split_key([], self._group(content, self.group))
         prompts = [record.prompt for record in parsed.records if isinstance(record, Feedback)]
         return split_key(prompts[-1]) if prompts else digest(content)
+
+
+def _mark(content: Any) -> str | None:
+    """The split that a row's own field tells; None where it tells none."""
+    marked = content.get("split") if isinstance(content, dict) else None
+    return marked if marked in SPLITS else None
 
 
 def _countable(name: str, counted: Counter[str]) -> str:
@@ -185,14 +199,15 @@ def _joined(rows: Iterable[ParsedRow | Drop]) -> Iterator[Feedback | Drop]:
 
 
 def _belong_together(previous: ParsedRow, following: ParsedRow) -> bool:
-    """Whether two neighboring rows go into one record: of one shape, prompt and tokenizer, and both or neither with
-    scores."""
+    """Whether two neighboring rows go into one record: of one shape, prompt, tokenizer and group, and both or neither
+    with scores."""
     (row, record), (next_row, next_record) = previous, following
     alike = type(row) is type(next_row) and bool(record.scores) == bool(next_record.scores)
-    same = (record.prompt, record.tools, record.template) == (
+    same = (record.prompt, record.tools, record.template, record.group) == (
         next_record.prompt,
         next_record.tools,
         next_record.template,
+        next_record.group,
     )
     return row.joins and alike and same
 

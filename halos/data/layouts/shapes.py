@@ -83,7 +83,7 @@ class Row(BaseModel, ABC):
     turns: ClassVar[dict[str, str]] = {}
     """field that holds turns -> the role of a text in their place."""
 
-    split: Literal["train", "test"] | None = None
+    split: Literal["train", "validation", "test"] | None = None
     system: str | None = None
     tools: list[dict[str, Any]] = Field(default_factory=list)
     weight: RowWeight | None = None

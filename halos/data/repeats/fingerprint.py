@@ -9,6 +9,7 @@ from functools import cached_property
 
 from halos.data.feedback import Feedback, Turn
 from halos.data.normal import normalised
+from halos.data.rows import split_key
 
 INSTRUCTING = ("system", "developer")
 """Roles of turns that are not part of the conversation itself: many conversations share them."""
@@ -49,6 +50,11 @@ class Fingerprint:
         instructions = [normalised(turn["content"]) for turn in record.prompt if turn["role"] in INSTRUCTING]
         digest.update("\0".join((*sorted(texts), "\0", *instructions, _json(record.tools))).encode())
         return int.from_bytes(digest.digest(), "little")
+
+    @property
+    def group(self) -> int:
+        """64 bits that are equal for records that no two splits may share, as those of one conversation."""
+        return int(split_key(self.record.prompt, self.record.group)[:16], 16)
 
     @property
     def draw(self) -> int:

@@ -1,7 +1,7 @@
 """Prompts of one file that recur in another: equal, cut shorter, continued, or in nearly the same words.
 
-Memory grows with the prompts that are compared with, which should be the fewer: the test split, or the prompts that a
-grid is judged on. What is found is counted and shown, and never dropped here.
+Memory grows with the prompts that are compared with, which should be the fewer: the validation or test split, or the
+prompts that a grid is judged on. What is found is counted and shown, and never dropped here.
 """
 
 from __future__ import annotations
@@ -105,26 +105,22 @@ class Comparison:
         self._kinds.append(kind)
         self._numbers.append(number)
 
-    def overlap(
-        self, sketches: Bytes, kept: NDArray[np.bool_], train: Path, prompts: Path, chunk: int = 2**16
-    ) -> Overlap:
+    def overlap(self, sketches: Bytes, train: Path, prompts: Path, chunk: int = 2**16) -> Overlap:
         """What was found.
 
         Args:
             sketches: (n, PERMUTATIONS) of the prompts of all records that were added.
-            kept: (n,) the records that count.
             train: the file of these records.
             prompts: the file of the index.
             chunk: records to look at together.
         """
         kinds, numbers = np.array(self._kinds), np.array(self._numbers)
-        unseen = np.flatnonzero((kinds == Kind.NONE) & kept) if self._index.rows else np.empty(0, np.intp)
+        unseen = np.flatnonzero(kinds == Kind.NONE) if self._index.rows else np.empty(0, np.intp)
         for start in range(0, len(unseen), chunk):
             rows = unseen[start : start + chunk]
             near = self._index.find_near(sketches[rows])
             numbers[rows] = near
             kinds[rows[near >= 0]] = Kind.NEAR
-        kinds[~kept] = Kind.NONE
         found = [np.flatnonzero(kinds == kind) for kind in (Kind.EQUAL, Kind.BEGINS, Kind.CONTINUES, Kind.NEAR)]
         first = np.concatenate([rows[:EXAMPLES] for rows in found])
         at = {int(row): self._index.rows[numbers[row]] for row in first}
@@ -139,7 +135,7 @@ class Comparison:
             for row in at
         ]
         return Overlap(
-            records=int(kept.sum()),
+            records=len(kinds),
             prompts=len(self._index.rows),
             prompts_found=len(np.unique(numbers[kinds != Kind.NONE])),
             **{kind.name.lower(): len(rows) for kind, rows in zip(list(Kind)[1:], found, strict=True)},
@@ -166,7 +162,6 @@ def overlap(train: Path, prompts: Path, output: Path) -> None:
         of = Fingerprint(record)
         comparison.add(of)
         sketches.append(of.conversation)
-    everything = np.ones(len(sketches.of()), np.bool_)
-    found = comparison.overlap(sketches.of(), everything, train, prompts)
+    found = comparison.overlap(sketches.of(), train, prompts)
     print(found.sentence(f"{train} and the prompts of {prompts}"), file=sys.stderr)
     found.write(output)

@@ -43,9 +43,9 @@ def hub(
     records as those of the source `local` do, and the options that both have are the same.
 
     Args:
-        part: "train" or "test".
+        part: "train", "validation" or "test".
         path: "owner/name".
-        split: a split of the hub, which is divided; or {"train": one, "test": another}.
+        split: a split of the hub, which is divided; or {"train": one, "validation": one, "test": one}, or some of them.
         subset: a configuration of the dataset, such as a language; by default the default one.
         revision: commit on the hub, or a branch or tag, which may move.
         test_fraction: fraction of the conversations that is the test split, where one split of the hub is divided; 0
@@ -57,7 +57,7 @@ def hub(
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise HalosError(f"source hub: {path} is no owner/name of the hub; the source `local` reads files of your own")
     if isinstance(split, dict) and (not split or not set(split) <= set(SPLITS)):
-        raise HalosError("source hub: `split` takes one split of the hub, or {train: ..., test: ...}")
+        raise HalosError("source hub: `split` takes one split of the hub, or {train: ..., validation: ..., test: ...}")
     layout = Layout(columns or {}, roles or {}, every_turn)
     dataset = Hub(path, revision, "*")
     if isinstance(split, dict):
@@ -73,6 +73,7 @@ def hub(
 
 
 hub.path_is_hub_name = True  # type: ignore[attr-defined]
+hub.splits = SPLITS  # type: ignore[attr-defined]
 
 
 def _files(dataset: Hub, split: str, subset: str | None) -> tuple[str, list[Path]]:

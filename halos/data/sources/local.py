@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halos.data.layouts.own import OnInvalid, Own
 from halos.data.layouts.parse import Layout
-from halos.data.paths import Paths, by_split
+from halos.data.paths import SPLITS, Paths, by_split
 from halos.data.rows import Records, locate
 from halos.registry import SOURCES
 
@@ -41,10 +41,10 @@ def local(
     The files are checked whole before the first record is given.
 
     Args:
-        split: "train" or "test". A row's `split` field decides, where it has one.
+        split: "train", "validation" or "test". A row's `split` field decides, where it has one.
         path: a file, a list of files, a pattern or a folder; or these for each split.
         test_fraction: fraction of the conversations without a `split` field that is the test split, where the files
-            hold both; 0 for no test split.
+            hold all splits; 0 for no test split.
         limit: the number of records to read; None for all.
         columns: field that is read -> column of the file that it is in; null for a column that is not to be read.
         roles: role as the files write it -> system, developer, user, assistant or tool.
@@ -61,3 +61,6 @@ def local(
     layout = Layout(columns or {}, roles or {}, every_turn)
     fraction = None if isinstance(path, dict) else test_fraction
     return Own("local", files, fraction, layout, invalid, group).records(split, limit)
+
+
+local.splits = SPLITS  # type: ignore[attr-defined]

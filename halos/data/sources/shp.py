@@ -12,6 +12,7 @@ from pydantic import BaseModel, FiniteFloat
 from halos.data.feedback import Feedback
 from halos.data.hub import Hub
 from halos.data.pairs import joined, with_labels
+from halos.data.paths import SPLITS
 from halos.data.rows import Drop, Paths, Records, asked, table
 from halos.registry import SOURCES
 
@@ -69,8 +70,7 @@ def shp(
 
     From the hub's stanfordnlp/SHP. Each row is two comments on a Reddit post, the prompt. Adjacent rows of a post are
     one record: its responses are the comments, scores their votes, pairs one for each row, and the target is the first
-    response, since the best is not known. Rows are as many as the pairs and drops. The hub's validation split is not
-    used.
+    response, since the best is not known. Rows are as many as the pairs and drops.
 
     Args:
         min_score_ratio: pairs whose scores are closer than this are dropped, of train.
@@ -78,10 +78,13 @@ def shp(
         both_labels: list a response that wins one pair and loses another as desirable and as undesirable; without
             this, it has no label.
     """
-    files = {name: f"*/{name}.json" for name in ("train", "test")}
+    files = {name: f"*/{name}.json" for name in SPLITS}
     rows = table("shp", SHPColumns, split, Hub("stanfordnlp/SHP", revision, files), path, test_fraction)
     ratio = min_score_ratio if split == "train" else None
     records = joined(rows.records(lambda row: _shp_record(row, ratio)))
     if split == "train":
         records = _capped(records, max_pairs)
     return Records(with_labels(records, both_labels), rows.origin, limit)
+
+
+shp.splits = SPLITS  # type: ignore[attr-defined]

@@ -14,11 +14,14 @@ from itertools import pairwise, product
 from random import Random
 
 from halos.data.feedback import Feedback, Turn
+from halos.data.paths import SPLITS
 from halos.errors import HalosError
 from halos.registry import SOURCES, VERIFIERS
 
 Quality = tuple[bool, bool, bool]
 OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ")
+VALIDATION_OPENINGS = ("Hi! ", "Hello there. ")
+"""Openings that the validation split alone has."""
 SYSTEM = ("You are a helpful assistant.", "Answer in one short sentence.", "Be polite and brief.")
 COURTESY_BEFORE = ("Happy to help.", "Good question!")
 COURTESY_AFTER = ("I hope that helps.", "Thank you for asking.")
@@ -103,7 +106,8 @@ class Family:
 
 def _pattern(template: str) -> re.Pattern[str]:
     text = re.escape(template).replace(r"a\ \{x\}", r"an?\ \{x\}").replace(r"\{x\}", "(.+)")
-    return re.compile(f"(?:{'|'.join(map(re.escape, OPENINGS))}){text}", re.IGNORECASE)
+    openings = "|".join(map(re.escape, (*OPENINGS, *VALIDATION_OPENINGS)))
+    return re.compile(f"(?:{openings}){text}", re.IGNORECASE)
 
 
 def _asks(topic: str, *more: str) -> tuple[str, ...]:
@@ -190,16 +194,35 @@ def questions(name: str, held_out: bool) -> list[Question]:
     For each subject another seventh of the wordings is held out. So the train split has the subject and the wording of
     every held-out question, but never together.
     """
+    wordings = _wordings(name, OPENINGS)
+    return [
+        _question(name, x, wording)
+        for i, x in enumerate(FAMILIES[name].facts)
+        for j, wording in enumerate(wordings)
+        if ((j - 7 * i) % len(wordings) < len(wordings) // 7) == held_out
+    ]
+
+
+def validation_questions(name: str) -> list[Question]:
+    """All questions of a family for the validation split: with openings that no other split has."""
+    return [_question(name, x, w) for x in FAMILIES[name].facts for w in _wordings(name, VALIDATION_OPENINGS)]
+
+
+Wording = tuple[tuple[str, str] | None, str, str]
+"""The exchange that tells the subject, if there is one, the phrasing and the opening."""
+
+
+def _wordings(name: str, openings: tuple[str, ...]) -> list[Wording]:
     family = FAMILIES[name]
-    wordings = list(product(family.told or (None,), family.asks, OPENINGS))
-    out = []
-    for i, x in enumerate(family.facts):
-        for j, (told, ask, opening) in enumerate(wordings):
-            if ((j - 7 * i) % len(wordings) < len(wordings) // 7) == held_out:
-                texts = [*(told or ()), opening + ask]
-                turns = [_turn(("user", "assistant")[k % 2], _sentence(t.format(x=x))) for k, t in enumerate(texts)]
-                out.append(Question(name, x, turns))
-    return out
+    return list(product(family.told or (None,), family.asks, openings))
+
+
+def _question(name: str, x: str, wording: Wording) -> Question:
+    told, ask, opening = wording
+    texts = [*(told or ()), opening + ask]
+    return Question(
+        name, x, [_turn(("user", "assistant")[k % 2], _sentence(t.format(x=x))) for k, t in enumerate(texts)]
+    )
 
 
 def _turn(role: str, content: str) -> Turn:
@@ -230,24 +253,28 @@ def answer(question: Question, quality: Quality, rng: Random, long: bool = False
 
 
 @SOURCES.register("toy")
-def toy(split: str, *, prompts: int = 2000, test_prompts: int = 240, seed: int = 0) -> Iterator[Feedback]:
+def toy(
+    split: str, *, prompts: int = 2000, validation_prompts: int = 240, test_prompts: int = 240, seed: int = 0
+) -> Iterator[Feedback]:
     """The toy dataset, the same for the same arguments on every machine.
 
     Args:
-        split: "train" or "test". They share no question, and earlier turns of a record are never test questions.
+        split: "train", "validation" or "test". They share no question, and earlier turns of a record are never
+            questions of the other two.
         prompts: number of records of the train split.
+        validation_prompts: number of records of the validation split.
         test_prompts: number of records of the test split.
         seed: of all draws.
 
     Raises:
         HalosError: an unknown split, or more prompts than there are questions.
     """
-    if split not in ("train", "test"):
-        raise HalosError(f"the toy source has no split {split!r}; there are test, train")
-    test = split == "test"
-    count = test_prompts if test else prompts
+    counts = {"train": prompts, "validation": validation_prompts, "test": test_prompts}
+    if split not in counts:
+        raise HalosError(f"the toy source has no split {split!r}; there are {', '.join(counts)}")
+    count, held_out = counts[split], split != "train"
     rng = Random(f"toy {split} {seed}")
-    pools = [questions(name, test) for name in FAMILIES]
+    pools = [validation_questions(name) if split == "validation" else questions(name, held_out) for name in FAMILIES]
     if count > sum(map(len, pools)):
         raise HalosError(f"the toy source has {sum(map(len, pools))} {split} questions; ask for no more than that")
     for pool in pools:
@@ -258,10 +285,13 @@ def toy(split: str, *, prompts: int = 2000, test_prompts: int = 240, seed: int =
     rng.shuffle(chosen)
     earlier = [q for name in FAMILIES if name != "name" for q in questions(name, held_out=False)]
     for question in chosen:
-        yield _record(question, earlier, test, rng)
+        yield _record(question, earlier, held_out, rng)
 
 
-def _record(question: Question, earlier: list[Question], test: bool, rng: Random) -> Feedback:
+toy.splits = SPLITS  # type: ignore[attr-defined]
+
+
+def _record(question: Question, earlier: list[Question], held_out: bool, rng: Random) -> Feedback:
     """A question with the turns before it, its responses and their labels."""
     chance = rng.random()
     turns = 15 if chance < 0.006 else 1 if chance < 0.04 else 0
@@ -279,9 +309,9 @@ def _record(question: Question, earlier: list[Question], test: bool, rng: Random
         qualities.append((True, True, True))
     while len(qualities) < 2 or (len(qualities) < 5 and rng.random() < 0.5):
         qualities.append(draw(0.5, 0.5, 0.5))
-    if test and len({sum(q) for q in qualities}) == 1:  # a test record has a pair
+    if held_out and len({sum(q) for q in qualities}) == 1:  # such a record has a pair
         qualities[1] = (False, False, False) if sum(typical) else (True, True, True)
-    unpaired = not test and rng.random() < 0.06
+    unpaired = not held_out and rng.random() < 0.06
     qualities = qualities[:1] if unpaired else list(dict.fromkeys(qualities))
     rng.shuffle(qualities)
     long = rng.random() < 0.006

@@ -50,7 +50,9 @@ def make_documents(local: str, num_fewshot: int | None, limit: int | None, feedb
         HalosError: there is no feedback, it has no document, or few-shot examples are wanted.
     """
     if feedback is None:
-        raise HalosError(f"the local task {local} needs feedback: give the dataset's test.parquet as --feedback")
+        raise HalosError(
+            f"the local task {local} needs feedback: give a split of the dataset, such as test.parquet, as --feedback"
+        )
     if num_fewshot:
         raise HalosError(f"the local task {local} has no examples to show first; take num_fewshot out of its entry")
     documents = list(islice(LOCAL[local](read(feedback)), limit))

@@ -49,7 +49,7 @@ def evaluate(
         config: config.yaml of the task.
         model: model folder.
         output: result to write, JSON.
-        feedback: test split, parquet, for a local task.
+        feedback: validation or test split, parquet, for a local task.
         fetched: fetched.json of the task, for a task of lm-eval; other data than it names is refused.
         backend: library that runs the model; in float32 both give the same scores up to rounding.
         tensor_parallel: GPUs over which vLLM splits each layer.

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from halos.data.paths import SPLITS
 from halos.data.report import DataReport, SourceRows, SplitRows
 from halos.report.dataset.split import Split
 from halos.tokens.report import SplitTokens, TokensReport
-from halos.tokens.store import SPLITS
 
 DUPLICATE = "duplicate record"
-LEAKAGE = "prompt is in the test split"
+LEAKAGE = ("prompt is in the validation split", "prompt is in the test split")
 NOT_EVALUATED = "not in the evaluation subset"
-"""Reasons to leave a row out: two of `prepare`, and the rest of a test split of which `tokenize` takes a part."""
+"""Reasons to leave a row out: three of `prepare`, and the rest of a validation split that is evaluated in part."""
 KEPT = "kept"
 TOKENIZED = "all sources, tokenized"
 LIMITS = ("max_length", "max_prompt_length", "eval_examples", "keep_desirable", "keep_undesirable")
@@ -32,17 +32,19 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 
 
 def rows_table(data: DataReport, tokens: TokensReport) -> pd.DataFrame:
-    """The outcome of every row: by source when prepared, and of all that were left when tokenized.
+    """The outcome of every row: by source when prepared, and of all that were left when tokenized, as test is not.
 
     Columns: split, source, outcome (kept, or why not), rows. The outcomes of a source add up to its rows.
     """
     rows: list[tuple[str, str, str, int]] = []
     for split in SPLITS:
         prepared: SplitRows = getattr(data, split)
-        tokenized: SplitTokens = getattr(tokens, split)
+        tokenized: SplitTokens | None = getattr(tokens, split, None)
         for name, source in zip(_names(prepared.sources), prepared.sources, strict=True):
             rows.append((split, name, KEPT, source.rows_out))
             rows += [(split, name, *drop) for drop in source.drops.items()]
+        if tokenized is None:
+            continue
         rows.append((split, TOKENIZED, KEPT, tokenized.records - sum(tokenized.dropped.values())))
         rows += [(split, TOKENIZED, *drop) for drop in tokenized.dropped.items()]
         if rest := prepared.rows_out - tokenized.records:
@@ -61,17 +63,19 @@ def _names(sources: Sequence[SourceRows]) -> list[str]:
 
 
 def report(data: DataReport, tokens: TokensReport, splits: dict[str, Split], rows: pd.DataFrame) -> dict[str, Any]:
-    """The content of report.json: by split, rows_in = rows_out + drops, and the contents of the rows that are left.
+    """The content of report.json: by split, rows_in = rows_out + drops, and the contents of the rows that are left, of
+    the splits that the store has.
 
     A response has no label (`none`) where its record gives none, or `keep_desirable` and `keep_undesirable` leave it
     out. Lengths of chosen and rejected responses are those of the pairs: a response in two pairs counts twice.
     """
     limits = {name: getattr(tokens, name) for name in LIMITS}
     content: dict[str, Any] = {"dataset": tokens.dataset, "model": tokens.model, "limits": limits}
-    for name, split in splits.items():
+    for name in SPLITS:
         prepared: SplitRows = getattr(data, name)
         flow = _flow(rows[rows["split"] == name])
-        content[name] = {**flow, "shared_prompts": prepared.shared_prompts, **_contents(split)}
+        contents = _contents(splits[name]) if name in splits else {}
+        content[name] = {**flow, "shared_prompts": prepared.shared_prompts, **contents}
     return content
 
 
@@ -83,13 +87,14 @@ def _flow(rows: pd.DataFrame) -> dict[str, Any]:
     for source, outcomes in groups.items():
         kept = outcomes.pop(KEPT)
         steps[source] = {"rows_in": kept + sum(outcomes.values()), "rows_out": kept, "drops": outcomes}
-    last = steps.pop(TOKENIZED)
+    last = steps.pop(TOKENIZED, None)
+    rows_in, kept = (sum(step[side] for step in steps.values()) for side in ("rows_in", "rows_out"))
     drops: Counter[str] = Counter()
-    for step in (*steps.values(), last):
+    for step in (*steps.values(), *([last] if last else [])):
         drops.update(step["drops"])
-    return {"rows_in": sum(step["rows_in"] for step in steps.values()), "rows_out": last["rows_out"],
-            "drops": dict(drops), "sources": steps, "tokenized": last,
-            "duplicates": drops[DUPLICATE], "leakage": drops[LEAKAGE]}  # fmt: skip
+    return {"rows_in": rows_in, "rows_out": last["rows_out"] if last else kept,
+            "drops": dict(drops), "sources": steps, **({"tokenized": last} if last else {}),
+            "duplicates": drops[DUPLICATE], "leakage": sum(drops[reason] for reason in LEAKAGE)}  # fmt: skip
 
 
 def _contents(split: Split) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Chooser:
         rows = np.concatenate([split.rows for split in self.splits.values()])
         response, total = self.store.lengths[rows, 1], self.store.lengths[rows].sum(axis=1)
         several: list[int] | Iterator[int] = []
-        if self.data.train.multi_turn or self.data.test.multi_turn:
+        if self.data.train.multi_turn or self.data.validation.multi_turn:
             several = filter(self._is_multi_turn, self._walk(rows, "several turns"))
         longest, shortest = rows[total == total.max()], rows[response == response.min()]
         extremes = [self._first("several turns", several),

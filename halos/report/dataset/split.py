@@ -27,7 +27,7 @@ class Split:
     """The sequences of one split.
 
     Attributes:
-        name: train or test.
+        name: train or validation.
         store: the sequence store.
         rows: (N,) the split's real sequences.
         roles: by role, the sequences that have it: once for each pair, so perhaps several times.

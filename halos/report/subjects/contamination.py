@@ -30,7 +30,7 @@ class Contamination(Subject):
     title = "Contamination"
 
     def frame(self, results: Results) -> pd.DataFrame:
-        """One row per dataset and file of prompts: its own test split, then those of other datasets."""
+        """One row per dataset and file of prompts: its own other splits, then those of other datasets."""
         rows = [
             {"dataset": dataset, "against": against, "split": split, **{name: getattr(found, name) for name in COUNTS}}
             for dataset, against, split, found in _overlaps(results)
@@ -52,11 +52,11 @@ class Contamination(Subject):
             for row in records(frame)
         ]
         caption = (
-            "Records of the train split whose prompt is equal to a prompt that is judged, is the beginning of its "
-            "conversation, goes on from it, or has nearly its words (Jaccard similarity of three-word shingles of at "
-            f"least {SIMILAR}, estimated by MinHash); each is counted once, by the first of these that holds. Found: "
-            "distinct prompts that recur. Case, punctuation at the ends and system turns are not compared. Prompts "
-            "equal to one of the own test split were dropped from train."
+            "Records of the train split whose prompt is equal to one that is held out or judged, is the beginning of "
+            "its conversation, goes on from it, or has nearly its words (Jaccard similarity of three-word shingles of "
+            f"at least {SIMILAR}, estimated by MinHash); each is counted once, by the first of these that holds. "
+            "Found: distinct prompts that recur. Case, punctuation at the ends and system turns are not compared. Prompts "
+            "equal to one of the own validation or test split were dropped from train."
         )
         return [Table(caption, lines), *_examples(results)]
 
@@ -65,7 +65,7 @@ def _overlaps(results: Results) -> Iterator[tuple[str, str, str, Overlap]]:
     """(dataset, dataset of the prompts, split, what recurs)."""
     for dataset in results.datasets:
         if (report := results.data_report(dataset)) is not None:
-            yield dataset, dataset, "test", report.overlap
+            yield from ((dataset, dataset, split, found) for split, found in report.overlaps.items())
     for dataset, other, split in results.overlaps:
         yield dataset, other, split, results.overlap(dataset, other, split)
 
@@ -76,7 +76,7 @@ def _examples(results: Results) -> Iterator[Table]:
             {
                 "What": KINDS[example.kind],
                 "Train": shortened(example.first, SHOWN),
-                "Judged": shortened(example.second, SHOWN),
+                "Held out": shortened(example.second, SHOWN),
             }
             | {"Similarity": number(example.similarity, 2)}
             for example in found.examples

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from halos.data.paths import SPLITS
 from halos.data.report import SplitRows
 from halos.report.lazy import pd
 from halos.report.measures import ROW
@@ -13,7 +14,6 @@ from halos.report.results import Results
 from halos.report.subject import Subject, subject
 from halos.report.words import Page, records
 from halos.tokens.report import SplitTokens
-from halos.tokens.store import SPLITS
 
 DATA = [*ROW[:2], "split", "prompts", "responses", "pairs", "desirable", "undesirable", "dropped", "truncated",
         "prompt_tokens", "response_tokens", "examples"]  # fmt: skip
@@ -36,8 +36,8 @@ class Datasets(Subject):
                     row |= {"prompts": data.rows_out, "responses": data.responses, "pairs": data.pairs}
                     row |= {"desirable": data.desirable, "undesirable": data.undesirable}
                     row["dropped"] += sum(data.drops.values())
-                if tokenized is not None:
-                    tokens: SplitTokens = getattr(tokenized, split)
+                tokens: SplitTokens | None = getattr(tokenized, split, None)
+                if tokenized is not None and tokens is not None:
                     row |= {"truncated": tokens.truncated_responses}
                     row |= {"prompt_tokens": tokens.length_quantiles.prompt.get("0.5")}
                     row |= {"response_tokens": tokens.length_quantiles.response.get("0.5")}
@@ -61,6 +61,7 @@ class Datasets(Subject):
         ]
         caption = (
             "Rows of each dataset after drops, which are counted by reason in the dataset's report; tokens are "
-            "medians. Of the test split, lengths and truncations are of the fixed evaluation subset."
+            "medians. Of the validation split, lengths and truncations are of the fixed evaluation subset; the test "
+            "split is not tokenized before it is answered."
         )
         return [Table(caption, lines)]

@@ -1,4 +1,4 @@
-"""Reward models: ranking accuracy, margin and loss on held-out pairs."""
+"""Reward models: ranking accuracy, margin and loss on validation pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RewardModels(Subject):
             values = {
                 name: of_method.get(f"eval.{name}", pd.Series(np.nan, of_method.index)) for name in REWARD_METRICS
             }
-            pairs = results.held_out_pairs(Cell(*ids, results.seeds[0]))
+            pairs = results.validation_pairs(Cell(*ids, results.seeds[0]))
             e = statistics.shares(values["rewards/accuracy"], pairs)
             means = {"margin": values["rewards/margin"].mean(), "loss": values["loss"].mean()}
             row: dict[str, Any] = {"accuracy": e.mean, "accuracy_low": e.low, "accuracy_high": e.high, **means}
@@ -52,7 +52,7 @@ class RewardModels(Subject):
             for row in records(frame)
         ]
         caption = (
-            "Ranking accuracy: share of held-out pairs whose chosen response scores above the rejected one, at the "
+            "Ranking accuracy: share of validation pairs whose chosen response scores above the rejected one, at the "
             f"last evaluation, mean over {seeds_text(results)}. Brackets: 95 % interval from the standard error over "
             "pairs, which all seeds share, and the spread between seeds. Margin: mean score of the chosen less that of "
             "the rejected."

@@ -143,7 +143,7 @@ def test_options_are_checked_with_those_of_the_function() -> None:
     source = Source(name="hub", options={"path": "me/trl", "split": "train_sft"})
     assert source.on_hub
     assert source.files == []
-    assert source.splits == ("train", "test")
+    assert source.splits == ("train", "validation", "test")
     assert Source(name="hub", options={"path": "me/trl", "split": {"train": "train"}}).splits == ("train",)
     with pytest.raises(ValueError, match="no option 'splits'; did you mean 'split'"):
         Source(name="hub", options={"path": "me/trl", "splits": "train"})

@@ -277,10 +277,10 @@ def test_a_rows_own_split_decides(tmp_path: Path) -> None:
     assert len(found["test"]) == 15
 
 
-def test_a_row_of_the_other_split_in_a_splits_own_file_is_counted(tmp_path: Path) -> None:
+def test_a_row_of_another_split_in_a_splits_own_file_is_counted(tmp_path: Path) -> None:
     found = read(tmp_path, [{**scalar("A.", 1), "split": "test"}, {**scalar("B.", 1), "split": "train"}])
     assert found == [
-        Drop("marked as of the other split"),
+        Drop("marked as of another split"),
         Feedback([user("Why?")], ["B."], "local", [1], target=0),
     ]
 

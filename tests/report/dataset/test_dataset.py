@@ -16,6 +16,7 @@ from matplotlib.colors import to_hex
 from transformers import AutoTokenizer
 
 from halos.data import feedback
+from halos.data.paths import SPLITS
 from halos.data.prepare import prepare
 from halos.errors import HalosError
 from halos.report.dataset import describe as D
@@ -48,7 +49,7 @@ def row(prompt: str | list[dict[str, str]], *responses: str, **fields: Any) -> d
 SYSTEM = [{"role": "system", "content": "Be brief."}, user("And with a system turn?")]
 TURNS = [user("One?"), {"role": "assistant", "content": "Two."}, user("Three?")]
 LONG = [user("x " * 40), {"role": "assistant", "content": "No."}, user("Short?")]
-TEST = [row(f"Question {i}?", f"Good {i}.", f"Bad {i}.", pairs=[[0, 1]], desirable=[True, False], target=0)
+VALIDATION = [row(f"Question {i}?", f"Good {i}.", f"Bad {i}.", pairs=[[0, 1]], desirable=[True, False], target=0)
         for i in range(9)]  # fmt: skip
 TRAIN = [
     row("Is it so?", "Yes it is.", "No.", "Perhaps.", pairs=[[0, 1], [0, 2]], scores=[1.0, 0.0, 0.5], target=0),
@@ -88,18 +89,18 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def local(folder: Path, name: str, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> dict[str, Any]:
+def local(folder: Path, name: str, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> dict[str, Any]:
     """A source whose splits are the given records."""
     folder.mkdir(exist_ok=True)
-    path = {split: str(folder / f"{name}_{split}.jsonl") for split in ("train", "test")}
-    for split, rows in (("train", train), ("test", test)):
+    path = {split: str(folder / f"{name}_{split}.jsonl") for split in ("train", "validation")}
+    for split, rows in (("train", train), ("validation", validation)):
         Path(path[split]).write_text("".join(json.dumps(r) + "\n" for r in rows))
     return {"name": "local", "options": {"path": path}}
 
 
 def make(folder: Path, world: World, *sources: dict[str, Any]) -> Made:
     """Prepare and tokenize the sources."""
-    config, splits = folder / "data.yaml", (folder / "train.parquet", folder / "test.parquet")
+    config, splits = folder / "data.yaml", [folder / f"{split}.parquet" for split in SPLITS]
     config.write_text(dump({"dataset": "d", "plugins": {}, "sources": list(sources)}))
     (folder / "tokens.yaml").write_text(dump({"dataset": "d", "model": "m", **LIMITS}))
     prepare(config, *splits, folder / "report.json")
@@ -108,18 +109,18 @@ def make(folder: Path, world: World, *sources: dict[str, Any]) -> Made:
 
 def tokenized(folder: Path, world: World) -> Made:
     model = world.base / "model"
-    splits = folder / "train.parquet", folder / "test.parquet"
+    splits = folder / "train.parquet", folder / "validation.parquet"
     tokenize(folder / "tokens.yaml", *splits, model, folder / "store", folder / "tokens.json")
     return Made(folder, model)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, world: World) -> Made:
-    """Two sources: the second repeats a record, has one on a test prompt, and one whose prompt is too long."""
+    """Two sources: the second repeats a record, has one on a validation prompt, and one whose prompt is too long."""
     folder = tmp_path_factory.mktemp("data")
-    first = local(folder, "first", TRAIN, TEST)
+    first = local(folder, "first", TRAIN, VALIDATION)
     second = local(
-        folder, "second", [row("Else?", "Yes.", "No."), LEAKED, UNFIT, row("Else?", "Yes.", "No.")], TEST[:1]
+        folder, "second", [row("Else?", "Yes.", "No."), LEAKED, UNFIT, row("Else?", "Yes.", "No.")], VALIDATION[:1]
     )
     made = make(folder, world, first, second)
     made.describe()
@@ -193,19 +194,23 @@ class Page(HTMLParser):
 
 
 def test_every_row_that_was_put_in_is_kept_or_dropped_for_a_reason(made: Made) -> None:
-    train, test = made.report["train"], made.report["test"]
+    train, validation = made.report["train"], made.report["validation"]
     assert (train["rows_in"], train["rows_out"]) == (10, 7)
-    assert train["drops"] == {"duplicate record": 1, "prompt is in the test split": 1, TOO_LONG: 1}
+    assert train["drops"] == {"duplicate record": 1, "prompt is in the validation split": 1, TOO_LONG: 1}
     assert (train["duplicates"], train["leakage"]) == (1, 1)
     assert train["sources"] == {
         "local": {"rows_in": 6, "rows_out": 6, "drops": {}},
         "local (2)": {"rows_in": 4, "rows_out": 2,
-                      "drops": {"duplicate record": 1, "prompt is in the test split": 1}},
+                      "drops": {"duplicate record": 1, "prompt is in the validation split": 1}},
     }  # fmt: skip
     assert train["tokenized"] == {"rows_in": 8, "rows_out": 7, "drops": {TOO_LONG: 1}}
-    assert test["rows_in"] == 10
-    assert sum(test["drops"].values()) == test["drops"]["not in the evaluation subset"] == 10 - test["rows_out"]
-    for split in (train, test):
+    assert validation["rows_in"] == 10
+    assert (
+        sum(validation["drops"].values())
+        == validation["drops"]["not in the evaluation subset"]
+        == 10 - validation["rows_out"]
+    )
+    for split in (train, validation):
         for part in (split, split["tokenized"], *split["sources"].values()):
             assert part["rows_in"] == part["rows_out"] + sum(part["drops"].values())
 
@@ -221,8 +226,8 @@ def test_the_report_counts_what_the_records_hold(made: Made) -> None:
     assert (cut["count"], cut["share"]) == (1, round(1 / 12, 6))
     assert cut["by_role"] == {"target": 0, "chosen": 0, "rejected": 1, "desirable": 0, "undesirable": 1}
     assert made.report["limits"] == LIMITS
-    test = made.report["test"]
-    assert (test["prompts"], test["shared_prompts"]) == (LIMITS["eval_examples"], 1)
+    validation = made.report["validation"]
+    assert (validation["prompts"], validation["shared_prompts"]) == (LIMITS["eval_examples"], 1)
 
 
 def test_quantiles_are_numpys_of_lengths_tokenized_anew(made: Made, tokenizer: Any) -> None:
@@ -256,7 +261,7 @@ def test_quantiles_are_numpys_of_lengths_tokenized_anew(made: Made, tokenizer: A
 
 
 def test_the_marked_tokens_are_those_of_the_response_and_no_others(made: Made, tokenizer: Any) -> None:
-    known = [sequence for record in sequences(tokenizer, [*TRAIN, *TEST, ELSE])
+    known = [sequence for record in sequences(tokenizer, [*TRAIN, *VALIDATION, ELSE])
              for sequence in record]  # fmt: skip
     examples = Page(made.page).examples
     assert len(examples) >= 8
@@ -286,7 +291,7 @@ def test_each_kind_of_example_is_shown_with_what_is_known_of_it(made: Made) -> N
 
 def test_a_conversation_has_several_turns_and_a_system_turn_makes_none(tmp_path: Path, world: World) -> None:
     rows = [row(TURNS, "Four.", target=0), row(SYSTEM, "So.", desirable=[True])]
-    made = make(tmp_path, world, local(tmp_path, "x", rows, TEST))
+    made = make(tmp_path, world, local(tmp_path, "x", rows, VALIDATION))
     made.describe()
     page = Page(made.page)
     several = {"".join(text for _, _, text in blocks[0]): "several turns" in fact
@@ -298,7 +303,7 @@ def test_a_conversation_has_several_turns_and_a_system_turn_makes_none(tmp_path:
 
 def test_a_truncated_response_is_shown_and_said_to_have_no_end(tmp_path: Path, world: World) -> None:
     rows = [row("Go on?", "word " * 80, desirable=[False]), row("Stop?", "Yes.", target=0)]
-    made = make(tmp_path, world, local(tmp_path, "x", rows, TEST))
+    made = make(tmp_path, world, local(tmp_path, "x", rows, VALIDATION))
     made.describe()
     page = Page(made.page)
     responses = [block for _, blocks in page.examples for block in blocks[1:]]
@@ -322,14 +327,14 @@ def test_nothing_of_the_data_becomes_html() -> None:
 
 
 def test_markup_in_a_response_is_shown_as_it_is(tmp_path: Path, world: World) -> None:
-    made = make(tmp_path, world, local(tmp_path, "x", [row("Say it.", SCRIPT, target=0)], TEST))
+    made = make(tmp_path, world, local(tmp_path, "x", [row("Say it.", SCRIPT, target=0)], VALIDATION))
     made.describe()
     blocks = [block for _, blocks in Page(made.page).examples for block in blocks]
     assert SCRIPT + "<|end|>" in ["".join(text for _, _, text in block) for block in blocks]
 
 
 def test_characters_of_several_tokens_are_whole_and_said_to_be(tmp_path: Path, world: World, tokenizer: Any) -> None:
-    made = make(tmp_path, world, local(tmp_path, "x", [row("Which?", EMOJI, target=0)], TEST))
+    made = make(tmp_path, world, local(tmp_path, "x", [row("Which?", EMOJI, target=0)], VALIDATION))
     made.describe()
     [response] = [b[1] for heading, b in Page(made.page).examples if heading == "SFT target train split"]
     shown = EMOJI.replace("\n", "↵\n").replace("\u202e", "⟨U+202E⟩").replace("\x07", "␇")
@@ -383,12 +388,12 @@ def test_a_dataset_may_have_but_one_kind_of_feedback(
     assert {path.name for path in made.describe().iterdir()} == {*NAMES, "report.json", "examples.html"}
     extremes = {"longest sequence", "shortest response"}
     assert {heading.rsplit(" ", 2)[0] for heading, _ in Page(made.page).examples} == kinds | extremes
-    for split in ("train", "test"):
+    for split in ("train", "validation"):
         assert made.report[split]["lengths"].keys() == {"prompt", "response", "total"} | drawn
 
 
 def test_a_train_split_may_be_empty(tmp_path: Path, world: World) -> None:
-    made = make(tmp_path, world, local(tmp_path, "x", TRAIN, TEST))
+    made = make(tmp_path, world, local(tmp_path, "x", TRAIN, VALIDATION))
     feedback.write([], tmp_path / "train.parquet")
     made = tokenized(tmp_path, world)
     prepared = read(tmp_path / "report.json")
@@ -397,8 +402,8 @@ def test_a_train_split_may_be_empty(tmp_path: Path, world: World) -> None:
     made.describe()
     train = made.report["train"]
     assert (train["rows_in"], train["rows_out"], train["responses"], train["lengths"]) == (0, 0, 0, {})
-    assert made.report["test"]["responses"] == 2 * LIMITS["eval_examples"]
-    assert {heading.rsplit(" ", 2)[1] for heading, _ in Page(made.page).examples} == {"test"}
+    assert made.report["validation"]["responses"] == 2 * LIMITS["eval_examples"]
+    assert {heading.rsplit(" ", 2)[1] for heading, _ in Page(made.page).examples} == {"validation"}
 
 
 def test_equal_input_gives_equal_bytes(made: Made) -> None:
@@ -439,7 +444,7 @@ def test_curves_are_those_of_the_csv_with_the_limits_marked(made: Made) -> None:
 
 
 def test_reports_and_a_store_of_different_makings_are_refused(tmp_path: Path, made: Made, world: World) -> None:
-    other = make(tmp_path, world, local(tmp_path, "x", TRAIN[:3], TEST))
+    other = make(tmp_path, world, local(tmp_path, "x", TRAIN[:3], VALIDATION))
     out = tmp_path / "refused"
     with pytest.raises(HalosError, match="run `tokenize` again"):
         D.describe(made.folder / "report.json", made.folder / "tokens.json", other.folder / "store", made.model, out)
