@@ -80,7 +80,8 @@ class Job:
         """The rule and what it is about: `train_cell sft-kto/seed1`, `configure grids/both`, `check d/m/sft`; KEY for
         the key of a batch."""
         w = self.wildcards
-        about = f"{w['method']}/{w['run']}" if "method" in w else w.get("folder", "/".join(w.values()))
+        cell = "/".join(w[k] for k in ("method", "run") if k in w)
+        about = cell or w.get("folder", "/".join(w.values()))
         extra = [w[k] for k in ("part", "prompts", "judge", "task") if k in w and "method" in w]
         return re.sub("answering/[0-9a-f]{12}", "answering/KEY", " ".join([self.rule, about, *extra]).strip())
 

@@ -1,0 +1,134 @@
+"""Sweeps through real commands: what is tried once, what waits for the choice, and what another choice makes again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from halos.train.settings import Stage
+from tests.workflow.conftest import Project
+
+FILE = "my_study.yaml"
+ARGUMENTS = ("--configfile", "config.yaml", FILE, "--", "train")
+SELECT: dict[str, Any] = {"metric": "kl", "goal": "lowest"}  # on the data, where it falls with the learning rate
+GRID = {"datasets": ["d"], "models": ["m"], "methods": ["dpo"], "seeds": [1, 2], "judges": ["j"]}
+
+
+def study(project: Project, *rates: float, select: dict[str, Any] = SELECT, **more: Any) -> Project:
+    """A sweep of the learning rate in a second config file."""
+    stages = {"dpo": {"sweep": {"lr": list(rates)}, "select": select}}
+    (project.path / FILE).write_text(
+        yaml.safe_dump({"grid": "tuned", "stages": stages, "grids": {"tuned": GRID}, **more})
+    )
+    return project
+
+
+def trial(rate: float) -> str:
+    """The method of a trial."""
+    [name] = Stage(loss="dpo", sweep={"lr": [rate]}, select=SELECT).tried
+    return f"dpo~{name}"
+
+
+def chosen(project: Project) -> float:
+    choice = json.loads((project.results / "choices/d/m/dpo/choice.json").read_text())
+    rate: float = choice["trials"][choice["chosen"]]["settings"]["lr"]
+    return rate
+
+
+@pytest.fixture(scope="module")
+def tuned(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A finished sweep over two learning rates, with two seeds of the chosen one."""
+    project = study(small.copy(tmp_path_factory.mktemp("tuned") / "project"), 1e-4, 1e-3)
+    run = project.snakemake(*ARGUMENTS, timeout=500).ok()
+    trained = [f"train_cell {method}/seed1" for method in sorted((trial(1e-4), trial(1e-3)))]
+    assert [name for name in run.names if name.startswith("train_cell")] == [
+        "train_cell dpo/seed1", "train_cell dpo/seed2", *trained
+    ]  # fmt: skip
+    assert [name for name in run.names if name.startswith("reference")] == ["reference base/seed0 responses"]
+    return project
+
+
+@pytest.fixture
+def done(tuned: Project, tmp_path: Path) -> Project:
+    return tuned.copy(tmp_path / "project")
+
+
+@pytest.mark.slow
+def test_the_best_trial_is_the_model_of_its_seed_and_other_seeds_are_trained_with_its_settings(done: Project) -> None:
+    assert chosen(done) == 1e-3
+    weights = "model/model.safetensors"
+    assert (done.cell("dpo") / weights).samefile(done.cell(trial(1e-3)) / weights)
+    for seed in (1, 2):
+        assert yaml.safe_load((done.cell("dpo", seed) / "config.yaml").read_text())["stage"]["lr"] == 1e-3
+    assert done.dry(*ARGUMENTS).jobs == []
+
+
+@pytest.mark.slow
+def test_a_worse_trial_more_runs_alone_and_a_better_one_makes_the_seeds_again(done: Project) -> None:
+    run = study(done, 1e-5, 1e-4, 1e-3).snakemake(*ARGUMENTS).ok()
+    assert run.names == [
+        "choose dpo", "configure choices/d/m/dpo", f"configure runs/d/m/{trial(1e-5)}/seed1",
+        f"train_cell {trial(1e-5)}/seed1",
+    ]  # fmt: skip
+    assert (chosen(done), done.dry(*ARGUMENTS).jobs) == (1e-3, [])
+    run = study(done, 1e-4, 1e-3, 1e-2).snakemake(*ARGUMENTS).ok()
+    assert run.names == [
+        "choose dpo", "configure choices/d/m/dpo", "configure runs/d/m/dpo/seed1", "configure runs/d/m/dpo/seed2",
+        f"configure runs/d/m/{trial(1e-2)}/seed1", "train_cell dpo/seed1", "train_cell dpo/seed2",
+        f"train_cell {trial(1e-2)}/seed1",
+    ]  # fmt: skip
+    assert (chosen(done), done.dry(*ARGUMENTS).jobs) == (1e-2, [])
+
+
+JUDGED: dict[str, Any] = {
+    "prompts": {"v": {"split": "validation", "limit": 8, "max_new_tokens": 8}},
+    "judges": {
+        "jv": {"kind": "verifier", "verifier": "toy", "prompts": "v", "baseline": {"method": "base", "seed": 0}}
+    },
+}
+
+
+def test_trials_answer_validation_prompts_alone_and_no_choice_depends_on_a_test_file(
+    small: Project, tmp_path: Path
+) -> None:
+    project = study(small.copy(tmp_path / "project"), 1e-4, 1e-3, select={"judge": "jv"}, **JUDGED)
+    run = project.dry("--configfile", "config.yaml", FILE, "--", "all")
+    trials = sorted((trial(1e-4), trial(1e-3)))
+    sampled = [name for name in run.names if name.startswith(("sample", "judge"))]
+    assert sampled == [
+        "judge dpo/seed1 j", "judge dpo/seed2 j", *(f"judge {method}/seed1 jv" for method in trials),
+        "sample base/seed0 v", "sample dpo/seed1 p", "sample dpo/seed2 p",
+        *(f"sample {method}/seed1 v" for method in trials),
+    ]  # fmt: skip
+    made = {file: job for job in run.jobs for file in job.fields.get("output", "").split(", ")}
+    upstream, wanted = set(), ["results/choices/d/m/dpo/choice.json"]
+    while wanted:
+        file = wanted.pop()
+        if file and file not in upstream:
+            upstream.add(file)
+            wanted += made[file].input if file in made and made[file].rule != "prepare" else []
+    assert "results/data/d/validation.parquet" in upstream
+    assert [file for file in upstream if "test" in file] == []
+    last = {job.name for job in run.jobs if "results/data/d/test.parquet" in job.input}
+    assert any(name.startswith("judge dpo/seed1") for name in last)  # else nothing would be looked for
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "test prompts": ({"select": {"judge": "j"}}, "j judges answers to p, test prompts: name a judge whose prompts"),
+    "a task of test prompts": ({"select": {"task": "t"}}, "t is made of test prompts: name a task with"),
+    "an unknown judge": ({"select": {"judge": "k"}}, "stages.dpo.select.judge: there is no 'k' in judges"),
+    "a baseline that is chosen": ({"select": {"judge": "jv"}, "judges": {"jv": {
+        **JUDGED["judges"]["jv"], "baseline": {"method": "dpo"}}}}, "what chooses its settings is made from"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES))
+def test_a_choice_that_cannot_be_is_refused_before_any_job(mistake: str, small: Project, tmp_path: Path) -> None:
+    changes, words = MISTAKES[mistake]
+    project = study(small.copy(tmp_path / "project"), 1e-4, 1e-3, **{**JUDGED, **changes})
+    run = project.snakemake("-n", *ARGUMENTS).failed()
+    assert words in run.output
