@@ -281,6 +281,7 @@ def _count_anew(
 ) -> None:
     """Count what became of the records of train that were written, but for those that stay: `chosen` counts these. A
     record that is cut off is a row of validation, as if it had been read for that."""
+    train.prompts = array("Q")
     for place, (source, rows) in train.opened.items():
         tally, counts = train.tallies[place], np.bincount(fate[places == place], minlength=len(REASONS) + 2).tolist()
         moved = counts[VALIDATION]
