@@ -68,7 +68,7 @@ def prepare(
     with ExitStack() as stack:
         paths = dict(zip(SPLITS, (train, validation, test), strict=True))
         files = {split: stack.enter_context(whole(path)) for split, path in paths.items()}
-        indices = {"test": PromptIndex(), "validation": PromptIndex()}
+        indices = {"validation": PromptIndex(), "test": PromptIndex()}
         splits = {split: _Split(split, opened[split]) for split in SPLITS}
         splits["test"].write(files["test"], indices["test"].add, without={})
         held_out = splits["test"].counted(
