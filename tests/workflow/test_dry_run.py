@@ -208,7 +208,7 @@ def upstream(run: Run, job: Job) -> set[str]:
     files: set[str] = set()
     waiting = [job]
     while waiting:
-        for file in set(waiting.pop().input) - files:
+        for file in set(filter(None, waiting.pop().input)) - files:
             files.add(file)
             if file in made_by:
                 waiting.append(made_by[file])
