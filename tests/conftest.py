@@ -40,8 +40,8 @@ CATALOGUE: dict[str, Any] = {
         }
     },
     "datasets": {
-        "d": {"sources": [{"name": "toy", "options": {"prompts": 240, "validation_prompts": 40, "test_prompts": 40}}], "max_length": 100,
-              "max_prompt_length": 60, "eval_examples": 24}
+        "d": {"sources": [{"name": "toy", "options": {"prompts": 240, "validation_prompts": 40, "test_prompts": 40}}],
+              "max_length": 100, "max_prompt_length": 60, "eval_examples": 24}
     },
     "stages": {
         **{name: {"loss": name, "lr": 1e-3, "batch_size": 8, "examples": 64, "checkpoint_every": 3} for name in LOSSES},

@@ -68,7 +68,7 @@ def prepare(
     with ExitStack() as stack:
         paths = dict(zip(SPLITS, (train, validation, test), strict=True))
         files = {split: stack.enter_context(whole(path)) for split, path in paths.items()}
-        indices = {"test": PromptIndex(), "validation": PromptIndex()}
+        indices = {"validation": PromptIndex(), "test": PromptIndex()}
         splits = {split: _Split(split, opened[split]) for split in SPLITS}
         splits["test"].write(files["test"], indices["test"].add, without={})
         held_out = splits["test"].counted(
@@ -281,6 +281,7 @@ def _count_anew(
 ) -> None:
     """Count what became of the records of train that were written, but for those that stay: `chosen` counts these. A
     record that is cut off is a row of validation, as if it had been read for that."""
+    train.prompts = array("Q")
     for place, (source, rows) in train.opened.items():
         tally, counts = train.tallies[place], np.bincount(fate[places == place], minlength=len(REASONS) + 2).tolist()
         moved = counts[VALIDATION]

@@ -54,7 +54,8 @@ class Case:
         options: dict[str, Any] = {
             "config": self.folder / "batch.yaml", "cell": self.cell, "model": self.world.base / "model",
             "manifest": self.world.base / "manifest.json", "store": self.world.store, "output": self.output,
-            "kept": self.folder / "kept", "feedback": [self.test] * len(prompts), "local": [self.test] * len(tasks), "batch": 4,
+            "kept": self.folder / "kept", "feedback": [self.test] * len(prompts), "local": [self.test] * len(tasks),
+            "batch": 4,
         }  # fmt: skip
         answers.answer(**{**options, **changes})
         return self.output

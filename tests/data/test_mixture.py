@@ -51,7 +51,7 @@ def test_sources_are_mixed_as_asked(tmp_path: Path, settings: list[dict[str, Any
     assert report["train"]["drops"].get("not drawn by the limit or weight of its source", 0) == 140 - sum(drawn)
     assert [[text[0] for text in prompts(tmp_path)].count(name) for name in "ab"] == drawn
     assert report["test"]["rows_out"] == 6  # all of test stays
-    assert report["overlap"]["records"] == sum(drawn)
+    assert report["overlaps"]["test"]["records"] == sum(drawn)
     for found, asked in zip(report["train"]["sources"], settings, strict=True):
         assert {key: found[key] for key in ("limit", "weight") if found[key] is not None} == asked
 

@@ -94,7 +94,7 @@ def test_beginnings_continuations_and_nearly_equal_prompts_are_counted_and_shown
 def test_a_system_turn_that_all_share_makes_no_prompts_nearly_equal(tmp_path: Path) -> None:
     long = " ".join(f"Rule {i} of this assistant is rule number {i}." for i in range(50))
     train, test = ([dialogue(f"{word} {i} of them", system=long) for i in range(5)] for word in ("Count", "Draw"))
-    assert run_prepare(tmp_path, local(tmp_path, rows(*train), rows(*test)))["overlap"]["near"] == 0
+    assert run_prepare(tmp_path, local(tmp_path, rows(*train), rows(*test)))["overlaps"]["test"]["near"] == 0
 
 
 def test_the_prompts_of_another_dataset_are_sought_in_train(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_prompt_of_two_sources_stays_in_two_records_and_is_counted(tmp_path: P
 def test_splits_are_written_as_json_lines_if_so_named(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "hh.jsonl", comparisons(60))
     run_prepare(tmp_path, {"name": "hh", "options": {"path": str(path)}})
-    outputs = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    outputs = [tmp_path / f"{split}.jsonl" for split in SPLITS]
     prepare(tmp_path / "config.yaml", *outputs, tmp_path / "report.json")
     for output in outputs:
         assert list(feedback.read(output)) == list(feedback.read(tmp_path / f"out/{output.stem}.parquet"))

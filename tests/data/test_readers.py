@@ -218,7 +218,10 @@ def test_a_name_with_the_signs_of_a_pattern_is_a_file_where_there_is_one(tmp_pat
         ("mixed/*.jsonl", "holds files of several splits"),
         ("partly", "holds files of several splits"),
         ([], "`path` names no file"),
-        ({"train": "a", "dev": "b"}, "`path` takes files of both splits, or some for train and some for test"),
+        (
+            {"train": "a", "dev": "b"},
+            "`path` takes files of all splits, or some for each of train, validation and test",
+        ),
     ],
 )
 def test_a_path_that_names_no_files_or_mixes_splits_is_refused(path: Any, message: str, tmp_path: Path) -> None:

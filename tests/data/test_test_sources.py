@@ -52,8 +52,8 @@ def test_train_prompts_that_nearly_recur_in_them_are_counted(tmp_path: Path) -> 
     near = [{**record(0), "prompt": [{"role": "user", "content": text}]} for text in (f"{long}?", f"{long}, please?")]
     sources = own(tmp_path, "a.jsonl", [near[0], record(1)])
     report = run_prepare(tmp_path, sources, test_sources=[other(tmp_path, "b.jsonl", [near[1]])])
-    assert report["overlap"]["records"] == 2
-    assert report["overlap"]["near"] == 1
+    assert report["overlaps"]["test"]["records"] == 2
+    assert report["overlaps"]["test"]["near"] == 1
 
 
 def test_no_row_may_be_lost_between_the_splits() -> None:

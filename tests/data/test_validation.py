@@ -46,6 +46,7 @@ def test_it_has_exactly_as_many_conversations_as_were_asked_for(wanted: Any, cou
     assert not found["validation"] & found["train"]
     assert [report[split]["rows_out"] for split in SPLITS] == [2 * (40 - count), 2 * count, 0]
     assert all(report[s]["rows_in"] == report[s]["rows_out"] and not report[s]["drops"] for s in SPLITS)
+    assert all(report[s]["shared_prompts"] == 0 for s in SPLITS)
 
 
 def test_by_default_there_are_256_of_them_at_most(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_reward_models_are_cells_of_their_own() -> None:
 
 
 SLICES = {
-    "data/d": {"dataset", "sources", "drop_duplicates", "seed", "plugins"},
+    "data/d": {"dataset", "sources", "drop_duplicates", "validation_prompts", "seed", "plugins"},
     "tokens/d/m": {
         "dataset",
         "model",

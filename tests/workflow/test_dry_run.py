@@ -16,7 +16,7 @@ from halos.registry import LOSSES
 from halos.study.cells import Cell
 from halos.study.paths import Paths
 from halos.views import VIEWS
-from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
+from tests.workflow.conftest import CATALOGUE, ROOT, Job, Project, Run
 
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 RULES = sorted((ROOT / "rules").glob("*.smk"))
@@ -197,6 +197,49 @@ def test_all_losses_with_one_parent_share_its_reference(fresh: Project) -> None:
         "reference sft/seed1 mismatched",
         "reference sft/seed1 responses",
     ]
+
+
+# ---- what is made from test prompts -------------------------------------------------------------------------------
+
+
+def upstream(run: Run, job: Job) -> set[str]:
+    """All files that a job is made from, those of the jobs before it included."""
+    made_by = {file: other for other in run.jobs for file in other.fields.get("output", "").split(", ")}
+    files: set[str] = set()
+    waiting = [job]
+    while waiting:
+        for file in set(filter(None, waiting.pop().input)) - files:
+            files.add(file)
+            if file in made_by:
+                waiting.append(made_by[file])
+    return files
+
+
+@pytest.mark.parametrize("evaluate", ["fresh", "dataset"])
+def test_nothing_that_trains_is_made_from_test_prompts(fresh: Project, evaluate: str) -> None:
+    """Rounds with both kinds of evaluation, reward models of both kinds, and a reference of another model."""
+    rounds = {"rounds": 2, "prompts_per_round": 4, "label": "l", "evaluate": evaluate}
+    run = fresh.edit({
+        "models.other": CATALOGUE["models"]["m"] | {"tokenizer": {"from": "m"}},
+        "models.theirs": {"hub": "some/reward-model"},
+        "labellers": {"l": {"kind": "verifier", "verifier": "toy", "feedback": "binary"}},
+        "stages": {
+            **CATALOGUE["stages"], "kto_on": {"loss": "kto", "online": rounds}, "rm": {"loss": "bradley_terry"},
+            "ppo": {"loss": "ppo", "reward": "score", "reward_model": "theirs"},
+            "ppo_rm": {"loss": "ppo", "reward": "score", "reward_model": "sft-rm"},
+            "far": {"loss": "dpo", "reference": "other"},
+        },
+        "grids.both.methods": ["sft-dpo", "sft-kto_on", "sft-ppo", "sft-ppo_rm", "far"],
+        "grids.both.reward_models": ["sft-rm"],
+    }).dry("all")  # fmt: skip
+    training = {*TRAININGS, "label_round", "sample_round", "tokenize", "tokenize_round", "reference", "reference_round",
+                "reference_of_model", "score", "join", "check"}  # fmt: skip
+    found = {job.rule: upstream(run, job) for job in run.jobs if job.rule in training}
+    assert found.keys() == training
+    assert [rule for rule, files in found.items() if any(Path(file).name == "test.parquet" for file in files)] == []
+    assert all("results/data/d/validation.parquet" in files for files in found.values())
+    [answer, *_] = [job for job in run.jobs if job.rule == "answer"]
+    assert "results/data/d/test.parquet" in answer.input
 
 
 # ---- prompts of another dataset -----------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ class Contamination(Subject):
             "Records of the train split whose prompt is equal to one that is held out or judged, is the beginning of "
             "its conversation, goes on from it, or has nearly its words (Jaccard similarity of three-word shingles of "
             f"at least {SIMILAR}, estimated by MinHash); each is counted once, by the first of these that holds. "
-            "Found: distinct prompts that recur. Case, punctuation at the ends and system turns are not compared. Prompts "
-            "equal to one of the own validation or test split were dropped from train."
+            "Found: distinct prompts that recur. Case, punctuation at the ends and system turns are not compared. "
+            "Prompts equal to one of the own validation or test split were dropped from train."
         )
         return [Table(caption, lines), *_examples(results)]
 

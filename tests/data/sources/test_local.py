@@ -297,7 +297,7 @@ def test_a_row_of_another_split_in_a_splits_own_file_is_counted(tmp_path: Path) 
         ({**scalar("A.", 1), "output": {"text": "A."}}, "field output.0.role: Field required"),
         ({**scalar("A.", 1), "prompt": [{"role": "user"}]}, "field prompt.0.content: Field required"),
         ({**scalar("A.", 1), "prompt": [assistant("A.")]}, "the prompt does not end in a user turn"),
-        ({**scalar("A.", 1), "split": "validation"}, "field split: Input should be 'train' or 'test'"),
+        ({**scalar("A.", 1), "split": "dev"}, "field split: Input should be 'train', 'validation' or 'test'"),
         ({**binary("A.", 1, 1), "label": 2}, "field label: 2 is no label; write true or false, or 1 or 0"),
         ({**binary("A.", 1, 1), "label": "yes"}, "field label: 'yes' is no label; write true or false, or 1 or 0"),
         ({**pairwise("A.", "B.", 1, (1, 0)), "reward_B": None}, "only one of the two responses has a reward"),

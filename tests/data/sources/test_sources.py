@@ -128,7 +128,7 @@ def test_files_are_streamed(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"path": "nowhere.jsonl"}, "there is no file nowhere.jsonl"),
-        ({"path": {"train": "a", "dev": "b"}}, "some for train and some for test"),
+        ({"path": {"train": "a", "dev": "b"}}, "or some for each of train, validation and test"),
         ({"path": "nowhere.jsonl", "test_fraction": 1.5}, "test_fraction is 1.5"),
     ],
 )

@@ -278,7 +278,7 @@ def test_each_kind_of_example_is_shown_with_what_is_known_of_it(made: Made) -> N
     page = Page(made.page)
     headings = [heading for heading, _ in page.examples]
     for kind in ("SFT target", "pair", "desirable", "undesirable"):
-        assert f"{kind} test split" in headings
+        assert f"{kind} validation split" in headings
         assert f"{kind} train split" in headings
     assert len({str(prompt) for _, (prompt, *_) in page.examples}) == len(page.examples)
     [lost] = [blocks for heading, blocks in page.examples if heading == "prompt that lost turns train split"]
