@@ -12,7 +12,7 @@ CODE := Snakefile rules
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env env-vllm check-envs demo test lint format clean
+.PHONY: help env env-vllm check-envs demo test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,14 +45,21 @@ demo: $(ENV)
 	@echo "report    results/report.zip (unpack it and open report/report.html)"
 
 # a worker for each core, and one more for the tests on Slurm, which mostly wait; tests/conftest.py says who gets what
-test: lint
+test: $(ENV)
+	$(MAKE) --jobs 2 --output-sync lint
 	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses $$(($$(nproc) + 1)) --dist loadfile
 
-lint: $(ENV)
+lint: lint-python lint-types lint-rules
+
+lint-python: $(ENV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+lint-types: $(ENV)
+	.venv/bin/mypy
+
+lint-rules: $(ENV)
 	.venv/bin/snakefmt --check $(CODE)
 	.venv/bin/snakemake --lint
 

@@ -125,7 +125,7 @@ def _run(config: Config, *ids: str) -> Content:
     for name in cell.method.partition(TRIAL)[0].split("-"):
         entry(config, "stages", name)
     stage = config.stage(cell.stage, cell.model, cell.trial)
-    if stage.sweep:
+    if stage.sweep and not fresh:  # which the settings that a sweep varies do not change
         stage = stage.trial(chosen(cell, stage))
     rounds = stage.online.rounds if stage.online else 0
     if cell.round > rounds:
