@@ -19,8 +19,8 @@ def value_text(value: Any) -> str:
     """A setting's value as the config writes it: 3e-5, 0.25, true, cosine."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-    if value and not 1e-3 <= abs(value) < 1e5:
-        return np.format_float_scientific(value, precision=3, trim="-", exp_digits=1)
+    if value and not 1e-2 <= abs(value) < 1e5:
+        return np.format_float_scientific(value, precision=3, trim="-", exp_digits=1).replace("+", "")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -16,15 +16,15 @@ from halos.report.results import Results
 from halos.report.style import looks_of
 from halos.report.subject import Outline, Subject, subject
 from halos.report.words import Page, number_of, records, row_names
-from halos.study.choice import Choice
 
 TRIALS = [*ROW, "trial", "chosen", "diverged", "measure", "value", "low", "high", "n", "steps", "seconds"]
 NO_SWEEP = "No stage of this grid has a sweep."
-WIDE = 8
-"""Quotient of the largest and the least value of a setting from which on its axis is logarithmic. Values that are drawn
-from a logarithmic range of a factor of ten differ by less than that."""
+WIDE = 20
+"""Quotient of two values of a setting from which on their axis is logarithmic."""
 TICKS = 5
 """Values that an axis has a tick each for; where there are more, it has ticks of its own."""
+CLOSE = 0.15
+"""Distance of two values, of the length of an axis, from which on their labels would overlap."""
 
 
 @subject
@@ -84,15 +84,16 @@ class Trials(Subject):
         if frame.empty:
             return empty(NO_SWEEP)
         looks, choices = looks_of(results), results.choices
-        names = list(dict.fromkeys(name for choice in choices.values() for name in _swept(choice)))
         figure = mpl.figure.Figure(layout="constrained")
-        axes = figure.subplots(len(choices), len(names), squeeze=False, sharey="row")
-        figure.set_size_inches(2.1 * len(names) + 0.8, 1.75 * len(choices) + 0.35)
-        for (i, (cell, choice)), (j, name) in product(enumerate(choices.items()), enumerate(names)):
+        columns = max(len(choice.winner.settings) for choice in choices.values())
+        axes = figure.subplots(len(choices), columns, squeeze=False, sharey="row")
+        figure.set_size_inches(max(3.6, 2.1 * columns + 0.8), 1.75 * len(choices) + 0.35)
+        for (i, (cell, choice)), j in product(enumerate(choices.items()), range(columns)):
             ax = axes[i, j]
-            if name not in _swept(choice):
+            if j >= len(choice.winner.settings):
                 ax.remove()
                 continue
+            name = list(choice.winner.settings)[j]
             part = part_of(frame, ROW, (cell.dataset, cell.model, cell.method)).set_index("trial")
             look = looks[cell.method]
             places = _axis(ax, {trial: tried.settings[name] for trial, tried in choice.trials.items()})
@@ -107,48 +108,57 @@ class Trials(Subject):
                     ax.plot(x, row["value"], "o", color="#222222", markerfacecolor="none", markersize=9, mew=1)
             ax.grid(axis="y")
             ax.set_xlabel(name)
-            if name == _swept(choice)[0]:
+            if j == 0:
                 panel = results.panel_label(cell.dataset, cell.model)
                 title = results.method_label(cell.method)
                 several = len(results.datasets) * len(results.models) > 1
                 ax.set_title(f"{title} ({panel})" if several else title, loc="left")
                 ax.set_ylabel(measure_text(results, choice).replace(" by ", "\nby ").replace(" of ", "\nof ", 1))
-                ax.tick_params(labelleft=True)
         diverged = "; ×: diverged" if frame["diverged"].any() else ""
         figure.supxlabel(f"each point is a trial, with its 95 % interval; ring: chosen{diverged}", fontsize=7.5)
         return figure
 
 
-def _swept(choice: Choice) -> list[str]:
-    return list(choice.winner.settings)
+def _logarithmic(values: list[float]) -> bool:
+    """Whether values are spread more evenly on a logarithmic axis: their largest gap is less of the whole there. Of two
+    values, whether they are far apart."""
+    x = np.unique(values)
+    if len(x) < 2 or x[0] <= 0:
+        return False
+    if len(x) == 2:
+        return bool(x[1] > WIDE * x[0])
+    return bool(np.diff(np.log(x)).max() / np.log(x[-1] / x[0]) < np.diff(x).max() / (x[-1] - x[0]))
 
 
 def _axis(ax: mpl.axes.Axes, values: dict[str, Any]) -> dict[str, float]:
-    """Set up an axis for the values that trials have of one setting.
+    """Set up an axis for the values that trials have of one setting: a discrete one for names and for a few numbers
+    that would crowd each other.
 
     Returns:
         The place of each trial, with those of equal values side by side.
     """
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.values())
-    names = list(dict.fromkeys(map(value_text, values.values())))
-    at = {trial: float(value if numeric else names.index(value_text(value))) for trial, value in values.items()}
-    log = numeric and 0 < WIDE * min(at.values()) < max(at.values())
-    ticks = {x: value_text(values[trial]) for trial, x in at.items()}
-    if log:
-        ax.set_xscale("log")
-        at = {trial: float(np.log10(x)) for trial, x in at.items()}
+    shown = {trial: value_text(value) for trial, value in values.items()}
+    log = numeric and _logarithmic(list(values.values()))
+    at = {trial: float(np.log10(x) if log else x) for trial, x in values.items()} if numeric else {}
+    gaps = np.diff(np.unique(list(at.values())))
+    few = len(gaps) < TICKS
+    if not numeric or (few and len(gaps) and gaps.min() < CLOSE * gaps.sum()):
+        names = list(dict.fromkeys(shown[trial] for trial in (sorted(at, key=at.__getitem__) or shown)))
+        at, log, few = {trial: float(names.index(name)) for trial, name in shown.items()}, False, True
     room = 0.12 * (max(at.values()) - min(at.values())) or 0.5
     equal = {x: [trial for trial in at if at[trial] == x] for x in at.values()}
     places = {t: x + 0.3 * room * (equal[x].index(t) - (len(equal[x]) - 1) / 2) for t, x in at.items()}
     limits = min(places.values()) - room, max(places.values()) + room
-    ax.set_xlim(*(10**x if log else x for x in limits))
-    if not numeric or len(ticks) <= TICKS:
+    ax.set(xscale="log" if log else "linear", xlim=[10**x if log else x for x in limits])
+    if few:
+        ticks = {10**x if log else x: shown[trial] for trial, x in at.items()}
         ax.xaxis.set_major_locator(mpl.ticker.FixedLocator(list(ticks)))
         ax.xaxis.set_major_formatter(mpl.ticker.FixedFormatter(list(ticks.values())))
         ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
-    elif log:
+    else:
+        subs = (1.0, 2.0, 5.0) if limits[1] - limits[0] < 2 else (1.0,)
+        ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=subs) if log else mpl.ticker.MaxNLocator(4))
         ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: value_text(float(value))))
         ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    else:
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
     return {trial: 10**x if log else x for trial, x in places.items()}
