@@ -177,8 +177,8 @@ def test_settings_are_drawn_on_the_axis_that_suits_their_values(tree: tuple[Path
 @pytest.mark.parametrize(
     ("values", "scale"),
     [((8, 16, 64), "log"), (Range(min=1e-5, max=1e-4, log=True), "log"), (Range(min=0.01, max=1.0), "linear"),
-     ((0.0, 1e-4, 1e-2), "linear"), ((1e-5, 1e-3), "log"), ((0.1, 0.5), "linear"), ((1e-5, 1.1e-5, 1e-3), "linear"),
-     ((0.1, True), "linear")],
+     ((0.0, 1e-4, 1e-2), "linear"), ((1e-5, 1e-3), "log"), ((0.1, 0.5), "linear"),
+     ((2.55e-5, 1.19e-4, 2.55e-4, 1e-3), "log"), ((0.1, True), "linear")],
 )  # fmt: skip
 def test_an_axis_is_logarithmic_where_values_are_spread_evenly_on_it_and_labels_never_overlap(
     tree: tuple[Path, Path], values: Any, scale: str

@@ -23,8 +23,8 @@ WIDE = 20
 """Quotient of two values of a setting from which on their axis is logarithmic."""
 TICKS = 5
 """Values that an axis has a tick each for; where there are more, it has ticks of its own."""
-CLOSE = 0.15
-"""Distance of two values, of the length of an axis, from which on their labels would overlap."""
+CLOSE = 0.05
+"""Distance, of the length of an axis, below which two points cannot be told apart; and width of a digit."""
 
 
 @subject
@@ -131,8 +131,8 @@ def _logarithmic(values: list[float]) -> bool:
 
 
 def _axis(ax: mpl.axes.Axes, values: dict[str, Any]) -> dict[str, float]:
-    """Set up an axis for the values that trials have of one setting: a discrete one for names and for a few numbers
-    that would crowd each other.
+    """Set up an axis for the values that trials have of one setting: a discrete one for names, and for a few numbers
+    that could not be told apart.
 
     Returns:
         The place of each trial, with those of equal values side by side.
@@ -143,9 +143,12 @@ def _axis(ax: mpl.axes.Axes, values: dict[str, Any]) -> dict[str, float]:
     at = {trial: float(np.log10(x) if log else x) for trial, x in values.items()} if numeric else {}
     gaps = np.diff(np.unique(list(at.values())))
     few = len(gaps) < TICKS
-    if not numeric or (few and len(gaps) and gaps.min() < CLOSE * gaps.sum()):
+    nearest = gaps.min() / gaps.sum() if len(gaps) else 1.0
+    if not numeric or (few and not log and nearest < CLOSE):
         names = list(dict.fromkeys(shown[trial] for trial in (sorted(at, key=at.__getitem__) or shown)))
-        at, log, few = {trial: float(names.index(name)) for trial, name in shown.items()}, False, True
+        at, few = {trial: float(names.index(name)) for trial, name in shown.items()}, True
+    elif nearest < CLOSE * max(map(len, shown.values())):
+        few = False
     room = 0.12 * (max(at.values()) - min(at.values())) or 0.5
     equal = {x: [trial for trial in at if at[trial] == x] for x in at.values()}
     places = {t: x + 0.3 * room * (equal[x].index(t) - (len(equal[x]) - 1) / 2) for t, x in at.items()}
