@@ -77,8 +77,8 @@ def how_chosen(results: Results) -> str:
     compared = [last[method] for method in results.methods if method in last]
     if len(set(compared)) > 1:
         sentences.append(
-            "Methods had different numbers of trials, and the best of more is better for that alone: compare them at the "
-            "same number."
+            "Methods had different numbers of trials, and the best of more is better for that alone: compare them at "
+            "the same number."
         )
     untuned = [results.method_label(m) for m in results.methods if m != BASE and m not in last]
     if untuned:
