@@ -6,6 +6,7 @@ Every number comes from the settings that the runs were made with, so the text c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.settings import TaskSlice
 from halos.models.attention import AUTO
 from halos.publish.cards import optimizer, schedule
+from halos.report.choices import measure_text, over_text, settings_text, value_text
 from halos.report.render import markdown_table
 from halos.report.results import Results
 from halos.sample.settings import PromptsSlice
@@ -42,6 +44,7 @@ def methods(grid: Results) -> str:
         "**Training.** Methods are chains of stages, each from the weights of the one before; a stage's reference is "
         "what it starts from, unless its settings name another. " + _training(grid),
         _stages(grid),
+        *(["**Tuning.** " + _tuning(grid)] if grid.sweeps else []),
         *(["**Judging.** " + " ".join(_judge(grid, name) for name in grid.judges)] if grid.judges else []),
         *(["**Benchmarks.** " + " ".join(_task(grid, name) for name in grid.tasks)] if grid.tasks else []),
         "**Statistics.** A value is the mean over seeds and prompts. Intervals are at 95 %: a bootstrap over prompts, "
@@ -106,7 +109,7 @@ def _stages(grid: Results) -> str:
     for cell in _first_of_each_stage(grid):
         stage = grid.settings(cell)
         row = (
-            grid.method_label(str(cell.stage)), loss_text(stage["loss"]), optimizer(stage), f"{stage['lr']:g}",
+            _stage_name(grid, cell), loss_text(stage["loss"]), optimizer(stage), f"{stage['lr']:g}",
             schedule(stage), str(stage["batch_size"]),
             str(grid.manifest(cell).steps), settings(stage),
         )  # fmt: skip
@@ -121,14 +124,55 @@ def _stages(grid: Results) -> str:
 
 
 def _first_of_each_stage(grid: Results) -> Iterator[Cell]:
-    """A cell for each stage and model that the grid trains or starts from, with the first dataset and seed."""
-    seen = set()
-    for model, method in product(grid.models, (*grid.methods, *grid.reward_models)):
-        cell = Cell(grid.datasets[0], model, method, grid.seeds[0])
+    """A cell for each stage and model that the grid trains or starts from, with the first dataset and seed; of a stage
+    whose settings are chosen, one for each choice."""
+    seen: set[Any] = set()
+    for model, method, dataset in product(grid.models, (*grid.methods, *grid.reward_models), grid.datasets):
+        cell = Cell(dataset, model, method, grid.seeds[0])
         for made in reversed(list(cell.lineage())):
-            if made.stage and (model, made.stage) not in seen:
-                seen.add((model, made.stage))
+            what = replace(made, seed=0) if _is_tuned(grid, made) else (model, made.stage)
+            if made.stage and what not in seen:
+                seen.add(what)
                 yield made
+
+
+def _is_tuned(grid: Results, cell: Cell) -> bool:
+    return replace(cell, seed=0) in grid.choices
+
+
+def _stage_name(grid: Results, cell: Cell) -> str:
+    """The stage; where its settings are chosen, the whole method, and the dataset if the grid has several."""
+    if not _is_tuned(grid, cell):
+        return grid.method_label(str(cell.stage))
+    several = f" ({grid.label('datasets', cell.dataset)})" if len(grid.datasets) > 1 else ""
+    return grid.method_label(cell.method) + several
+
+
+def _tuning(grid: Results) -> str:
+    """How each method's settings were chosen, and what the trials took."""
+    sentences = []
+    for cell, choice in grid.choices.items():
+        several = len(grid.datasets) * len(grid.models) > 1
+        where = f" ({grid.panel_label(cell.dataset, cell.model)})" if several else ""
+        ranges = [_range(name, [t.settings[name] for t in choice.trials.values()]) for name in choice.winner.settings]
+        diverged = sum(trial.value is None for trial in choice.trials.values())
+        sentences.append(
+            f"The settings of {grid.method_label(cell.method)}{where} were chosen among "
+            f"{_count(len(choice.trials), 'trial')} ({', '.join(ranges)}) by {measure_text(grid, choice)}, "
+            f"{over_text(choice)}: {settings_text(choice.winner.settings)}."
+            + (f" {_count(diverged, 'trial').capitalize()} diverged." if diverged else "")
+        )
+    trials = [trial for choice in grid.choices.values() for trial in choice.trials.values()]
+    hours = sum(trial.seconds for trial in trials) / 3600
+    return " ".join([*sentences, f"All {len(trials)} trials trained for {hours:,.1f} hours."])
+
+
+def _range(name: str, values: list[Any]) -> str:
+    """The least and the largest value of a setting, or all that are no numbers: lr 1e-5 to 1e-3."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        values = [min(values), max(values)]
+        return f"{name} {' to '.join(dict.fromkeys(map(value_text, values)))}"
+    return f"{name} {_list(list(dict.fromkeys(map(value_text, values))))}"
 
 
 def settings(stage: dict[str, Any]) -> str:

@@ -14,6 +14,9 @@ from halos.report.results import Results
 
 PICTURES = ("win_rate.svg", "training.svg")
 TABLES = ("main.md", "benchmarks.md", "comparisons.md")
+TUNING_PICTURES = ("tuning.svg",)
+TUNING_TABLES = ("tuned.md", "trials.md")
+"""Of a grid with sweeps."""
 
 
 def make(config: Path, output: Path, results: Path = Path("results")) -> None:
@@ -31,14 +34,16 @@ def make(config: Path, output: Path, results: Path = Path("results")) -> None:
     text = methods(grid)
     write_text(output / "methods.md", f"# Methods: {grid.label('grids', grid.grid)}\n\n{text}")
     tables, figures = grid.paths.tables(grid.grid), grid.paths.figures(grid.grid)
+    pictures = (*PICTURES, *(TUNING_PICTURES if grid.sweeps else ()))
+    shown = (*TABLES, *(TUNING_TABLES if grid.sweeps else ()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template("overview.html.jinja").render(
         title=grid.label("grids", grid.grid),
         facts=facts(grid),
-        pictures=[(Path(name).stem, _embedded(figures / name)) for name in PICTURES if (figures / name).is_file()],
-        tables=[_html((tables / name).read_text().replace("# ", "## ", 1)) for name in TABLES],
+        pictures=[(Path(name).stem, _embedded(figures / name)) for name in pictures if (figures / name).is_file()],
+        tables=[_html((tables / name).read_text().replace("# ", "## ", 1)) for name in shown],
         methods=_html(text),
     )
     write_text(output / "overview.html", page)

@@ -11,7 +11,7 @@ from halos.report.lazy import pd
 
 NOTHING = "–"
 MINUS = "\N{MINUS SIGN}"
-LEFT = ("Dataset", "Model", "Method", "Against", "Judge", "What", "Train", "Judged")
+LEFT = ("Dataset", "Model", "Method", "Against", "Judge", "What", "Train", "Judged", "Settings")
 """Columns of text."""
 ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -56,7 +56,7 @@ class Results:
         self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
         self.judges, self.tasks = list(grid.judges), list(grid.tasks)
         self.published = grid.published
-        self.overlaps, self._sweeps = grid.overlaps, grid.sweeps
+        self.overlaps, self.sweeps, self._counterparts = grid.overlaps, grid.sweeps, grid.counterparts
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
 
@@ -164,8 +164,12 @@ class Results:
     @cached_property
     def choices(self) -> dict[Cell, Choice]:
         """The choices between trials that the grid's methods are made by: cell of the method, of seed 0 -> choice."""
-        cells = [Cell(*ids, 0) for ids in self._sweeps]
+        cells = [Cell(*ids, 0) for ids in self.sweeps]
         return {cell: Choice.read(self.paths.choice(cell).choice) for cell in cells}
+
+    def counterpart(self, kind: str, name: str) -> str | None:
+        """The grid's judge or task that measures on test prompts what another one, which chooses, does on others."""
+        return self._counterparts.get(kind, {}).get(name)
 
     # ---- judgements ----------------------------------------------------------------------------------------
 

@@ -144,8 +144,12 @@ def _stage(method: str) -> str:
 
 
 def looks_of(results: Results) -> dict[str, Look]:
-    """The look of each method and reward model of a grid, the same in all of its figures."""
-    return looks({method: results.loss(method) for method in (*results.methods, *results.reward_models)})
+    """The look of each method and reward model of a grid, and of those on the way to them that a sweep has; the same in
+    all of its figures."""
+    own = [*results.methods, *results.reward_models]
+    swept = [method for _, _, method in results.sweeps if method not in own]
+    drawn = looks({method: results.loss(method) for method in (*own, *swept)})
+    return drawn | (looks({method: results.loss(method) for method in own}) if swept else {})
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Outline:
         judges: settings of the judges.
         stages: settings of the last stage of each trained method, for each model.
         published: name of the published results to compare with, if any.
+        sweeps: (dataset, model, method) of each choice between trials.
     """
 
     models: tuple[str, ...]
@@ -33,6 +34,7 @@ class Outline:
     judges: tuple[Judge, ...]
     stages: tuple[Stage, ...]
     published: str | None
+    sweeps: tuple[tuple[str, str, str], ...]
 
     @classmethod
     def of(cls, config: Config) -> Outline:
@@ -46,6 +48,7 @@ class Outline:
             tuple(config.judges[name] for name in grid.judges),
             tuple(config.stage(method.rsplit("-", 1)[-1], model) for method, model in product(trained, grid.models)),
             grid.published,
+            tuple(config.sweeps(config.grid)),
         )
 
 

@@ -53,12 +53,15 @@ class GridSlice(Grid, Slice):
         labels: kind -> id -> name in tables and figures, of the entries that have a label.
         prompt_data: (dataset, split) of its prompt sets that are of a dataset of their own.
         sweeps: (dataset, model, method) of each choice between trials that its methods are made by.
+        counterparts: `judges` and `tasks` -> id of one that chooses between trials -> id of the grid's own that
+            measures the same on test prompts.
     """
 
     grid: str
     labels: dict[str, dict[str, str]]
     prompt_data: tuple[tuple[str, str], ...] = ()
     sweeps: tuple[tuple[str, str, str], ...] = ()
+    counterparts: dict[str, dict[str, str]] = {}
 
     @property
     def overlaps(self) -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from halos.settings import identity
 from halos.study.catalogue import KINDS, Config
 from halos.study.cells import Cell
 from halos.study.choice import chosen_by
+from halos.study.counterparts import counterparts
 from halos.study.local import contents
 from halos.study.paths import Paths
 from halos.tokens.chat import read_template
@@ -199,7 +200,7 @@ def _grid(config: Config, name: str) -> Content:
     prompt_data = [list(pair) for pair in config.prompt_data(name)]
     content = {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
     sweeps = [[*ids] for ids in config.sweeps(name)]
-    return {**content, "sweeps": sweeps} if sweeps else content
+    return {**content, "sweeps": sweeps, "counterparts": counterparts(config, name)} if sweeps else content
 
 
 SLICES: dict[str, Callable[..., Content]] = {

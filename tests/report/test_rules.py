@@ -11,6 +11,9 @@ import pytest
 from halos.errors import HalosError
 from halos.report import subjects, tables
 from halos.study.catalogue import load
+from halos.study.study import Study
+from halos.train.settings import Stage
+from halos.workflow.targets import Targets
 from tests.workflow.bound import Workflow
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +39,16 @@ def of_grid(**changes):
 )  # fmt: skip
 def test_a_grid_has_the_figures_that_show_something(changes, names):
     assert of_grid(**changes).targets.figures == names.split()
+
+
+def test_a_grid_with_a_sweep_has_tables_and_figures_of_it_with_captions():
+    stage = Stage(loss="dpo", sweep={"lr": [1e-5, 1e-4]}, select={"metric": "loss"})
+    config = CATALOGUE.model_copy(update={"stages": {**CATALOGUE.stages, "dpo": stage}})
+    plain, swept = (Targets(Study(catalogue)) for catalogue in (CATALOGUE, config))
+    assert set(swept.tables) - set(plain.tables) == {"trials", "tuned"}
+    assert set(swept.figures) - set(plain.figures) == {"sensitivity", "tuning"}
+    captions = {path.stem for path in (ROOT / "rules/captions").glob("*.rst")}
+    assert {*swept.tables, *(f"{name}_figure" for name in swept.figures)} <= captions
 
 
 def test_every_figure_and_table_is_drawn_by_its_verb_and_has_a_caption(tmp_path, write_tree):
