@@ -250,9 +250,9 @@ def _write_train_and_validation(
         if chooses:
             feedback.write(train.chosen(written, places, fate == KEPT, compare), files["train"])
         duplicates = contents.report(repeats, written, settings.drop_duplicates)
-        sketches = contents.prompt_sketches[fate == KEPT]
+        kept = np.flatnonzero(fate == KEPT)
         return duplicates, {
-            split: comparison.overlap(sketches, files["train"], files[split])
+            split: comparison.overlap(contents.prompt_sketches, kept, files["train"], files[split])
             for split, comparison in comparisons.items()
         }
 

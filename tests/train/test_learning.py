@@ -73,7 +73,7 @@ def test_conditional_training_tells_good_from_bad(world: World, parent: Path, tm
     assert float((good - bad).mean()) > 0.1
 
 
-def test_a_reward_model_ranks_held_out_pairs(world: World, parent: Path, tmp_path: Path) -> None:
+def test_a_reward_model_ranks_validation_pairs(world: World, parent: Path, tmp_path: Path) -> None:
     run = world.train(tmp_path, "bradley_terry", parent=parent, changes={"examples": 320})
     *_, last = map(json.loads, (run / "train.jsonl").read_text().splitlines())
-    assert last["rewards/accuracy"] >= 0.85
+    assert last["rewards/accuracy"] >= 0.75  # of 24 pairs, whose questions begin as none of train does

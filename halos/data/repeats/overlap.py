@@ -105,11 +105,12 @@ class Comparison:
         self._kinds.append(kind)
         self._numbers.append(number)
 
-    def overlap(self, sketches: Bytes, train: Path, prompts: Path, chunk: int = 2**16) -> Overlap:
+    def overlap(self, sketches: Bytes, at: NDArray[np.intp], train: Path, prompts: Path, chunk: int = 2**16) -> Overlap:
         """What was found.
 
         Args:
-            sketches: (n, PERMUTATIONS) of the prompts of all records that were added.
+            sketches: (m, PERMUTATIONS) of prompts.
+            at: (n,) the sketch of each record that was added.
             train: the file of these records.
             prompts: the file of the index.
             chunk: records to look at together.
@@ -118,21 +119,21 @@ class Comparison:
         unseen = np.flatnonzero(kinds == Kind.NONE) if self._index.rows else np.empty(0, np.intp)
         for start in range(0, len(unseen), chunk):
             rows = unseen[start : start + chunk]
-            near = self._index.find_near(sketches[rows])
+            near = self._index.find_near(sketches[at[rows]])
             numbers[rows] = near
             kinds[rows[near >= 0]] = Kind.NEAR
         found = [np.flatnonzero(kinds == kind) for kind in (Kind.EQUAL, Kind.BEGINS, Kind.CONTINUES, Kind.NEAR)]
         first = np.concatenate([rows[:EXAMPLES] for rows in found])
-        at = {int(row): self._index.rows[numbers[row]] for row in first}
-        ours, theirs = feedback.records_at(train, at), feedback.records_at(prompts, at.values())
+        theirs_at = {int(row): self._index.rows[numbers[row]] for row in first}
+        ours, theirs = feedback.records_at(train, theirs_at), feedback.records_at(prompts, theirs_at.values())
         examples = [
             Example(
                 kind=Kind(kinds[row]).name.lower(),
                 first=shown(ours[row]),
-                second=shown(theirs[at[row]]),
-                similarity=round(float(agreement(sketches[row], self._index.sketch(numbers[row]))), 2),
+                second=shown(theirs[theirs_at[row]]),
+                similarity=round(float(agreement(sketches[at[row]], self._index.sketch(numbers[row]))), 2),
             )
-            for row in at
+            for row in theirs_at
         ]
         return Overlap(
             records=len(kinds),
@@ -162,6 +163,6 @@ def overlap(train: Path, prompts: Path, output: Path) -> None:
         of = Fingerprint(record)
         comparison.add(of)
         sketches.append(of.conversation)
-    found = comparison.overlap(sketches.of(), train, prompts)
+    found = comparison.overlap(sketches.of(), np.arange(len(sketches.of())), train, prompts)
     print(found.sentence(f"{train} and the prompts of {prompts}"), file=sys.stderr)
     found.write(output)

@@ -8,7 +8,16 @@ from statistics import mean
 import pytest
 
 from halos.data.feedback import Feedback
-from halos.data.sources.toy import FAMILIES, LONG_WORDS, NAMES, answer, questions, toy, verify
+from halos.data.sources.toy import (
+    FAMILIES,
+    LONG_WORDS,
+    NAMES,
+    answer,
+    questions,
+    toy,
+    validation_questions,
+    verify,
+)  # fmt: skip
 from halos.errors import HalosError
 from halos.registry import SOURCES, VERIFIERS
 
@@ -26,6 +35,11 @@ def test() -> list[Feedback]:
     return list(toy("test"))
 
 
+@pytest.fixture(scope="module")
+def validation() -> list[Feedback]:
+    return list(toy("validation"))
+
+
 def test_it_is_registered_as_a_source_and_a_verifier():
     assert SOURCES["toy"] is toy
     assert VERIFIERS["toy"] is verify
@@ -36,7 +50,7 @@ def test_the_records_depend_on_the_arguments_alone(train):
     assert list(toy("train", seed=1)) != train
     code = (
         "import hashlib; from halos.data.sources.toy import toy; "
-        "print(hashlib.sha256(repr([list(toy(s)) for s in ('train', 'test')]).encode()).hexdigest())"
+        "print(hashlib.sha256(repr([list(toy(s)) for s in ('train', 'validation', 'test')]).encode()).hexdigest())"
     )
     runs = [
         subprocess.run(
@@ -62,8 +76,17 @@ def test_no_test_question_occurs_in_train(test):
         assert not [prompt for prompt in halves[1] if prompt in halves[0]]
 
 
-def test_prompts_are_all_different(train, test):
-    ids = [r.prompt_id for r in train + test]
+def test_no_validation_question_occurs_in_another_split(validation):
+    asked = [q.prompt for name in FAMILIES for half in (True, False) for q in questions(name, half)]
+    own = [q.prompt for name in FAMILIES for q in validation_questions(name)]
+    assert not [prompt for prompt in own if prompt in asked]
+    seen = {turn["content"] for r in [*toy("train"), *toy("test")] for turn in r.prompt}
+    assert not [r for r in validation if r.prompt[-1]["content"] in seen]
+    assert {family for family in FAMILIES if any(FAMILIES[family].subject(r.prompt) for r in validation)} == {*FAMILIES}
+
+
+def test_prompts_are_all_different(train, validation, test):
+    ids = [r.prompt_id for r in train + validation + test]
     assert len(set(ids)) == len(ids)
 
 
@@ -77,24 +100,24 @@ def test_the_train_split_knows_every_subject_that_is_held_out(name):
 @pytest.mark.parametrize("quality", list(product((True, False), repeat=3)))
 def test_the_verifier_sees_the_quality_that_a_response_was_written_with(name, quality):
     rng = Random(0)
-    for question in questions(name, True) + questions(name, False)[::5]:
+    for question in questions(name, True) + questions(name, False)[::5] + validation_questions(name)[::5]:
         response = answer(question, quality, rng)
         assert tuple(verify(question.prompt, response).values()) == quality, response
 
 
-def test_stored_scores_are_the_verifiers(train, test):
-    for record in train + test:
+def test_stored_scores_are_the_verifiers(train, validation, test):
+    for record in train + validation + test:
         assert record.scores == [pytest.approx(mean(verify(record.prompt, r).values())) for r in record.responses]
 
 
-def test_records_are_sound(train, test):
+def test_records_are_sound(train, validation, test):
     assert len(train) == 2000
-    assert len(test) == 240
-    for record in train + test:
+    assert len(validation) == len(test) == 240
+    for record in train + validation + test:
         assert record.problem() is None
         assert len(set(record.responses)) == len(record.responses) <= 5
         assert all(record.scores[w] > record.scores[lo] for w, lo in record.pairs)
-    for record in test:
+    for record in validation + test:
         assert record.target is not None
         assert record.pairs
 
