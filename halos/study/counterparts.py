@@ -36,4 +36,4 @@ def _measure(config: Config, kind: str, name: str) -> tuple[str, dict[str, Any]]
     measuring = getattr(config, kind)[name]
     asked = config.prompts[measuring.prompts] if kind == "judges" else measuring
     content = {**identity(asked), **identity(measuring)}
-    return getattr(asked, "split", "test"), {k: v for k, v in content.items() if k not in NOT_MEASURED}
+    return asked.split, {k: v for k, v in content.items() if k not in NOT_MEASURED}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -36,103 +37,132 @@ def choose(config: Path, results: Path, output: Path) -> None:
         HalosError: a file of a trial is missing, or every trial diverged.
     """
     settings, paths = ChoiceSlice.read(config), Paths(results)
-    trials, measured = {}, None
-    for name, tried in settings.trials:
+    select, runs, costs = settings.select, {}, {}
+    for name, _ in settings.trials:
         method = f"{settings.method}{TRIAL}{name}"
-        runs = [paths.run(Cell(settings.dataset, settings.model, method, seed)) for seed in settings.select.seeds]
-        manifests = [Manifest.read(run.manifest) for run in runs]
-        cost = {"steps": manifests[0].steps, "seconds": sum(manifest.seconds for manifest in manifests)}
-        diverged = [manifest.diverged for manifest in manifests]
-        if any(diverged):
-            trials[name] = Tried(settings=tried, values=dict.fromkeys(settings.select.seeds), value=None, **cost)
-            continue
-        measured = measure(settings.select, runs)
-        mean, low, high = (_finite(value) for value in (measured.over.mean, measured.over.low, measured.over.high))
-        by_seed = dict(zip(settings.select.seeds, measured.by_seed, strict=True))
-        trials[name] = Tried(settings=tried, values=by_seed, value=mean, low=low, high=high, **cost)
-    known = {name: trial.value for name, trial in trials.items() if trial.value is not None}
-    if not known or measured is None:
+        tried = [paths.run(Cell(settings.dataset, settings.model, method, seed)) for seed in select.seeds]
+        manifests = [Manifest.read(run.manifest) for run in tried]
+        costs[name] = {"steps": manifests[0].steps, "seconds": sum(manifest.seconds for manifest in manifests)}
+        if not any(manifest.diverged for manifest in manifests):
+            runs[name] = tried
+    if not runs:
         raise HalosError(
             f"every trial of {settings.method} diverged, so none can be chosen: lower the learning rates of its sweep"
+        )
+    measured = measure(select, list(runs.values()))
+    estimates = dict(zip(runs, measured.estimates(), strict=True))
+    values = dict(zip(runs, measured.values, strict=True))
+    trials = {}
+    for name, tried_settings in settings.trials:
+        e = estimates.get(name)
+        by_seed = values[name] if name in values else [None] * len(select.seeds)
+        trials[name] = Tried(
+            settings=tried_settings,
+            values=dict(zip(select.seeds, by_seed, strict=True)),
+            **({"value": None} if e is None else {"value": e.mean, "low": _finite(e.low), "high": _finite(e.high)}),
+            **costs[name],
         )
     Choice(
         dataset=settings.dataset,
         model=settings.model,
         method=settings.method,
-        select=settings.select,
+        select=select,
         measure=measured.name,
         unit_interval=measured.unit_interval,
         lowest=measured.lowest,
-        n=measured.over.prompts or None,
+        n=measured.n,
         trials=trials,
-        chosen=(min if measured.lowest else max)(known, key=known.__getitem__),  # the first one of equals
+        # the first one of equals
+        chosen=(min if measured.lowest else max)(estimates, key=lambda name: estimates[name].mean),
     ).write(output)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a trial reached.
+    """What trials reached.
 
     Attributes:
         name: of the measure, in words.
-        by_seed: the value of each seed.
-        over: their mean with its interval.
+        values: trial -> seed -> the value.
         unit_interval: whether values lie between 0 and 1.
         lowest: whether the lowest value is best.
+        n: prompts or documents that a value is a mean over; None where it is none.
+        tables: trial -> (seeds, prompts), where values are means over prompts.
+        errors: trial -> seed -> standard error, where they are not; NaN where there is none.
     """
 
     name: str
-    by_seed: list[float]
-    over: Estimate
+    values: list[list[float]]
     unit_interval: bool
     lowest: bool = False
+    n: int | None = None
+    tables: list[pd.DataFrame] | None = None
+    errors: list[list[float]] | None = None
+
+    def estimates(self) -> list[Estimate]:
+        """The mean of each trial over its seeds, with its interval. What two seeds add to it is taken to be the same
+        for all trials, as it is for all methods of a table."""
+        two = len(self.values[0]) == 2
+        if self.tables is not None:
+            seeds = statistics.pooled(self.tables, self.unit_interval) if two else None
+            return [statistics.estimate(table, bounded=self.unit_interval, seeds=seeds) for table in self.tables]
+        errors = self.errors or [[np.nan] * len(values) for values in self.values]
+        pairs = list(zip(self.values, errors, strict=True))
+        pooled = statistics.mean_of([statistics.seeds_of_means(*pair) for pair in pairs]) if two else None
+        return [statistics.over_seeds(*pair, pooled) for pair in pairs]
 
 
-def measure(select: Select, runs: Sequence[RunPaths]) -> Measured:
-    """What a trial reached by the measure that decides.
+def measure(select: Select, trials: Sequence[Sequence[RunPaths]]) -> Measured:
+    """What trials reached by the measure that decides.
 
     Args:
         select: what decides.
-        runs: the trial's run of each seed.
+        trials: the runs of each trial, one for each seed.
 
     Raises:
         HalosError: a file is missing, or does not give the measure.
     """
     if select.judge is not None:
-        return _judged(select.judge, [run.judged(select.judge) for run in runs], select.by)
+        return _judged(select.judge, [[run.judged(str(select.judge)) for run in runs] for runs in trials], select.by)
     if select.task is not None:
-        return _scored([run.task(select.task) for run in runs])
-    assert select.metric is not None
-    values = [_evaluated(run.log, select.metric) for run in runs]
-    over = statistics.over_seeds(values, [np.nan] * len(values))
-    unit = select.metric.endswith("accuracy")
-    return Measured(f"{select.metric} of the last evaluation", values, over, unit, select.lowest)
+        return _scored([[run.task(str(select.task)) for run in runs] for runs in trials])
+    metric = str(select.metric)
+    values = [[_evaluated(run.log, metric) for run in runs] for runs in trials]
+    return Measured(f"{metric} of the last evaluation", values, metric.endswith("accuracy"), select.lowest)
 
 
-def _judged(judge: str, files: Sequence[Path], by: Literal["win_rate", "score"]) -> Measured:
-    judgements = [Judgement.read(file) for file in files]
-    rows = []
-    for judgement in judgements:
-        wins = zip(judgement.annotations, judgement.values(), strict=True)
-        worth = [(a.prompt_id, win if by == "win_rate" else a.candidate_score) for a, win in wins]
-        rows.append(pd.DataFrame(worth, columns=["prompt_id", "value"]).astype({"value": float}).groupby("prompt_id"))
-    table = pd.DataFrame([group["value"].mean() for group in rows]).dropna(axis="columns", how="all")
-    if table.empty or table.isna().all(axis=1).any():
-        raise HalosError(f"{files[0]} has no {by}: choose by another judge, or by its win rate")
-    unit = by == "win_rate" or judgements[0].kind == "verifier"
-    name = f"{by.replace('_', ' ')} by {judge}"
-    return Measured(name, table.mean(axis=1).tolist(), statistics.estimate(table, bounded=unit), unit)
+def _judged(judge: str, files: Sequence[Sequence[Path]], by: Literal["win_rate", "score"]) -> Measured:
+    judgements = [[Judgement.read(file) for file in of_trial] for of_trial in files]
+    tables = [pd.DataFrame([_by_prompt(judgement, by) for judgement in of_trial]) for of_trial in judgements]
+    tables = [table.dropna(axis="columns", how="all") for table in tables]
+    for table, of_trial in zip(tables, files, strict=True):
+        if table.empty or table.isna().all(axis=1).any():
+            raise HalosError(f"{of_trial[0]} has no {by}: choose by another judge, or by its win rate")
+    unit = by == "win_rate" or judgements[0][0].kind == "verifier"
+    means = [table.mean(axis=1).tolist() for table in tables]
+    n = max(table.shape[1] for table in tables)
+    return Measured(f"{by.replace('_', ' ')} by {judge}", means, unit, n=n, tables=tables)
 
 
-def _scored(files: Sequence[Path]) -> Measured:
-    results = [TaskResult.read(file) for file in files]
-    values = [np.nan if result.value is None else result.value for result in results]
-    if np.isnan(values).any():
-        raise HalosError(f"{files[int(np.argmax(np.isnan(values)))]} has no value: choose by another task")
-    errors = [np.nan if result.stderr is None else result.stderr for result in results]
-    over = replace(statistics.over_seeds(values, errors), prompts=results[0].n)
-    unit = min(values) >= 0 and max(values) <= 1
-    return Measured(f"{results[0].metric} of {results[0].task_id}", values, over, unit, not results[0].higher_is_better)
+def _by_prompt(judgement: Judgement, by: Literal["win_rate", "score"]) -> pd.Series:
+    """The mean over a prompt's samples: prompt_id -> value."""
+    wins = zip(judgement.annotations, judgement.values(), strict=True)
+    worth = [(a.prompt_id, win if by == "win_rate" else a.candidate_score) for a, win in wins]
+    frame = pd.DataFrame(worth, columns=["prompt_id", "value"]).astype({"value": float})
+    means: pd.Series = frame.groupby("prompt_id")["value"].mean()
+    return means
+
+
+def _scored(files: Sequence[Sequence[Path]]) -> Measured:
+    results = [[TaskResult.read(file) for file in of_trial] for of_trial in files]
+    for result, file in zip(chain(*results), chain(*files), strict=True):
+        if result.value is None:
+            raise HalosError(f"{file} has no value: choose by another task")
+    values = [[float(result.value or 0) for result in of_trial] for of_trial in results]
+    errors = [[np.nan if result.stderr is None else result.stderr for result in of_trial] for of_trial in results]
+    unit, first = all(0 <= value <= 1 for value in chain(*values)), results[0][0]
+    name = f"{first.metric} of {first.task_id}"
+    return Measured(name, values, unit, not first.higher_is_better, first.n, errors=errors)
 
 
 def _evaluated(log: Path, metric: str) -> float:

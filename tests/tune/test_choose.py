@@ -70,6 +70,14 @@ def test_without_ties_the_interval_of_one_seed_is_wilsons(results: Path) -> None
     assert (choice.winner.low, choice.winner.high) == pytest.approx(wilson(5, 8))
 
 
+def test_what_two_seeds_add_is_taken_to_be_the_same_for_all_trials(results: Path) -> None:
+    """From two numbers of one trial alone nothing would be known: a t of one degree of freedom has no end."""
+    choice = chosen(results, {"judge": "toy", "seeds": [1, 2]})
+    widths = [(trial.high or 0) - (trial.low or 0) for trial in choice.trials.values()]
+    assert max(widths) < 0.95
+    assert max(widths) < 1.2 * min(widths)
+
+
 def test_several_seeds_are_averaged_and_their_spread_widens_the_interval(results: Path) -> None:
     one, two = chosen(results, {"judge": "toy"}), chosen(results, {"judge": "toy", "seeds": [1, 2]})
     assert two.trials["aaaaaa"].values == pytest.approx({1: 2.5 / 8, 2: 6.5 / 8})

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from tests.conftest import CATALOGUE as SMALL
+from tests.workflow.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 240
@@ -136,10 +137,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the project in which commands are run, with these variables in their environment."""
+    """A copy of the project in which commands are run, with these variables in their environment.
+
+    `python` is the folder of the Python that jobs run, before that of this environment.
+    """
 
     path: Path
     variables: dict[str, str] = field(default_factory=dict, kw_only=True, hash=False)
+    python: Path = field(default=Path(sys.executable).parent, kw_only=True)
 
     @property
     def results(self) -> Path:
@@ -170,11 +175,11 @@ class Project:
     def copy(self, to: Path) -> Project:
         """The same, results and Snakemake's records included, with their times."""
         subprocess.run(["cp", "-a", str(self.path), str(to)], check=True, timeout=60)
-        return Project(to, variables=self.variables)
+        return replace(self, path=to)
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SNAKEMAKE_", "PYTHON", "PYTEST_"))}
-        path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+        path = f"{self.python}:{Path(sys.executable).parent}:{kept['PATH']}"
         return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **self.variables, **more}
 
     def snakemake(self, *arguments: str, timeout: float = TIMEOUT, **environment: str) -> Run:
@@ -253,6 +258,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(copy_files(tmp_path_factory.mktemp("small")))
     project.write_config(CATALOGUE)
     return project
+
+
+@pytest.fixture(scope="session")
+def warm(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """`small`, whose jobs do not wait for imports. For copies that are run, unless they kill or look for a process."""
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield replace(small, python=server.folder)
+    server.stop()
+
+
+@pytest.fixture
+def quick(warm: Project, tmp_path: Path) -> Project:
+    """A copy of `warm` to edit and to run."""
+    return warm.copy(tmp_path / "project")
 
 
 @pytest.fixture

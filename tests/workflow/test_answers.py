@@ -38,9 +38,9 @@ def answered(run: Run) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cell(small: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+def cell(warm: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     """A cell with its answers to two prompt sets and three tasks, and the command that made them."""
-    project = small.copy(tmp_path_factory.mktemp("cell") / "project").edit(STUDY)
+    project = warm.copy(tmp_path_factory.mktemp("cell") / "project").edit(STUDY)
     return project, project.snakemake(*TARGETS).ok()
 
 
@@ -83,19 +83,19 @@ def test_a_change_answers_again_what_it_touches(done: Project, change: dict[str,
     assert answered(done.edit(change).dry(*TARGETS)) == [f"answer {CELL}", *named]
 
 
-def test_data_that_change_answer_again_what_is_made_from_them(fresh: Project) -> None:
+def test_data_that_change_answer_again_what_is_made_from_them(quick: Project) -> None:
     data = CATALOGUE["datasets"]["d"]
-    fresh.edit({
+    quick.edit({
         "datasets": {"d": data, "e": data}, "prompts": {**STUDY["prompts"], "q": {"dataset": "e", "limit": 2}},
         "grids.both": {**STUDY["grids.both"], "tasks": ["t"]},
     }).snakemake(*TARGETS).ok()  # fmt: skip
     again = [f"answer {CELL}", f"sample {CELL} q"]
     source = {"name": "toy", "options": {"prompts": 200, "test_prompts": 26}}
-    assert answered(fresh.edit({"datasets.e": {**data, "sources": [source]}}).dry(*TARGETS)) == again
-    assert answered(fresh.edit({"prompts.q.limit": 3}).snakemake(*TARGETS).ok()) == again
-    assert fresh.dry(*TARGETS).jobs == []
+    assert answered(quick.edit({"datasets.e": {**data, "sources": [source]}}).dry(*TARGETS)) == again
+    assert answered(quick.edit({"prompts.q.limit": 3}).snakemake(*TARGETS).ok()) == again
+    assert quick.dry(*TARGETS).jobs == []
     source["options"]["test_prompts"] = 28
-    assert answered(fresh.edit({"datasets.e": {**data, "sources": [source]}}).dry(*TARGETS)) == again
+    assert answered(quick.edit({"datasets.e": {**data, "sources": [source]}}).dry(*TARGETS)) == again
 
 
 def test_one_file_can_be_asked_for_alone(small: Project, done: Project) -> None:

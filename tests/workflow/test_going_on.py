@@ -20,9 +20,9 @@ def manifest(project: Project, method: str, run: str = "seed1") -> dict[str, Any
     return content
 
 
-def test_an_optimiser_goes_on_over_rounds_whose_reference_is_another_model(fresh: Project) -> None:
-    (fresh.path / "vowels.py").write_text(VERIFIER)
-    content = fresh.read_config()
+def test_an_optimiser_goes_on_over_rounds_whose_reference_is_another_model(quick: Project) -> None:
+    (quick.path / "vowels.py").write_text(VERIFIER)
+    content = quick.read_config()
     content["models"]["other"] = {**content["models"]["m"], "seed": 5}
     content["plugins"] = ["vowels.py"]
     content["labellers"] = {"vowels": {"kind": "verifier", "verifier": "vowels", "feedback": "binary"}}
@@ -34,38 +34,38 @@ def test_an_optimiser_goes_on_over_rounds_whose_reference_is_another_model(fresh
     content["stages"]["kto"]["reference"] = "sft-dpo"
     content["grids"]["pair"] |= {"methods": ["kto_on", "sft-kto"], "tasks": [], "judges": []}
     content["grid"] = "pair"
-    fresh.write_config(content)
-    fresh.snakemake("train", timeout=500).ok()
-    other = json.loads((fresh.results / "models/other/manifest.json").read_text())["weights"]
+    quick.write_config(content)
+    quick.snakemake("train", timeout=500).ok()
+    other = json.loads((quick.results / "models/other/manifest.json").read_text())["weights"]
     for number in (1, 2):
-        assert manifest(fresh, "kto_on", f"seed1/round{number}")["inputs"]["reference"] == other
-    assert manifest(fresh, "sft-dpo")["inputs"]["reference"] == other
-    assert manifest(fresh, "sft-kto")["inputs"]["reference"] == manifest(fresh, "sft-dpo")["weights"]
-    assert not list((fresh.results / "runs").rglob("optimizer"))
-    lines = (fresh.results / "runs/d/m/kto_on/seed1/train.jsonl").read_text().splitlines()
+        assert manifest(quick, "kto_on", f"seed1/round{number}")["inputs"]["reference"] == other
+    assert manifest(quick, "sft-dpo")["inputs"]["reference"] == other
+    assert manifest(quick, "sft-kto")["inputs"]["reference"] == manifest(quick, "sft-dpo")["weights"]
+    assert not list((quick.results / "runs").rglob("optimizer"))
+    lines = (quick.results / "runs/d/m/kto_on/seed1/train.jsonl").read_text().splitlines()
     rates = [line["lr"] for line in map(json.loads, lines) if line["split"] == "train"]
-    first, second = (manifest(fresh, "kto_on", f"seed1/round{number}")["steps"] for number in (1, 2))
+    first, second = (manifest(quick, "kto_on", f"seed1/round{number}")["steps"] for number in (1, 2))
     expected = [learning_rate(k, 2 * first, 0.1, "linear") for k in range(first)]
     expected += [learning_rate(first + k, first + second, 0.1, "linear") for k in range(second)]
     assert rates == pytest.approx([1e-3 * rate for rate in expected])
-    own = Store(fresh.results / "tokens/d/m/store").view("validation", "unpaired").num_rows
+    own = Store(quick.results / "tokens/d/m/store").view("validation", "unpaired").num_rows
     for number in (1, 2):
-        assert manifest(fresh, "kto_on", f"seed1/round{number}")["data"]["validation"]["examples"] == own
-    assert fresh.dry("train").jobs == []
+        assert manifest(quick, "kto_on", f"seed1/round{number}")["data"]["validation"]["examples"] == own
+    assert quick.dry("train").jobs == []
 
 
-def test_a_finished_cell_is_trained_further(fresh: Project) -> None:
-    content = fresh.read_config()
+def test_a_finished_cell_is_trained_further(quick: Project) -> None:
+    content = quick.read_config()
     content["stages"]["sft"]["keep_optimizer"] = True
     content["stages"]["more"] = {"resume_from": "sft", "examples": 96}
     content["grids"]["pair"] |= {"methods": ["more-simpo"], "tasks": [], "judges": []}
     content["grid"] = "pair"
-    fresh.write_config(content)
-    fresh.snakemake("train", timeout=400).ok()
-    assert manifest(fresh, "more")["inputs"]["resumed"] == manifest(fresh, "sft")["weights"]
-    assert (manifest(fresh, "sft")["steps"], manifest(fresh, "more")["steps"]) == (8, 12)
-    assert manifest(fresh, "more-simpo")["inputs"]["weights"] == manifest(fresh, "more")["weights"]
-    assert fresh.dry("train").jobs == []
-    assert fresh.edit({"stages.more.examples": 128}).dry("train").names == [
+    quick.write_config(content)
+    quick.snakemake("train", timeout=400).ok()
+    assert manifest(quick, "more")["inputs"]["resumed"] == manifest(quick, "sft")["weights"]
+    assert (manifest(quick, "sft")["steps"], manifest(quick, "more")["steps"]) == (8, 12)
+    assert manifest(quick, "more-simpo")["inputs"]["weights"] == manifest(quick, "more")["weights"]
+    assert quick.dry("train").jobs == []
+    assert quick.edit({"stages.more.examples": 128}).dry("train").names == [
         "configure runs/d/m/more/seed1", "train_cell more-simpo/seed1", "train_cell more/seed1"
     ]  # fmt: skip

@@ -318,12 +318,12 @@ def test_the_answers_to_questions_name_settings_that_exist() -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_run_in_their_order(small: Project, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_run_in_their_order(warm: Project, tmp_path: Path) -> None:
     """On models and data of seconds, with the names that the page has; those of a block side by side, to save time.
 
     It is slow because all twelve are real: some forty jobs, most of which import torch.
     """
-    project = small.copy(tmp_path / "project")
+    project = warm.copy(tmp_path / "project")
     (project.path / "my_losses.py").write_text(block("python", "class DummyKTO"))
     (project.path / "data").mkdir(exist_ok=True)
     feedback = [

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def rounds_of(names: list[str]) -> set[int]:
 
 
 @pytest.fixture(scope="module")
-def online(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def online(warm: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A finished cell of three rounds."""
-    project = small.copy(tmp_path_factory.mktemp("online") / "project")
+    project = warm.copy(tmp_path_factory.mktemp("online") / "project")
     (project.path / "vowels.py").write_text(VERIFIER)
     content = project.read_config()
     content["plugins"] = ["vowels.py"]
@@ -135,8 +136,10 @@ def test_a_fixed_reference_is_the_parent_in_every_round(done: Project) -> None:
     assert abs(first["kl"]) > 1e-4  # the policy has left its reference in the first round
 
 
-def test_a_kill_in_the_second_round_repeats_nothing_of_the_first(online: Project, done: Project) -> None:
-    cell = done.path / CELL
+def test_a_kill_in_the_second_round_repeats_nothing_of_the_first(
+    online: Project, done: Project, small: Project
+) -> None:
+    done, cell = replace(done, python=small.python), done.path / CELL
     shutil.rmtree(cell)
     with done.started(MANIFEST) as (process, log):
         deadline = time.monotonic() + 200

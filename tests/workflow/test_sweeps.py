@@ -40,9 +40,9 @@ def chosen(project: Project) -> float:
 
 
 @pytest.fixture(scope="module")
-def tuned(small: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def tuned(warm: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A finished sweep over two learning rates, with two seeds of the chosen one."""
-    project = study(small.copy(tmp_path_factory.mktemp("tuned") / "project"), 1e-4, 1e-3)
+    project = study(warm.copy(tmp_path_factory.mktemp("tuned") / "project"), 1e-4, 1e-3)
     run = project.snakemake(*ARGUMENTS, timeout=500).ok()
     trained = [f"train_cell {method}/seed1" for method in sorted((trial(1e-4), trial(1e-3)))]
     assert [name for name in run.names if name.startswith("train_cell")] == [
