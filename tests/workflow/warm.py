@@ -2,7 +2,7 @@
 
 Imports are most of the time of a job of a small study. A folder with a `python` that asks the server stands first in
 PATH; the process that the server forks has the caller's arguments, folder, variables and open files, and runs the code
-of the folder, as always. What kills or looks for such processes has to use the real one: these have another command line.
+of the folder, as always. What kills or looks for such processes uses the real one: these have another command line.
 """
 
 from __future__ import annotations
