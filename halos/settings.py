@@ -128,5 +128,4 @@ def dump(content: Any) -> str:
         text: str = yaml.dump(content, Dumper=yaml.CSafeDumper, **options)
         if "\\" not in text:
             return text
-    text = yaml.safe_dump(content, **options)
-    return text
+    return str(yaml.safe_dump(content, **options))
