@@ -95,7 +95,7 @@ def test_evaluations_are_of_the_average_as_soon_as_there_is_one(world: World, tm
     for key, line in lines["plain"].items():
         trained = key[0] == "train" or key[1] == 0
         assert (lines["ema"][key] == line) == trained
-        assert (lines["uniform"][key] == line) == (trained or key[1] == 2)
+        assert (lines["uniform"][key] == line) == (trained or key[1] <= 4)  # of one step, after 4
     shorter = world.train(tmp_path / "shorter", "dpo", changes={**STEPS, "examples": 32, "average": EMA})
     assert log(shorter)[-1] == lines["ema"]["eval", 4]
 
@@ -124,9 +124,10 @@ def test_a_run_that_is_stopped_and_resumed_is_bit_for_bit_as_never_stopped(
     for step in (1, 3, 5):
         with pytest.raises(Stopped, match=f"after step {step} of 6"):
             world.train(run, stage, changes=changes)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Manifest, "write", dies)
-        world.train(run, stage, changes=changes)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(run, stage, changes=changes)
     world.train(run, stage, changes=changes)
     assert_equal(whole, run)
     assert log(whole) == log(run)
