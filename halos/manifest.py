@@ -81,7 +81,7 @@ class Manifest(JsonFile):
         processes: number of processes, and so of devices.
         rounds: the rounds of an online stage, in order.
         diverged: why a trial of a sweep has its parent's weights, where its training diverged; None of all others.
-        stopped_early: step at which early stopping ended the training; None where it did not.
+        stopped_early: step at which early stopping ended the training; None where it did not, and of several rounds.
         value_head: sha256 of value_head.safetensors beside `model/`, PPO's value head; None where there is none.
         seed_recipe: how seeds were derived (halos/seeds.py).
         packages: name -> version of the installed packages that results depend on.

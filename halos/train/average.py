@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from halos.settings import Strict
@@ -39,7 +39,14 @@ class Uniform(Strict):
         return 1 / counted if counted > 0 else 0.0
 
 
-Average = Annotated[Ema | Uniform, Field(discriminator="kind")]
+def _of_a_kind(value: Any) -> Any:
+    """Refuses a missing kind in one sentence, where pydantic would speak of tags."""
+    if isinstance(value, Ema | Uniform) or (isinstance(value, dict) and value.get("kind") in ("ema", "uniform")):
+        return value
+    raise ValueError("give its kind, {kind: ema, decay: 0.99} or {kind: uniform, start: 0.5}")
+
+
+Average = Annotated[Ema | Uniform, Field(discriminator="kind"), BeforeValidator(_of_a_kind)]
 
 
 class Averaged:

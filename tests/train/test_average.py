@@ -157,7 +157,8 @@ ONLINE: dict[str, Any] = {"rounds": 2, "prompts_per_round": 8, "label": "l"}
         ({"kind": "uniform"}, {"resume_from": "dpo"}, "a longer training begins its uniform average at another step"),
         ({"kind": "ema", "start": 0.5}, {}, r"average\.ema\.start\s+Extra inputs"),
         ({"kind": "ema", "decay": 1}, {}, r"average\.ema\.decay\s+Input should be less than 1"),
-        ({"kind": "swa"}, {}, "does not match any of the expected tags: 'ema', 'uniform'"),
+        ({"kind": "swa"}, {}, "give its kind, {kind: ema, decay: 0.99} or {kind: uniform, start: 0.5}"),
+        ({"decay": 0.9}, {}, "give its kind"),
     ],
 )
 def test_what_contradicts_it_is_refused(average: dict[str, Any], settings: dict[str, Any], message: str) -> None:
