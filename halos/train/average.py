@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor
 
 from halos.settings import Strict
 
@@ -19,7 +15,12 @@ class Ema(Strict):
     the first step have no share in it (Polyak & Juditsky 1992; Kingma & Ba 2015, arXiv 1412.6980, section 3)."""
 
     kind: Literal["ema"]
-    decay: float = Field(0.99, gt=0, lt=1, description="ema: share of a step's weights that is left one step later")
+    decay: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="ema: weight of the average so far at each step, that of the new weights being 1 - decay",
+    )
 
     def share(self, step: int, steps: int) -> float:
         """The share of the weights after `step` of all `steps` in the average over those up to them; 0 for none."""
@@ -34,7 +35,7 @@ class Uniform(Strict):
     start: float = Field(0.5, ge=0, lt=1, description="uniform: share of the steps after which it begins")
 
     def share(self, step: int, steps: int) -> float:
-        """As of `Ema`."""
+        """The share of the weights after `step` of all `steps` in the average over those up to them; 0 for none."""
         counted = step - min(round(self.start * steps), steps - 1)
         return 1 / counted if counted > 0 else 0.0
 
@@ -47,48 +48,3 @@ def _of_a_kind(value: Any) -> Any:
 
 
 Average = Annotated[Ema | Uniform, Field(discriminator="kind"), BeforeValidator(_of_a_kind)]
-
-
-class Averaged:
-    """The average of the trained weights of a policy, in float32 beside them; of sharded weights each process has its
-    shard. It depends on nothing but the weights and the number of the step, so that checkpoints hold no more.
-
-    torch.optim.swa_utils would copy weights that are not trained, too, and gives the first ones of an exponential
-    moving average the share of all that are before them.
-
-    Args:
-        settings: the kind of average.
-        trained: gives name -> this process's values of each trained weight, as they are now.
-        steps: the steps of the training.
-    """
-
-    def __init__(self, settings: Ema | Uniform, trained: Callable[[], dict[str, Tensor]], steps: int) -> None:
-        self.settings, self.steps, self._trained = settings, steps, trained
-        self.weights = {name: tensor.float().clone() for name, tensor in trained().items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after `step` steps."""
-        share = self.settings.share(step, self.steps)
-        for name, tensor in self._trained().items() if share else ():
-            self.weights[name].lerp_(tensor.float(), share)
-
-    @contextmanager
-    def in_force(self, step: int) -> Iterator[None]:
-        """A block in which the policy has the averaged weights, if there are any after `step` steps."""
-        begun = self.settings.share(step, self.steps) > 0
-        if begun:
-            self.swap()
-        try:
-            yield
-        finally:
-            if begun:
-                self.swap()
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Give the policy the averaged weights, and keep its own in their place."""
-        for name, tensor in self._trained().items():
-            kept = tensor.clone()
-            tensor.copy_(self.weights[name])
-            self.weights[name].copy_(kept)

@@ -26,7 +26,7 @@ from halos.models.fused import apply_liger, compile_layers
 from halos.models.load import hold_in_compute_type
 from halos.models.lora import quantised_share
 from halos.seeds import derive
-from halos.train.average import Averaged
+from halos.train.averaged import Averaged
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
 from halos.train.checkpoints import Checkpoints, fingerprint, read_meta, trained
 from halos.train.dropout import Dropout

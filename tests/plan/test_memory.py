@@ -23,7 +23,8 @@ from halos.models.settings import Resources
 from halos.plan.memory import offloaded, optimizer_bytes, over_shards, reference_memory, training_memory
 from halos.plan.problems import _changes
 from halos.plan.sizes import counted_training, measured_size
-from halos.train.average import Averaged, Ema
+from halos.train.average import Ema
+from halos.train.averaged import Averaged
 from halos.train.checkpoints import trained
 from halos.train.optimizer import UNSHARDED, make_optimizer
 from halos.train.settings import Lora, Stage

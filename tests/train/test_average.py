@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from halos.manifest import KEPT, Manifest
-from halos.train.average import Averaged, Ema, Uniform
+from halos.train.average import Ema, Uniform
+from halos.train.averaged import Averaged
 from halos.train.inputs import Inputs
 from halos.train.settings import Stage, stage_slice
 from halos.train.stopping import Stopped, Stopping
