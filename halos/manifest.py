@@ -69,7 +69,7 @@ class Manifest(JsonFile):
         inputs: hashes of what a run was trained from: `weights`, `store` and `template`; `reference`, `scores`,
             `adapters`, `value_head` and `resumed` where it had them.
         data: split -> counts of its examples, responses and labels.
-        steps: optimiser steps.
+        steps: optimiser steps of the published weights, which with early stopping may be fewer than were made.
         tokens: tokens of all sequences that were trained on; as the times, without those of a run that it goes on from.
         seconds: wall time, over all attempts.
         gpu_hours: hours of all its GPUs together; 0 on the CPU.
@@ -81,6 +81,7 @@ class Manifest(JsonFile):
         processes: number of processes, and so of devices.
         rounds: the rounds of an online stage, in order.
         diverged: why a trial of a sweep has its parent's weights, where its training diverged; None of all others.
+        stopped_early: step at which early stopping ended the training; None where it did not, and of several rounds.
         value_head: sha256 of value_head.safetensors beside `model/`, PPO's value head; None where there is none.
         seed_recipe: how seeds were derived (halos/seeds.py).
         packages: name -> version of the installed packages that results depend on.
@@ -108,6 +109,7 @@ class Manifest(JsonFile):
     processes: int = 1
     rounds: tuple[Round, ...] = ()
     diverged: str | None = None
+    stopped_early: int | None = None
     value_head: str | None = None
     seed_recipe: str = RECIPE
     packages: dict[str, str] = {}

@@ -53,6 +53,7 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
             "gpu_hours": sum(manifest.gpu_hours for manifest in manifests),
             "peak_memory_gb": max(peaks, default=None),
             "diverged": next((manifest.diverged for manifest in manifests if manifest.diverged), None),
+            "stopped_early": None,  # each round by itself
             "rounds": tuple(_round(folder, manifest) for folder, manifest in zip(rounds, manifests, strict=True)),
         }
     )

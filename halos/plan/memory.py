@@ -29,6 +29,7 @@ class Memory:
         buffers: buffers of DDP or FSDP for gradients and weights.
         optimizer: state of the optimiser.
         reference: weights of a live reference.
+        average: average of the trained weights.
         activations: activations kept for the backward pass, and those of the current layer; or keys and values.
         logits: chunks of the output layer.
         step: temporary memory of the optimiser's step, when activations are freed.
@@ -41,6 +42,7 @@ class Memory:
     buffers: float = 0
     optimizer: float = 0
     reference: float = 0
+    average: float = 0
     activations: float = 0
     logits: float = 0
     step: float = 0
@@ -48,7 +50,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        lasting = self.weights + self.optimizer + self.reference + self.buffers
+        lasting = self.weights + self.optimizer + self.reference + self.average + self.buffers
         passing = self.copies + self.activations + self.logits
         backward = self.gradients + passing if self.several else max(self.gradients, passing)
         return lasting + max(backward, self.gradients + self.step)
@@ -229,6 +231,7 @@ def training_memory(
         buffers=buffers,
         optimizer=optimizer_bytes(stage) * trained / share,
         reference=FLOAT * live / share if stage.sync_every else 0,
+        average=FLOAT * trained / share if stage.average else 0,
         activations=activations(size, precision, sharded, resources.gradient_checkpointing, tokens, stage.lora) + keys,
         logits=_logits(size, tokens),
         step=0 if fused or not resources.gpus else FLOAT * trained,
@@ -280,12 +283,14 @@ def sampling_memory(size: Size, precision: str, resources: Resources, length: in
 
 
 def offloaded(size: Size, stage: Stage, counted: Trained | None) -> float:
-    """Bytes of all weights, gradients and optimiser states of a stage, which `offload` keeps in main memory."""
+    """Bytes of all weights, their average, gradients and optimiser states of a stage, which `offload` keeps in main
+    memory."""
     counted = counted or estimated_training(size, stage.lora)
     head = value_head_parameters(size, stage.make_loss())
     live = size.parameters if stage.sync_every else 0
     weights = size.parameters + counted.added + head + live
-    return FLOAT * weights + (FLOAT + optimizer_bytes(stage)) * (counted.trained + head)
+    of_trained = FLOAT + optimizer_bytes(stage) + (FLOAT if stage.average else 0)
+    return FLOAT * weights + of_trained * (counted.trained + head)
 
 
 def main_memory(size: Size, resources: Resources, device: Memory, adapted: bool = False, shards: float = 0) -> float:

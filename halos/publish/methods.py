@@ -25,7 +25,7 @@ from halos.tokens.report import TokensReport
 from halos.train.mixing import loss_text
 from halos.train.settings import Stage
 
-NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "eval_every", "keep_every", "loss", "lr", "scheduler",
+NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "keep_every", "loss", "lr", "scheduler",
              "min_lr_ratio", "decay", "warmup", "batch_size", "epochs", "examples", "optimizer",
              "max_grad_norm"}  # fmt: skip
 """Settings of a stage that do not shape its result, or that the table has columns for."""

@@ -22,7 +22,7 @@ from halos.files import hash_content, writing
 
 
 class Checkpoints:
-    """The checkpoints of one run. Only the newest is kept.
+    """The checkpoints of one run. Only the newest is kept, and with early stopping that of the best evaluation.
 
     Args:
         folder: usually RUN/checkpoints.
@@ -31,6 +31,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
+
+    def at(self, step: int) -> Path:
+        """The folder of the checkpoint after so many steps."""
+        return self.folder / f"step{step}"
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint of this run, or None."""
@@ -49,10 +53,11 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        modules: dict[str, nn.Module],
+        weights: dict[str, dict[str, Tensor]],
         optimizer: torch.optim.Optimizer,
         meta: dict[str, Any],
         accelerator: Any,
+        keep: int | None = None,
     ) -> None:
         """Save the state after `step` steps. It appears complete or not at all; then older checkpoints are removed.
 
@@ -60,20 +65,20 @@ class Checkpoints:
 
         Args:
             step: optimiser steps that are done.
-            modules: file name -> module, of equal structure. Saved are the parameters that the first one trains, of
-                each module; all others are the parent's.
-            optimizer: the optimiser of the first module.
+            weights: file name -> name -> this process's values of each weight, see `trained`.
+            optimizer: the optimiser.
             meta: further values to keep, as JSON can hold them.
             accelerator: the processes.
+            keep: step of an older checkpoint that stays, too.
 
         Raises:
-            HalosError: the file system takes no more. The older checkpoint is as it was.
+            HalosError: the file system takes no more. The older checkpoints are as they were.
         """
-        path = self.folder / f"step{step}"
-        self.write(path, step, modules, optimizer, meta, accelerator)
+        path = self.at(step)
+        self.write(path, step, weights, optimizer, meta, accelerator)
         if accelerator.is_main_process:
             for other in self.folder.glob("step*"):
-                if other != path:
+                if _step(other) not in (step, keep):
                     shutil.rmtree(other)
         accelerator.wait_for_everyone()
 
@@ -81,7 +86,7 @@ class Checkpoints:
         self,
         path: Path,
         step: int,
-        modules: dict[str, nn.Module],
+        weights: dict[str, dict[str, Tensor]],
         optimizer: torch.optim.Optimizer,
         meta: dict[str, Any],
         accelerator: Any,
@@ -96,15 +101,15 @@ class Checkpoints:
         try:
             with writing(path):
                 if suffix or accelerator.is_main_process:
-                    for file, module in modules.items():
-                        trained = {n: t.contiguous() for n, t in _trained(module, modules).items()}
-                        save_file(trained, temporary / f"{file}{suffix}.safetensors")
-                    tensors, values = _flatten(optimizer.state_dict())
+                    for file, values in weights.items():
+                        whole = {name: tensor.contiguous() for name, tensor in values.items()}
+                        save_file(whole, temporary / f"{file}{suffix}.safetensors")
+                    tensors, state = _flatten(optimizer.state_dict())
                     save_file(tensors, temporary / f"optimizer{suffix}.safetensors")
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
                     identity = {"step": step, "fingerprint": self.fingerprint, "shards": _shards(accelerator)}
-                    (temporary / "meta.json").write_text(json.dumps({**meta, **identity, "optimizer": values}))
+                    (temporary / "meta.json").write_text(json.dumps({**meta, **identity, "optimizer": state}))
                     shutil.rmtree(path, ignore_errors=True)
                     temporary.rename(path)
         except HalosError:
@@ -113,9 +118,9 @@ class Checkpoints:
         accelerator.wait_for_everyone()
 
     def load(
-        self, path: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, accelerator: Any
+        self, path: Path, weights: dict[str, dict[str, Tensor]], optimizer: torch.optim.Optimizer, accelerator: Any
     ) -> dict[str, Any]:
-        """Load a checkpoint into modules and an optimiser like those that it was saved from.
+        """Load a checkpoint into weights and an optimiser like those that it was saved from, in place.
 
         Returns:
             Its meta data: those given to `save`, and `step`.
@@ -131,9 +136,9 @@ class Checkpoints:
                 f"launch it as before, or delete {owner} to begin again"
             )
         suffix = _suffix(accelerator)
-        for file, module in modules.items():
+        for file, values in weights.items():
             saved = load_file(path / f"{file}{suffix}.safetensors")
-            for name, tensor in _trained(module, modules).items():
+            for name, tensor in values.items():
                 tensor.copy_(saved[name])
         tensors = load_file(path / f"optimizer{suffix}.safetensors")
         optimizer.load_state_dict(_unflatten(tensors, meta["optimizer"], optimizer))
@@ -149,10 +154,10 @@ def _suffix(accelerator: Any) -> str:
     return f"-{accelerator.process_index}" if accelerator.is_fsdp2 else ""
 
 
-def _trained(module: nn.Module, modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """name -> this process's shard of each parameter of a module that the first of `modules`, all of the same
-    structure, trains."""
-    policy = next(iter(modules.values()))
+def trained(policy: nn.Module, of: nn.Module | None = None) -> dict[str, Tensor]:
+    """name -> this process's values of each parameter that a policy trains, of the policy itself or of another module
+    of its structure."""
+    module = policy if of is None else of
     reshard(module)
     names = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     return {name: local(p) for name, p in module.named_parameters() if name in names}

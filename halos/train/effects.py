@@ -62,6 +62,15 @@ def _of_steps(stage: Stage, steps: int) -> Iterator[str]:
     """Other settings that count steps."""
     if stage.keep_every is not None and stage.keep_every >= steps:
         yield f"keep_every: {stage.keep_every} keeps no model of a run of {steps} steps but its last"
+    evaluations = -(-steps // stage.eval_every) + stage.eval_first
+    if stage.early_stopping is not None and evaluations <= stage.early_stopping.patience:
+        patience = stage.early_stopping.patience
+        yield (
+            f"early_stopping: patience {patience} never ends a run of {evaluations} evaluations early; the weights of "
+            f"the best one are published"
+        )
+    if stage.average is not None and stage.average.share(steps, steps) == 1:
+        yield "average: it is of the weights after the last step alone"
     if stage.sync_reference is not None and stage.sync_reference >= steps:
         yield f"sync_reference: {stage.sync_reference} in a run of {steps} steps: the reference stays as it began"
     if stage.humanline and steps == 1:

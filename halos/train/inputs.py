@@ -101,6 +101,7 @@ class Inputs:
         )  # fmt: skip
         inputs._check_lengths()
         inputs._check_margins()
+        inputs._check_validation()
         return inputs
 
     @property
@@ -130,6 +131,13 @@ class Inputs:
     def _check_margins(self) -> None:
         if self.loss.needs_margins and not self.store.has_margins:
             raise HalosError(no_margins(self.store.meta.dataset, [f"the loss {self.stage.loss_name}"]))
+
+    def _check_validation(self) -> None:
+        if self.stage.early_stopping is not None and "validation" not in self.store.splits:
+            raise HalosError(
+                f"early_stopping reads evaluations, and dataset {self.store.meta.dataset} has no validation prompts: "
+                f"set its validation_prompts, or take out early_stopping"
+            )
 
 
 def _resumed(settings: RunSlice, stage: Stage, hashes: dict[str, str], manifests: Sequence[Path]) -> Path | None:

@@ -28,6 +28,11 @@ class Log:
         lines = [line for line in self.path.read_text().split("\n")[:-1] if json.loads(line)["step"] <= step]
         write_text(self.path, "".join(line + "\n" for line in lines))
 
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of the evaluations."""
+        lines = map(json.loads, self.path.read_text().splitlines())
+        return [line for line in lines if line["split"] == "eval"]
+
     def add(self, record: dict[str, Any]) -> None:
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -112,6 +112,7 @@ class Publisher:
         seconds: float,
         parameters: int,
         diverged: str | None = None,
+        stopped_early: int | None = None,
     ) -> None:
         """Write `model/` and a value head, then train.jsonl, then, as the sign that all is whole, manifest.json.
 
@@ -119,11 +120,12 @@ class Publisher:
             output: the run's folder.
             log: the finished log.
             data: see `Manifest`, as are the following.
-            steps: optimiser steps.
+            steps: optimiser steps of the published weights.
             tokens: tokens of all sequences that were trained on.
             seconds: wall time, over all attempts.
             parameters: number of the model's weights.
             diverged: why `model/` shall be the parent's, which the files of a finished run then are all the same.
+            stopped_early: step at which early stopping ended the training.
         """
         head = output / VALUE_HEAD
         if diverged is None:
@@ -152,6 +154,7 @@ class Publisher:
             not_adapted=self.coverage.others,
             processes=processes,
             diverged=diverged,
+            stopped_early=stopped_early,
             value_head=hash_file(head) if head.is_file() else None,
         ).write(output / "manifest.json")
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from halos.distributed import slurm
+from halos.errors import HalosError
 from halos.train.adopt import adopt, is_same
 from halos.train.inputs import Inputs
+from halos.train.settings import EVALUATIONS
 from halos.train.stopping import Stopping
 from halos.train.trainer import Trainer
 
@@ -45,7 +47,8 @@ def train(
         resumed: manifest.json of the run to go on from, for a stage with resume_from
         tokens_per_microbatch: tokens of one forward pass on one device, padding included
         gradient_checkpointing: save memory by running forward passes again in the backward pass
-        eval_every: steps between two evaluations; by default as in the config, like the two that follow
+        eval_every: steps between two evaluations; by default as in the config, like the two that follow; with
+            early_stopping another value is another run
         checkpoint_every: steps between two checkpoints
         keep_every: steps between two models that are kept in kept/
         skip_first_evaluation: do not evaluate before the first step
@@ -65,7 +68,13 @@ def train(
         given["eval_first"] = False
     if keep_optimizer:
         given["keep_optimizer"] = True
-    inputs = replace(inputs, stage=inputs.stage.model_copy(update=given))
+        if inputs.stage.early_stopping is not None:
+            raise HalosError("early_stopping publishes the weights before the end: leave out --keep-optimizer")
+    settings = inputs.settings
+    if inputs.stage.early_stopping is not None:  # which evaluations there are makes another run
+        decisive = {name: value for name, value in given.items() if name in EVALUATIONS}
+        settings = settings.model_copy(update={"stage": inputs.stage.model_copy(update=decisive)})
+    inputs = replace(inputs, settings=settings, stage=inputs.stage.model_copy(update=given))
     if trial is not None and is_same(trial, inputs):
         adopt(trial, inputs, output)
         return

@@ -25,11 +25,12 @@ from halos.settings import (
     Share,
     Slice,
     Strict,
-    identity,
     incidental,
     numbers,
 )
 from halos.tokens.selection import Selection
+from halos.train.average import Average, Uniform
+from halos.train.early import EarlyStopping
 from halos.train.mixing import SFT, SFT_WEIGHT, is_weight, loss_names, loss_text, mixture
 from halos.train.sweep import FIXED, Sampler, Select, Sweep, drawn, with_settings
 from halos.train.words import meaning
@@ -167,6 +168,18 @@ class Stage(BaseModel):
     )
     checkpoint_every: Annotated[Positive, INCIDENTAL] = Field(
         100, description="steps between two checkpoints, to resume from; reruns nothing"
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="end when evaluations no longer get better, and publish the weights of the best one; `eval_every` "
+        "and `eval_first` then decide, too, so that a change of theirs is another run",
+    )
+    average: Average | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="evaluate and publish a mean of the weights after each step: {kind: ema, decay: 0.99}, or "
+        "{kind: uniform, start: 0.5}",
     )
     keep_every: Annotated[Positive | None, INCIDENTAL] = Field(
         None,
@@ -382,6 +395,28 @@ class Stage(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def sound_end(self) -> Stage:
+        """Early stopping and averages are refused beside what they contradict."""
+        continued = self.online is not None and self.online.continue_optimizer
+        if self.early_stopping is not None:
+            if self.average is not None:
+                raise ValueError(
+                    "early_stopping publishes the weights of one step, average a mean of many: take out one"
+                )
+            if self.resume_from is not None or self.keep_optimizer:
+                name = "resume_from" if self.resume_from is not None else "keep_optimizer"
+                raise ValueError(
+                    f"{name} is of the state at the end, and early_stopping publishes weights before it: take out one"
+                )
+        if continued and (given := "early_stopping" if self.early_stopping else "average" if self.average else None):
+            raise ValueError(f"with {given} a round does not publish its last weights, which the optimiser's state is "
+                             f"of: take out online.continue_optimizer")  # fmt: skip
+        if self.resume_from is not None and isinstance(self.average, Uniform):
+            raise ValueError("a longer training begins its uniform average at another step: take out resume_from, or "
+                             "set average: {kind: ema}")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def sound_sweep(self) -> Stage:
         """A sweep over what cannot be tried, without a way to choose, or with a trial that is refused itself."""
         if not self.sweep:
@@ -420,6 +455,11 @@ class Stage(BaseModel):
         """
         content = self.model_dump(exclude_unset=True, exclude={"sweep", "trials", "sampler", "sampler_seed", "select"})
         return Stage.model_validate(with_settings(content, self.tried[name]))
+
+    @property
+    def without_result(self) -> set[str]:
+        """Names of the settings that make no other result: evaluations do where they end the training."""
+        return incidental(Stage) - (EVALUATIONS if self.early_stopping is not None else set())
 
     @property
     def loss_name(self) -> str:
@@ -514,6 +554,8 @@ class Stage(BaseModel):
         return mix(parts) if len(parts) > 1 else parts[self.loss_name].loss
 
 
+EVALUATIONS = {"eval_every", "eval_first"}
+"""Settings of a stage's evaluations, which make another result with early stopping alone."""
 LENGTH = {"lr", "scheduler", "min_lr_ratio", "warmup", "decay", "epochs", "examples", "resume_from"}
 """Settings that a stage with `resume_from` may have of its own."""
 
@@ -561,7 +603,7 @@ class RunSlice(Slice):
         """The content without the settings of its stage that make no other result."""
         content = self.content
         if self.stage is not None:
-            content["stage"] = {k: v for k, v in content["stage"].items() if k not in incidental(Stage)}
+            content["stage"] = {k: v for k, v in content["stage"].items() if k not in self.stage.without_result}
         return content
 
 
@@ -571,7 +613,7 @@ def stage_slice(stage: Stage) -> dict[str, Any]:
     Those of a mixture are filled in at each of its parts.
     """
     arguments = {**(ADAMW if stage.optimizer in ("AdamW", *EIGHT_BIT) else {}), **stage.optimizer_args}
-    content = {**identity(stage), "optimizer_args": arguments}
+    content = {**stage.model_dump(mode="json", exclude=stage.without_result), "optimizer_args": arguments}
     parts = {name: {"weight": part.weight, **dataclasses.asdict(part.loss)} for name, part in stage.parts.items()}
     content = {key: value for key, value in content.items() if key not in stage.hyperparameters}
     if not isinstance(stage.loss, str):

@@ -6,17 +6,18 @@ import math
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from halos.distributed.accelerator import accelerator_for, peak_memory_gb
-from halos.distributed.loading import Weights, build
+from halos.distributed.loading import Weights, build, from_main
 from halos.distributed.sharding import keep_float32, local, name_layers, shard
 from halos.errors import Diverged, HalosError
 from halos.forward.packable import check_side_by_side
@@ -25,9 +26,11 @@ from halos.models.fused import apply_liger, compile_layers
 from halos.models.load import hold_in_compute_type
 from halos.models.lora import quantised_share
 from halos.seeds import derive
+from halos.train.averaged import Averaged
 from halos.train.batches import Examples, GlobalBatches, LocalBatch, Prefetch
-from halos.train.checkpoints import Checkpoints, fingerprint, read_meta
+from halos.train.checkpoints import Checkpoints, fingerprint, read_meta, trained
 from halos.train.dropout import Dropout
+from halos.train.early import Course
 from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
 from halos.train.log import Log
@@ -158,6 +161,9 @@ class Trainer:
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
+        self.course = Course()
+        policy, average = self.accelerator.unwrap_model(self.policy), self.stage.average
+        self.average = None if average is None else Averaged(average, partial(trained, policy), len(self.batches))
         self.publisher = Publisher(
             inputs, self.policy, self.tokenizer, self.accelerator, begun.coverage, self.held_out or self.examples
         )
@@ -168,7 +174,8 @@ class Trainer:
         return build(partial(Policy.begin, self.inputs, gradient_checkpointing), self.accelerator)
 
     def run(self) -> None:
-        """Train to the end from the newest checkpoint, and publish the model.
+        """Train to the end from the newest checkpoint, and publish the model: the last weights, with early stopping
+        those of the best evaluation, with `average` their average.
 
         A trial of a sweep whose training diverges gets its parent's model, and a manifest that says so: it is not
         chosen, and the others go on.
@@ -177,9 +184,10 @@ class Trainer:
             Diverged: the loss or the gradient is no longer finite.
             Stopped: by the time limit or a signal, with a checkpoint.
         """
-        diverged, step = None, self._resume()
+        diverged, step, stopped = None, self._resume(), None
         try:
             step = self._train(step)
+            stopped = step if self.course.is_over and step < len(self.batches) else None
         except Diverged as error:
             if TRIAL not in self.inputs.settings.method:
                 raise
@@ -187,10 +195,14 @@ class Trainer:
             self._say(f"{error}; this is a trial of a sweep, which will not choose it")
         if diverged is None:
             self._keep_state(step)
+            step = self._take_best(step)
+            if self.average is not None:
+                self.average.swap()
         data = {"train": self.examples.counts()} | ({"validation": self.held_out.counts()} if self.held_out else {})
         with self.dropout.as_configured():
             self.publisher.run(
-                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters, diverged
+                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters, diverged,
+                stopped,
             )  # fmt: skip
         if self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder, ignore_errors=diverged is not None)
@@ -199,14 +211,16 @@ class Trainer:
         """Train from `step` steps on to the end.
 
         Returns:
-            All steps.
+            The steps that are done.
         """
         self.stopping.listen()
         bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
-        if step == 0 and self.stage.eval_first:
+        if step == 0 and self.stage.eval_first and self.course.best is None:
             self._evaluate(step, examples=0)
-        while step < len(self.batches):
+            if self._is_best(step):
+                self._save_checkpoint(step, must=True)
+        while step < len(self.batches) and not self.course.is_over:
             metrics = self.step(step)
             step += 1
             self._record({"split": "train", "step": step, **metrics})
@@ -215,11 +229,12 @@ class Trainer:
             last = step == len(self.batches)
             if last or step % self.stage.eval_every == 0:
                 self._evaluate(step, metrics["examples"])
+            last = last or self.course.is_over
             if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
                 with self.dropout.as_configured():
                     self.publisher.model(self._kept / f"step{step}", merge=False)
             reason = self.stopping.reason(self.accelerator)
-            if last or reason or step % self.stage.checkpoint_every == 0:
+            if last or reason or self._is_best(step) or step % self.stage.checkpoint_every == 0:
                 self._save_checkpoint(step, must=not last)
                 if reason and not last:
                     bar.close()
@@ -249,6 +264,8 @@ class Trainer:
             self.objective.sync_reference()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(step + 1)
         seconds = time.monotonic() - begun
         self.tokens += sizes.tokens
         return {
@@ -284,14 +301,23 @@ class Trainer:
         """Log the metrics of the held-out examples, if there are any, after `step` steps over so many examples."""
         if self.held_out is not None:
             self._record({"split": "eval", "step": step, "examples": examples, **self.evaluate(step)})
+            self._follow()
+
+    def _follow(self) -> None:
+        """See what the evaluations in the log say about the end of the training, in every process."""
+        early = self.stage.early_stopping
+        if early is not None:
+            self.course = from_main(lambda: early.course(self.log.evaluations()), self.accelerator)
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics of the held-out examples, of which there must be some, as one global batch, after `step` steps."""
+        """Metrics of the held-out examples, of which there must be some, as one global batch, after `step` steps;
+        with `average`, of the averaged weights as soon as there are some."""
         assert self.held_out is not None
         self.policy.eval()
         batch = self._prepare(self.held_out, np.arange(len(self.held_out)))
-        metrics, _ = self.objective(batch, backward=False)
+        with nullcontext() if self.average is None else self.average.in_force(step):
+            metrics, _ = self.objective(batch, backward=False)
         self._check_finite(metrics["loss"], step, updates=step)
         return metrics
 
@@ -358,6 +384,7 @@ class Trainer:
         self._say(f"going on from step {step} of {len(self.batches)}")
         if main:
             self.log.cut(step)
+        self._follow()
         return step
 
     def _go_on(self) -> int:
@@ -376,29 +403,52 @@ class Trainer:
 
     def _save_checkpoint(self, step: int, must: bool) -> None:
         """Save the state after `step` steps. After the last one it need not be, so that a disk with room for the model
-        alone is enough; but a model that is refused, or a stop while it is published, then costs no training."""
+        alone is enough; but a model that is refused, or a stop while it is published, then costs no training. With
+        early stopping, the checkpoint of the best evaluation is written right after its line of the log, and stays; a
+        run that dies between the two goes on from an older one, without the line."""
         meta = {"seconds": self._total_seconds(), "tokens": self.tokens}
         try:
-            self.checkpoints.save(step, *self._trained(), meta, self.accelerator)
+            self.checkpoints.save(step, *self._trained(), meta, self.accelerator, keep=self.course.best)
         except HalosError:
             if must or self.accelerator.num_processes > 1:  # the others wait for this one
                 raise
 
+    def _is_best(self, step: int) -> bool:
+        """Whether the best evaluation so far, with early stopping, was after `step` steps."""
+        return self.course.best == step
+
+    def _take_best(self, step: int) -> int:
+        """Load the weights of the best evaluation, with early stopping, where they are not those after `step` steps.
+
+        Returns:
+            The steps of the policy's weights.
+        """
+        best = self.course.best
+        if best is None or best == step:
+            return step
+        self._say(f"the best evaluation was after step {best} of {step}: its weights are published")
+        self.checkpoints.load(self.checkpoints.at(best), *self._trained(), self.accelerator)
+        return best
+
     def _keep_state(self, step: int) -> None:
         """Keep the state at the end, where another run goes on from it: the next round of the optimiser's state."""
-        settings, (modules, optimizer) = self.inputs.settings, self._trained()
+        settings, (weights, optimizer) = self.inputs.settings, self._trained()
         if settings.round < settings.rounds:
-            step, modules = self.earlier + step, {}
+            step, weights = self.earlier + step, {}
         elif not self.stage.keep_optimizer:
             return
         meta = {"seconds": self._total_seconds(), "tokens": self.tokens}
-        self.checkpoints.write(self.output / KEPT, step, modules, optimizer, meta, self.accelerator)
+        self.checkpoints.write(self.output / KEPT, step, weights, optimizer, meta, self.accelerator)
 
-    def _trained(self) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
-        """The modules of a checkpoint by the names of their files, and the optimiser."""
-        modules = {"weights": self.policy} | ({} if self.live is None else {"reference": self.live})
-        unwrapped = {name: self.accelerator.unwrap_model(module) for name, module in modules.items()}
-        return unwrapped, self.optimizer.optimizer
+    def _trained(self) -> tuple[dict[str, dict[str, Tensor]], torch.optim.Optimizer]:
+        """The weights of a checkpoint by the names of their files, and the optimiser."""
+        unwrap = self.accelerator.unwrap_model
+        weights = {"weights": trained(unwrap(self.policy))}
+        if self.live is not None:
+            weights["reference"] = trained(unwrap(self.policy), of=unwrap(self.live))
+        if self.average is not None:
+            weights["average"] = self.average.weights
+        return weights, self.optimizer.optimizer
 
     def _total_seconds(self) -> float:
         return self.seconds + time.monotonic() - self.started

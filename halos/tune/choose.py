@@ -22,6 +22,7 @@ from halos.report.statistics import Estimate
 from halos.study.cells import Cell
 from halos.study.choice import Choice, ChoiceSlice, Tried
 from halos.study.paths import Paths, RunPaths
+from halos.train.early import EarlyStopping
 from halos.train.sweep import TRIAL, Select
 
 
@@ -127,7 +128,7 @@ def measure(select: Select, trials: Sequence[Sequence[RunPaths]]) -> Measured:
     if select.task is not None:
         return _scored([[run.task(str(select.task)) for run in runs] for runs in trials])
     metric = str(select.metric)
-    values = [[_evaluated(run.log, metric) for run in runs] for runs in trials]
+    values = [[_evaluated(run, metric) for run in runs] for runs in trials]
     return Measured(f"{metric} of the last evaluation", values, metric.endswith("accuracy"), select.lowest)
 
 
@@ -165,14 +166,21 @@ def _scored(files: Sequence[Sequence[Path]]) -> Measured:
     return Measured(name, values, unit, not first.higher_is_better, first.n, errors=errors)
 
 
-def _evaluated(log: Path, metric: str) -> float:
-    """A quantity of the last evaluation in a train.jsonl."""
+def _evaluated(run: RunPaths, metric: str) -> float:
+    """A quantity of the last evaluation in a train.jsonl; with early stopping of the best one (in the last round of an
+    online stage), whose weights were published."""
+    log = run.log
     if not log.is_file():
         raise HalosError(f"there is no {log}; run `snakemake {log}` to make it")
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if line["split"] == "eval"), None)
     if last is None:
         raise HalosError(f"{log} has no evaluation: give the dataset validation prompts, or choose by a judge")
+    early = (Manifest.read(run.manifest).config.get("stage") or {}).get("early_stopping")
+    if early is not None:
+        evaluations = [line for line in lines if line["split"] == "eval" and line.get("round") == last.get("round")]
+        best = EarlyStopping.model_validate(early).course(evaluations).best
+        last = next(line for line in evaluations if line["step"] == best)
     if not isinstance(last.get(metric), float | int):
         known = sorted(key for key, value in last.items() if isinstance(value, float))
         raise HalosError(f"{log} has no {metric!r}{suggest(metric, known)}")

@@ -352,3 +352,10 @@ def test_ppos_value_head_is_the_last_rounds(run: Path) -> None:
     join(run / "config.yaml", [run / "round1", run / "round2"], run)
     assert (run / VALUE_HEAD).read_text() == "head 2"
     assert Manifest.read(run / "manifest.json").value_head == "hash 2"
+
+
+def test_where_a_round_stopped_early_is_said_by_the_round_alone(run: Path) -> None:
+    path = run / "round2/manifest.json"
+    Manifest.read(path).model_copy(update={"stopped_early": 9}).write(path)
+    join(run / "config.yaml", [run / "round1", run / "round2"], run)
+    assert Manifest.read(run / "manifest.json").stopped_early is None

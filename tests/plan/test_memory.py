@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,9 +20,12 @@ from halos.models.load import freeze, hold_in_compute_type
 from halos.models.lora import with_lora
 from halos.models.quantised import memory_of, quantise
 from halos.models.settings import Resources
-from halos.plan.memory import optimizer_bytes, over_shards, reference_memory, training_memory
+from halos.plan.memory import offloaded, optimizer_bytes, over_shards, reference_memory, training_memory
 from halos.plan.problems import _changes
 from halos.plan.sizes import counted_training, measured_size
+from halos.train.average import Ema
+from halos.train.averaged import Averaged
+from halos.train.checkpoints import trained
 from halos.train.optimizer import UNSHARDED, make_optimizer
 from halos.train.settings import Lora, Stage
 from tests.plan.test_plan import SIZE, with_llama
@@ -179,6 +183,32 @@ def test_the_states_of_adamw_in_8_bits_are_a_quarter(name: str) -> None:
         weights = sum(p.numel() for p in net.parameters())
         assert made[-1] == pytest.approx(optimizer_bytes(Stage(loss="sft", optimizer=optimizer)) * weights, rel=0.01)  # type: ignore[arg-type]
     assert made[1] / made[0] == pytest.approx(0.25, rel=0.05)
+
+
+@pytest.mark.parametrize("case", [None, "lora", "dora on nf4"])
+def test_an_average_is_as_large_as_planned_and_its_updates_take_no_more(case: str | None) -> None:
+    lora, precision, kind = CASES[case] if case else (None, "bf16", None)
+    model = smollm2()
+    config = copy.deepcopy(model.config)
+    made = model if lora is None else adapted(model, lora, precision, kind)
+    stage = Stage(loss="dpo", lora=lora, average=Ema(kind="ema"))
+    with Peak(0) as found:
+        averaged = Averaged(Ema(kind="ema"), partial(trained, made), steps=4)
+        averaged.update(1)
+        averaged.update(2)
+    counted = counted_training(config, stage, precision, kind)
+    size, resources = measured_size(config), Resources(gpus=1)
+    for known in (counted, None):
+        planned = training_memory(size, stage, precision, resources, TOKENS, known, kind)
+        assert planned.average == pytest.approx(found.most, rel=0.01)
+        without = training_memory(
+            size, stage.model_copy(update={"average": None}), precision, resources, TOKENS, known, kind
+        )
+        assert planned.total - without.total == planned.average
+    halves = training_memory(size, stage, precision, Resources(gpus=2, parallel="fsdp"), TOKENS, counted, kind)
+    assert halves.average == pytest.approx(found.most / 2, rel=0.01)
+    kept = offloaded(size, stage, counted) - offloaded(size, stage.model_copy(update={"average": None}), counted)
+    assert kept == pytest.approx(found.most, rel=0.01)
 
 
 def test_what_would_make_a_training_fit_is_named_with_what_it_takes() -> None:

@@ -23,7 +23,7 @@ from halos.models.base import make
 from halos.reference.compute import reference
 from halos.study import catalogue as C
 from halos.train import checkpoints
-from halos.train.checkpoints import Checkpoints
+from halos.train.checkpoints import Checkpoints, trained
 from halos.train.optimizer import optimizer_class
 from halos.train.stopping import Stopped, Stopping
 from halos.train.trainer import Trainer
@@ -60,7 +60,7 @@ def setup(optimizer: str = "AdamW") -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def save(saved: Checkpoints, k: int, model: nn.Module, optimizer: torch.optim.Optimizer, **meta: Any) -> None:
-    saved.save(k, {"weights": model}, optimizer, meta, accelerator_for("fp32"))
+    saved.save(k, {"weights": trained(model)}, optimizer, meta, accelerator_for("fp32"))
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, k: int) -> None:
@@ -80,7 +80,7 @@ def test_going_on_from_a_checkpoint_is_bit_for_bit_as_never_stopped(name: str, t
     again, other = setup(name)
     path = saved.latest()
     assert path is not None
-    meta = saved.load(path, {"weights": again}, other, accelerator_for("fp32"))
+    meta = saved.load(path, {"weights": trained(again)}, other, accelerator_for("fp32"))
     assert (meta["step"], meta["tokens"]) == (3, 7)
     for k in range(3, 6):
         step(model, optimizer, k)

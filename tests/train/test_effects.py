@@ -53,6 +53,10 @@ RUN = {  # name -> steps, settings, what is said
     "a decay cut by the warm-up": (10, {"scheduler": "wsd", "warmup": 7, "decay": 5}, "the decay has 3"),
     "a decay to the peak": (40, {"scheduler": "cosine", "min_lr_ratio": 1}, "leaves the scheduler cosine nothing"),
     "models that are never kept": (40, {"keep_every": 40}, "keep_every: 40 keeps no model of a run of 40 steps"),
+    "a patience that never ends": (40, {"early_stopping": {"patience": 3}}, "patience 3 never ends a run of 3 "
+                                   "evaluations early; the weights of the best one are published"),
+    "an average of one step": (4, {"average": {"kind": "uniform", "start": 0.9}, "warmup": 0}, "it is of the weights "
+                               "after the last step alone"),
     "a reference that is never synced": (40, {"sync_reference": 40}, "the reference stays as it began"),
     "humanline in one step": (1, {"humanline": True, "warmup": 0}, "humanline: nothing is clamped"),
     "epochs beside examples": (40, {"epochs": 2, "examples": 900}, "epochs: 2 is not read"),

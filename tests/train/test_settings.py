@@ -21,6 +21,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "text": {"loss": "dpo", "lr": "1e-5", "beta": "1e-1", "optimizer_args": {"eps": "1e-8"}},
     "labels": {"loss": "kto", "label_by": 0.5, "keep_desirable": 0.5},
     "labelled": {"loss": "dpo", "label": "DPO"},
+    "early": {"loss": "dpo", "early_stopping": {"patience": 2, "metric": "rewards/accuracy"}, "eval_every": 5},
+    "average": {"loss": "dpo", "average": {"kind": "ema", "decay": "9e-1"}},
     "online": {"loss": "dpo", "online": {"rounds": 2, "prompts_per_round": 8, "label": "l"}},
 }
 

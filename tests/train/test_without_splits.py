@@ -73,6 +73,14 @@ def test_a_cell_is_trained_without_evaluations(
     assert (run / "model/model.safetensors").is_file()
 
 
+def test_early_stopping_is_refused_before_the_first_step(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(
+        HalosError, match="early_stopping reads evaluations, and dataset d has no validation prompts: set"
+    ):
+        made.world.train(tmp_path / "run", "sft", changes={"early_stopping": {"patience": 2}})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_what_wants_its_prompts_is_refused_before_anything_is_trained(made: Made, tmp_path: Path, split: str) -> None:
     checked, report = tmp_path / "checked.json", made.data / "report.json"

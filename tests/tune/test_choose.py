@@ -107,6 +107,26 @@ def test_of_losses_the_lowest_of_the_last_evaluation_is_chosen(results: Path, go
     assert (choice.winner.low, choice.winner.high, choice.n) == (None, None, None)
 
 
+def test_with_early_stopping_the_best_evaluation_counts_whose_weights_were_published(results: Path) -> None:
+    """Of an online stage that of its last round."""
+    for trial, losses in (("aaaaaa", [3.0, 1.5, 2.5]), ("bbbbbb", [3.0, 2.0, 2.25]), ("cccccc", [0.5, 2.25, 2.25])):
+        rounds = [1, 2, 2] if trial == "cccccc" else [None] * 3
+        lines = [{"split": "eval", "step": k, "loss": loss, **({"round": r} if r else {})}
+                 for k, (loss, r) in enumerate(zip(losses, rounds, strict=True))]  # fmt: skip
+        folder = folder_of(results, trial, 1)
+        (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        manifest = Manifest.read(folder / "manifest.json")
+        stage = {**manifest.config["stage"], "early_stopping": {"patience": 1}}
+        manifest.model_copy(update={"config": {**manifest.config, "stage": stage}}).write(folder / "manifest.json")
+    choice = chosen(results, {"metric": "loss"})
+    assert {name: trial.value for name, trial in choice.trials.items()} == {
+        "aaaaaa": 1.5,
+        "bbbbbb": 2.0,
+        "cccccc": 2.25,
+    }
+    assert choice.chosen == "aaaaaa"
+
+
 def diverge(results: Path, *trials: str) -> None:
     for trial in trials:
         path = folder_of(results, trial, 1) / "manifest.json"
