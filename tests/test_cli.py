@@ -278,7 +278,7 @@ def test_what_may_be_left_out_has_its_default(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(run, "plan", lambda **options: calls.append(options))
     assert main(["plan"]) == 0
     assert main(["plan", "--grid", "paper", "--utilisation", ".5", "--output", "o"]) == 0
-    defaults = {"config": Path("config.yaml"), "grid": None, "gpu": "a100-80gb", "results": Path("results"),
+    defaults = {"config": [Path("config.yaml")], "grid": None, "gpu": "a100-80gb", "results": Path("results"),
                 "utilisation": 0.4, "output": None}  # fmt: skip
     assert calls == [defaults, {**defaults, "grid": "paper", "utilisation": 0.5, "output": Path("o")}]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import yaml
 
 from halos.reference.cache import parts_for
 from halos.registry import LOSSES
+from halos.study.catalogue import load
 from halos.study.cells import Cell
 from halos.study.paths import Paths
+from halos.study.study import Study
 from halos.views import VIEWS
 from tests.workflow.conftest import CATALOGUE, ROOT, Job, Project, Run
 
@@ -80,6 +84,24 @@ def test_every_grid_of_the_config_resolves_or_names_the_local_file_that_it_lacks
     assert run.rules["judge"] == (cells + rounds) * len(g.get("judges", ()))
     assert run.rules["task"] == cells * len(g.get("tasks", ()))
     assert run.rules["make_tables"] == run.rules["draw_figures"] == 1
+
+
+@pytest.mark.parametrize("study", sorted(path.name for path in (ROOT / "studies").glob("*.yaml")))
+def test_every_study_beside_the_config_resolves_and_is_planned(study: str, project: Project, tmp_path: Path) -> None:
+    local, files = project.copy(tmp_path / "project"), ("config.yaml", f"studies/{study}")
+    (local.path / "data").mkdir(exist_ok=True)
+    for name in ("alpaca_eval_gpt4_baseline.json", "df_gamed.csv"):
+        (local.path / "data" / name).touch()
+    grid = yaml.safe_load((local.path / files[1]).read_text())["grid"]
+    trials = Study(load(*(local.path / file for file in files))).tried
+    run = local.snakemake("-n", "--configfile", *files, "--", "all", timeout=120).ok()
+    tried = {job.wildcards["method"] for job in run.jobs if job.rule in ("train_cell", "join")}
+    assert {trial.method for trial in trials} <= tried
+    command = [sys.executable, "-m", "halos", "plan", "--config", *files]
+    planned = subprocess.run(
+        command, cwd=local.path, env=local.environment(), check=True, capture_output=True, text=True
+    )
+    assert f"# Plan of {grid}" in planned.stdout
 
 
 def test_grids_whose_files_are_there_resolve(project: Project, tmp_path: Path) -> None:
