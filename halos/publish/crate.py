@@ -63,6 +63,9 @@ def make(config: Path, output: Path, results: Path = Path("results")) -> None:
     for folder in (grid.paths.tables(grid.grid), grid.paths.figures(grid.grid), *reports):
         for path in _matching(folder, ("*.csv", "*.md", "*.tex", "*.svg", "*.png", "report.json")):
             _add(crate, path, path.relative_to(results.parent))
+    for cell in grid.choices:
+        path = grid.paths.choice(cell).choice
+        _add(crate, path, path.relative_to(results.parent))
     made: dict[Cell, Any] = {}
     for cell in _made(grid):
         _add_run(crate, workflow, grid, cell, made)

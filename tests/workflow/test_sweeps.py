@@ -69,6 +69,8 @@ def test_the_best_trial_is_the_model_of_its_seed_and_other_seeds_are_trained_wit
 
 @pytest.mark.slow
 def test_a_worse_trial_more_runs_alone_and_a_better_one_makes_the_seeds_again(done: Project) -> None:
+    """And without the test prompts, which no choice misses."""
+    (done.results / "data/d/test.parquet").unlink()
     run = study(done, 1e-5, 1e-4, 1e-3).snakemake(*ARGUMENTS).ok()
     assert run.names == [
         "choose dpo", "configure choices/d/m/dpo", f"configure runs/d/m/{trial(1e-5)}/seed1",
