@@ -121,15 +121,27 @@ class Study:
         """The entries of the config that read prompts of a dataset's validation or test split for the grid, by their
         places."""
         own = dataset in self.settings.datasets
-        answered = {name: prompts.dataset for name, prompts in self.prompts.items() if prompts.split == split}
+        rules = [self.decided_by(cell) for cell in self.sweeps]
+        sets = {**self.prompts, **{j.prompts: self.config.prompts[j.prompts] for j in self.selecting.values()}}
+        asked = {**self.tasks, **{rule.task: self.config.tasks[rule.task] for rule in rules if rule.task}}
+        answered = {name: prompts.dataset for name, prompts in sets.items() if prompts.split == split}
         prompts = [
             f"prompts.{name}" for name, named in answered.items() if (own if named is None else named == dataset)
         ]
-        local = [name for name, task in self.tasks.items() if task.local is not None and task.split == split]
+        local = [name for name, task in asked.items() if task.local is not None and task.split == split]
         tasks = [f"tasks.{name}" for name in local if own]
-        online = {cell.stage for cell in self.trained if cell.dataset == dataset and self.stage(cell).online}
-        trained = sorted(filter(None, online)) if split == "validation" else ()
-        return [*prompts, *tasks, *(f"stages.{name}.online" for name in trained)]
+        stages = {cell.stage: self.stage(cell) for cell in self.trained if cell.dataset == dataset}
+        deciding = [
+            f"stages.{name}.{setting}"
+            for name, stage in stages.items()
+            for setting, reads in (
+                ("online", stage.online is not None),
+                ("early_stopping", stage.early_stopping is not None),
+                ("select", stage.select is not None and stage.select.metric is not None),
+            )
+            if reads
+        ]
+        return [*prompts, *tasks, *(sorted(deciding) if split == "validation" else ())]
 
     def made_from(self, cell: Cell) -> tuple[Cell, ...]:
         """A cell, last, and all that it is made from, each after what it is made from itself: parents, reward models,

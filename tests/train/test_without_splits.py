@@ -118,6 +118,7 @@ def study(**changes: Any) -> Study:
 
 GRID = {"datasets": ["d"], "models": ["m"], "methods": ["sft"]}
 ONLINE = {"loss": "kto", "online": {"rounds": 1, "prompts_per_round": 4, "label": "l"}}
+JUDGE = {"kind": "verifier", "verifier": "toy", "prompts": "q"}
 LABELLER = {"l": {"kind": "verifier", "verifier": "toy", "feedback": "binary"}}
 
 
@@ -132,6 +133,14 @@ LABELLER = {"l": {"kind": "verifier", "verifier": "toy", "feedback": "binary"}}
          "validation", r"stages\.ask\.online wants"),
         ({"grids": {"g": {**GRID, "prompts": ["q"], "tasks": ["u"]}}, "prompts": {"q": {"split": "validation"}},
           "tasks": {"u": {"local": "preferences", "split": "validation"}}}, "validation", r"prompts\.q, tasks\.u want"),
+        ({"stages": {"dpo": {"loss": "dpo", "early_stopping": {"patience": 2}}}}, "validation",
+         r"stages\.dpo\.early_stopping wants"),
+        ({"stages": {"dpo": {"loss": "dpo", "sweep": {"lr": [1e-3]}, "select": {"metric": "loss"}}}}, "validation",
+         r"stages\.dpo\.select wants"),
+        ({"stages": {"dpo": {"loss": "dpo", "sweep": {"lr": [1e-3]}, "select": {"judge": "v"}}},
+          "prompts": {"q": {"split": "validation"}}, "judges": {"v": JUDGE}}, "validation", r"prompts\.q wants"),
+        ({"stages": {"dpo": {"loss": "dpo", "sweep": {"lr": [1e-3]}, "select": {"task": "u"}}},
+          "tasks": {"u": {"local": "preferences", "split": "validation"}}}, "validation", r"tasks\.u wants"),
     ],
 )  # fmt: skip
 def test_what_the_settings_show_is_refused_at_the_dry_run(changes: dict[str, Any], split: str, wanted: str) -> None:
