@@ -1,6 +1,6 @@
 """Tuning: the choice between the trials of a sweep, on validation prompts, which the chosen cells' settings come from.
 
-A trial is a cell of its own, sft-dpo~3fa2c1, and is made by the rules of any cell. What has the chosen settings waits for
+A trial is a cell of its own, METHOD~ID, and is made by the rules of any cell. What has the chosen settings waits for
 the choice (`choices` among the inputs of each rule of a cell), and runs again only when another trial is chosen.
 
 Input:   results/choices/{dataset}/{model}/{method}/config.yaml   the trials, and what decides between them

@@ -322,7 +322,8 @@ def test_one_engine_answers_prompts_and_tasks_as_one_for_each_does(
     said = commands(PYTHON, folder, [[
         "answer", "--config", str(tmp_path / "batch.yaml"), "--cell", str(world.slice("runs/d/m/csft/seed1")),
         "--model", str(model), "--manifest", str(model.parent / "manifest.json"), "--store", str(world.store),
-        "--feedback", data, data, "--local", str(folder / "test.parquet"), "--fetched", str(tmp_path / "fetched.json"),
+        "--feedback", data, data, "--local", *[str(folder / "test.parquet")] * 2,
+        "--fetched", str(tmp_path / "fetched.json"),
         "--output", str(output), "--kept", str(tmp_path / "kept"), "--batch", "1", "--backend", "vllm",
     ]])  # fmt: skip
     assert said.count(LOADS.format(model)) == 1

@@ -189,9 +189,9 @@ def test_training_balances_the_load_and_the_log_shows_it(
     world: World, mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With and without gradient checkpointing, which runs each layer a second time, in the backward pass."""
-    changes = {**PLAIN, "lr": 0.1, "examples": 48, "router_weight": 1.0}
+    changes = {**PLAIN, "lr": 0.1, "examples": 48, "router_weight": 10.0}
     run = world.train(tmp_path / "run", "sft", parent=mixtral, changes=changes)
-    assert "the loss that balances the experts' load has the weight 1" in capsys.readouterr().err
+    assert "the loss that balances the experts' load has the weight 10" in capsys.readouterr().err
     again = world.train(tmp_path / "again", "sft", parent=mixtral, changes=changes, gradient_checkpointing=True)
     lines = log(run)
     losses = [line["router/loss"] for line in lines if line["split"] == "eval"]
