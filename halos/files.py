@@ -116,6 +116,12 @@ def link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
+def link_folder(source: Path, target: Path) -> None:
+    """Make a folder anew of hard links to the files of another. Snakemake's time stamp of a folder that a job made is
+    left out: it would be that of both."""
+    shutil.copytree(source, target, copy_function=link, ignore=shutil.ignore_patterns(".snakemake_timestamp"))
+
+
 def hash_files(paths: Iterable[Path]) -> str:
     """sha256 of the files' names and contents, whatever their order."""
     return hash_content({path.name: hash_file(path) for path in paths})

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from halos.files import link, whole, write_text
+from halos.files import link, link_folder, whole, write_text
 from halos.manifest import KEPT, VALUE_HEAD, Manifest, Round
 from halos.online.labels import Labels
 from halos.settings import AnySlice
@@ -33,7 +33,7 @@ def join(config: Path, rounds: Sequence[Path], output: Path) -> None:
     """
     manifests = [Manifest.read(folder / "manifest.json") for folder in rounds]
     with whole(output / "model") as temporary:
-        shutil.copytree(rounds[-1] / "model", temporary, copy_function=link)
+        link_folder(rounds[-1] / "model", temporary)
     (output / VALUE_HEAD).unlink(missing_ok=True)
     if manifests[-1].value_head is not None:
         with whole(output / VALUE_HEAD) as temporary:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
-from halos.files import link, whole
+from halos.files import link, link_folder, whole
 from halos.manifest import VALUE_HEAD, Manifest
 from halos.train.inputs import Inputs
 
@@ -40,7 +39,7 @@ def adopt(run: Path, inputs: Inputs, output: Path) -> None:
         return
     manifest = Manifest.read(run / "manifest.json")
     with whole(output / "model") as temporary:
-        shutil.copytree(run / "model", temporary, copy_function=link)
+        link_folder(run / "model", temporary)
     (output / VALUE_HEAD).unlink(missing_ok=True)
     for name in (VALUE_HEAD, "train.jsonl"):
         if (run / name).is_file():

@@ -43,7 +43,9 @@ def test_a_trial_that_diverges_has_its_parents_weights_and_says_so(method: str, 
 
 def test_a_cell_takes_the_model_of_its_trial_and_trains_where_that_is_another(world: World, tmp_path: Path) -> None:
     trial = run(world, tmp_path, "sft~0a1b2c", "trial")
+    (trial / "model/.snakemake_timestamp").touch()  # by which Snakemake knows how old a folder is
     taken = run(world, tmp_path, "sft", "taken", trial=trial)
+    assert not (taken / "model/.snakemake_timestamp").exists()
     weights = "model/model.safetensors"
     assert (taken / weights).samefile(trial / weights)
     assert log(taken) == log(trial)
