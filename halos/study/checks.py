@@ -97,11 +97,19 @@ def overridden(study: Study) -> str | None:
 
 
 def check_splits(study: Study) -> None:
-    """Refuse a study that reads prompts of a validation or test split that a dataset, by its settings, does not have.
+    """Refuse a study that reads prompts of a validation or test split that a dataset, by its settings, does not have,
+    or that reports the task that it chooses by.
 
     Raises:
-        HalosError: naming the dataset and the entries that want its prompts.
+        HalosError: naming the dataset and the entries that want its prompts, or the task.
     """
+    for cell in study.sweeps:
+        task = study.decided_by(cell).task
+        if task in study.tasks:
+            raise HalosError(
+                f"stages.{cell.stage}.select.task: {task} is one of the grid's tasks, whose results would then be "
+                "those of the choice: take it out of the grid, or choose by another"
+            )
     read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
     for name in [*study.settings.datasets, *sorted(read)]:
         for split in ("validation", "test"):

@@ -122,6 +122,8 @@ def test_trials_answer_validation_prompts_alone_and_no_choice_depends_on_a_test_
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "test prompts": ({"select": {"judge": "j"}}, "j judges answers to p, test prompts: name a judge whose prompts"),
     "a task of test prompts": ({"select": {"task": "t"}}, "t is made of test prompts: name a task with"),
+    "a task of the grid": ({"select": {"task": "v"}, "tasks": {"v": {"local": "preferences", "split": "validation"}},
+                            "grids": {"tuned": {**GRID, "tasks": ["v"]}}}, "v is one of the grid's tasks"),
     "an unknown judge": ({"select": {"judge": "k"}}, "stages.dpo.select.judge: there is no 'k' in judges"),
     "a baseline that is chosen": ({"select": {"judge": "jv"}, "judges": {"jv": {
         **JUDGED["judges"]["jv"], "baseline": {"method": "dpo"}}}}, "what chooses its settings is made from"),
