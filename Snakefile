@@ -115,6 +115,7 @@ localrules:
     fetch_task,
     check,
     choose,
+    snapshot,
     sample,
     task,
     join,

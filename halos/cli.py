@@ -38,6 +38,7 @@ VERBS = {
     "reference": "halos.reference.compute:reference",
     "score": "halos.reference.score:score",
     "train": "halos.train.run:train",
+    "snapshot": "halos.train.snapshots:snapshot",
     "sample": "halos.sample.run:sample",
     "label": "halos.online.label:label",
     "join": "halos.online.join:join",

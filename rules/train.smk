@@ -5,6 +5,7 @@ Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store;
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
          checkpoints/ and kept/ beside them are not declared: Snakemake leaves them after a failure, and the next attempt
          goes on from the last checkpoint
+         results/runs/{...}/snapshot{number}/model, train.jsonl, manifest.json, from kept/: as if training ended there
 """
 
 
@@ -68,4 +69,32 @@ rule train_cell:
             {resources.intervals} \
             {resources.trial} \
             --time-limit {resources.runtime}
+        """
+
+
+rule snapshot:
+    """A model that a cell's training passed through, as a run of its own."""
+    input:
+        choices=inputs.choices,
+        config="<run>/snapshot{number}/config.yaml",
+        manifest="<run>/manifest.json",
+    output:
+        model=directory("<run>/snapshot{number}/model"),
+        log="<run>/snapshot{number}/train.jsonl",
+        manifest="<run>/snapshot{number}/manifest.json",
+    log:
+        "<logs>/snapshot/{dataset}/{model}/{method}/{run}/{number}.log",
+    wildcard_constraints:
+        method=patterns.offline_methods,
+        run=patterns.seed,
+        number=r"\d+",
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos snapshot \
+            --config {input.config:q} \
+            --run "$(dirname {input.manifest:q})" \
+            --output "$(dirname {output.manifest:q})"
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from halos.distributed.peaks import GPUS, Device
@@ -70,7 +71,7 @@ class Plan:
         """All jobs, the times of trainings corrected by finished cells."""
         trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
         samplings = [self.sampling(c, prompts) for prompts in self.study.prompts.values() for c in self.study.cells]
-        for trial in self.study.tried:
+        for trial in chain(*map(self.study.candidates, self.study.sweeps)):
             judge = self.study.decided_by(trial).judge
             if judge is not None:
                 samplings.append(self.sampling(trial, self.config.prompts[self.config.judges[judge].prompts]))

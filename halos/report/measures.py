@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halos.evaluate.judging.judgement import Judgement
 from halos.report import statistics
 from halos.report.lazy import pd
 from halos.report.results import SCORE, WIN, Results
@@ -22,6 +23,15 @@ MEASURES = ["judge", *ROW, "measure", "seed", "mean", "low", "high", "baseline",
 def rows(results: Results) -> list[tuple[str, str, str]]:
     """(dataset, model, method) of all policies."""
     return list(product(results.datasets, results.models, results.methods))
+
+
+def by_prompt(judgement: Judgement, measure: str) -> pd.Series:
+    """The win rate or score of a judgement by prompt_id, each the mean over a prompt's samples."""
+    wins = zip(judgement.annotations, judgement.values(), strict=True)
+    worth = [(a.prompt_id, win if measure == WIN else a.candidate_score) for a, win in wins]
+    frame = pd.DataFrame(worth, columns=["prompt_id", "value"]).astype({"value": float})
+    means: pd.Series = frame.groupby("prompt_id")["value"].mean()
+    return means
 
 
 def measures_of(results: Results, judge: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -57,6 +58,7 @@ class Results:
         self.judges, self.tasks = list(grid.judges), list(grid.tasks)
         self.published = grid.published
         self.overlaps, self.sweeps, self._counterparts = grid.overlaps, grid.sweeps, grid.counterparts
+        self.courses, self.course_judges = grid.courses, list(grid.snapshots)
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
 
@@ -178,6 +180,27 @@ class Results:
         """The judgements of every cell, and of the rounds of online stages but the last, which is the cell's own."""
         cells = [*self.cells, *(r for cell in self.cells for r in cell.rounds(self.rounds(cell) - 1))]
         return {(c, j): Judgement.read(self.paths.run(c).judged(j)) for c, j in product(cells, self.judges)}
+
+    def course(self, judge: str, cell: Cell, snapshots: int) -> list[tuple[float, Judgement]]:
+        """The judgements of what a training passed through: (share of the training, judgement), from its parent at 0
+        to its own model at 1.
+
+        Args:
+            judge: one of `course_judges`.
+            cell: the cell.
+            snapshots: their number, the last one included.
+        """
+        assert cell.parent is not None, "a base model has no training"
+        passed = [cell.parent, *(replace(cell, snapshot=i) for i in range(1, snapshots)), cell]
+        return [(i / snapshots, Judgement.read(self.paths.run(at).judged(judge))) for i, at in enumerate(passed)]
+
+    def log_ratio(self, cell: Cell) -> float:
+        """The log-ratio of model to reference on validation data at the end of a training, or of a snapshot; NaN where
+        the loss has no reference."""
+        path = self.paths.run(cell).log
+        lines = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
+        last: dict[str, Any] = next((line for line in reversed(lines) if line["split"] == "eval"), {})
+        return float(last.get("kl", np.nan))
 
     def judgements(self, judge: str, dataset: str, model: str, method: str) -> list[Judgement]:
         """One judge's judgements of a method, seed by seed."""

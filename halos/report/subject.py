@@ -26,6 +26,7 @@ class Outline:
         stages: settings of the last stage of each trained method, for each model.
         published: name of the published results to compare with, if any.
         sweeps: (dataset, model, method) of each choice between trials.
+        courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
     """
 
     models: tuple[str, ...]
@@ -35,6 +36,7 @@ class Outline:
     stages: tuple[Stage, ...]
     published: str | None
     sweeps: tuple[tuple[str, str, str], ...]
+    courses: tuple[tuple[str, str, str, int], ...]
 
     @classmethod
     def of(cls, config: Config) -> Outline:
@@ -49,6 +51,7 @@ class Outline:
             tuple(config.stage(method.rsplit("-", 1)[-1], model) for method, model in product(trained, grid.models)),
             grid.published,
             tuple(config.sweeps(config.grid)),
+            tuple(config.courses(config.grid)),
         )
 
 

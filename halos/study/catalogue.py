@@ -134,6 +134,11 @@ class Config(BaseModel):
             for kind in ("datasets", "models", "prompts", "judges", "tasks"):
                 for entry in getattr(grid, kind):
                     self._refer(f"grids.{name}.{kind}", entry, kind)
+            for entry in grid.snapshots:
+                self._check_judge_apart(f"grids.{name}.snapshots", entry)
+                if not self.courses(name):
+                    raise ValueError(f"grids.{name}.snapshots: none of its methods takes any: set `snapshots: 8` of a "
+                                     f"stage, or take it out")  # fmt: skip
             for method in grid.methods:
                 self._check_method(f"grids.{name}.methods", method, rewards=False)
             for method in grid.reward_models:
@@ -175,9 +180,18 @@ class Config(BaseModel):
         for dataset, model, method in product(entry.datasets, entry.models, (*entry.methods, *entry.reward_models)):
             stages = [] if method == BASE else method.split("-")
             for number, stage in enumerate(stages, 1):
-                if self.stage(stage, model).sweep:
+                if self.stage(stage, model).is_chosen:
                     found[dataset, model, "-".join(stages[:number])] = None
         return list(found)
+
+    def courses(self, grid: str) -> list[tuple[str, str, str, int]]:
+        """(dataset, model, method, number of snapshots) of each method of a grid whose snapshots are judged."""
+        entry, found = self.grids[grid], []
+        for dataset, model, method in product(entry.datasets, entry.models, entry.methods if entry.snapshots else ()):
+            number = 1 if method == BASE else self.stage(method.rsplit("-", 1)[-1], model).followed
+            if number > 1:
+                found.append((dataset, model, method, number))
+        return found
 
     def teacher(self, stage: Stage) -> str | None:
         """The reward model that a stage learns from, a method or the id of a model: the one that it names, or that of
@@ -199,14 +213,18 @@ class Config(BaseModel):
                 return
             seen.append(other)
 
+    def _check_judge_apart(self, where: str, judge: str) -> None:
+        """Refuse a judge that does not exist, or that reads test prompts."""
+        self._refer(where, judge, "judges")
+        prompts = self.judges[judge].prompts
+        if prompts in self.prompts and self.prompts[prompts].split == "test":
+            raise ValueError(f"{where}: {judge} judges answers to {prompts}, test prompts: name a judge whose prompts "
+                             f"have `split: validation`")  # fmt: skip
+
     def _check_select(self, where: str, select: Select) -> None:
         """Refuse a choice by a judge or task that does not exist, or that reads test prompts."""
         if select.judge is not None:
-            self._refer(f"{where}.select.judge", select.judge, "judges")
-            prompts = self.judges[select.judge].prompts
-            if prompts in self.prompts and self.prompts[prompts].split == "test":
-                raise ValueError(f"{where}.select.judge: {select.judge} judges answers to {prompts}, test prompts: "
-                                 f"name a judge whose prompts have `split: validation`")  # fmt: skip
+            self._check_judge_apart(f"{where}.select.judge", select.judge)
         if select.task is not None:
             self._refer(f"{where}.select.task", select.task, "tasks")
             task = self.tasks[select.task]

@@ -65,7 +65,7 @@ def check_files(study: Study) -> None:
                 check_reward_model(Path(path), entry.template is None, entry.trust_remote_code or None)
             except HalosError as error:
                 raise HalosError(f"models.{name}, the reward model of {where}: {error}") from None
-    for name, judge in {**study.judges, **study.selecting}.items():
+    for name, judge in {**study.judges, **study.apart}.items():
         baseline = judge.baseline.file if isinstance(judge.baseline, FromFile) else None
         for wanted in (baseline, judge.difficulties):
             if wanted is not None and _missing(wanted):
@@ -189,5 +189,5 @@ def _missing(file: str) -> bool:
 
 def _scorers(study: Study) -> dict[str, Judge | Labeller]:
     """The judges and labellers of a study, by their places in the config."""
-    judges = {f"judges.{name}": judge for name, judge in {**study.judges, **study.selecting}.items()}
+    judges = {f"judges.{name}": judge for name, judge in {**study.judges, **study.apart}.items()}
     return {**judges, **{f"labellers.{name}": labeller for name, labeller in study.labellers.items()}}

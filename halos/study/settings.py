@@ -34,6 +34,12 @@ class Grid(Strict):
     )
     prompts: tuple[str, ...] = Field((), description="prompt sets to sample, in addition to those of the judges")
     judges: tuple[str, ...] = Field((), description="ids of judges: each judges every policy")
+    snapshots: tuple[str, ...] = Field(
+        (),
+        exclude_if=lambda value: not value,
+        description="ids of judges of validation prompts: each judges the `snapshots` of stages, and their first and "
+        "last model",
+    )
     tasks: tuple[str, ...] = Field((), description="ids of tasks: each is run on every policy")
     published: str | None = Field(None, description="published results to show beside the grid's own: archangel")
     label: Label = Field(None, description="name in tables and figures")
@@ -53,6 +59,7 @@ class GridSlice(Grid, Slice):
         labels: kind -> id -> name in tables and figures, of the entries that have a label.
         prompt_data: (dataset, split) of its prompt sets that are of a dataset of their own.
         sweeps: (dataset, model, method) of each choice between trials that its methods are made by.
+        courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
         counterparts: `judges` and `tasks` -> id of one that chooses between trials -> id of the grid's own that
             measures the same on test prompts.
     """
@@ -61,6 +68,7 @@ class GridSlice(Grid, Slice):
     labels: dict[str, dict[str, str]]
     prompt_data: tuple[tuple[str, str], ...] = ()
     sweeps: tuple[tuple[str, str, str], ...] = ()
+    courses: tuple[tuple[str, str, str, int], ...] = ()
     counterparts: dict[str, dict[str, str]] = {}
 
     @property

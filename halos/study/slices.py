@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _run(config: Config, *ids: str) -> Content:
         raise HalosError(f"{folder} is no cell, nor the prompts of a round; a cell is {cell.folder}")
     model = entry(config, "models", cell.model)
     entry(config, "datasets", cell.dataset)
-    content = {**cell.ids, "attention": model.attention, "precision": model.precision}
+    content = {**replace(cell, snapshot=0).ids, "attention": model.attention, "precision": model.precision}
     content |= {name: True for name in ("liger", "compile") if getattr(model, name)}
     if model.quantization is not None:
         content["quantization"] = model.quantization
@@ -126,8 +127,12 @@ def _run(config: Config, *ids: str) -> Content:
     for name in cell.method.partition(TRIAL)[0].split("-"):
         entry(config, "stages", name)
     stage = config.stage(cell.stage, cell.model, cell.trial)
-    if stage.sweep and not fresh:  # which the settings that a sweep varies do not change
+    if stage.is_chosen and not fresh:  # which the settings that are chosen do not change
         stage = stage.trial(chosen(cell, stage))
+    if cell.snapshot:
+        if cell.snapshot >= (stage.snapshots or 0):
+            raise HalosError(f"{folder}: the stage {cell.stage} has {stage.snapshots or 'no'} snapshots")
+        stage = stage.model_copy(update={"stop_after": cell.snapshot / (stage.snapshots or 1)})
     rounds = stage.online.rounds if stage.online else 0
     if cell.round > rounds:
         raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")
@@ -150,7 +155,7 @@ def chosen(cell: Cell, stage: Stage) -> str:
         HalosError: none is chosen yet.
     """
     made = chosen_by(Paths(), cell)
-    if made is None or made not in stage.tried:
+    if made is None or made not in stage.candidates:
         path = Paths().choice(cell).choice
         raise HalosError(
             f"{cell.folder} has settings that a sweep chooses, which it has not yet: run `snakemake {path}`"
@@ -165,7 +170,7 @@ def _choice(config: Config, dataset: str, model: str, method: str) -> Content:
     entry(config, "models", model)
     stage = config.stage(cell.stage or "", model)
     assert stage.select is not None
-    select, tried = stage.select.model_dump(mode="json", exclude_none=True), stage.tried
+    select, tried = stage.select.model_dump(mode="json", exclude_none=True), stage.candidates
     # a list, as its order says which of equal trials wins
     return {
         **{k: v for k, v in cell.ids.items() if k != "seed"},
@@ -199,6 +204,8 @@ def _grid(config: Config, name: str) -> Content:
     }
     prompt_data = [list(pair) for pair in config.prompt_data(name)]
     content = {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
+    if courses := config.courses(name):
+        content["courses"] = [[*course] for course in courses]
     sweeps = [[*ids] for ids in config.sweeps(name)]
     return {**content, "sweeps": sweeps, "counterparts": counterparts(config, name)} if sweeps else content
 

@@ -55,8 +55,9 @@ class Study:
     @cached_property
     def judge_cells(self) -> list[Cell]:
         """The cells that judging needs beside those judged: reward models that judge, and baselines."""
-        needed = (self._judged_with(judge, cell) for judge in self.judges.values() for cell in self.cells)
-        return [*dict.fromkeys(chain(*needed))]
+        judged = [*product(self.judges.values(), self.cells)]
+        judged += product((self.config.judges[name] for name in self.settings.snapshots), self.watched)
+        return [*dict.fromkeys(chain(*(self._judged_with(judge, cell) for judge, cell in judged)))]
 
     @cached_property
     def trained(self) -> list[Cell]:
@@ -70,18 +71,32 @@ class Study:
     def swept(self, cell: Cell) -> Cell | None:
         """The cell whose settings a choice between trials makes, for all its seeds and rounds: it has seed 0. None for
         a cell whose stage is not swept, and for a trial."""
-        if cell.stage is None or cell.trial is not None or not self.stage(cell).sweep:
+        if cell.stage is None or cell.trial is not None or not self.stage(cell).is_chosen:
             return None
-        return replace(cell, seed=0, round=0)
+        return Cell(cell.dataset, cell.model, cell.method, 0)
 
     def trials(self, cell: Cell) -> list[Cell]:
         """The trials between which the settings of a cell are chosen, trial by trial in the order of the sweep, and of
         each one cell for each seed that the choice looks at; none for a cell whose stage is not swept."""
         if self.swept(cell) is None:
             return []
-        named = [f"{cell.method}{TRIAL}{name}" for name in self.stage(cell).tried]
         seeds = self.decided_by(cell).seeds
-        return [replace(cell, method=name, seed=seed, round=0) for name, seed in product(named, seeds)]
+        return [cell.candidate(name, seed) for name, seed in product(self.stage(cell).tried, seeds)]
+
+    def candidates(self, cell: Cell) -> list[Cell]:
+        """The trials of a cell's stage, and the snapshots of them that are chosen from, too, in the order of
+        `Stage.candidates`, and of each one cell for each seed that the choice looks at."""
+        if self.swept(cell) is None:
+            return []
+        seeds = self.decided_by(cell).seeds
+        return [cell.candidate(name, seed) for name, seed in product(self.stage(cell).candidates, seeds)]
+
+    def snapshots(self, cell: Cell) -> list[Cell]:
+        """The snapshots of a cell's training, in order, without the last, whose model is the cell's own; none where its
+        stage takes none, or chose between those of its trials."""
+        if cell.stage is None or cell.snapshot:
+            return []
+        return [replace(cell, snapshot=i) for i in range(1, self.stage(cell).followed)]
 
     def choices(self, cell: Cell) -> list[Cell]:
         """The swept cells, as `swept` gives them, on whose choices a cell depends, its own among them."""
@@ -105,9 +120,19 @@ class Study:
         return select
 
     @cached_property
-    def selecting(self) -> dict[str, Judge]:
-        """The judges by which trials are chosen, by their ids."""
-        names = {self.decided_by(cell).judge for cell in self.sweeps}
+    def watched(self) -> list[Cell]:
+        """The models whose course the grid's judges of snapshots follow: of each cell with snapshots what it begins
+        with, the snapshots, and itself."""
+        if not self.settings.snapshots:
+            return []
+        courses = [(cell.parent, *self.snapshots(cell), cell) for cell in self.cells if self.snapshots(cell)]
+        return [*dict.fromkeys(cell for course in courses for cell in course if cell)]
+
+    @cached_property
+    def apart(self) -> dict[str, Judge]:
+        """The judges beside the grid's own, which see no test prompts: those by which trials are chosen, and those of
+        snapshots."""
+        names = {self.decided_by(cell).judge for cell in self.sweeps} | {*self.settings.snapshots}
         return {name: self.config.judges[name] for name in sorted(filter(None, names))}
 
     @cached_property
@@ -122,7 +147,7 @@ class Study:
         places."""
         own = dataset in self.settings.datasets
         rules = [self.decided_by(cell) for cell in self.sweeps]
-        sets = {**self.prompts, **{j.prompts: self.config.prompts[j.prompts] for j in self.selecting.values()}}
+        sets = {**self.prompts, **{j.prompts: self.config.prompts[j.prompts] for j in self.apart.values()}}
         asked = {**self.tasks, **{rule.task: self.config.tasks[rule.task] for rule in rules if rule.task}}
         answered = {name: prompts.dataset for name, prompts in sets.items() if prompts.split == split}
         prompts = [
@@ -168,7 +193,8 @@ class Study:
         name = self.decided_by(cell).judge if trials else None
         judge = None if name is None else self.config.judges[name]
         judged = chain(*(self._judged_with(judge, trial) for trial in trials)) if judge else ()
-        own = (cell.parent, self.teacher(cell), self.named_reference(cell), self.resumed(cell))
+        whole = replace(cell, snapshot=0) if cell.snapshot else None
+        own = (cell.parent, self.teacher(cell), self.named_reference(cell), self.resumed(cell), whole)
         return [other for other in (*own, *trials, *judged) if other is not None]
 
     def _judged_with(self, judge: Judge, cell: Cell) -> list[Cell]:
@@ -208,7 +234,7 @@ class Study:
         name, is_model = named
         if is_model:
             return Cell(cell.dataset, name, BASE, 0)
-        return replace(cell, method=name, round=0, seed=0 if name == BASE else cell.seed)
+        return Cell(cell.dataset, cell.model, name, 0 if name == BASE else cell.seed)
 
     @cached_property
     def reference_models(self) -> tuple[str, ...]:
@@ -242,13 +268,13 @@ class Study:
     def _reward_model(self, name: str, cell: Cell, seed: int) -> Cell:
         """A reward model: that of a method, or the cell `base` of an entry of `models:`, which trains nothing."""
         if name in self.config.models:
-            return replace(cell, model=name, method=BASE, seed=0, round=0)
-        return replace(cell, method=name, seed=seed, round=0)
+            return Cell(cell.dataset, name, BASE, 0)
+        return Cell(cell.dataset, cell.model, name, seed)
 
     @cached_property
     def reward_models_of_others(self) -> dict[str, str]:
         """{id of an entry of `models:`: one place in the config that names it as its reward model}."""
-        named = {scorer.named: f"judges.{name}" for name, scorer in {**self.judges, **self.selecting}.items()}
+        named = {scorer.named: f"judges.{name}" for name, scorer in {**self.judges, **self.apart}.items()}
         named |= {scorer.named: f"labellers.{name}" for name, scorer in self.labellers.items()}
         named |= {self.stage(cell).reward_model: f"stages.{cell.stage}" for cell in self.trained}
         return {name: place for name, place in named.items() if name is not None and name in self.config.models}
@@ -258,7 +284,7 @@ class Study:
         if not isinstance(judge.baseline, FromCell):
             return None
         seed = cell.seed if judge.baseline.seed == "same" else judge.baseline.seed
-        return replace(cell, method=judge.baseline.method, seed=seed, round=0)
+        return Cell(cell.dataset, cell.model, judge.baseline.method, seed)
 
     def labeller(self, cell: Cell) -> str:
         """The id of the labeller of a cell's online stage."""

@@ -19,7 +19,8 @@ def is_same(run: Path, inputs: Inputs) -> bool:
         inputs: of the other one. One that keeps models or states besides is a training of its own.
     """
     path = run / "manifest.json"
-    if not path.is_file() or inputs.stage.keep_every or inputs.stage.keep_optimizer:
+    stage = inputs.stage
+    if not path.is_file() or stage.keep_every or stage.keep_optimizer or stage.snapshots:
         return False
     manifest = Manifest.read(path)
     ours = {**inputs.settings.identity, "method": manifest.config["method"]}
@@ -28,7 +29,7 @@ def is_same(run: Path, inputs: Inputs) -> bool:
 
 
 def adopt(run: Path, inputs: Inputs, output: Path) -> None:
-    """Write the outputs of a run, which are those of the same training: hard links, where the file system has them.
+    """Write the outputs of a run, which are those of the same training.
 
     Args:
         run: folder of the finished run.
@@ -38,6 +39,18 @@ def adopt(run: Path, inputs: Inputs, output: Path) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     manifest = Manifest.read(run / "manifest.json")
+    take(run, output, manifest.model_copy(update={"config": inputs.settings.content}))
+    print(f"{run} was the same training: its model is taken", file=sys.stderr)
+
+
+def take(run: Path, output: Path, manifest: Manifest) -> None:
+    """Write a run's outputs at another place: hard links, where the file system has them.
+
+    Args:
+        run: folder of the run.
+        output: the other folder.
+        manifest: of the other one.
+    """
     with whole(output / "model") as temporary:
         link_folder(run / "model", temporary)
     (output / VALUE_HEAD).unlink(missing_ok=True)
@@ -45,5 +58,4 @@ def adopt(run: Path, inputs: Inputs, output: Path) -> None:
         if (run / name).is_file():
             with whole(output / name) as temporary:
                 link(str(run / name), str(temporary))
-    manifest.model_copy(update={"config": inputs.settings.content}).write(output / "manifest.json")
-    print(f"{run} was the same training: its model is taken", file=sys.stderr)
+    manifest.write(output / "manifest.json")

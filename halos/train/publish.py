@@ -46,12 +46,13 @@ class Publisher:
     coverage: Coverage
     examples: Examples
 
-    def model(self, folder: Path, merge: bool, head: Path | None = None) -> None:
+    def model(self, folder: Path, merge: bool, head: Path | None = None, last: bool = True) -> None:
         """Write the policy as a model folder; of a LoRA run the merged model, or with `merge` False its adapters.
 
         Args:
             folder: the folder.
             merge: whether adapters are merged.
+            last: whether the policy is trained no further, so that its own adapters may be merged.
             head: file for the value head, if the policy has one.
 
         Raises:
@@ -67,7 +68,7 @@ class Publisher:
             parts[part][own] = tensor
         if not self.accelerator.is_main_process:
             return
-        model, weights = self._model(merge), parts["model"]
+        model, weights = self._model(merge, last), parts["model"]
         policy = self.accelerator.unwrap_model(self.policy).model
         if model is not policy and not self.accelerator.is_fsdp2:
             weights = _in_full(policy, weights, model)
@@ -85,9 +86,9 @@ class Publisher:
             with whole(head) as temporary:
                 save_file({name: tensor.cpu().contiguous() for name, tensor in parts["value_head"].items()}, temporary)
 
-    def _model(self, merge: bool) -> Any:
-        """The model without its wrappers; where adapters are merged that are sharded, or whose base is held in fewer
-        bits, a fresh one in float32, to put weights together in."""
+    def _model(self, merge: bool, last: bool) -> Any:
+        """The model without its wrappers; where adapters are merged that are sharded, that are trained further, or
+        whose base is held in fewer bits, a fresh one in float32, to put weights together in."""
         model: Any = self.accelerator.unwrap_model(self.policy).model
         if not (merge and hasattr(model, "merge_and_unload")):
             return model
@@ -97,7 +98,7 @@ class Publisher:
                 if hasattr(model.get_base_model(), name):
                     setattr(fresh.get_base_model(), name, getattr(model.get_base_model(), name))
             return fresh
-        if is_reduced(model):
+        if is_reduced(model) or not last:
             torch.manual_seed(derive(self.inputs.settings.seed, "weights"))  # of rows that are added, as at first
             return load_model(self.inputs, quantised=False)[0]
         return model
@@ -113,6 +114,7 @@ class Publisher:
         parameters: int,
         diverged: str | None = None,
         stopped_early: int | None = None,
+        share: float | None = None,
     ) -> None:
         """Write `model/` and a value head, then train.jsonl, then, as the sign that all is whole, manifest.json.
 
@@ -126,10 +128,14 @@ class Publisher:
             parameters: number of the model's weights.
             diverged: why `model/` shall be the parent's, which the files of a finished run then are all the same.
             stopped_early: step at which early stopping ended the training.
+            share: of the training that is done, if it is a snapshot; None at the end.
         """
-        head = output / VALUE_HEAD
+        head, settings = output / VALUE_HEAD, self.inputs.settings
+        if share is not None and settings.stage is not None:
+            stage = settings.stage.model_copy(update={"stop_after": share})
+            settings = settings.model_copy(update={"stage": stage})
         if diverged is None:
-            self.model(output / "model", merge=True, head=head)
+            self.model(output / "model", merge=True, head=head, last=share is None)
         if not self.accelerator.is_main_process:
             return
         if diverged is not None:
@@ -140,7 +146,7 @@ class Publisher:
         processes = self.accelerator.num_processes
         Manifest.of(
             output / "model",
-            config=self.inputs.settings.content,
+            config=settings.content,
             inputs=self.inputs.hashes,
             data=data,
             steps=steps,

@@ -29,6 +29,7 @@ def train(
     eval_every: int | None = None,
     checkpoint_every: int | None = None,
     keep_every: int | None = None,
+    snapshots: int | None = None,
     skip_first_evaluation: bool = False,
     keep_optimizer: bool = False,
     trial: Path | None = None,
@@ -51,9 +52,10 @@ def train(
             early_stopping another value is another run
         checkpoint_every: steps between two checkpoints
         keep_every: steps between two models that are kept in kept/
+        snapshots: models that are kept in kept/ after equal parts of the training, the last of them its result
         skip_first_evaluation: do not evaluate before the first step
         keep_optimizer: keep the optimiser's state at the end, to go on from
-        trial: run of the trial of a sweep whose settings were chosen: if it was this same training, the result is its
+        trial: run, or snapshot of one, whose settings were chosen: if it was this same training, the result is its
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
@@ -62,7 +64,9 @@ def train(
     """
     stopping = Stopping(slurm.time_limit(time_limit))
     inputs = Inputs.open(config, parent, store, reference, reference_of, scores, resumed)
-    intervals = {"eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every}
+    intervals = {
+        "eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every, "snapshots": snapshots
+    }  # fmt: skip
     given: dict[str, int | bool] = {name: steps for name, steps in intervals.items() if steps is not None}
     if skip_first_evaluation:
         given["eval_first"] = False

@@ -45,6 +45,12 @@ def _label_by(value: Any) -> Any:
     return value
 
 
+def _less_than_all(value: Any) -> Any:
+    """A share of a training; all of it is the same as none said."""
+    value = numbers(value)
+    return None if value == 1 and not isinstance(value, bool) else value
+
+
 def _names(value: Any) -> Any:
     """Names of layers; a single one needs no list."""
     return [value] if isinstance(value, str) and value != "all-linear" else value
@@ -186,6 +192,18 @@ class Stage(BaseModel):
         description="steps between two models that are kept in kept/step{N}; none are by default; reruns nothing, so a "
         "finished run keeps what it kept until it is deleted",
     )
+    snapshots: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="models to keep after equal parts of the training, the last of them its result, which a grid's "
+        "`snapshots:` judges and `select: {checkpoint: best}` chooses from; reruns nothing, so a finished run has none "
+        "until it is deleted",
+    )
+    stop_after: Annotated[Share | None, BeforeValidator(_less_than_all)] = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="fraction of the steps after which to end, with the learning rates of the whole training; what "
+        "`select: {checkpoint: best}` chooses",
+    )
     keep_optimizer: Annotated[bool, INCIDENTAL] = Field(
         False,
         description="keep the state of the optimiser, and the weights as they were trained, at the end of a run, so "
@@ -268,7 +286,9 @@ class Stage(BaseModel):
     )
     sampler_seed: Annotated[int, INCIDENTAL, Field(ge=0)] = Field(0, description="sweep: seed of the draws")
     select: Annotated[Select | None, INCIDENTAL] = Field(
-        None, description="sweep: what decides between the trials: {judge: ID}, {task: ID} or {metric: loss}"
+        None,
+        description="sweep: what decides between the trials: {judge: ID}, {task: ID} or {metric: loss}; with "
+        "checkpoint: best between their `snapshots` too, for which no sweep is needed",
     )
     label: Label = Field(None, description="name in tables and figures")
 
@@ -396,7 +416,17 @@ class Stage(BaseModel):
 
     @model_validator(mode="after")
     def sound_end(self) -> Stage:
-        """Early stopping and averages are refused beside what they contradict."""
+        """Early stopping, averages, snapshots and an earlier end are refused beside what they contradict."""
+        against = {
+            "early_stopping": "which decides by itself when training ends",
+            "resume_from": "whose steps are in part another run's",
+            "online": "whose rounds are models on its way, and each is judged",
+        }
+        wholes = {"keep_optimizer": "which keeps the state at the end", "snapshots": "which are of a whole training"}
+        for name, others in {"snapshots": against, "stop_after": {**against, **wholes}}.items():
+            other = next((other for other in others if getattr(self, other)), None)
+            if getattr(self, name) is not None and other is not None:
+                raise ValueError(f"{name} is not for a stage with {other}, {others[other]}: take out one")
         continued = self.online is not None and self.online.continue_optimizer
         if self.early_stopping is not None:
             if self.average is not None:
@@ -419,6 +449,13 @@ class Stage(BaseModel):
     @model_validator(mode="after")
     def sound_sweep(self) -> Stage:
         """A sweep over what cannot be tried, without a way to choose, or with a trial that is refused itself."""
+        by_checkpoint = self.select is not None and self.select.checkpoint == "best"
+        if by_checkpoint and (self.snapshots is None or self.snapshots < 2):
+            raise ValueError("select.checkpoint: best: say between how many, as snapshots: 8")
+        if by_checkpoint and "stop_after" in self.sweep:
+            raise ValueError("select.checkpoint: best finds stop_after without a trial for each: take it out of sweep")
+        if not self.sweep and by_checkpoint and self.trials is None:
+            return self
         if not self.sweep:
             given = [name for name in ("trials", "sampler", "sampler_seed", "select") if name in self.model_fields_set]
             if any(getattr(self, name) != type(self).model_fields[name].default for name in given):
@@ -442,19 +479,53 @@ class Stage(BaseModel):
                 ) from None
         return self
 
+    @property
+    def is_chosen(self) -> bool:
+        """Whether settings of the stage are chosen between trials, or between the snapshots of one."""
+        return self.select is not None
+
+    @property
+    def followed(self) -> int:
+        """Number of snapshots that a run of the stage takes and keeps: 1, its result, where it takes none, or where
+        they are those of its trials, which have been chosen from."""
+        by_checkpoint = self.select is not None and self.select.checkpoint == "best"
+        return 1 if by_checkpoint else self.snapshots or 1
+
     @cached_property
     def tried(self) -> dict[str, dict[str, Any]]:
-        """The trials of the sweep: id -> setting -> value; none without a sweep."""
-        return drawn(self.sweep, self.trials, self.sampler, self.sampler_seed) if self.sweep else {}
+        """The trials: id -> setting -> value; one without any where a choice is between snapshots alone."""
+        if not self.is_chosen:
+            return {}
+        return drawn(self.sweep, self.trials, self.sampler, self.sampler_seed)
+
+    @cached_property
+    def candidates(self) -> dict[str, dict[str, Any]]:
+        """What a choice is between: the trials, and with `checkpoint: best` the snapshots of each: id -> setting ->
+        value. The snapshot 3 of 8 of the trial 3fa2c1 is 3fa2c1.3, which stops after .375 of the steps."""
+        if self.select is None or self.select.checkpoint == "last" or self.snapshots is None:
+            return self.tried
+        shares = {f".{i}": i / self.snapshots for i in range(1, self.snapshots)} | {"": 1.0}
+        return {
+            f"{trial}{suffix}": {**settings, "stop_after": share}
+            for trial, settings in self.tried.items()
+            for suffix, share in shares.items()
+        }
 
     def trial(self, name: str) -> Stage:
-        """The stage with the settings of one trial, and without a sweep.
+        """The stage with the settings of a trial, without a sweep, and without snapshots but those that a choice is
+        between.
+
+        Args:
+            name: id of a trial, or of a candidate.
 
         Raises:
             KeyError: there is no such trial.
         """
-        content = self.model_dump(exclude_unset=True, exclude={"sweep", "trials", "sampler", "sampler_seed", "select"})
-        return Stage.model_validate(with_settings(content, self.tried[name]))
+        left_out = {"sweep", "trials", "sampler", "sampler_seed", "select"}
+        if name not in self.tried or self.candidates is self.tried:
+            left_out.add("snapshots")
+        settings = self.tried[name] if name in self.tried else self.candidates[name]
+        return Stage.model_validate(with_settings(self.model_dump(exclude_unset=True, exclude=left_out), settings))
 
     @property
     def without_result(self) -> set[str]:

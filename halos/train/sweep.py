@@ -134,6 +134,11 @@ class Select(Strict):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (1,), min_length=1, description="seeds of the trials, over which values are averaged"
     )
+    checkpoint: Literal["last", "best"] = Field(
+        "last",
+        exclude_if=lambda value: value == "last",
+        description="best: choose between the stage's `snapshots` too, so that training ends where it was best",
+    )
     goal: Literal["highest", "lowest"] | None = Field(
         None, description="metric: which value is best; by default the lowest loss, else the highest"
     )
@@ -157,8 +162,8 @@ class Select(Strict):
 
 FIXED = {
     "loss", "label", "online", "reference", "reward_model", "resume_from", "humanline", "sync_reference", "label_by",
-    "forward", "eval_every", "eval_first", "checkpoint_every", "keep_every", "keep_optimizer", "lora", "lora.path",
-    "sweep", "trials", "sampler", "sampler_seed", "select",
+    "forward", "eval_every", "eval_first", "checkpoint_every", "keep_every", "snapshots", "keep_optimizer", "lora",
+    "lora.path", "sweep", "trials", "sampler", "sampler_seed", "select",
 }  # fmt: skip
 """Settings that no sweep can try: they decide what has to be made before, or change no result."""
 

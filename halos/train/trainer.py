@@ -39,6 +39,7 @@ from halos.train.optimizer import UNSHARDED, learning_rate, make_optimizer
 from halos.train.policy import Policy
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
+from halos.train.snapshots import kept_snapshot, snapshot_steps, step_at
 from halos.train.stopping import Stopped, Stopping
 from halos.train.sweep import TRIAL
 from halos.train.unreached import settle_unreached
@@ -143,6 +144,8 @@ class Trainer:
             len(self.examples), self.stage.batch_size, self.stage.epochs, self.stage.examples, self.seed,
             self.stage.inner_epochs,
         )  # fmt: skip
+        self.steps = step_at(self.stage.stop_after or 1, len(self.batches))
+        self.snapshots = snapshot_steps(self.stage.snapshots, len(self.batches))
         if inputs.resumed is not None:
             done = int(read_meta(inputs.resumed / KEPT)["step"])
             if done >= len(self.batches):
@@ -157,7 +160,7 @@ class Trainer:
             self.stage, inputs.store, self.examples, len(self.batches), self.scheduled, self.seed
         ):
             self._say(line)
-        self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), len(self.batches))
+        self.ahead = Prefetch(lambda step: self._prepare(self.examples, self.batches[step]), self.steps)
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
@@ -187,7 +190,7 @@ class Trainer:
         diverged, step, stopped = None, self._resume(), None
         try:
             step = self._train(step)
-            stopped = step if self.course.is_over and step < len(self.batches) else None
+            stopped = step if self.course.is_over and step < self.steps else None
         except Diverged as error:
             if TRIAL not in self.inputs.settings.method:
                 raise
@@ -196,16 +199,21 @@ class Trainer:
         if diverged is None:
             self._keep_state(step)
             step = self._take_best(step)
-            if self.average is not None:
-                self.average.swap()
-        data = {"train": self.examples.counts()} | ({"validation": self.held_out.counts()} if self.held_out else {})
-        with self.dropout.as_configured():
-            self.publisher.run(
-                self.output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters, diverged,
-                stopped,
-            )  # fmt: skip
+        self._publish(self.output, step, diverged, stopped)
         if self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder, ignore_errors=diverged is not None)
+
+    def _publish(
+        self, output: Path, step: int, diverged: str | None = None, stopped: int | None = None,
+        share: float | None = None,
+    ) -> None:  # fmt: skip
+        """Write the outputs of the run, or of a snapshot, as they are after `step` steps; see `Publisher.run`."""
+        data = {"train": self.examples.counts()} | ({"validation": self.held_out.counts()} if self.held_out else {})
+        with self.dropout.as_configured(), nullcontext() if self.average is None else self.average.in_force(step):
+            self.publisher.run(
+                output, self.log.path, data, step, self.tokens, self._total_seconds(), self.parameters, diverged,
+                stopped, share,
+            )  # fmt: skip
 
     def _train(self, step: int) -> int:
         """Train from `step` steps on to the end.
@@ -214,31 +222,33 @@ class Trainer:
             The steps that are done.
         """
         self.stopping.listen()
-        bar = tqdm(total=len(self.batches), initial=step, unit="step", mininterval=1,
+        bar = tqdm(total=self.steps, initial=step, unit="step", mininterval=1,
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
         if step == 0 and self.stage.eval_first and self.course.best is None:
             self._evaluate(step, examples=0)
             if self._is_best(step):
                 self._save_checkpoint(step, must=True)
-        while step < len(self.batches) and not self.course.is_over:
+        while step < self.steps and not self.course.is_over:
             metrics = self.step(step)
             step += 1
             self._record({"split": "train", "step": step, **metrics})
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", tok_s=round(metrics["tokens_per_second"]), refresh=False)
             bar.update()
-            last = step == len(self.batches)
-            if last or step % self.stage.eval_every == 0:
+            last, number = step == self.steps, self.snapshots.get(step)
+            if last or number or step % self.stage.eval_every == 0:
                 self._evaluate(step, metrics["examples"])
             last = last or self.course.is_over
             if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
                 with self.dropout.as_configured():
                     self.publisher.model(self._kept / f"step{step}", merge=False)
+            if number and self.stage.snapshots:
+                self._publish(kept_snapshot(self.output, number), step, share=number / self.stage.snapshots)
             reason = self.stopping.reason(self.accelerator)
             if last or reason or self._is_best(step) or step % self.stage.checkpoint_every == 0:
                 self._save_checkpoint(step, must=not last)
                 if reason and not last:
                     bar.close()
-                    raise Stopped(f"stopped by {reason} after step {step} of {len(self.batches)}, with a checkpoint; "
+                    raise Stopped(f"stopped by {reason} after step {step} of {self.steps}, with a checkpoint; "
                                   f"run the same command again to go on")  # fmt: skip
         bar.close()
         return step
@@ -381,7 +391,7 @@ class Trainer:
         meta = self.checkpoints.load(path, *self._trained(), self.accelerator)
         self.seconds, self.tokens = meta["seconds"], meta["tokens"]
         step = int(meta["step"])
-        self._say(f"going on from step {step} of {len(self.batches)}")
+        self._say(f"going on from step {step} of {self.steps}")
         if main:
             self.log.cut(step)
         self._follow()

@@ -18,12 +18,13 @@ from halos.manifest import Manifest
 from halos.registry import suggest
 from halos.report import statistics
 from halos.report.lazy import pd
+from halos.report.measures import by_prompt
 from halos.report.statistics import Estimate
 from halos.study.cells import Cell
 from halos.study.choice import Choice, ChoiceSlice, Tried
 from halos.study.paths import Paths, RunPaths
 from halos.train.early import EarlyStopping
-from halos.train.sweep import TRIAL, Select
+from halos.train.sweep import Select
 
 
 def choose(config: Path, results: Path, output: Path) -> None:
@@ -38,10 +39,10 @@ def choose(config: Path, results: Path, output: Path) -> None:
         HalosError: a file of a trial is missing, or every trial diverged.
     """
     settings, paths = ChoiceSlice.read(config), Paths(results)
-    select, runs, costs = settings.select, {}, {}
+    cell, select = Cell(settings.dataset, settings.model, settings.method, 0), settings.select
+    runs, costs = {}, {}
     for name, _ in settings.trials:
-        method = f"{settings.method}{TRIAL}{name}"
-        tried = [paths.run(Cell(settings.dataset, settings.model, method, seed)) for seed in select.seeds]
+        tried = [paths.run(cell.candidate(name, seed)) for seed in select.seeds]
         manifests = [Manifest.read(run.manifest) for run in tried]
         costs[name] = {"steps": manifests[0].steps, "seconds": sum(manifest.seconds for manifest in manifests)}
         if not any(manifest.diverged for manifest in manifests):
@@ -134,7 +135,7 @@ def measure(select: Select, trials: Sequence[Sequence[RunPaths]]) -> Measured:
 
 def _judged(judge: str, files: Sequence[Sequence[Path]], by: Literal["win_rate", "score"]) -> Measured:
     judgements = [[Judgement.read(file) for file in of_trial] for of_trial in files]
-    tables = [pd.DataFrame([_by_prompt(judgement, by) for judgement in of_trial]) for of_trial in judgements]
+    tables = [pd.DataFrame([by_prompt(judgement, by) for judgement in of_trial]) for of_trial in judgements]
     tables = [table.dropna(axis="columns", how="all") for table in tables]
     for table, of_trial in zip(tables, files, strict=True):
         if table.empty or table.isna().all(axis=1).any():
@@ -143,15 +144,6 @@ def _judged(judge: str, files: Sequence[Sequence[Path]], by: Literal["win_rate",
     means = [table.mean(axis=1).tolist() for table in tables]
     n = max(table.shape[1] for table in tables)
     return Measured(f"{by.replace('_', ' ')} by {judge}", means, unit, n=n, tables=tables)
-
-
-def _by_prompt(judgement: Judgement, by: Literal["win_rate", "score"]) -> pd.Series:
-    """The mean over a prompt's samples: prompt_id -> value."""
-    wins = zip(judgement.annotations, judgement.values(), strict=True)
-    worth = [(a.prompt_id, win if by == "win_rate" else a.candidate_score) for a, win in wins]
-    frame = pd.DataFrame(worth, columns=["prompt_id", "value"]).astype({"value": float})
-    means: pd.Series = frame.groupby("prompt_id")["value"].mean()
-    return means
 
 
 def _scored(files: Sequence[Sequence[Path]]) -> Measured:

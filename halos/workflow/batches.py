@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,11 @@ class Batches:
                 for judged in (cell, *self.study.rounds(cell)[:-1]):
                     want(judged, PROMPT_SETS, judge.prompts)
                     want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
-        for trial in self.study.tried:
+        for name, cell in product(self.study.settings.snapshots if "judged" in phases else (), self.study.watched):
+            judge = self.study.config.judges[name]
+            want(cell, PROMPT_SETS, judge.prompts)
+            want(self.study.baseline(judge, cell), PROMPT_SETS, judge.prompts)
+        for trial in chain(*map(self.study.candidates, self.study.sweeps)):
             select = self.study.decided_by(trial)
             if select.judge is not None:
                 judge = self.study.config.judges[select.judge]
@@ -231,7 +236,7 @@ class Batches:
         """Whether the config.yaml of a folder is not there, or would be another one now."""
         if folder not in self._changes:
             swept = self.study.swept(Cell.of(folder)) if RUN.fullmatch(folder) else None
-            if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).tried:
+            if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).candidates:
                 return True
             now = dump(config_slice(self.study.config, folder))
             changed = not config.is_file() or config.read_text() != now

@@ -63,7 +63,7 @@ class Inputs:
         if found := BATCH.fullmatch(wildcards.folder):
             return dump(self.batches.content(Cell.of(wildcards.folder), found["key"]))
         swept = self._swept(wildcards.folder)
-        if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).tried:
+        if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).candidates:
             return ""  # Snakemake asks again once the choice is made
         return dump(config_slice(self.config, wildcards.folder))
 
@@ -115,9 +115,9 @@ class Inputs:
         return self._chosen(self.study.choices(cell_of(wildcards))) if self.study.sweeps else []
 
     def tried(self, wildcards: Any) -> list[Path]:
-        """What decides between the trials of a sweep, and their manifests."""
+        """What decides between the candidates of a choice, and their manifests."""
         cell = Cell(wildcards.dataset, wildcards.model, wildcards.method, 0)
-        select, runs = self.study.decided_by(cell), [self.paths.run(trial) for trial in self.study.trials(cell)]
+        select, runs = self.study.decided_by(cell), [self.paths.run(trial) for trial in self.study.candidates(cell)]
         if select.judge is not None:
             decides = [run.judged(select.judge) for run in runs]
         else:

@@ -26,12 +26,12 @@ class Patterns:
     Attributes:
         seed: the run of a cell, as in its folder's name.
         round: the run of a round of an online stage, which is a cell of its own below the cell's folder.
-        run: either.
+        run: either, or a snapshot of the training of a cell.
     """
 
     seed = r"seed\d+"
     round = r"seed\d+/round\d+"
-    run = r"seed\d+(/round\d+)?"
+    run = r"seed\d+(/round\d+|/snapshot\d+)?"
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from halos.evaluate.judging.settings import Judge
@@ -17,7 +16,6 @@ from halos.study.catalogue import Config
 from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.study import Study
-from halos.train.sweep import TRIAL
 from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
 
 
@@ -177,19 +175,20 @@ class StudyResources(JobResources):
         """Options of a training's evaluations, checkpoints and what it keeps: intervals in steps, and flags."""
         stage = self._study.stage(cell_of(wildcards))
         steps = {name: getattr(stage, name) for name in ("eval_every", "checkpoint_every", "keep_every")}
+        steps["snapshots"] = stage.followed if stage.followed > 1 else None
         options = [f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value]
         flags = {"--skip-first-evaluation": not stage.eval_first, "--keep-optimizer": stage.keep_optimizer}
         return " ".join([*options, *(flag for flag, wanted in flags.items() if wanted)])
 
     def trial(self, wildcards: Any) -> str:
-        """Option with the run of the trial whose settings were chosen for a cell, if they were, with the same seed."""
+        """Option with the run whose settings were chosen for a cell, if they were, with the same seed: a trial, or a
+        snapshot of one."""
         cell = cell_of(wildcards)
         swept = self._study.swept(cell)
         name = None if swept is None else chosen_by(self._paths, swept)
         if name is None:
             return ""
-        trial = replace(cell, method=f"{cell.method}{TRIAL}{name}")
-        return f"--trial {shlex.quote(str(self._paths.run(trial).folder))}"
+        return f"--trial {shlex.quote(str(self._paths.run(cell.candidate(name, cell.seed)).folder))}"
 
     def views(self, wildcards: Any) -> str:
         """Every view that trainings for the grid read of a store, separated by spaces."""

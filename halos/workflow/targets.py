@@ -38,9 +38,13 @@ class Targets:
         return [self.paths.run(cell).samples(prompts) for cell, prompts in pairs]
 
     def judged(self, *_: Any) -> list[Path]:
-        """Judgements of every cell, and of the rounds of online stages but the last, which is the cell's own."""
+        """Judgements of every cell, of the rounds of online stages but the last, which is the cell's own, and of
+        snapshots with what a training begins and ends with."""
         rounds = [r for cell in self.study.cells for r in self.study.rounds(cell)[:-1]]
-        pairs = product([*self.study.cells, *rounds], self.study.judges)
+        pairs = [
+            *product([*self.study.cells, *rounds], self.study.judges),
+            *product(self.study.watched, self.study.settings.snapshots),
+        ]
         return [self.paths.run(cell).judged(judge) for cell, judge in pairs]
 
     def benchmarked(self, *_: Any) -> list[Path]:
