@@ -16,7 +16,7 @@ from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.settings import TaskSlice
 from halos.models.attention import AUTO
 from halos.publish.cards import optimizer, schedule
-from halos.report.choices import measure_text, over_text, settings_text, value_text
+from halos.report.choices import measure_text, over_text, settings_text, snapshots_text, value_text
 from halos.report.render import markdown_table
 from halos.report.results import Results
 from halos.sample.settings import PromptsSlice
@@ -155,14 +155,14 @@ def _tuning(grid: Results) -> str:
         several = len(grid.datasets) * len(grid.models) > 1
         where = f" ({grid.panel_label(cell.dataset, cell.model)})" if several else ""
         ranges = [_range(name, [t.settings[name] for t in choice.trials.values()]) for name in choice.winner.settings]
-        diverged = sum(trial.value is None for trial in choice.trials.values())
+        diverged = sum(tried[-1].value is None for tried in choice.trainings.values())
         sentences.append(
             f"The settings of {grid.method_label(cell.method)}{where} were chosen among "
-            f"{_count(len(choice.trials), 'trial')} ({', '.join(ranges)}) by {measure_text(grid, choice)}, "
-            f"{over_text(choice)}: {settings_text(choice.winner.settings)}."
+            f"{_count(len(choice.trainings), 'trial')}{snapshots_text(choice)} ({', '.join(ranges)}) by "
+            f"{measure_text(grid, choice)}, {over_text(choice)}: {settings_text(choice.winner.settings)}."
             + (f" {_count(diverged, 'trial').capitalize()} diverged." if diverged else "")
         )
-    trials = [trial for choice in grid.choices.values() for trial in choice.trials.values()]
+    trials = [tried[-1] for choice in grid.choices.values() for tried in choice.trainings.values()]
     hours = sum(trial.seconds for trial in trials) / 3600
     return " ".join([*sentences, f"All {len(trials)} trials trained for {hours:,.1f} hours."])
 

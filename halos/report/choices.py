@@ -87,7 +87,13 @@ def how_chosen(results: Results) -> str:
 
 
 def _trials(results: Results, method: str) -> str:
-    """The number of trials of a method, over datasets and models: 8 trials."""
-    numbers = [len(choice.trials) for cell, choice in results.choices.items() if cell.method == method]
-    text = range_text(pd.Series(numbers))
-    return f"{text} trial{'' if text == '1' else 's'}"
+    """The number of trials of a method, over datasets and models, and of snapshots of each: 8 trials."""
+    choices = [choice for cell, choice in results.choices.items() if cell.method == method]
+    text = range_text(pd.Series([len(choice.trainings) for choice in choices]))
+    return f"{text} trial{'' if text == '1' else 's'}{snapshots_text(choices[0])}"
+
+
+def snapshots_text(choice: Choice) -> str:
+    """` with 4 snapshots each`, where a choice is between those of trials."""
+    number = len(choice.trials) // len(choice.trainings)
+    return f" with {number} snapshots each" if number > 1 else ""

@@ -43,8 +43,8 @@ class Choice(JsonFile):
         unit_interval: whether values lie between 0 and 1.
         lowest: whether the lowest value is best.
         n: prompts or documents that values are means over; None where they are none.
-        trials: id -> trial, in the order of the sweep.
-        chosen: id of the trial with the best value.
+        trials: id -> trial, or snapshot of one as `Stage.candidates` names it, in the order of the sweep.
+        chosen: id of the one with the best value.
     """
 
     dataset: str
@@ -61,6 +61,15 @@ class Choice(JsonFile):
     @property
     def winner(self) -> Tried:
         return self.trials[self.chosen]
+
+    @property
+    def trainings(self) -> dict[str, list[Tried]]:
+        """What each training gave: id of its trial -> its snapshots, its result last; that alone where none was
+        chosen from."""
+        found: dict[str, list[Tried]] = {}
+        for name, trial in self.trials.items():
+            found.setdefault(name.partition(".")[0], []).append(trial)
+        return found
 
 
 def chosen_by(paths: Paths, cell: Cell) -> str | None:

@@ -261,7 +261,7 @@ def settings_of(name: str) -> dict[str, Any]:
 def test_the_settings_of_these_tests_are_all_there_are() -> None:
     tested = {key for settings in (OTHERWISE, *BY_TRAIT.values()) for key in settings}
     elsewhere = {"forward", "sweep", "trials", "sampler", "sampler_seed", "select"}  # test_extending, train/test_sweep
-    elsewhere |= {"early_stopping", "average"}  # train/test_early, train/test_average
+    elsewhere |= {"early_stopping", "average", "snapshots", "stop_after"}  # train/test_early, _average, _snapshots
     assert tested == set(C.Stage.model_fields) - {"loss", "label", "reference", *INTERVALS, *elsewhere}
 
 

@@ -86,6 +86,28 @@ def test_a_worse_trial_more_runs_alone_and_a_better_one_makes_the_seeds_again(do
     assert (chosen(done), done.dry(*ARGUMENTS).jobs) == (1e-2, [])
 
 
+@pytest.mark.slow
+def test_the_best_snapshot_is_the_model_of_its_seed_and_other_seeds_end_where_it_does(
+    warm: Project, tmp_path: Path
+) -> None:
+    """Without a sweep. The log-ratio falls with each step, so that the first snapshot is closest to the reference."""
+    project = study(warm.copy(tmp_path / "project"))
+    overlay = yaml.safe_load((project.path / FILE).read_text())
+    select = {"metric": "kl", "goal": "highest", "checkpoint": "best"}
+    overlay["stages"] = {"dpo": {"snapshots": 2, "select": select}}
+    (project.path / FILE).write_text(yaml.safe_dump(overlay))
+    run = project.snakemake(*ARGUMENTS, timeout=500).ok()
+    [trained] = [name for name in run.names if "~" in name and name.startswith("train_cell")]
+    method = trained.removeprefix("train_cell ").removesuffix("/seed1")
+    assert [name for name in run.names if name.startswith("snapshot")] == [f"snapshot {trained.split()[1]}"]
+    choice = json.loads((project.results / "choices/d/m/dpo/choice.json").read_text())
+    assert choice["chosen"] == f"{method.removeprefix('dpo~')}.1"
+    weights = "model/model.safetensors"
+    assert (project.cell("dpo") / weights).samefile(project.cell(method) / "snapshot1" / weights)
+    assert len((project.cell("dpo", 2) / "train.jsonl").read_text().splitlines()) == 2 + 2  # steps, evaluations
+    assert project.dry(*ARGUMENTS).jobs == []
+
+
 JUDGED: dict[str, Any] = {
     "prompts": {"v": {"split": "validation", "limit": 8, "max_new_tokens": 8}},
     "judges": {
@@ -119,12 +141,33 @@ def test_trials_answer_validation_prompts_alone_and_no_choice_depends_on_a_test_
     assert any(name.startswith("judge dpo/seed1") for name in last)  # else nothing would be looked for
 
 
+def test_snapshots_are_judged_on_validation_prompts_with_what_training_began_with(
+    small: Project, tmp_path: Path
+) -> None:
+    stages = {"kto": {"snapshots": 3}}
+    grids = {"tuned": {**GRID, "methods": ["sft-kto"], "seeds": [1], "snapshots": ["jv"]}}
+    project = study(small.copy(tmp_path / "project"), 1e-4, **{**JUDGED, "stages": stages, "grids": grids})
+    run = project.dry("--configfile", "config.yaml", FILE, "--", "all")
+    assert [name for name in run.names if name.startswith(("judge", "snapshot"))] == [
+        "judge sft-kto/seed1 j", "judge sft-kto/seed1 jv", "judge sft-kto/seed1/snapshot1 jv",
+        "judge sft-kto/seed1/snapshot2 jv", "judge sft/seed1 jv",
+        "snapshot sft-kto/seed1", "snapshot sft-kto/seed1",
+    ]  # fmt: skip
+    assert any("figures/tuned/course.svg" in job.fields.get("output", "") for job in run.jobs)
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "test prompts": ({"select": {"judge": "j"}}, "j judges answers to p, test prompts: name a judge whose prompts"),
     "a task of test prompts": ({"select": {"task": "t"}}, "t is made of test prompts: name a task with"),
     "a task of the grid": ({"select": {"task": "v"}, "tasks": {"v": {"local": "preferences", "split": "validation"}},
                             "grids": {"tuned": {**GRID, "tasks": ["v"]}}}, "v is one of the grid's tasks"),
     "an unknown judge": ({"select": {"judge": "k"}}, "stages.dpo.select.judge: there is no 'k' in judges"),
+    "snapshots on test prompts": ({"stages": {"dpo": {"snapshots": 3}},
+                                   "grids": {"tuned": {**GRID, "snapshots": ["j"]}}},
+                                  "grids.tuned.snapshots: j judges answers to p, test prompts"),
+    "snapshots that none takes": ({"grids": {"tuned": {**GRID, "snapshots": ["jv"]}}}, "none of its methods takes any"),
+    "the best of no snapshots": ({"select": {"judge": "jv", "checkpoint": "best"}},
+                                 "say between how many, as snapshots: 8"),
     "a baseline that is chosen": ({"select": {"judge": "jv"}, "judges": {"jv": {
         **JUDGED["judges"]["jv"], "baseline": {"method": "dpo"}}}}, "what chooses its settings is made from"),
 }  # fmt: skip

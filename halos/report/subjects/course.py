@@ -55,29 +55,31 @@ class Course(Subject):
         return pd.DataFrame(lines, columns=COURSE)
 
     def draw(self, results: Results, frame: pd.DataFrame) -> mpl.figure.Figure:
-        """A column per judge, dataset and model: the measure over the training, and against the distance from the
-        reference."""
+        """A column per judge, dataset and model: the measure over the training and against the distance from the
+        reference, and the length over the training."""
         if frame.empty:
             return empty("No snapshots are judged in this grid.")
         panels, looks = panels_of(frame), looks_of(results)
         far = frame["log_ratio"].notna() & (frame["share"] > 0)
-        rows = ["share", "log_ratio"] if far.any() else ["share"]
+        rows = [("share", "mean"), *([("log_ratio", "mean")] if far.any() else []), ("share", "length")]
         figure = mpl.figure.Figure(layout="constrained")
         figure.set_size_inches(2.8 * len(panels) + 1.6, 2.3 * len(rows) + 0.2)
-        axes = figure.subplots(len(rows), len(panels), squeeze=False, sharey="col")
-        for (i, x), (j, ids) in product(enumerate(rows), enumerate(panels)):
+        axes = figure.subplots(len(rows), len(panels), squeeze=False)
+        for (i, (x, y)), (j, ids) in product(enumerate(rows), enumerate(panels)):
             ax, part = axes[i, j], part_of(frame, PANEL, ids)
             for method in dict.fromkeys(part["method"]):
                 line, look = part[part["method"] == method], looks[method]
-                ax.plot(line[x], line["mean"], marker=look.marker, color=look.colour, markerfacecolor=look.face,
+                ax.plot(line[x], line[y], marker=look.marker, color=look.colour, markerfacecolor=look.face,
                         linewidth=1.2, markersize=4, label=results.method_label(method))  # fmt: skip
-                ax.vlines(line[x], line["low"], line["high"], color=look.colour, linewidth=1, alpha=0.6)
+                if y == "mean":
+                    ax.vlines(line[x], line["low"], line["high"], color=look.colour, linewidth=1, alpha=0.6)
             ax.grid(axis="y")
             ax.set_xlabel("share of the training" if x == "share" else "log-ratio to the reference (nats per response)")
             if i == 0:
                 ax.set_title(panel_title(results, ids), loc="left")
-            name = "win rate" if part["measure"].iloc[0] == WIN else part["judge"].iloc[0]
-            ax.set_ylabel(f"{name}\n({interval_kind(results, short=True)})")
+            measure = "win rate" if part["measure"].iloc[0] == WIN else "score"
+            ax.set_ylabel(measure if y == "mean" else "response length\n(characters)")
+        figure.supxlabel(f"vertical lines: {interval_kind(results, short=True)}", fontsize=7.5)
         names = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.legend(list(names.values()), list(names), loc="outside right upper", fontsize=7, frameon=False)
         return figure

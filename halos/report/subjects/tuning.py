@@ -25,12 +25,14 @@ class Tuning(Subject):
 
     def frame(self, results: Results) -> pd.DataFrame:
         """The expected best of 1, 2, ... trials of each method, with its interval (`best_of`). A trial that diverged
-        counts like the worst one that did not: it has used up a trial."""
+        counts like the worst one that did not: it has used up a trial. Of several snapshots of a trial the best one
+        counts."""
         lines = []
         for cell, choice in results.choices.items():
-            known = [trial.value for trial in choice.trials.values() if trial.value is not None]
-            worst = (max if choice.lowest else min)(known)
-            values = known + [worst] * (len(choice.trials) - len(known))
+            best, worst = (min, max) if choice.lowest else (max, min)
+            reached = [[t.value for t in tried if t.value is not None] for tried in choice.trainings.values()]
+            known = [best(values) for values in reached if values]
+            values = known + [worst(known)] * (len(reached) - len(known))
             curve = zip(expected(values, choice.lowest), *expected_interval(values, choice.lowest), strict=True)
             ids = (scale(results, cell, choice), cell.dataset, cell.model, cell.method)
             lines += [(*ids, n, *estimate) for n, estimate in enumerate(curve, 1)]
