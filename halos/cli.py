@@ -50,6 +50,7 @@ VERBS = {
     "figures": "halos.report.figures:make",
     "published": "halos.report.subjects.published:draw",
     "overview": "halos.publish.overview:make",
+    "responses": "halos.publish.responses:make",
     "cards": "halos.publish.cards:make",
     "crate": "halos.publish.crate:make",
     "export": "halos.publish.export:export",

@@ -175,6 +175,11 @@ class RunPaths(Folder):
         return self.folder / "train.jsonl"
 
     @property
+    def previews(self) -> Path:
+        """Responses that were sampled during training, if any were."""
+        return self.folder / "previews.jsonl"
+
+    @property
     def fresh(self) -> FreshPaths:
         return FreshPaths(self.folder / "fresh")
 
@@ -263,6 +268,10 @@ class Paths:
     def overview(self, grid: str) -> Path:
         """Folder of a grid's page and methods."""
         return self.results / "reports" / grid
+
+    def responses(self, grid: str) -> Path:
+        """A grid's responses to read; beside it, in a folder of that name, those that the page has no room for."""
+        return self.overview(grid) / "responses.html"
 
     def cards(self, grid: str) -> Path:
         """Folder of the list of a grid's model cards."""

@@ -51,6 +51,15 @@ class Targets:
         folders = [*map(self.paths.prompts, self.study.prompts), *map(self.paths.task, self.study.tasks)]
         return [folder.config for folder in folders]
 
+    def prompted(self, *_: Any) -> list[Path]:
+        """The feedback records that the prompts come from, of each dataset and prompt set."""
+        sets = product(self.study.settings.datasets, self.study.prompts.values())
+        return [
+            *dict.fromkeys(
+                self.paths.data(prompts.dataset or dataset).split(prompts.split) for dataset, prompts in sets
+            )
+        ]
+
     def chosen(self, *_: Any) -> list[Path]:
         """The choices between trials that the grid's methods are made by."""
         return [self.paths.choice(Cell(*ids, 0)).choice for ids in self.study.config.sweeps(self.study.grid)]

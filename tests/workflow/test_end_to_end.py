@@ -26,7 +26,7 @@ from tests.workflow.conftest import CATALOGUE, Project, Run, trainer_of, wait_fo
 pytestmark = pytest.mark.slow  # the finished study that they share takes longer than 20 seconds
 
 LONG = "results/runs/d/m/sft-long/seed1/manifest.json"
-REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both"]
+REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both", "write_responses both"]
 
 
 def of_cell(method: str, seed: int = 1, *, trained: bool = True, new: bool = True) -> list[str]:
