@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from halos.data.report import DataReport, Overlap
 from halos.errors import HalosError
+from halos.evaluate.divergence.divergence import Divergence
 from halos.evaluate.judging.judgement import Judgement, Ties
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.result import TaskResult
@@ -58,7 +60,7 @@ class Results:
         self.datasets, self.models, self.methods = list(grid.datasets), list(grid.models), list(grid.methods)
         self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
         self.judges, self.tasks, self._prompts = list(grid.judges), list(grid.tasks), list(grid.prompts)
-        self.published = grid.published
+        self.published, self.refusals, self.diverged = grid.published, grid.refusals, grid.divergence
         self.overlaps, self.sweeps, self._counterparts = grid.overlaps, grid.sweeps, grid.counterparts
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
@@ -190,6 +192,16 @@ class Results:
     def samples(self, cell: Cell, prompts: str) -> list[Sample]:
         """The responses of a cell to a prompt set."""
         return read_samples(self.paths.run(cell).samples(prompts))
+
+    def divergence(self, cell: Cell, prompts: str) -> dict[str, float]:
+        """The log-ratio of a cell's own responses to its reference, in nats per response: {prompt_id: mean over its
+        samples}. None of a base model, nor in a grid that does not ask for it."""
+        if not self.diverged or cell.stage is None:
+            return {}
+        ratios = defaultdict(list)
+        for response in Divergence.read(self.paths.run(cell).divergence(prompts)).responses:
+            ratios[response.prompt_id].append(response.policy - response.reference)
+        return {prompt: float(np.mean(values)) for prompt, values in ratios.items()}
 
     # ---- judgements ----------------------------------------------------------------------------------------
 

@@ -186,6 +186,10 @@ class RunPaths(Folder):
     def samples(self, prompts: str) -> Path:
         return self.folder / "samples" / f"{prompts}.jsonl"
 
+    def divergence(self, prompts: str) -> Path:
+        """The log-probabilities of its samples under it and under its reference."""
+        return self.folder / "divergence" / f"{prompts}.json"
+
     def batch(self, key: str) -> BatchPaths:
         return BatchPaths(self.folder / "answering" / key)
 

@@ -43,6 +43,13 @@ class Targets:
         pairs = product([*self.study.cells, *rounds], self.study.judges)
         return [self.paths.run(cell).judged(judge) for cell, judge in pairs]
 
+    def diverged(self, *_: Any) -> list[Path]:
+        """The log-probabilities of each trained policy's samples, if the grid asks for them."""
+        if not self.study.settings.divergence:
+            return []
+        trained = [cell for cell in self.study.cells if cell.stage]
+        return [self.paths.run(cell).divergence(prompts) for cell, prompts in product(trained, self.study.prompts)]
+
     def benchmarked(self, *_: Any) -> list[Path]:
         return [self.paths.run(cell).task(task) for cell, task in product(self.study.cells, self.study.tasks)]
 
