@@ -132,8 +132,8 @@ def _view(
 ) -> View:
     ordered = sorted(prompts, key=lambda prompt: derive(0, "responses", prompt.id))
     disputed, improved = most_disputed(ordered), most_improved(ordered, of_parents)
-    first = {key: index for index, (key, _) in enumerate((*disputed, *improved))}
-    ordered.sort(key=lambda prompt: first.get(prompt.id, len(first)))
+    first = [*dict.fromkeys(key for key, _ in (*disputed, *improved))]
+    ordered.sort(key=lambda prompt: first.index(prompt.id) if prompt.id in first else len(first))
     return View(dataset, model, name, judges, ordered, disputed, improved)
 
 
