@@ -180,6 +180,7 @@ def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> No
     wanted = [
         data.train, data.validation, data.test, data.report, store.store, store.report, store.checked("paired"),
         model.model, model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
+        run.divergence("p"),
         run.reference("responses"), store.scores("m"), paths.tables("both") / "main.md",
         paths.figures("both") / "win_rate.svg",
         paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html", paths.responses("both"),
@@ -189,6 +190,14 @@ def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> No
     ]  # fmt: skip
     made = {path for job in small.dry(*map(str, wanted)).jobs for path in job.fields.get("output", "").split(", ")}
     assert {str(path) for path in wanted} - made == set()
+
+
+def test_a_grid_that_asks_for_it_has_the_divergence_of_each_trained_policy(fresh: Project) -> None:
+    jobs = [job for job in fresh.edit({"grids.both.divergence": 4}).dry("all").jobs if job.rule == "divergence"]
+    parent = "results/runs/d/m/sft/seed1/model"
+    assert {job.name: parent in job.input for job in jobs} == {
+        "divergence sft-dpo/seed1 p": True, "divergence sft-kto/seed1 p": True
+    }  # fmt: skip
 
 
 # ---- references ---------------------------------------------------------------------------------------------------
