@@ -22,12 +22,13 @@ def words(text: str) -> list[str]:
 
 def is_repeated(text: str) -> bool:
     """Whether a text is caught in a loop somewhere: see TIMES."""
-    _, ids = np.unique(np.array(words(text), dtype=object).astype(str), return_inverse=True)
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(word, len(numbers)) for word in words(text)])
     for period in range(1, min(PERIODS, len(ids) // TIMES) + 1):
-        equal = np.concatenate([[False], ids[period:] == ids[:-period], [False]])
-        edges = np.flatnonzero(np.diff(equal.astype(np.int8)))
-        longest = int((edges[1::2] - edges[::2]).max(initial=0)) + period
-        if longest >= max(TIMES * period, SPAN):
+        # places whose word is not that of one period before: between two of them lies a loop
+        breaks = np.flatnonzero(ids[period:] != ids[:-period])
+        runs = np.diff(breaks, prepend=-1, append=len(ids) - period) - 1
+        if runs.max() + period >= max(TIMES * period, SPAN):
             return True
     return False
 

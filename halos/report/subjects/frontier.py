@@ -97,10 +97,8 @@ class Frontier(Subject):
             name = name or results.score_name(ids[0])
             ax.set_ylabel(f"{name}\n({interval_kind(results, short=True) if ids[0] else 'range over seeds'})")
             ax.set_title(panel_title(results, ids) if ids[0] else results.panel_label(*ids[1:]), loc="left")
-        whose = {"data": "of the data", "samples": "of its own"}[frame["kl_on"].iloc[0]]
-        figure.supxlabel(
-            f"log-ratio to the reference at the end (nats per response {whose}; range over seeds)", fontsize=8
-        )
+        whose = {"data": "response of the data", "samples": "own response"}[frame["kl_on"].iloc[0]]
+        figure.supxlabel(f"log-ratio to the reference at the end (nats per {whose}; range over seeds)", fontsize=8)
         legend(figure, looks, {method: results.method_label(method) for method in methods})
         return figure
 
