@@ -151,7 +151,7 @@ def log_probabilities(
     prompts = np.array([text.key for text in sequences])
     microbatches = pack(prompts, lengths, budget) if packed else cut(lengths.sum(1), budget)
     sums = np.zeros(len(sequences))
-    for members in tqdm(microbatches, desc=f"log-probabilities under {folder.parent.name}", mininterval=1):
+    for members in tqdm(microbatches, desc=f"log-probabilities under {'/'.join(folder.parts[-3:-1])}", mininterval=1):
         batch = of_texts([sequences[k] for k in members], packed).to(accelerator.device)
         with torch.no_grad():
             logps = prepared(batch)["logps"]
