@@ -122,7 +122,7 @@ localrules:
 
 
 rule all:
-    """Everything for the chosen grid: tables, figures, overview, model cards, and all that they come from."""
+    """Everything for the chosen grid: tables, figures, overview, responses to read, model cards, and all that they come from."""
     default_target: True
     input:
         # listed though the tables need them, so that a cell whose folder was deleted is made again
@@ -134,6 +134,7 @@ rule all:
         expand("results/tables/{grid}/main.md", grid=study.grid),
         expand("results/figures/{grid}/win_rate.svg", grid=study.grid),
         expand("results/reports/{grid}/overview.html", grid=study.grid),
+        expand("results/reports/{grid}/responses.html", grid=study.grid),
         expand("results/cards/{grid}/index.md", grid=study.grid),
 
 

@@ -1,9 +1,11 @@
-"""Evaluation: win rates against a baseline, and lm-evaluation-harness tasks, which the rule `answer` runs.
+"""Evaluation: win rates against a baseline, how far a policy is from its reference, and lm-evaluation-harness tasks,
+which the rule `answer` runs.
 
-Input:   a cell's samples; results/judges/{judge}/config.yaml; the reward model that judges, if one does
+Input:   a cell's samples; its model and its reference; results/judges/{judge}/config.yaml; the reward model that judges, if one does
          results/tasks/{task}/config.yaml; results/runs/{...}/answering/{batch}/answers
 Output:  results/tasks/{task}/fetched.json          the commits of a task's data, downloaded to the hub's cache
          results/runs/{...}/judged/{judge}.json
+         results/runs/{...}/divergence/{prompts}/{number}.json   for grids with `divergence:`
          results/runs/{...}/tasks/{task}.json
 """
 
@@ -48,6 +50,55 @@ rule judge:
             --output {output:q} \
             --tokens-per-microbatch {resources.tokens} \
             {resources.limits}
+        """
+
+
+rule divergence:
+    """Log-probabilities of a cell's own samples, under it and under its reference."""
+    input:
+        choices=inputs.choices,
+        config="<run>/config.yaml",
+        model=inputs.model,
+        manifest=inputs.manifest,
+        reference=inputs.reference_model,
+        reference_manifest=inputs.reference_manifest,
+        store="<tokens>/store",
+        samples="<run>/samples/{prompts}.jsonl",
+        vocabulary=inputs.vocabulary,
+    output:
+        "<run>/divergence/{prompts}/{number}.json",
+    log:
+        "<logs>/divergence/{dataset}/{model}/{method}/{run}/{prompts}/{number}.log",
+    benchmark:
+        "<runtime>/divergence/{dataset}/{model}/{method}/{run}/{prompts}/{number}.tsv"
+    wildcard_constraints:
+        method=patterns.trained_methods,
+        number=r"\d+",
+    conda:
+        "../envs/train.yaml"
+    threads: resources.cpus
+    resources:
+        gres=resources.single_gres,
+        gpus=resources.single_gpus,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        tokens=resources.tokens,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} divergence \
+            --config {input.config:q} \
+            --model {input.model:q} \
+            --manifest {input.manifest:q} \
+            --reference {input.reference:q} \
+            --reference-manifest {input.reference_manifest:q} \
+            --store {input.store:q} \
+            --samples {input.samples:q} \
+            --output {output:q} \
+            --prompts {wildcards.number} \
+            --tokens-per-microbatch {resources.tokens} \
+            --vocabulary {input.vocabulary:q}
         """
 
 

@@ -1,7 +1,8 @@
 """Report: each dataset as a model sees it, and the tables and figures of a grid; `snakemake --report` shows them.
 
 Input:   the reports and stores of datasets
-         results/grids/{grid}/config.yaml; every cell's judgements, task results, training log and manifest
+         results/grids/{grid}/config.yaml; every cell's samples, judgements, task results, training log
+         and manifest, and in grids with `divergence:` its log-probabilities of its samples
 Output:  results/reports/{dataset}/{model}/   report (JSON), rows, lengths (SVG, PNG, CSV), examples (HTML)
          results/tables/{grid}/     the tables of the subjects that the grid has (CSV; most as Markdown and LaTeX, too)
          results/figures/{grid}/    the figures of the subjects that the grid has (SVG, PNG, and the data drawn as CSV)
@@ -21,6 +22,9 @@ rule make_tables:
         targets.chosen,
         targets.counted,
         targets.compared,
+        targets.asked,
+        targets.sampled,
+        targets.diverged,
         config="results/grids/{grid}/config.yaml",
     output:
         *[
@@ -60,6 +64,8 @@ rule draw_figures:
         targets.logged,
         targets.trained,
         targets.chosen,
+        targets.asked,
+        targets.diverged,
         config="results/grids/{grid}/config.yaml",
     output:
         *[

@@ -1,1 +1,1 @@
-"""Evaluation: judges and tasks."""
+"""Evaluation: judges, tasks, and the divergence from the reference."""

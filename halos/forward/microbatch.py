@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -119,17 +119,32 @@ def microbatch(store: Store, rows: np.ndarray, layout: Layout, reference: TokenL
         reference: log-probabilities under the reference.
     """
     lengths = store.lengths[rows, 1]
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    values = np.zeros(mask.shape, dtype=np.float32)
+    values = None
     if reference is not None:
+        values = np.zeros((len(rows), lengths.max()), dtype=np.float32)
         for i, row in enumerate(rows):
             values[i, : lengths[i]] = reference[row]
+    return _of_responses(layout, lengths, values)
+
+
+def of_texts(texts: Sequence[Text], packed: bool = False) -> Microbatch:
+    """A microbatch of sequences of no store, with the single role `response` and without a reference.
+
+    Args:
+        texts: the sequences.
+        packed: whether they are packed into one row, or padded in a row each.
+    """
+    lengths = np.array([len(text.tail) - text.lead for text in texts])
+    return _of_responses((layouts.packed if packed else layouts.padded)(list(texts)), lengths)
+
+
+def _of_responses(layout: Layout, lengths: np.ndarray, reference: np.ndarray | None = None) -> Microbatch:
     return Microbatch(
         roles=("response",),
         layout=layout,
-        mask=torch.from_numpy(mask),
-        reference=None if reference is None else torch.from_numpy(values),
-        weight=torch.ones(len(rows)),
+        mask=torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]),
+        reference=None if reference is None else torch.from_numpy(reference),
+        weight=torch.ones(len(lengths)),
         tokens=int(layout.lengths.sum()),
     )
 

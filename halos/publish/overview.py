@@ -1,4 +1,4 @@
-"""A grid on one page: the main figure and tables, and the methods in words."""
+"""A grid on one page: the main figure and tables, a few responses, and the methods in words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from halos.files import write_text
+from halos.publish.examples import examples
 from halos.publish.methods import methods
 from halos.report.results import Results
 
@@ -20,7 +21,7 @@ TUNING_TABLES = ("tuned.md", "trials.md")
 
 
 def make(config: Path, output: Path, results: Path = Path("results")) -> None:
-    """Put a grid's figures, tables and methods on one page.
+    """Put a grid's figures, tables, a few responses and its methods on one page.
 
     Args:
         config: the grid's config.yaml: `python -m halos config FOLDER` writes one.
@@ -43,6 +44,7 @@ def make(config: Path, output: Path, results: Path = Path("results")) -> None:
         title=grid.label("grids", grid.grid),
         facts=facts(grid),
         pictures=[(Path(name).stem, _embedded(figures / name)) for name in pictures if (figures / name).is_file()],
+        examples=examples(grid),
         tables=[_html((tables / name).read_text().replace("# ", "## ", 1)) for name in shown],
         methods=_html(text),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
@@ -14,11 +15,15 @@ import numpy as np
 
 from halos.data.report import DataReport, Overlap
 from halos.errors import HalosError
+from halos.evaluate.divergence.divergence import Divergence
 from halos.evaluate.judging.judgement import Judgement, Ties
+from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.result import TaskResult
 from halos.manifest import Manifest
 from halos.models.settings import ModelSlice
 from halos.report.lazy import pd
+from halos.sample.samples import Sample, read_samples
+from halos.sample.settings import PromptsSlice
 from halos.study.cells import BASE, Cell
 from halos.study.choice import Choice
 from halos.study.paths import Paths
@@ -55,8 +60,8 @@ class Results:
         self.grid = grid.grid
         self.datasets, self.models, self.methods = list(grid.datasets), list(grid.models), list(grid.methods)
         self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
-        self.judges, self.tasks = list(grid.judges), list(grid.tasks)
-        self.published = grid.published
+        self.judges, self.tasks, self._prompts = list(grid.judges), list(grid.tasks), list(grid.prompts)
+        self.published, self.refusals, self.divergence_prompts = grid.published, grid.refusals, grid.divergence
         self.overlaps, self.sweeps, self._counterparts = grid.overlaps, grid.sweeps, grid.counterparts
         self.courses, self.course_judges = grid.courses, list(grid.snapshots)
         self._labels = grid.labels
@@ -172,6 +177,33 @@ class Results:
     def counterpart(self, kind: str, name: str) -> str | None:
         """The grid's judge or task that measures on test prompts what another one, which chooses, does on others."""
         return self._counterparts.get(kind, {}).get(name)
+
+    # ---- responses -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def judge_settings(self) -> dict[str, JudgeSlice]:
+        """The settings of each judge."""
+        return {name: JudgeSlice.read(self.paths.judge(name).config) for name in self.judges}
+
+    @cached_property
+    def prompt_sets(self) -> dict[str, PromptsSlice]:
+        """The prompt sets that every policy answers: those of the judges, and the grid's own."""
+        names = sorted({*(judge.prompts for judge in self.judge_settings.values()), *self._prompts})
+        return {name: PromptsSlice.read(self.paths.prompts(name).config) for name in names}
+
+    def samples(self, cell: Cell, prompts: str) -> list[Sample]:
+        """The responses of a cell to a prompt set."""
+        return read_samples(self.paths.run(cell).samples(prompts))
+
+    def divergence(self, cell: Cell, prompts: str) -> dict[str, float]:
+        """The log-ratio of a cell's own responses to its reference, in nats per response: {prompt_id: mean over its
+        samples}. None of a base model, nor in a grid that does not ask for it."""
+        if not self.divergence_prompts or cell.stage is None:
+            return {}
+        ratios = defaultdict(list)
+        for response in Divergence.read(self.paths.run(cell).divergence(prompts, self.divergence_prompts)).responses:
+            ratios[response.prompt_id].append(response.policy - response.reference)
+        return {prompt: float(np.mean(values)) for prompt, values in ratios.items()}
 
     # ---- judgements ----------------------------------------------------------------------------------------
 

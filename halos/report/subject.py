@@ -24,6 +24,7 @@ class Outline:
         models, tasks, reward_models: ids.
         judges: settings of the judges.
         stages: settings of the last stage of each trained method, for each model.
+        divergence: prompts of each prompt set on whose responses KL divergences are estimated.
         published: name of the published results to compare with, if any.
         sweeps: (dataset, model, method) of each choice between trials.
         courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
@@ -34,6 +35,7 @@ class Outline:
     reward_models: tuple[str, ...]
     judges: tuple[Judge, ...]
     stages: tuple[Stage, ...]
+    divergence: int
     published: str | None
     sweeps: tuple[tuple[str, str, str], ...]
     courses: tuple[tuple[str, str, str, int], ...]
@@ -49,6 +51,7 @@ class Outline:
             grid.reward_models,
             tuple(config.judges[name] for name in grid.judges),
             tuple(config.stage(method.rsplit("-", 1)[-1], model) for method, model in product(trained, grid.models)),
+            grid.divergence,
             grid.published,
             tuple(config.sweeps(config.grid)),
             tuple(config.courses(config.grid)),

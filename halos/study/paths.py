@@ -175,11 +175,20 @@ class RunPaths(Folder):
         return self.folder / "train.jsonl"
 
     @property
+    def previews(self) -> Path:
+        """Responses that were sampled during training, if any were."""
+        return self.folder / "previews.jsonl"
+
+    @property
     def fresh(self) -> FreshPaths:
         return FreshPaths(self.folder / "fresh")
 
     def samples(self, prompts: str) -> Path:
         return self.folder / "samples" / f"{prompts}.jsonl"
+
+    def divergence(self, prompts: str, number: int) -> Path:
+        """The log-probabilities of its samples for a number of prompts, under it and under its reference."""
+        return self.folder / "divergence" / prompts / f"{number}.json"
 
     def batch(self, key: str) -> BatchPaths:
         return BatchPaths(self.folder / "answering" / key)
@@ -263,6 +272,10 @@ class Paths:
     def overview(self, grid: str) -> Path:
         """Folder of a grid's page and methods."""
         return self.results / "reports" / grid
+
+    def responses(self, grid: str) -> Path:
+        """A grid's responses to read; beside it, in a folder of that name, those that the page has no room for."""
+        return self.overview(grid) / "responses.html"
 
     def cards(self, grid: str) -> Path:
         """Folder of the list of a grid's model cards."""

@@ -281,13 +281,18 @@ class Study:
 
     def baseline(self, judge: Judge, cell: Cell) -> Cell | None:
         """The cell whose samples a judge compares with, if its baseline is a cell."""
-        if not isinstance(judge.baseline, FromCell):
-            return None
-        seed = cell.seed if judge.baseline.seed == "same" else judge.baseline.seed
-        return Cell(cell.dataset, cell.model, judge.baseline.method, seed)
+        return baseline_of(judge, cell)
 
     def labeller(self, cell: Cell) -> str:
         """The id of the labeller of a cell's online stage."""
         online = self.stage(cell).online
         assert online is not None, f"{cell.folder} is not trained online"
         return online.label
+
+
+def baseline_of(judge: Judge, cell: Cell) -> Cell | None:
+    """The cell whose samples a judge compares a cell's with, if its baseline is a cell."""
+    if not isinstance(judge.baseline, FromCell):
+        return None
+    seed = cell.seed if judge.baseline.seed == "same" else judge.baseline.seed
+    return Cell(cell.dataset, cell.model, judge.baseline.method, seed)

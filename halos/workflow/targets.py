@@ -47,6 +47,16 @@ class Targets:
         ]
         return [self.paths.run(cell).judged(judge) for cell, judge in pairs]
 
+    def diverged(self, *_: Any) -> list[Path]:
+        """The log-probabilities of each trained policy's samples, if the grid asks for them."""
+        number = self.study.settings.divergence
+        if not number:
+            return []
+        trained = [cell for cell in self.study.cells if cell.stage]
+        return [
+            self.paths.run(cell).divergence(prompts, number) for cell, prompts in product(trained, self.study.prompts)
+        ]
+
     def benchmarked(self, *_: Any) -> list[Path]:
         return [self.paths.run(cell).task(task) for cell, task in product(self.study.cells, self.study.tasks)]
 
@@ -54,6 +64,15 @@ class Targets:
         """The settings of the prompt sets and tasks, which the methods in words are written from."""
         folders = [*map(self.paths.prompts, self.study.prompts), *map(self.paths.task, self.study.tasks)]
         return [folder.config for folder in folders]
+
+    def prompted(self, *_: Any) -> list[Path]:
+        """The feedback records that the prompts come from, of each dataset and prompt set."""
+        sets = product(self.study.settings.datasets, self.study.prompts.values())
+        return [
+            *dict.fromkeys(
+                self.paths.data(prompts.dataset or dataset).split(prompts.split) for dataset, prompts in sets
+            )
+        ]
 
     def chosen(self, *_: Any) -> list[Path]:
         """The choices between trials that the grid's methods are made by."""

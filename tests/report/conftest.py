@@ -14,6 +14,7 @@ import yaml
 from halos.data.report import DataReport, SplitRows
 from halos.evaluate.judging.judgement import Judgement
 from halos.manifest import Manifest
+from halos.sample.samples import Sample, write_samples
 from halos.tokens.report import LengthQuantiles, SplitTokens, TokensReport
 
 LABELS = {
@@ -51,21 +52,29 @@ def write(
     counts: Callable[[str, str], tuple[int, int, int]] | None = None,
     stages: dict[str, dict[str, Any]] | None = None,
     parameters: int | None = 500_000,
+    **grid: Any,
 ) -> tuple[Path, Path]:
     """The config and the results folder of a finished grid.
 
     A response scores 0 or 1 in its one criterion `right`; the baseline scores .5, so that 1 wins and 0 loses. Prompt 7
     is a tie for everyone. The judge `rm` is a reward model: it says 2 * score - 4, and -3 of the baseline. Reward
     models are evaluated on PAIRS pairs. With `counts` of (model, method), a judge without scores says so many wins,
-    losses and ties instead. `stages` are settings of stages, by their ids.
+    losses and ties instead. `stages` are settings of stages, by their ids. The judges judge the prompt set `p`, to
+    which each method answers "METHOD SEED answers PROMPT"; the first two responses are cut. `grid` are more settings.
     """
     results = root / "results"
     config = results / "grids" / "small" / "config.yaml"
     content = {"datasets": datasets, "models": models, "methods": methods, "seeds": seeds, "judges": judges}
     content = {k: list(v) for k, v in {**content, "tasks": tasks, "reward_models": reward_models}.items()}
     config.parent.mkdir(parents=True)
-    whole = {**content, "grid": "small", "label": None, "labels": LABELS, "published": published}
+    whole = {**content, "grid": "small", "label": None, "labels": LABELS, "published": published, **grid}
     config.write_text(yaml.safe_dump(whole))
+    for judge in judges:
+        how = (
+            {"kind": "reward_model", "reward_model": "rm"} if judge == "rm" else {"kind": "verifier", "verifier": "toy"}
+        )
+        write_yaml(results / "judges" / judge / "config.yaml", {"judge": judge, "prompts": "p", **how})
+    write_yaml(results / "prompts/p/config.yaml", {"prompts": "p"})
     for dataset in datasets:
         for model in models:
             for method in methods:
@@ -74,6 +83,8 @@ def write(
                     for judge in judges:
                         said = counted(*counts(model, method)) if counts else judged(judge, method, seed, score)
                         said.write(folder / "judged" / f"{judge}.json")
+                    if judges:
+                        write_responses(folder / "samples/p.jsonl", method, seed)
                     for task in tasks:
                         dump(folder / "tasks" / f"{task}.json", task_result(task, method, seed))
                     if method != "base":
@@ -87,6 +98,22 @@ def write(
 def dump(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+
+
+def write_responses(path: Path, method: str, seed: int) -> None:
+    """The samples of PROMPTS prompts, and of one that could not be judged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = [
+        Sample(prompt_id=f"p{prompt}", prompt=[{"role": "user", "content": f"question {prompt}"}],
+               response=f"{method} {seed} answers {prompt}", sample=0, finish_reason="length" if prompt < 2 else "stop")
+        for prompt in range(PROMPTS + 1)
+    ]  # fmt: skip
+    write_samples(samples, path)
 
 
 def judgement(kind: str, annotations: list[dict[str, Any]], **fields: Any) -> Judgement:

@@ -182,7 +182,8 @@ def test_without_judges_and_tasks_every_file_is_written_and_says_so(tmp_path, wr
     config, results = write_tree(tmp_path, judges=(), tasks=())
     out = tmp_path / "tables"
     tables.make(config, results=results, output=out)
-    names = {f"{n}.{e}" for n in ("main", "benchmarks", "comparisons", "lengths", "cost", "data", "contamination")
+    names = {f"{n}.{e}" for n in ("main", "benchmarks", "comparisons", "lengths", "cost", "data", "contamination",
+                                        "text")
              for e in ("csv", "md", "tex")}  # fmt: skip
     assert {p.name for p in out.iterdir()} == names | {"cells.csv", "training.csv", "reward_models.csv"}
     assert "No judge in this grid" in (out / "main.md").read_text()

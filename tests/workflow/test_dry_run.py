@@ -52,7 +52,7 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
         "train_round": rounds, "join": 2,
         # two rounds of each seed are judged beside their cell
         "answer": 26 + 4, "sample": 26 + 4, "judge": 26 + 4, "task": 52,
-        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_cards": 1, "all": 1,
+        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_responses": 1, "write_cards": 1, "all": 1,
     }  # fmt: skip
 
 
@@ -180,15 +180,24 @@ def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> No
     wanted = [
         data.train, data.validation, data.test, data.report, store.store, store.report, store.checked("paired"),
         model.model, model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
+        run.divergence("p", 8),
         run.reference("responses"), store.scores("m"), paths.tables("both") / "main.md",
         paths.figures("both") / "win_rate.svg",
-        paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html",
+        paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html", paths.responses("both"),
         paths.cards("both") / "index.md", paths.crate("both"),
         *(folder.config for folder in (data, store, model, run, paths.prompts("p"), paths.judge("j"), paths.task("t"),
                                        paths.grid("both"))),
     ]  # fmt: skip
     made = {path for job in small.dry(*map(str, wanted)).jobs for path in job.fields.get("output", "").split(", ")}
     assert {str(path) for path in wanted} - made == set()
+
+
+def test_a_grid_that_asks_for_it_has_the_divergence_of_each_trained_policy(fresh: Project) -> None:
+    jobs = [job for job in fresh.edit({"grids.both.divergence": 4}).dry("all").jobs if job.rule == "divergence"]
+    parent = "results/runs/d/m/sft/seed1/model"
+    assert {job.name: parent in job.input for job in jobs} == {
+        "divergence sft-dpo/seed1 p": True, "divergence sft-kto/seed1 p": True
+    }  # fmt: skip
 
 
 # ---- references ---------------------------------------------------------------------------------------------------
@@ -318,7 +327,7 @@ def test_a_grid_with_a_reward_model_and_a_live_reference_is_so_many_jobs_of_each
         "train_cell": 5,
         "reference": 2,
         "answer": 3, "sample": 3, "judge": 3, "task": 3,
-        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_cards": 1, "all": 1,
+        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_responses": 1, "write_cards": 1, "all": 1,
     }  # fmt: skip
     rest = r"(train_cell|reference|sample|judge|task|check) "
     assert [name for name in planned.names if re.match(rest, name)] == sorted([
@@ -533,8 +542,9 @@ def test_a_model_without_gpus_asks_for_none_and_trains_in_one_process(demo: Run)
     }
 
 
-UNTIMED = {"configure", "sample", "task", "check", "join", "fetch_model", "fetch_dataset", "fetch_task", "describe",
-           "choose", "make_tables", "draw_figures", "write_overview", "write_cards", "make_crate"}  # fmt: skip
+UNTIMED = {"configure", "sample", "task", "check", "join", "snapshot", "fetch_model", "fetch_dataset", "fetch_task",
+           "describe", "choose", "make_tables", "draw_figures", "write_overview", "write_responses", "write_cards",
+           "make_crate"}  # fmt: skip
 """Rules whose jobs are local or take seconds."""
 
 

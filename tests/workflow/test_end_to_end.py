@@ -26,7 +26,7 @@ from tests.workflow.conftest import CATALOGUE, Project, Run, trainer_of, wait_fo
 pytestmark = pytest.mark.slow  # the finished study that they share takes longer than 20 seconds
 
 LONG = "results/runs/d/m/sft-long/seed1/manifest.json"
-REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both"]
+REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both", "write_responses both"]
 
 
 def of_cell(method: str, seed: int = 1, *, trained: bool = True, new: bool = True) -> list[str]:
@@ -275,7 +275,7 @@ def test_deleted_tables_and_figures_are_made_again_and_nothing_else(done: Projec
     shutil.rmtree(done.results / "tables")
     shutil.rmtree(done.results / "figures")
     run = done.snakemake("all").ok()
-    assert run.names == [name for name in REPORT if "cards" not in name]
+    assert run.names == [name for name in REPORT if "cards" not in name and "responses" not in name]
     assert (done.results / "tables/both/main.csv").read_bytes() == table
 
 

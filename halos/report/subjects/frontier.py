@@ -23,8 +23,10 @@ from halos.report.results import SCORE, WIN, Results
 from halos.report.style import looks_of
 from halos.report.subject import Outline, Subject, subject
 from halos.report.words import interval_kind
+from halos.study.cells import BASE
 
-FRONTIER = ["judge", *ROW, "loss", "beta", "measure", "reward", "low", "high", "kl", "kl_min", "kl_max", "seeds"]
+FRONTIER = ["judge", *ROW, "loss", "beta", "measure", "reward", "low", "high", "kl", "kl_min", "kl_max",
+            "kl_on", "seeds"]  # fmt: skip
 MARGIN = "margin"
 
 
@@ -40,11 +42,15 @@ class Frontier(Subject):
 
         The reward is the judge's score, or the win rate of a judge without scores, or the reward margin of the last
         evaluation in a grid without a judge. The distance is the log-ratio at the last evaluation, in nats per response
-        of the data. Losses without a reference are left out.
+        of the data (`kl_on` data); or, in a grid with `divergence`, that on the method's own responses to the judge's
+        prompts (`kl_on` samples). Losses without a reference are left out; on samples, those that start from another
+        method than any loss with one.
         """
         log = results.training
         if "kl" not in log:
             return pd.DataFrame(columns=FRONTIER)
+        compared = {ids[2] for ids in log.loc[log["kl"].notna(), ROW].drop_duplicates().itertuples(index=False)}
+        starts = {_start(method) for method in compared}
         # "eval" comes before "train": the evaluation's value, where there is one
         ends = (
             log[log["kl"].notna()].groupby([*ROW, "seed", "split"])["kl"].last().groupby(level=[*ROW, "seed"]).first()
@@ -53,13 +59,18 @@ class Frontier(Subject):
         for judge, ids in product(results.judges or [""], rows(results)):
             cells = results.cells_of(*ids)
             distances = [ends[key] for cell in cells if (key := tuple(cell.ids.values())) in ends.index]
+            on = "data"
+            if judge and results.divergence_prompts and ids[2] != BASE:
+                prompts, on = results.judge_settings[judge].prompts, "samples"
+                own = [results.divergence(cell, prompts).values() for cell in cells if _start(ids[2]) in starts]
+                distances = [float(np.mean([*values])) for values in own]
             reward = _judged(results, judge, ids) if judge else _margin(log, ids)
             if not distances or reward is None:
                 continue
             stage = results.settings(cells[0])
             parts = {} if not stage or isinstance(stage["loss"], str) else stage["loss"]
             beta = (parts.get(results.loss(ids[2])) or stage).get("beta", np.nan)
-            spread = (np.mean(distances), min(distances), max(distances), len(distances))
+            spread = (np.mean(distances), min(distances), max(distances), on, len(distances))
             points.append((judge, *ids, results.loss(ids[2]), beta, *reward, *spread))
         return pd.DataFrame(points, columns=FRONTIER)
 
@@ -86,11 +97,15 @@ class Frontier(Subject):
             name = name or results.score_name(ids[0])
             ax.set_ylabel(f"{name}\n({interval_kind(results, short=True) if ids[0] else 'range over seeds'})")
             ax.set_title(panel_title(results, ids) if ids[0] else results.panel_label(*ids[1:]), loc="left")
-        figure.supxlabel(
-            "log-ratio to the reference at the end (nats per response of the data; range over seeds)", fontsize=8
-        )
+        whose = {"data": "response of the data", "samples": "own response"}[frame["kl_on"].iloc[0]]
+        figure.supxlabel(f"log-ratio to the reference at the end (nats per {whose}; range over seeds)", fontsize=8)
         legend(figure, looks, {method: results.method_label(method) for method in methods})
         return figure
+
+
+def _start(method: str) -> str:
+    """The method that a method's last stage starts from."""
+    return method.rpartition("-")[0] or BASE
 
 
 Reward = tuple[str, float, float, float]

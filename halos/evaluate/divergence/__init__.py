@@ -1,0 +1,1 @@
+"""Divergence: how far a policy is from its reference, on its own samples."""
