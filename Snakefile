@@ -74,6 +74,8 @@ onstart:
         }:
             check_keys(study)
         check_classifiers(study)
+        if not workflow.deployment_settings.deployment_method:
+            check_trackers(study.config.trackers)  # elsewhere it is another environment's
         if workflow.executor_plugin.name == "local":
             for line in share(workflow, resources):
                 logger.info(line)

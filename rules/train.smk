@@ -50,6 +50,7 @@ rule train_cell:
         launch=resources.launch,
         checkpointing=resources.checkpointing,
         intervals=resources.intervals,
+        trackers=resources.trackers,
         trial=resources.trial,
     shell:
         r"""
@@ -66,6 +67,7 @@ rule train_cell:
             --tokens-per-microbatch {resources.tokens} \
             {resources.checkpointing} \
             {resources.intervals} \
+            {resources.trackers} \
             {resources.trial} \
             --time-limit {resources.runtime}
         """
