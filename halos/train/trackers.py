@@ -1,10 +1,10 @@
 """Trackers that show a run while it is trained: TensorBoard, Weights & Biases, Trackio and MLflow, through accelerate.
 
 train.jsonl is the record of a run, and trackers are told what it holds. An attempt that goes on from a checkpoint
-trains the steps after it anew, to the same values, and some of them a tracker may already have. The files of TensorBoard,
-of Trackio and of Weights & Biases offline are therefore written anew from the log as an attempt begins; MLflow, and a
-server of Weights & Biases, are told only what they do not have. So a run that was stopped anywhere is one curve, as is
-one that a tracker is given to later on.
+trains the steps after it anew, to the same values, and some of them a tracker may already have. So the files of
+TensorBoard, of Trackio and of Weights & Biases offline are written anew from the log as an attempt begins; MLflow and a
+server of Weights & Biases are told only what they do not have. A run that was stopped anywhere is one curve, and so is
+one that is given a tracker later on.
 """
 
 from __future__ import annotations
