@@ -22,12 +22,13 @@ PROJECT, RUN = "a study", "d/m/dpo/seed1"
 KILLED_IN = 6
 """The step in which the first attempt is killed; checkpoints are after the third and the sixth."""
 KILLED = f"""
-import os, signal, sys
+import os, signal, sys, time
 from halos.cli import main
 from halos.train.trainer import Trainer
 step = Trainer.step
 def killed(trainer, done):
     if done + 1 == {KILLED_IN} and sys.argv[1] == "kill":
+        time.sleep(1.5)  # Trackio writes every half a second
         os.kill(os.getpid(), signal.SIGKILL)
     return step(trainer, done)
 Trainer.step = killed
@@ -43,7 +44,8 @@ os.environ |= {"TRACKIO_DIR": str(folder / "trackio"), "MLFLOW_ALLOW_FILE_STORE"
 
 def tensorboard():
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(folder / "tensorboard" / run), {"scalars": 0}).Reload()
+    [file] = (folder / "tensorboard" / run).iterdir()
+    events = EventAccumulator(str(file), {"scalars": 0}).Reload()
     return {m: [[e.step, e.value] for e in events.Scalars(m)] for m in metrics}
 
 def wandb():  # its file is a log of LevelDB's format after seven bytes, of its own records
