@@ -3,8 +3,8 @@
 Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the reference's log-probabilities;
          a reward model's scores; saved adapters; the run that the cell goes on from
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
-         checkpoints/ and kept/ beside them are not declared: Snakemake leaves them after a failure, and the next attempt
-         goes on from the last checkpoint
+         checkpoints/, kept/ and previews.jsonl beside them are not declared: Snakemake leaves them after a failure, and
+         the next attempt goes on from the last checkpoint
 """
 
 
