@@ -3,20 +3,22 @@
 #
 # Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
 # make env-vllm makes .venv-vllm, with vLLM for the CPU; tests of sampling by vLLM run where it is.
+# make env-trackers makes .venv-trackers, which adds trackers to .venv; tests of trackers run where it is.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENV := .venv/.installed
 ENV_VLLM := .venv-vllm/.installed
+ENV_TRACKERS := .venv-trackers/.installed
 CODE := Snakefile rules
 
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env env-vllm check-envs demo test lint lint-python lint-types lint-rules format clean
+.PHONY: help env env-vllm env-trackers check-envs demo test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make env | env-vllm | check-envs | demo | test | lint | format | clean"
+	@echo "make env | env-vllm | env-trackers | check-envs | demo | test | lint | format | clean"
 
 env: $(ENV)
 
@@ -30,6 +32,16 @@ env-vllm: $(ENV_VLLM)
 $(ENV_VLLM): requirements-vllm.lock
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	touch $@
+
+env-trackers: $(ENV_TRACKERS)
+
+# it sees the packages of .venv, but for those that it has itself
+$(ENV_TRACKERS): requirements-trackers.lock $(ENV)
+	$(PYTHON) -m venv .venv-trackers
+	.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$(.venv-trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/env.pth"
+	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-trackers.lock
 	touch $@
 
 # needs a network, so it is no part of `make test`

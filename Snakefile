@@ -74,6 +74,9 @@ onstart:
         }:
             check_keys(study)
         check_classifiers(study)
+        # with conda, jobs have another environment than this one
+        if not workflow.deployment_settings.deployment_method:
+            check_trackers(study.config.trackers)
         if workflow.executor_plugin.name == "local":
             for line in share(workflow, resources):
                 logger.info(line)

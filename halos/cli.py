@@ -60,6 +60,7 @@ VERBS = {
     "plan": "halos.plan.run:plan",
     "doctor": "halos.doctor.run:doctor",
     "list": "halos.study.show:show_entries",
+    "watch": "halos.study.watch:watch",
     "config": "halos.study.show:show_slice",
     "verify": "halos.study.show:show_changes",
     "schema": "halos.study.show:show_schema",

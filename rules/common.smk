@@ -35,6 +35,7 @@ from halos.study.checks import (
 )
 from halos.study.layers import typed
 from halos.study.study import Study
+from halos.train.trackers import check_trackers
 from halos.workflow.inputs import Inputs
 from halos.workflow.machine import share
 from halos.workflow.patterns import Patterns

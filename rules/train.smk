@@ -3,8 +3,8 @@
 Input:   results/runs/{...}/config.yaml; the parent's model; the sequence store; the reference's log-probabilities;
          a reward model's scores; saved adapters; the run that the cell goes on from
 Output:  results/runs/{...}/model, train.jsonl and, written last, manifest.json
-         checkpoints/ and kept/ beside them are not declared: Snakemake leaves them after a failure, and the next attempt
-         goes on from the last checkpoint
+         checkpoints/, kept/ and previews.jsonl beside them are not declared: Snakemake leaves them after a failure, and
+         the next attempt goes on from the last checkpoint
          results/runs/{...}/snapshot{number}/model, train.jsonl, manifest.json, from kept/: as if training ended there
 """
 
@@ -51,6 +51,7 @@ rule train_cell:
         launch=resources.launch,
         checkpointing=resources.checkpointing,
         intervals=resources.intervals,
+        trackers=resources.trackers,
         trial=resources.trial,
     shell:
         r"""
@@ -67,6 +68,7 @@ rule train_cell:
             --tokens-per-microbatch {resources.tokens} \
             {resources.checkpointing} \
             {resources.intervals} \
+            {resources.trackers} \
             {resources.trial} \
             --time-limit {resources.runtime}
         """

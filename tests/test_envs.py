@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from halos.cli import VERBS
+from halos.train.trackers import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 ENVS = sorted((ROOT / "envs").glob("*.yaml"))
@@ -158,3 +159,12 @@ def test_the_lock_holds_every_dependency_of_the_package() -> None:
     for line in project["dependencies"] + project["optional-dependencies"]["test"]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), line
+
+
+def test_trackers_are_the_projects_wherever_they_are_installed() -> None:
+    wanted = pins(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["trackers"])
+    lines = (ROOT / "requirements-trackers.lock").read_text().splitlines()
+    locked = pins([line for line in lines if line and not line.startswith("#")])
+    train = environment(ROOT / "envs/train.yaml")
+    assert wanted.keys() == {*map(canonicalize_name, PACKAGES.values())}
+    assert {name: (locked[name], train[name]) for name in wanted} == {name: (v, v) for name, v in wanted.items()}

@@ -30,7 +30,7 @@ from halos.study.cells import BASE
 from halos.study.layers import combined, with_model
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
-from halos.train.settings import LENGTH, Lora, Stage, stage_slice
+from halos.train.settings import LENGTH, Lora, Stage, Trackers, stage_slice
 from halos.train.sweep import Select
 from halos.train.words import lora_meaning
 from halos.views import VIEWS
@@ -51,6 +51,12 @@ class Config(BaseModel):
     )
     plugins: tuple[str, ...] = Field(
         (), description="Python files with losses, forward passes, views, sources or verifiers of your own"
+    )
+    trackers: Trackers = Field(
+        (), description="what shows a run while it is trained: tensorboard, wandb, trackio, mlflow; reruns nothing"
+    )
+    project: str = Field(
+        "halos", min_length=1, description="the name under which trackers file the runs; reruns nothing"
     )
     models: dict[str, Model] = {}
     datasets: dict[str, Dataset] = {}

@@ -19,6 +19,8 @@ from halos.train.settings import Stage, stage_slice
 from halos.train.sweep import TRIAL
 from halos.views import VIEWS
 
+Row = dict[str, Any]
+
 
 def state(cell: Cell, results: Path) -> str:
     """State of a cell, by the files in its folder: `done`, `resumable` (stopped, with a checkpoint or a finished round)
@@ -40,8 +42,11 @@ def table(config: Config, what: str, grid: str | None, results: Path) -> str:
         results: the results folder, which the states of cells are read from.
     """
     rows = list(getattr(_Rows, what)(config, grid, results))
-    if not rows:
-        return f"there are no {what}"
+    return aligned(rows) if rows else f"there are no {what}"
+
+
+def aligned(rows: list[Row]) -> str:
+    """Rows of the same columns, of which there must be some, as a text table."""
     lines = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(field.ljust(w) for field, w in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -69,9 +74,6 @@ def _defaults(kind: Any) -> str:
     fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     given = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
     return ", ".join(name if value is dataclasses.MISSING else f"{name} {value}" for name, value in given.items())
-
-
-Row = dict[str, Any]
 
 
 class _Rows:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from halos.hub import FETCHED
 from halos.study.cells import RESULTS, Cell
+from halos.train.log import TRAINING
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,17 @@ class Paths:
 
     def prompts(self, name: str) -> Folder:
         return Folder(self.results / "prompts" / name)
+
+    @property
+    def trackers(self) -> Path:
+        """Folder of the files of trackers."""
+        return self.results / "trackers"
+
+    def training(self) -> list[Path]:
+        """Folders of the logs of all runs and rounds that are trained, or were stopped."""
+        runs = self.results / "runs"
+        return sorted(file.parent for pattern in ("seed*", "seed*/round*")
+                      for file in runs.glob(f"*/*/*/{pattern}/checkpoints/{TRAINING}"))  # fmt: skip
 
     def labeller(self, name: str) -> Folder:
         return Folder(self.results / "labellers" / name)

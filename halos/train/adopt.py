@@ -9,6 +9,7 @@ from pathlib import Path
 from halos.files import link, link_folder, whole
 from halos.manifest import VALUE_HEAD, Manifest
 from halos.train.inputs import Inputs
+from halos.train.previews import PREVIEWS
 
 
 def is_same(run: Path, inputs: Inputs) -> bool:
@@ -54,7 +55,8 @@ def take(run: Path, output: Path, manifest: Manifest) -> None:
     with whole(output / "model") as temporary:
         link_folder(run / "model", temporary)
     (output / VALUE_HEAD).unlink(missing_ok=True)
-    for name in (VALUE_HEAD, "train.jsonl"):
+    (output / PREVIEWS).unlink(missing_ok=True)
+    for name in (VALUE_HEAD, "train.jsonl", PREVIEWS):
         if (run / name).is_file():
             with whole(output / name) as temporary:
                 link(str(run / name), str(temporary))

@@ -12,6 +12,7 @@ from halos.train.adopt import adopt, is_same
 from halos.train.inputs import Inputs
 from halos.train.settings import EVALUATIONS
 from halos.train.stopping import Stopping
+from halos.train.trackers import Tracking, check_trackers
 from halos.train.trainer import Trainer
 
 
@@ -32,6 +33,11 @@ def train(
     snapshots: int | None = None,
     skip_first_evaluation: bool = False,
     keep_optimizer: bool = False,
+    preview_prompts: int | None = None,
+    preview_tokens: int | None = None,
+    trackers: Sequence[str] = (),
+    tracker_project: str = "halos",
+    tracker_folder: Path = Path("results/trackers"),
     trial: Path | None = None,
     time_limit: float | None = None,
 ) -> None:
@@ -55,19 +61,26 @@ def train(
         snapshots: models that are kept in kept/ after equal parts of the training, the last of them its result
         skip_first_evaluation: do not evaluate before the first step
         keep_optimizer: keep the optimiser's state at the end, to go on from
+        preview_prompts: validation prompts that the policy answers at each evaluation, into previews.jsonl
+        preview_tokens: token limit of such an answer
+        trackers: trackers that show the run: tensorboard, wandb, trackio, mlflow
+        tracker_project: name under which they file it
+        tracker_folder: folder of their files
         trial: run, or snapshot of one, whose settings were chosen: if it was this same training, the result is its
         time_limit: minutes after which to stop with a checkpoint; Slurm's own limit counts too
 
     Raises:
-        HalosError: an input is missing, stale or not what the stage reads, or the training diverges.
+        HalosError: an input is missing, stale or not what the stage reads, a tracker is not installed or does not
+            start, or the training diverges.
         Stopped: the time limit or a signal came first; the same command goes on from the checkpoint.
     """
+    check_trackers(trackers)
     stopping = Stopping(slurm.time_limit(time_limit))
     inputs = Inputs.open(config, parent, store, reference, reference_of, scores, resumed)
-    intervals = {
-        "eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every, "snapshots": snapshots
-    }  # fmt: skip
-    given: dict[str, int | bool] = {name: steps for name, steps in intervals.items() if steps is not None}
+    numbers = {"eval_every": eval_every, "checkpoint_every": checkpoint_every, "keep_every": keep_every,
+               "snapshots": snapshots,
+               "preview_prompts": preview_prompts, "preview_tokens": preview_tokens}  # fmt: skip
+    given: dict[str, int | bool] = {name: number for name, number in numbers.items() if number is not None}
     if skip_first_evaluation:
         given["eval_first"] = False
     if keep_optimizer:
@@ -82,4 +95,5 @@ def train(
     if trial is not None and is_same(trial, inputs):
         adopt(trial, inputs, output)
         return
-    Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping).run()
+    tracking = Tracking(tuple(trackers), tracker_project, tracker_folder)
+    Trainer(inputs, output, tokens_per_microbatch, gradient_checkpointing, stopping, tracking).run()

@@ -106,6 +106,12 @@ def _adapter(loss: type) -> TypeAdapter[Any]:
     return TypeAdapter(loss)
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+"""What can show a run while it is trained."""
+Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_names)]
+"""Some of them; a single one needs no list."""
+
+
 class OwnForward(Strict):
     """A forward pass of a plugin, and its options."""
 
@@ -209,6 +215,14 @@ class Stage(BaseModel):
         description="keep the state of the optimiser, and the weights as they were trained, at the end of a run, so "
         "that a stage with `resume_from` can go on from it; reruns nothing, so a finished run has none until it is "
         "deleted",
+    )
+    preview_prompts: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="number of validation prompts that the policy answers at each evaluation, greedily, into "
+        "previews.jsonl; none are by default; reruns nothing",
+    )
+    preview_tokens: Annotated[Positive, INCIDENTAL] = Field(
+        128, description="preview_prompts: token limit of a response; reruns nothing"
     )
     dropout: float | None = Field(
         None,
@@ -340,6 +354,10 @@ class Stage(BaseModel):
         if self.forward is not None and loss.head == "score":
             raise ValueError(
                 f"the loss {self.loss_name!r} trains a reward model, which has one pass: take out `forward`"
+            )
+        if self.preview_prompts is not None and loss.head == "score":
+            raise ValueError(
+                f"the loss {self.loss_name!r} trains a reward model, which answers no prompts: take out preview_prompts"
             )
         try:
             self.make_forward()
@@ -658,6 +676,12 @@ class RunSlice(Slice):
     def content(self) -> dict[str, Any]:
         """The slice as the file holds it."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def name(self) -> str:
+        """The path of the run below the folder of runs."""
+        parts = [self.dataset, self.model, self.method, f"seed{self.seed}"]
+        return "/".join([*parts, f"round{self.round}"] if self.round else parts)
 
     @property
     def saved(self) -> Precision:

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from halos.distributed.accelerator import accelerator_for, peak_memory_gb
 from halos.distributed.loading import Weights, build, from_main
 from halos.distributed.sharding import keep_float32, local, name_layers, shard
 from halos.errors import Diverged, HalosError
+from halos.files import whole
 from halos.forward.packable import check_side_by_side
 from halos.manifest import KEPT, VALUE_HEAD
 from halos.models.fused import apply_liger, compile_layers
@@ -33,15 +34,17 @@ from halos.train.dropout import Dropout
 from halos.train.early import Course
 from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
-from halos.train.log import Log
+from halos.train.log import TRAINING, Log, Training
 from halos.train.objective import Objective, live_reference
 from halos.train.optimizer import UNSHARDED, learning_rate, make_optimizer
 from halos.train.policy import Policy
+from halos.train.previews import PREVIEWS, Previews
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.snapshots import kept_snapshot, snapshot_steps, step_at
 from halos.train.stopping import Stopped, Stopping
 from halos.train.sweep import TRIAL
+from halos.train.trackers import Shown, Trackers, Tracking
 from halos.train.unreached import settle_unreached
 from halos.train.utilisation import Utilisation
 
@@ -55,6 +58,7 @@ class Trainer:
         tokens_per_microbatch: tokens of one forward pass on one device, padding included.
         gradient_checkpointing: run forward passes again in the backward pass instead of keeping their activations.
         stopping: the time limit; without one the run stops for signals alone.
+        tracking: the trackers that show the run.
 
     Raises:
         HalosError: the model or the launch does not fit the stage.
@@ -67,8 +71,11 @@ class Trainer:
         tokens_per_microbatch: int,
         gradient_checkpointing: bool = False,
         stopping: Stopping | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self.started = time.monotonic()
+        self.tracking = tracking or Tracking()
+        self.trackers: Trackers | None = None  # of the main process
         self.stopping = stopping or Stopping(None)
         self.inputs, self.stage, self.loss = inputs, inputs.stage, inputs.loss
         self.output, self.budget, self.seed = output, tokens_per_microbatch, inputs.settings.seed
@@ -164,6 +171,8 @@ class Trainer:
 
         self.checkpoints = Checkpoints(output / "checkpoints", fingerprint(inputs.settings.identity, inputs.hashes))
         self.log = Log(self.checkpoints.folder / "train.jsonl")
+        self.previewed = Log(self.checkpoints.folder / PREVIEWS)
+        self.previews = self._previews(begun)
         self.course = Course()
         policy, average = self.accelerator.unwrap_model(self.policy), self.stage.average
         self.average = None if average is None else Averaged(average, partial(trained, policy), len(self.batches))
@@ -175,6 +184,23 @@ class Trainer:
     def _begin(self, gradient_checkpointing: bool) -> Policy:
         """The network to train; a benchmark makes another than the parent's."""
         return build(partial(Policy.begin, self.inputs, gradient_checkpointing), self.accelerator)
+
+    def _previews(self, begun: Policy) -> Previews | None:
+        """What samples responses at evaluations, in the main process; None where nothing does."""
+        if self.stage.preview_prompts is None or not self.accelerator.is_main_process:
+            return None
+        if self.held_out is None:
+            self._say("preview_prompts: there are no validation prompts to answer")
+            return None
+        if self.accelerator.is_fsdp2:
+            self._say("preview_prompts: weights that are sharded answer no prompts, so there will be no previews")
+            return None
+        model: Any = self.accelerator.unwrap_model(self.policy).model
+        return Previews(
+            model.get_base_model() if hasattr(model, "get_base_model") else model, self.inputs.parent, self.tokenizer,
+            self.held_out, begun.control, self.stage.preview_prompts, self.stage.preview_tokens,
+            self.accelerator.autocast,
+        )  # fmt: skip
 
     def run(self) -> None:
         """Train to the end from the newest checkpoint, and publish the model: the last weights, with early stopping
@@ -188,6 +214,8 @@ class Trainer:
             Stopped: by the time limit or a signal, with a checkpoint.
         """
         diverged, step, stopped = None, self._resume(), None
+        if self.accelerator.is_main_process:
+            self._show()
         try:
             step = self._train(step)
             stopped = step if self.course.is_over and step < self.steps else None
@@ -199,8 +227,13 @@ class Trainer:
         if diverged is None:
             self._keep_state(step)
             step = self._take_best(step)
+        if self.accelerator.is_main_process and self.previewed.path.is_file():
+            with whole(self.output / PREVIEWS) as temporary:
+                shutil.copyfile(self.previewed.path, temporary)
         self._publish(self.output, step, diverged, stopped)
         if self.accelerator.is_main_process:
+            if self.trackers is not None:
+                self.trackers.finish()
             shutil.rmtree(self.checkpoints.folder, ignore_errors=diverged is not None)
 
     def _publish(
@@ -226,6 +259,7 @@ class Trainer:
                    disable=not self.accelerator.is_main_process, desc=self.stage.loss_name)  # fmt: skip
         if step == 0 and self.stage.eval_first and self.course.best is None:
             self._evaluate(step, examples=0)
+            self._track()
             if self._is_best(step):
                 self._save_checkpoint(step, must=True)
         while step < self.steps and not self.course.is_over:
@@ -237,6 +271,7 @@ class Trainer:
             last, number = step == self.steps, self.snapshots.get(step)
             if last or number or step % self.stage.eval_every == 0:
                 self._evaluate(step, metrics["examples"])
+            self._track()
             last = last or self.course.is_over
             if self.stage.keep_every and not last and step % self.stage.keep_every == 0:
                 with self.dropout.as_configured():
@@ -312,6 +347,11 @@ class Trainer:
         if self.held_out is not None:
             self._record({"split": "eval", "step": step, "examples": examples, **self.evaluate(step)})
             self._follow()
+        if self.previews is not None:
+            with self._averaged(step):
+                lines = self.previews.sample(step)
+            for line in lines:
+                self.previewed.add(line)
 
     def _follow(self) -> None:
         """See what the evaluations in the log say about the end of the training, in every process."""
@@ -326,10 +366,14 @@ class Trainer:
         assert self.held_out is not None
         self.policy.eval()
         batch = self._prepare(self.held_out, np.arange(len(self.held_out)))
-        with nullcontext() if self.average is None else self.average.in_force(step):
+        with self._averaged(step):
             metrics, _ = self.objective(batch, backward=False)
         self._check_finite(metrics["loss"], step, updates=step)
         return metrics
+
+    def _averaged(self, step: int) -> AbstractContextManager[None]:
+        """A block in which the policy has the averaged weights after `step` steps, where there are some."""
+        return nullcontext() if self.average is None else self.average.in_force(step)
 
     def _check_finite(self, loss: float, step: int, updates: int, norm: float = 0.0) -> None:
         """Refuse to go on with weights that have diverged: they must reach no checkpoint and no child.
@@ -380,6 +424,8 @@ class Trainer:
         if path is None:
             if main:
                 self.log.start()
+                self.previewed.path.unlink(missing_ok=True)
+                (self.output / PREVIEWS).unlink(missing_ok=True)
                 (self.output / "manifest.json").unlink(missing_ok=True)  # it would say that this run is done
                 (self.output / VALUE_HEAD).unlink(missing_ok=True)
                 shutil.rmtree(self._kept, ignore_errors=True)
@@ -394,6 +440,8 @@ class Trainer:
         self._say(f"going on from step {step} of {self.steps}")
         if main:
             self.log.cut(step)
+            if self.previewed.path.is_file():
+                self.previewed.cut(step)
         self._follow()
         return step
 
@@ -408,6 +456,8 @@ class Trainer:
         step = int(self.checkpoints.load(run / KEPT, *self._trained(), self.accelerator)["step"])
         if self.accelerator.is_main_process:
             shutil.copyfile(run / "train.jsonl", self.log.path)
+            if (run / PREVIEWS).is_file():
+                shutil.copyfile(run / PREVIEWS, self.previewed.path)
         self._say(f"going on from {run}, step {step} of {len(self.batches)}")
         return step
 
@@ -466,6 +516,18 @@ class Trainer:
     @property
     def _kept(self) -> Path:
         return self.output / "kept"
+
+    def _show(self) -> None:
+        """Write down what `watch` reads beside the log, and start the trackers."""
+        settings = self.inputs.settings
+        known = Training.begin(self.checkpoints.folder / TRAINING, self.checkpoints.fingerprint, self.steps)
+        if self.tracking.names:
+            done = max((int(line["step"]) for line in self.log.lines()[0]), default=-1)
+            self.trackers = Trackers(self.tracking, Shown(settings.name, known.key, settings.content, done), self.log)
+
+    def _track(self) -> None:
+        if self.trackers is not None:
+            self.trackers.update()
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

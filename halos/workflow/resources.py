@@ -172,13 +172,23 @@ class StudyResources(JobResources):
         self._study, self._paths = study, Paths()
 
     def intervals(self, wildcards: Any) -> str:
-        """Options of a training's evaluations, checkpoints and what it keeps: intervals in steps, and flags."""
+        """Options of a training's evaluations, checkpoints and what it keeps: intervals in steps, previews, flags."""
         stage = self._study.stage(cell_of(wildcards))
-        steps = {name: getattr(stage, name) for name in ("eval_every", "checkpoint_every", "keep_every")}
+        names = ["eval_every", "checkpoint_every", "keep_every", "preview_prompts"]
+        names += ["preview_tokens"] if stage.preview_prompts else []
+        steps = {name: getattr(stage, name) for name in names}
         steps["snapshots"] = stage.followed if stage.followed > 1 else None
         options = [f"--{name.replace('_', '-')} {value}" for name, value in steps.items() if value]
         flags = {"--skip-first-evaluation": not stage.eval_first, "--keep-optimizer": stage.keep_optimizer}
         return " ".join([*options, *(flag for flag, wanted in flags.items() if wanted)])
+
+    def trackers(self, wildcards: Any) -> str:
+        """Options of the trackers that show a training, if there are any."""
+        config = self._study.config
+        if not config.trackers:
+            return ""
+        where = f"--tracker-project {shlex.quote(config.project)} --tracker-folder {self._paths.trackers}"
+        return f"--trackers {' '.join(config.trackers)} {where}"
 
     def trial(self, wildcards: Any) -> str:
         """Option with the run whose settings were chosen for a cell, if they were, with the same seed: a trial, or a

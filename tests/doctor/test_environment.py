@@ -161,3 +161,18 @@ def test_a_key_that_is_missing_is_to_do_and_one_that_is_there_is_not_printed(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     [(_, state, text)] = lines(grid.keys, make(more=entries))
     assert (state, text) == ("ok", "judges.j: OPENAI_API_KEY is set")
+
+
+def test_trackers_of_the_config_that_are_not_installed_are_to_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make()
+    assert lines(environment.trackers, setup) == []
+    assert setup.study is not None
+    named = setup.study.config.model_copy(update={"trackers": ("tensorboard", "mlflow")})
+    monkeypatch.setattr(setup.study, "config", named)
+    monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "mlflow" else name)
+    [(_, state, text)] = lines(environment.trackers, setup)
+    assert (state, text) == (
+        "to do", "not in this environment: mlflow (`pip install mlflow-skinny`); or take it out of `trackers`"
+    )  # fmt: skip
+    monkeypatch.setattr(environment, "find_spec", lambda name: name)
+    assert lines(environment.trackers, setup) == [("trackers", "ok", "tensorboard, mlflow")]

@@ -113,8 +113,8 @@ def test_what_takes_long_is_started_at_once_and_the_hub_has_the_rest_of_the_minu
 def test_every_check_is_in_the_list() -> None:
     import halos.doctor.checks  # noqa: F401
 
-    assert list(L.CHECKS) == ["python", "packages", "vLLM", "bitsandbytes", "git", "grid", "API keys", "GPU",
-                              "GPU locks", "torch", "attention", "processes", "Slurm", "hub", "disk", "memory",
+    assert list(L.CHECKS) == ["python", "packages", "vLLM", "bitsandbytes", "trackers", "git", "grid", "API keys",
+                              "GPU", "GPU locks", "torch", "attention", "processes", "Slurm", "hub", "disk", "memory",
                               "file systems"]  # fmt: skip
 
 

@@ -229,6 +229,8 @@ INTERVALS = {
     "checkpoint_every": 6,
     "keep_every": 7,
     "keep_optimizer": True,
+    "preview_prompts": 8,
+    "preview_tokens": 9,
 }
 BY_TRAIT: dict[str, dict[str, Any]] = {
     "reference": {"humanline": True, "log_eps_p": -0.5, "log_eps_r": 0.7, "sync_reference": 3, "sync_weight": 0.5},
@@ -294,7 +296,8 @@ def test_every_setting_of_a_stage_changes_its_slice_but_its_label_and_intervals(
     sliced = stage_slice(C.Stage(loss=name, **whole))
     free = [k for k in whole if k not in ("humanline", "scheduler")]  # without these, others are refused
     assert [k for k in free if stage_slice(C.Stage(loss=name, **without(whole, k))) == sliced] == []
-    assert stage_slice(C.Stage(loss=name, **whole, **INTERVALS, label="A name")) == sliced
+    incidental = {k: v for k, v in INTERVALS.items() if k != "preview_prompts" or LOSSES[name].head != "score"}
+    assert stage_slice(C.Stage(loss=name, **whole, **incidental, label="A name")) == sliced
 
 
 def test_humanline_the_scheduler_and_a_reference_change_a_stages_slice() -> None:

@@ -107,7 +107,7 @@ def test_a_training_without_room_for_weights_goes_on_from_its_last_checkpoint(
     with no_file_beyond(100_000), pytest.raises(HalosError, match=f"allowed.*: {missing} cannot be written"):
         world.train(run, "dpo", changes=changes)
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints"]
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step1", "train.jsonl"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step1", "train.jsonl", "training.json"]
     world.train(run, "dpo", changes=changes)
     assert_equal(whole_run, run)
     assert log(whole_run) == log(run)

@@ -426,6 +426,20 @@ def test_sharding_and_checkpointing_are_resources_and_plan_the_same_jobs(
             assert (job.resources["launch"], job.resources["checkpointing"]) == (launch, "--gradient-checkpointing")
 
 
+def test_trackers_and_previews_are_options_of_trainings_and_plan_the_same_jobs(
+    learned: Project, planned: Run, tmp_path: Path
+) -> None:
+    changes = {"trackers": ["tensorboard", "mlflow"], "project": "a study", "stages.sft.preview_prompts": 4}
+    run = learned.copy(tmp_path / "project").edit(changes).dry("all")
+    assert run.names == planned.names
+    shown = "--trackers tensorboard mlflow --tracker-project 'a study' --tracker-folder results/trackers"
+    for job in run.jobs:
+        if job.rule in ("train_cell", "train_round"):
+            assert job.resources["trackers"] == shown
+            previewed = "--preview-prompts 4 --preview-tokens 128" in job.resources["intervals"]
+            assert previewed == (job.wildcards["method"] == "sft")
+
+
 # ---- what is refused before any job -------------------------------------------------------------------------------
 
 
@@ -448,6 +462,7 @@ def test_sharding_and_checkpointing_are_resources_and_plan_the_same_jobs(
             r"datasets\.d: source local wants mine\.jsonl, which does not exist",
         ),
         ({"models.m": {"path": "models/mine"}}, r"models\.m: there is no model in models/mine .*"),
+        ({"trackers": ["wand"]}, r"trackers\.0: .*'wandb'.*"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_sentence_before_any_job(

@@ -6,6 +6,7 @@ import platform
 import shutil
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -18,6 +19,7 @@ from halos.doctor.probe import FAILURE
 from halos.doctor.setup import Setup
 from halos.manifest import commit
 from halos.plan.memory import uses_vllm
+from halos.train.trackers import PACKAGES
 
 VLLM = ROOT / ".venv-vllm"
 """The environment that `make env-vllm` makes."""
@@ -102,6 +104,17 @@ def bitsandbytes(setup: Setup) -> Iterator[Line]:
     yield Line(
         "bitsandbytes", ABSENT if failure else OK, version + (f" cannot be imported: {failure}" if failure else "")
     )
+
+
+@check("trackers")
+def trackers(setup: Setup) -> Iterator[Line]:
+    """The packages of the trackers that the config names."""
+    named = setup.study.config.trackers if setup.study else ()
+    lacking = [f"{name} (`pip install {PACKAGES[name]}`)" for name in named if find_spec(name) is None]
+    if lacking:
+        yield Line("trackers", TO_DO, f"not in this environment: {listed(lacking)}; or take it out of `trackers`")
+    elif named:
+        yield Line("trackers", OK, listed([*named]))
 
 
 @check("git")
