@@ -42,6 +42,7 @@ VERBS = {
     "label": "halos.online.label:label",
     "join": "halos.online.join:join",
     "judge": "halos.evaluate.judging.judge:judge",
+    "decide": "halos.evaluate.judging.decide:decide",
     "task": "halos.evaluate.tasks.task:evaluate",
     "answer": "halos.answer.run:answer",
     "choose": "halos.tune.choose:choose",

@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from halos.answer.settings import FAILED
 from halos.files import hash_content
 from halos.settings import dump, read_slice
 from halos.study.cells import RESULTS, RUN, Cell
@@ -26,6 +25,7 @@ from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
 from halos.study.study import Study
+from halos.together import FAILED
 
 PROMPT_SETS, TASKS = "prompts", "tasks"
 """Kinds of what is answered, as in config.yaml."""
