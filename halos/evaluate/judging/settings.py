@@ -165,7 +165,7 @@ class ToJudge(Strict):
         config: the judge's config.yaml.
         samples: of the cell.
         feedback: records that the prompts come from.
-        reward_model: folder of the reward model that judges and, where it has one, its manifest; empty for other judges.
+        reward_model: folder of the reward model that judges and, where it has one, its manifest; empty for others.
         baseline: file of the baseline's outputs or samples; empty where the dataset's targets are the baseline.
         difficulties: AlpacaEval's df_gamed.csv; empty for none.
     """

@@ -10,13 +10,15 @@ import pytest
 import yaml
 
 from halos.errors import HalosError
-from halos.evaluate.judging.settings import JudgeSlice
+from halos.evaluate.judging.settings import JudgeSlice, ToJudge
 from halos.models.settings import Resources
 from halos.settings import dump, identity
 from halos.study import catalogue as C
+from halos.study.cells import Cell
 from halos.study.checks import check_files, check_keys
 from halos.study.slices import config_slice
 from halos.study.study import Study
+from halos.workflow.judging import Pair
 from tests.conftest import CATALOGUE
 from tests.workflow.bound import Workflow
 from tests.workflow.conftest import CATALOGUE as SMALL
@@ -140,25 +142,35 @@ def wildcards(judge: str) -> SimpleNamespace:
     return SimpleNamespace(dataset="d", model="m", method="sft-dpo", run="seed3", judge=judge)
 
 
+def asked(w: Workflow, judge: str, **changes: Any) -> ToJudge:
+    """What a judgement of the cell of `wildcards` is made from."""
+    return w.inputs.judging.files(Pair(Cell("d", "m", "sft-dpo", 3, **changes), judge))  # type: ignore[no-any-return]
+
+
+def batch(w: Workflow, judge: str) -> SimpleNamespace:
+    """The wildcards of the job that judges the cell of `wildcards`."""
+    [folder] = w.inputs.judgements(wildcards(judge))
+    return SimpleNamespace(batch=Path(folder).parent.name)
+
+
 def test_all_cells_are_judged_by_the_reward_model_of_one_seed() -> None:
     w = Workflow(load(kind="reward_model", reward_model="sft-rm"))
-    assert w.inputs.judging_model(wildcards("j")) == []
+    assert asked(w, "j").reward_model == ()
     folder = "results/runs/d/m/sft-rm/seed1"
-    assert w.inputs.judging_model(wildcards("r")) == [f"{folder}/model", f"{folder}/manifest.json"]
+    assert asked(w, "r").reward_model == (f"{folder}/model", f"{folder}/manifest.json")
 
 
 def test_a_baseline_is_a_file_or_the_samples_of_another_cell() -> None:
     program = {"kind": "verifier", "verifier": "toy"}
     w = Workflow(load(**program))
-    assert w.inputs.baseline(wildcards("r")) == []
+    assert asked(w, "r").baseline == ()
     w = Workflow(load(**program, baseline={"file": "data/outputs.json"}))
-    assert w.inputs.baseline(wildcards("r")) == ["data/outputs.json"]
+    assert asked(w, "r").baseline == ("data/outputs.json",)
     w = Workflow(load(**program, baseline={"method": "sft"}))
-    assert w.inputs.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
-    of_round = SimpleNamespace(**{**wildcards("r").__dict__, "run": "seed3/round2"})
-    assert w.inputs.baseline(of_round) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
+    assert asked(w, "r").baseline == ("results/runs/d/m/sft/seed3/samples/p.jsonl",)
+    assert asked(w, "r", round=2).baseline == ("results/runs/d/m/sft/seed3/samples/p.jsonl",)
     w = Workflow(load(**program, baseline={"method": "sft", "seed": 7}))
-    assert w.inputs.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed7/samples/p.jsonl"]
+    assert asked(w, "r").baseline == ("results/runs/d/m/sft/seed7/samples/p.jsonl",)
 
 
 def test_the_views_of_a_baseline_that_the_grid_does_not_name_are_checked() -> None:
@@ -169,11 +181,12 @@ def test_the_views_of_a_baseline_that_the_grid_does_not_name_are_checked() -> No
 
 
 def test_how_fast_a_model_is_asked_reaches_the_command() -> None:
-    asked: dict[str, Any] = {"kind": "openai", "openai": {"annotator": "chatgpt"}}
-    assert Workflow(load(**asked)).resources.judge.limits(wildcards("r")) == "--concurrency 16"
-    w = Workflow(load(**asked, concurrency=4, requests_per_minute=90))
-    assert w.resources.judge.limits(wildcards("r")) == "--concurrency 4 --requests-per-minute 90"
-    assert (w.resources.judge.single_gres(wildcards("r")), w.inputs.judging_model(wildcards("r"))) == ("", [])
+    server: dict[str, Any] = {"kind": "openai", "openai": {"annotator": "chatgpt"}}
+    w = Workflow(load(**server))
+    assert w.resources.judge.limits(batch(w, "r")) == "--concurrency 16"
+    w = Workflow(load(**server, concurrency=4, requests_per_minute=90))
+    assert w.resources.judge.limits(batch(w, "r")) == "--concurrency 4 --requests-per-minute 90"
+    assert (w.resources.judge.single_gres(batch(w, "r")), asked(w, "r").reward_model) == ("", ())
 
 
 def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
@@ -190,7 +203,7 @@ def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
             check_files(Study(config))
         Path(file).touch()
     check_files(Study(config))
-    assert Workflow(config).inputs.difficulties(wildcards("r")) == ["hard.csv"]
+    assert asked(Workflow(config), "r").difficulties == ("hard.csv",)
 
 
 def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
@@ -199,14 +212,14 @@ def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
     monkeypatch.chdir(tmp_path)
     w = Workflow(load(kind="reward_model", reward_model="./mine"))
     with pytest.raises(HalosError, match="there is no reward model in mine"):
-        w.inputs.judging_model(wildcards("r"))
+        w.inputs.judgements(wildcards("r"))
     (tmp_path / "mine").mkdir()
     content = '{"architectures": ["XForSequenceClassification"], "id2label": {"0": "A"}}'
     (tmp_path / "mine/config.json").write_text(content)
     with pytest.raises(HalosError, match="has no chat template"):
-        w.inputs.judging_model(wildcards("r"))
+        w.inputs.judgements(wildcards("r"))
     (tmp_path / "mine/chat_template.jinja").touch()
-    assert w.inputs.judging_model(wildcards("r")) == ["mine"]
+    assert asked(w, "r").reward_model == ("mine",)
 
 
 def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> None:
