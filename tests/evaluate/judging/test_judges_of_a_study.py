@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from halos.workflow.judging import Pair
 from tests.conftest import CATALOGUE
 from tests.workflow.bound import Workflow
 from tests.workflow.conftest import CATALOGUE as SMALL
-from tests.workflow.conftest import Job, Project, copy_files
+from tests.workflow.conftest import Project, copy_files
 
 
 def load(**judge: Any) -> C.Config:
@@ -229,12 +230,9 @@ def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> 
     w = Workflow(config.model_copy(update={"models": {"m": entry}}))
     of = w.resources.judge
     for name, needed in (("r", (8, 96000, 180, 512)), ("j", (1, 8000, 120, 16384))):  # doubled: a second attempt
-        named = wildcards(name)
+        named = batch(w, name)
         assert (of.cpus(named), of.mem_mb(named, 2), of.runtime(named, 2), of.tokens(named)) == needed
-    assert (of.single_gres(wildcards("r")), of.single_gres(wildcards("j"))) == (
-        "gpu:1",
-        "",
-    )
+    assert (of.single_gres(batch(w, "r")), of.single_gres(batch(w, "j"))) == ("gpu:1", "")
 
 
 def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_its_judge(tmp_path: Path) -> None:
@@ -252,16 +250,14 @@ def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_i
     assert [name for name in run.names if "-rm" in name and not name.startswith("configure")] == [
         "train_cell sft-rm/seed1"
     ]
-    judges: dict[str, list[Job]] = {"j": [], "rm": []}
-    for job in run.jobs:
-        if job.rule == "judge":
-            judges[job.wildcards["judge"]].append(job)
-    assert {name: len(jobs) for name, jobs in judges.items()} == {"j": 6, "rm": 6}
+    judged = Counter(job.wildcards["judge"] for job in run.jobs if job.rule == "judge")
+    assert judged == {"j": 6, "rm": 6}
+    [j], [rm] = ([job for job in run.jobs if job.rule == "decide" and config in job.input]
+                 for config in ("results/judges/j/config.yaml", "results/judges/rm/config.yaml"))  # fmt: skip
     model = {"results/runs/d/m/sft-rm/seed1/model", "results/runs/d/m/sft-rm/seed1/manifest.json"}
-    assert all(model <= set(job.input) for job in judges["rm"])
-    assert not any(model & set(job.input) for job in judges["j"])
-    assert {job.resources["gres"] for job in judges["rm"]} == {"gpu:1"}
-    assert {job.resources["gres"] for job in judges["j"]} == {""}
+    assert model <= set(rm.input)
+    assert not model & set(j.input)
+    assert (rm.resources["gres"], j.resources["gres"]) == ("gpu:1", "")
 
 
 def test_the_workflow_samples_a_baseline_once_and_hands_it_to_a_judge_that_asks(tmp_path: Path) -> None:
@@ -276,7 +272,7 @@ def test_the_workflow_samples_a_baseline_once_and_hands_it_to_a_judge_that_asks(
     assert [name for name in run.names if name.startswith(("sample sft/", "train_cell sft/"))] == [
         "sample sft/seed2 p", "train_cell sft/seed1", "train_cell sft/seed2",
     ]  # fmt: skip
-    judges = [job for job in run.jobs if job.rule == "judge"]
+    judges = [job for job in run.jobs if job.rule == "decide"]
     theirs = "results/runs/d/m/sft/seed2/samples/p.jsonl"
     assert [theirs in job.input for job in judges] == [True] * 3
-    assert run.output.count(f"--baseline {theirs}") == run.output.count(" --concurrency 3\n") == 3
+    assert run.output.count(" --concurrency 3\n") == 3
