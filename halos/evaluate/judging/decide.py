@@ -72,4 +72,4 @@ def decide(
 def _item(asked: ToJudge, kept: Path) -> Item:
     """A judgement's item. The content of a reward model's folder is told by its manifest or the judge's slice."""
     made_from = [[file, hash_file(Path(file))] for file in asked.files if Path(file).is_file()]
-    return Item.of(asked.judged, kept, made_from)
+    return Item.of(asked.judged.lstrip("/"), kept, made_from)

@@ -181,7 +181,7 @@ def download(task: str) -> dict[str, Any]:
 
 @cache
 def quicken_records() -> None:
-    """Let lm-eval's record of the machine be made once by a process, and without starting pip for the packages: the same
+    """Let lm-eval's record of the machine be made once by a process, and without starting pip: the same
     text for each task would take longer than a small task does."""
     from torch.utils import collect_env
 
