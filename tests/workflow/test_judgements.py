@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,6 @@ def test_a_reward_model_is_loaded_once_for_all_cells_and_all_judges_that_name_it
 
 
 def test_a_judgement_is_what_the_verb_judge_makes_of_its_cell_alone(done: Project) -> None:
-    import subprocess
-
     cell = done.cell("simpo")
     subprocess.run(
         ["python", "-m", "halos", "judge", "--config", "results/judges/r/config.yaml", "--samples",
@@ -109,22 +108,22 @@ def test_a_change_judges_again_what_it_touches_by_one_process_for_each_scorer(
 
 
 def test_a_cell_that_cannot_be_trained_delays_the_others_by_one_command(done: Project) -> None:
-    """Beside it, a cell is asked for that can: both are new."""
-    done.edit({
-        "grids.both": {**STUDY["grids.both"], "methods": [*METHODS, "dpo", "kto"], "judges": ["j"]},
-        "stages.kto": {**CATALOGUE["stages"]["kto"], "examples": 10**7},
-    }).snakemake("judged").failed()  # fmt: skip
+    """Two cells are added, and in the place of one's checkpoints is a file."""
+    methods = [*METHODS, "dpo", "kto"]
+    done.edit({"grids.both": {**STUDY["grids.both"], "methods": methods, "judges": ["j"]}})
+    in_the_way = done.cell("kto") / "checkpoints"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    assert done.snakemake("judged").code != 0
     assert not list(done.cell("dpo").glob("judged/*"))
-    run = done.snakemake("judged").failed()
-    assert "judge dpo/seed1 j" in run.names
+    assert done.snakemake("judged").code != 0
     assert (done.cell("dpo") / "judged/j.json").is_file()
-    assert done.dry("judged", "--quiet", "rules").code == 0
+    in_the_way.unlink()
+    assert judging(done.dry("judged")) == ["decide KEY", "judge kto/seed1 j"]
 
 
 def test_judgements_of_before_there_were_batches_stay_as_they_are(done: Project) -> None:
     """Each was a job's that read its own files, as Snakemake has recorded."""
-    from snakemake.persistence.file import FilePersistence  # noqa: F401  # the form of the records
-
     for record in filter(Path.is_file, (done.path / ".snakemake/metadata").rglob("*")):
         content = json.loads(record.read_text())
         if content.get("rule") == "judge":
