@@ -59,13 +59,14 @@ class Failures:
             self.reasons[item] = error
             print(f"{item.place} failed:\n{words(error)}", file=sys.stderr, end="")
 
-    def publish(self, items: Sequence[Item], output: Path, kept: Path) -> None:
+    def publish(self, items: Sequence[Item], output: Path, kept: Path | None = None) -> None:
         """Write the folder of all items, with the reason in place of each that failed, and keep them no longer.
 
         Args:
             items: all items.
             output: the folder.
-            kept: the folder in which finished items are kept; removed if nothing else is in it.
+            kept: the folder in which finished items are kept, removed if nothing else is in it; None to leave it, as
+                other processes may be about to write there.
 
         Raises:
             Exception: that of the first item, if all failed.
@@ -82,7 +83,7 @@ class Failures:
                     shutil.copyfile(item.kept, place)
         for item in items:
             item.kept.unlink(missing_ok=True)
-        within = {folder for item in items for folder in item.kept.parents if folder.is_relative_to(kept)}
+        within = {folder for item in items for folder in item.kept.parents if kept and folder.is_relative_to(kept)}
         for folder in sorted(within, reverse=True):  # the innermost first
             with suppress(OSError):  # it is not empty, or not there
                 folder.rmdir()

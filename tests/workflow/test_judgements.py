@@ -65,7 +65,7 @@ def test_a_reward_model_is_loaded_once_for_all_cells_and_all_judges_that_name_it
     assert judging(run) == ["decide KEY", "decide KEY", *JUDGED]
     assert sorted(loads(project)) == [0, 1]
     assert not list(project.results.rglob("judgements"))
-    assert not list(project.results.rglob("kept"))
+    assert not list(project.results.rglob("kept/*"))
     assert project.dry("judged").jobs == []
 
 
@@ -171,4 +171,4 @@ def test_a_kill_in_the_third_cell_loses_nothing_of_the_first_two(small: Project,
     assert {path: content for path, (content, _) in judgements(project).items()} == {
         path: content for path, (content, _) in before.items() if path.stem != "j"
     }
-    assert not list(project.results.rglob("kept"))
+    assert not list(project.results.rglob("kept/*"))

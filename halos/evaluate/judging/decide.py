@@ -66,10 +66,11 @@ def decide(
             files = Path(asked.samples), Path(asked.feedback), baseline, difficulties
             judgement_of(settings, *files, opened).write(item.kept)
             print(f"{item.place}: judged")
-    failures.publish([*batch], output, kept)
+    failures.publish([*batch], output)
 
 
 def _item(asked: ToJudge, kept: Path) -> Item:
     """A judgement's item. The content of a reward model's folder is told by its manifest or the judge's slice."""
     made_from = [[file, hash_file(Path(file))] for file in asked.files if Path(file).is_file()]
-    return Item.of(asked.judged.lstrip("/"), kept, made_from)
+    alone = Item.of(Path(asked.judged).name, kept, [asked.judged, *made_from])  # in one folder, for all batches
+    return Item(asked.judged.lstrip("/"), alone.kept)
