@@ -69,7 +69,7 @@ wildcard_constraints:
 # This runs in the first process alone, before anything is submitted, and never in a dry run.
 onstart:
     try:
-        if {"judge", "label", "label_round"} & {
+        if {"decide", "label", "label_round"} & {
             job.rule.name for job in workflow.dag.needrun_jobs()
         }:
             check_keys(study)
@@ -96,12 +96,12 @@ onstart:
 
 onsuccess:
     if workflow.is_main_process:
-        inputs.batches.clear()
+        inputs.clear()
 
 
 onerror:
     if workflow.is_main_process:
-        inputs.batches.clear()
+        inputs.clear()
 
 
 localrules:
@@ -120,6 +120,7 @@ localrules:
     choose,
     snapshot,
     sample,
+    judge,
     task,
     join,
 

@@ -5,6 +5,7 @@ Output:  patterns    of wildcards, from the ids of the config         (halos/wor
          targets     the files that the chosen grid asks for          (halos/workflow/targets.py)
          inputs      the files that a job reads                       (halos/workflow/inputs.py)
                     and which files of a cell one job makes          (halos/workflow/batches.py)
+                    and which judgements one job makes               (halos/workflow/judging.py)
          resources   what a job needs, and how its command is run     (halos/workflow/resources.py)
          share       limits of a machine without a scheduler          (halos/workflow/machine.py)
 
@@ -59,4 +60,4 @@ if workflow.is_main_process and (line := overridden(study)) is not None:
 patterns = Patterns(study.config)
 targets = Targets(study)
 inputs = Inputs(study, workflow=workflow, checkpoints=checkpoints)
-resources = StudyResources(study)
+resources = StudyResources(study, inputs.judging)

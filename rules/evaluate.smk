@@ -1,31 +1,35 @@
 """Evaluation: win rates against a baseline, how far a policy is from its reference, and lm-evaluation-harness tasks,
 which the rule `answer` runs.
 
-Input:   a cell's samples; its model and its reference; results/judges/{judge}/config.yaml; the reward model that judges, if one does
+Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, or by
+verifiers; each by itself of a model that is asked.
+
+Input:   the samples of cells; their models and references; results/judges/{judge}/config.yaml; the reward model that
+         judges, if one does
+         results/judging/{batch}/config.yaml         the judgements of a batch, and the files that each is made from
          results/tasks/{task}/config.yaml; results/runs/{...}/answering/{batch}/answers
-Output:  results/tasks/{task}/fetched.json          the commits of a task's data, downloaded to the hub's cache
+Output:  results/judging/{batch}/judgements          a file of each, or the reason why it failed; temporary: the rule
+                                                     `judge` takes the files to their places
+         results/judging/kept/                       not declared: what a stopped job has finished, for the next one
+         results/tasks/{task}/fetched.json           the commits of a task's data, downloaded to the hub's cache
          results/runs/{...}/judged/{judge}.json
          results/runs/{...}/divergence/{prompts}/{number}.json   for grids with `divergence:`
          results/runs/{...}/tasks/{task}.json
 """
 
 
-rule judge:
-    """A judge's verdicts on a cell's samples, against a baseline."""
+rule decide:
+    """Judges' verdicts on the samples of cells, against a baseline."""
     input:
-        choices=inputs.choices,
-        config="results/judges/{judge}/config.yaml",
-        samples=inputs.judged_samples,
-        feedback=inputs.prompts_data,
-        reward_model=inputs.judging_model,
-        baseline=inputs.baseline,
-        difficulties=inputs.difficulties,
+        choices=inputs.decided_choices,
+        config="results/judging/{batch}/config.yaml",
+        decided=inputs.decided,
     output:
-        "<run>/judged/{judge}.json",
+        temp(directory("results/judging/{batch}/judgements")),
     log:
-        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
+        "<logs>/decide/{batch}.log",
     benchmark:
-        "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}.tsv"
+        "<runtime>/decide/{batch}.tsv"
     conda:
         "../envs/evaluate.yaml"
     threads: resources.judge.cpus
@@ -40,14 +44,10 @@ rule judge:
     shell:
         r"""
         exec &>{log:q}
-        python -m halos.distributed.launch --one-process --gpus {resources.gpus} judge \
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} decide \
             --config {input.config:q} \
-            --samples {input.samples:q} \
-            --feedback {input.feedback:q} \
-            --reward-model {input.reward_model:q} \
-            --baseline {input.baseline:q} \
-            --difficulties {input.difficulties:q} \
             --output {output:q} \
+            --kept results/judging/kept \
             --tokens-per-microbatch {resources.tokens} \
             {resources.limits}
         """
@@ -99,6 +99,30 @@ rule divergence:
             --prompts {wildcards.number} \
             --tokens-per-microbatch {resources.tokens} \
             --vocabulary {input.vocabulary:q}
+        """
+
+
+rule judge:
+    """A judge's verdicts on a cell's samples, of those that its batch has made."""
+    input:
+        judgements=inputs.judgements,
+        choices=inputs.choices,
+    output:
+        "<run>/judged/{judge}.json",
+    log:
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        if [ ! -d {input.judgements[0]:q} ]; then
+            echo "error: what {output} was made from has changed meanwhile: run the same command again"
+            exit 1
+        fi
+        judged={input.judgements[0]:q}/{output:q}
+        if cat "${{judged%.json}}.failed" 2>/dev/null; then exit 1; fi
+        cp "$judged" {output:q}
         """
 
 

@@ -121,6 +121,7 @@ NEEDED: dict[str, set[str]] = {
     "check": set(),
     "label": set(),
     "judge": {"alpaca_eval", "datasets", "scipy", "sklearn"},  # alpaca_eval brings the others
+    "decide": {"alpaca_eval", "datasets", "scipy", "sklearn"},
     "tokenize": MODEL - {"scipy"},
     "sample": MODEL,
     "reference": MODEL,
@@ -140,6 +141,9 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
     (folder / "samples.jsonl").write_text(json.dumps(line) + "\n")
     (folder / "labeller.yaml").write_text(dump({"labeller": "l", "kind": "verifier", "verifier": "toy",
                                                 "feedback": "binary", "threshold": "mean"}))  # fmt: skip
+    judged = {"judged": folder / "judged/j.json", "config": world.slice("judges/j"), "feedback": test,
+              "samples": folder / "samples.jsonl"}  # fmt: skip
+    (folder / "judging.yaml").write_text(dump({"judgements": [{name: str(path) for name, path in judged.items()}]}))
     (folder / "batch.yaml").write_text(dump({"tasks": {"t": read_slice(world.slice("tasks/t"))}}))
     cell = world.slice("runs/d/m/sft/seed1", examples=16)
     options: dict[str, dict[str, Any]] = {
@@ -148,6 +152,7 @@ def small_job(verb: str, world: World, folder: Path) -> list[str]:
         "check": {"store": world.store, "views": "paired", "prompts": 0},
         "label": {"config": folder / "labeller.yaml", "samples": folder / "samples.jsonl"},
         "judge": {"config": world.slice("judges/j"), "samples": folder / "samples.jsonl", "feedback": test},
+        "decide": {"config": folder / "judging.yaml", "kept": folder / "kept"},
         "tokenize": {"config": world.slice("tokens/d/m"), "train": train, "validation": validation,
                      "model": world.base / "model"},
         "sample": {"config": cell, "prompts": world.slice("prompts/p"), "feedback": test, "model": world.base / "model",

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-from halos.answer.settings import FAILED, AnswerSlice
+from halos.answer.settings import AnswerSlice
 from halos.errors import HalosError
 from halos.evaluate.tasks.lm_eval import context_of
 from halos.evaluate.tasks.task import run_task
-from halos.files import hash_content, hash_file, whole
+from halos.files import hash_file, whole
 from halos.sample.backends import Transformers, Vllm, prepare_vllm
 from halos.sample.prompter import Prompter, PromptSet
 from halos.sample.run import partial_of, read_records, respond
 from halos.sample.settings import SamplerSlice
 from halos.settings import identity
+from halos.together import Failures, Item
 from halos.tokens.report import StoreMeta
 
 
@@ -96,7 +93,7 @@ def answer(
     }
     items, failures = [*prompts, *tasks], Failures()
     for item in items:
-        item.take(earlier)
+        take(item, earlier)
     for item in items:
         if item.done:
             print(f"{item.place}: finished by an earlier attempt")
@@ -127,76 +124,16 @@ def answer(
             with failures.of(item):
                 files: tuple[Path | None, list[Path]] = (None, [file]) if task.local is None else (file, [])
                 run_task(task, model, item.kept, *files, backend, tensor_parallel, loaded)
-    if len(failures.reasons) == len(items):
-        raise next(iter(failures.reasons.values()))
-    with whole(output) as folder:
-        for item in items:
-            place = folder / item.place
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if item in failures.reasons:
-                place.with_suffix(FAILED).write_text(words(failures.reasons[item]))
-            else:
-                shutil.copyfile(item.kept, place)
-    for item in items:
-        item.kept.unlink(missing_ok=True)
-    for folder in (kept / "samples", kept / "tasks", kept):
-        with suppress(OSError):  # it is not empty, or not there
-            folder.rmdir()
+    failures.publish(items, output, kept)
 
 
-@dataclass(frozen=True)
-class Item:
-    """A prompt set or a task.
-
-    Attributes:
-        place: its file in the output.
-        kept: its file until the output is whole; the name tells of all that it is made from.
-    """
-
-    place: str
-    kept: Path
-
-    @classmethod
-    def of(cls, place: str, kept: Path, made_from: list[Any]) -> Self:
-        path = Path(place)
-        return cls(place, kept / path.with_stem(f"{path.stem}-{hash_content(made_from)[:16]}"))
-
-    def take(self, folders: Sequence[Path]) -> None:
-        """Copy what another batch has finished or begun, if it has. Its run may not have ended: a file that grows is
-        read up to its last whole line."""
-        for path in (self.kept, partial_of(self.kept)):
-            for folder in folders:
-                if not self.done and not path.is_file():
-                    with suppress(FileNotFoundError):
-                        content = (folder / path.relative_to(self.kept.parents[1])).read_bytes()
-                        with whole(path) as temporary:
-                            temporary.write_bytes(content)
-
-    @property
-    def done(self) -> bool:
-        return self.kept.is_file()
-
-
-class Failures:
-    """The errors of items, which are said in the log and stop no other item.
-
-    Attributes:
-        reasons: the error of each item that failed.
-    """
-
-    def __init__(self) -> None:
-        self.reasons: dict[Item, Exception] = {}
-
-    @contextmanager
-    def of(self, item: Item) -> Iterator[None]:
-        """A block that makes an item, or part of it."""
-        try:
-            yield
-        except Exception as error:
-            self.reasons[item] = error
-            print(f"{item.place} failed:\n{words(error)}", file=sys.stderr, end="")
-
-
-def words(error: Exception) -> str:
-    """What is said of an error: the sentence for the user, or else the whole traceback."""
-    return f"error: {error}\n" if isinstance(error, HalosError) else "".join(traceback.format_exception(error))
+def take(item: Item, folders: Sequence[Path]) -> None:
+    """Copy what another batch has finished or begun of an item, if it has. Its run may not have ended: a file that
+    grows is read up to its last whole line."""
+    for path in (item.kept, partial_of(item.kept)):
+        for folder in folders:
+            if not item.done and not path.is_file():
+                with suppress(FileNotFoundError):
+                    content = (folder / path.relative_to(item.kept.parents[1])).read_bytes()
+                    with whole(path) as temporary:
+                        temporary.write_bytes(content)

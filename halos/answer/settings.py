@@ -6,9 +6,6 @@ from halos.evaluate.tasks.settings import TaskSlice
 from halos.sample.settings import PromptsSlice
 from halos.settings import Slice
 
-FAILED = ".failed"
-"""Suffix of the file that has the reason in place of an item's answers."""
-
 
 class AnswerSlice(Slice):
     """The config.yaml of a batch: the prompt sets and tasks that one process answers, by their ids."""

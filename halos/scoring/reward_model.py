@@ -244,7 +244,10 @@ def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> Rewa
     Raises:
         HalosError: the folder holds no reward model.
     """
+    from halos.sample.backends import LOADS
+
     folder, *manifests = files
+    print(LOADS.format(folder), file=sys.stderr)
     if not manifests:
         check_reward_model(folder, trusted=False)
         return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch)

@@ -151,6 +151,19 @@ class BatchPaths(Folder):
 
 
 @dataclass(frozen=True)
+class JudgingPaths(Folder):
+    """judging/KEY: judgements that one job makes, and, while they are taken out, these."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def judgements(self) -> Path:
+        return self.folder / "judgements"
+
+
+@dataclass(frozen=True)
 class RunPaths(Folder):
     """runs/DATASET/MODEL/METHOD/seedN, or a round's folder below it.
 
@@ -262,6 +275,13 @@ class Paths:
 
     def judge(self, name: str) -> Folder:
         return Folder(self.results / "judges" / name)
+
+    def judging(self, key: str) -> JudgingPaths:
+        return JudgingPaths(self.results / "judging" / key)
+
+    def judgings(self) -> list[JudgingPaths]:
+        """All batches of judgements that there are."""
+        return [JudgingPaths(config.parent) for config in sorted(self.results.glob("judging/*/config.yaml"))]
 
     def task(self, name: str) -> FetchedFolder:
         return FetchedFolder(self.results / "tasks" / name)

@@ -19,7 +19,6 @@ from typing import Any
 
 import yaml
 
-from halos.answer.settings import FAILED
 from halos.files import hash_content
 from halos.settings import dump, read_slice
 from halos.study.cells import RESULTS, RUN, Cell
@@ -27,6 +26,7 @@ from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.slices import config_slice
 from halos.study.study import Study
+from halos.together import FAILED
 
 PROMPT_SETS, TASKS = "prompts", "tasks"
 """Kinds of what is answered, as in config.yaml."""
@@ -74,7 +74,7 @@ class Batches:
         item = Item(cell, kind, name)
         self._look_at_choices(cell)
         if item not in self._keys:
-            self._keys[item] = self._made_by(item) or self._key(item)
+            self._keys[item] = self.made_by(item) or self._key(item)
         return self._keys[item]
 
     def _look_at_choices(self, cell: Cell) -> None:
@@ -101,7 +101,7 @@ class Batches:
         """What a batch's files are from, or will be: the part of its slice that no other batch has answered since, with
         the settings of now. What the rest is made from may change, and concerns it no longer."""
         content = self.content(cell, key)
-        if (cell, key) in self._registered or not self._is_main or self.paths.run(cell).batch(key).answers.exists():
+        if (cell, key) in self._registered or not self.is_main or self.paths.run(cell).batch(key).answers.exists():
             return content  # as Snakemake has recorded it, or will
         return {
             kind: {name: how for name, how in entries.items() if self._answers(key, Item(cell, kind, name))}
@@ -111,18 +111,23 @@ class Batches:
     def clear(self) -> None:
         """At the end of a command, remove answers of which all that did not fail are in their places, which Snakemake
         keeps where one failed, and forget what removed answers were made from: `own` says what it is later."""
+        for cell, key in self._contents:
+            run = self.paths.run(cell)
+            folder = run.batch(key).answers
+            self.tidy(folder, {path: run.folder / path.relative_to(folder) for path in folder.glob("*/*")})
+
+    def tidy(self, folder: Path, places: dict[Path, Path]) -> None:
+        """`clear` for one folder of files that are taken out, given the place of each."""
         from snakemake.io import IOFile
 
-        for cell, key in self._contents:
-            run, persistence = self.paths.run(cell), self._workflow.persistence
-            folder = run.batch(key).answers
-            answers = [path for path in folder.glob("*/*") if path.suffix != FAILED]
-            if folder.is_dir() and all(_is_older(path, run.folder / path.relative_to(folder)) for path in answers):
-                shutil.rmtree(folder)
-            record = persistence.metadata(file := IOFile(str(folder)))
-            if not folder.exists() and record is not None and record.input is not None:
-                record.input = None  # else a list that is shorter would be a reason to answer again
-                persistence._write_record(persistence._get_key(file), record)
+        persistence = self._workflow.persistence
+        taken = (is_older(path, place) for path, place in places.items() if path.suffix != FAILED)
+        if folder.is_dir() and all(taken):
+            shutil.rmtree(folder)
+        record = persistence.metadata(file := IOFile(str(folder)))
+        if not folder.exists() and record is not None and record.input is not None:
+            record.input = None  # else a list that is shorter would be a reason to make it again
+            persistence._write_record(persistence._get_key(file), record)
 
     # ---- what is made anew ----------------------------------------------------------------------------------
 
@@ -130,7 +135,7 @@ class Batches:
         """The key of a new batch, which is registered."""
         if item.cell not in self._new:
             items = sorted(self._wanted[item.cell], key=lambda other: (other.kind, other.name))
-            self._new[item.cell] = self._slice(other for other in items if self._made_by(other) is None)
+            self._new[item.cell] = self._slice(other for other in items if self.made_by(other) is None)
         content = self._new[item.cell]
         if item.name not in content.get(item.kind, {}):
             content = self._slice(iter([item]))
@@ -154,47 +159,63 @@ class Batches:
             if cell is not None:
                 wanted[cell] |= {Item(cell, kind, name) for name in names}
 
-        phases = {phase for target in self._targets for phase in PHASES.get(_place(target), ())}
+        phases = self._phases
         for cell in self.study.cells:
             want(cell, PROMPT_SETS, *(self.study.prompts if "samples" in phases else ()))
             want(cell, TASKS, *(self.study.tasks if "tasks" in phases else ()))
-            for judge in self.study.judges.values() if "judged" in phases else ():
-                for judged in (cell, *self.study.rounds(cell)[:-1]):
-                    want(judged, PROMPT_SETS, judge.prompts)
-                    want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
-        for name, cell in product(self.study.settings.snapshots if "judged" in phases else (), self.study.watched):
+        for judged, name in self.judged:
             judge = self.study.config.judges[name]
-            want(cell, PROMPT_SETS, judge.prompts)
-            want(self.study.baseline(judge, cell), PROMPT_SETS, judge.prompts)
+            want(judged, PROMPT_SETS, judge.prompts)
+            want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
         for trial in chain(*map(self.study.candidates, self.study.sweeps)):
-            select = self.study.decided_by(trial)
-            if select.judge is not None:
-                judge = self.study.config.judges[select.judge]
-                want(trial, PROMPT_SETS, judge.prompts)
-                want(self.study.baseline(judge, trial), PROMPT_SETS, judge.prompts)
-            elif select.task is not None:
-                want(trial, TASKS, select.task)
+            task = self.study.decided_by(trial).task
+            want(trial, TASKS, *([] if task is None else [task]))
         for target in self._targets:
             run = RUN.search(target)
             if run is not None and (file := FILE.fullmatch(target, run.end())) is not None:
                 of, name = file.groups()
-                if of == "judged" and name in self.study.config.judges:
-                    want(Cell.of(target), PROMPT_SETS, self.study.config.judges[name].prompts)
-                elif of != "judged":
+                if of != "judged":
                     want(Cell.of(target), TASKS if of == "tasks" else PROMPT_SETS, name)
         return wanted
 
+    @cached_property
+    def judged(self) -> list[tuple[Cell, str]]:
+        """The judgements that the command asks for: cells, or rounds of them, each with the id of a judge."""
+        wanted: list[tuple[Cell, str]] = []
+        if "judged" in self._phases:
+            judged = (made for cell in self.study.cells for made in (cell, *self.study.rounds(cell)[:-1]))
+            wanted += product(judged, self.study.judges)
+            wanted += product(self.study.watched, self.study.settings.snapshots)
+        for trial in chain(*map(self.study.candidates, self.study.sweeps)):
+            judge = self.study.decided_by(trial).judge
+            wanted += [] if judge is None else [(trial, judge)]
+        for target in self._targets:
+            run = RUN.search(target)
+            file = None if run is None else FILE.fullmatch(target, run.end())
+            if file is not None and file[1] == "judged" and file[2] in self.study.config.judges:
+                wanted.append((Cell.of(target), file[2]))
+        return [*dict.fromkeys(wanted)]
+
+    @cached_property
+    def _phases(self) -> set[str]:
+        return {phase for target in self._targets for phase in PHASES.get(_place(target), ())}
+
     # ---- what is there --------------------------------------------------------------------------------------
 
-    def _made_by(self, item: Item) -> str | None:
+    def made_by(self, item: Item) -> str | None:
         """The key of the batch that made an item's file; None if it is to be made, or made anew."""
         run = self.paths.run(item.cell)
         path = run.task(item.name) if item.kind == TASKS else run.samples(item.name)
-        if self._forced(path) or not path.is_file() or self._trained_anew(item.cell) or self._asked_anew(item, path):
+        if (
+            self.forced(path, RULES)
+            or not path.is_file()
+            or self.trained_anew(item.cell)
+            or self._asked_anew(item, path)
+        ):
             return None
         if run.manifest.stat().st_mtime > path.stat().st_mtime:
             return None
-        recorded = self._recorded(path)
+        recorded = self.recorded(path)
         made = run.batches() if recorded is None else [Path(file).parent.name for file in recorded]
         settings = config_slice(self.study.config, f"{item.kind}/{item.name}")
         return next((key for key in made if _read(run.batch(key).config).get(item.kind, {}).get(item.name) == settings),
@@ -204,7 +225,7 @@ class Batches:
         """Whether an item's file is from a batch, or will be."""
         if item.name not in getattr(self.study.config, item.kind):
             return False
-        return (self._keys.get(item) or self._made_by(item)) == key
+        return (self._keys.get(item) or self.made_by(item)) == key
 
     def _asked_anew(self, item: Item, path: Path) -> bool:
         """Whether the data of a prompt set that names a dataset of its own have changed since."""
@@ -213,11 +234,11 @@ class Batches:
             return False
         data = self.paths.data(dataset)
         prompts = data.split(self.study.config.prompts[item.name].split)
-        if self._changed(f"data/{dataset}", data.config) or not prompts.is_file():
+        if self.changed(f"data/{dataset}", data.config) or not prompts.is_file():
             return True
         return prompts.stat().st_mtime > path.stat().st_mtime
 
-    def _recorded(self, path: Path) -> list[str] | None:
+    def recorded(self, path: Path) -> list[str] | None:
         """The inputs that Snakemake has recorded for a file, if it has."""
         if self._workflow is None:
             return None
@@ -226,13 +247,13 @@ class Batches:
         recorded: list[str] | None = self._workflow.persistence.input(IOFile(str(path)))
         return recorded
 
-    def _trained_anew(self, cell: Cell) -> bool:
+    def trained_anew(self, cell: Cell) -> bool:
         """Whether the settings of a cell's model, or of what that is made from, have changed, or it is not there."""
         return not self.paths.run(cell).manifest.is_file() or any(
-            self._changed(*config) for config in self._configs(cell)
+            self.changed(*config) for config in self._configs(cell)
         )
 
-    def _changed(self, folder: str, config: Path) -> bool:
+    def changed(self, folder: str, config: Path) -> bool:
         """Whether the config.yaml of a folder is not there, or would be another one now."""
         if folder not in self._changes:
             swept = self.study.swept(Cell.of(folder)) if RUN.fullmatch(folder) else None
@@ -257,7 +278,7 @@ class Batches:
     # ---- the command ----------------------------------------------------------------------------------------
 
     @property
-    def _is_main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that the user has started: those of its jobs on other nodes ask what it did."""
         return self._workflow is None or bool(self._workflow.is_main_process)
 
@@ -266,13 +287,13 @@ class Batches:
         targets = self._workflow.dag_settings.targets if self._workflow else ()
         return sorted(targets) or ["all"]
 
-    def _forced(self, path: Path) -> bool:
+    def forced(self, path: Path, rules: set[str]) -> bool:
         """Whether the command has a file made anew whatever is there."""
         if self._workflow is None:
             return False
         settings = self._workflow.dag_settings
         forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
-        return settings.forceall or bool(forced & {str(path), *RULES})
+        return settings.forceall or bool(forced & {str(path), *rules})
 
 
 def _place(target: str) -> str:
@@ -281,7 +302,7 @@ def _place(target: str) -> str:
     return parts[1] if parts[0] == RESULTS and len(parts) > 1 else target
 
 
-def _is_older(path: Path, than: Path) -> bool:
+def is_older(path: Path, than: Path) -> bool:
     return than.is_file() and path.stat().st_mtime <= than.stat().st_mtime
 
 

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from halos.answer.settings import AnswerSlice
-from halos.evaluate.judging.settings import FromFile
 from halos.models.attention import is_kernel
 from halos.models.download import base_on_hub, tokenizer_on_hub
-from halos.models.rewards import check_reward_model
 from halos.reference.cache import SCORES
-from halos.scoring.settings import Scorer
 from halos.settings import dump
 from halos.study.cells import RUN, Cell
 from halos.study.choice import chosen_by
@@ -24,11 +21,13 @@ from halos.study.paths import Paths, RunPaths
 from halos.study.slices import config_slice
 from halos.study.study import Study
 from halos.workflow.batches import PROMPT_SETS, TASKS, Batches
+from halos.workflow.judging import Judging, reward_model_files
 
 PROMPTS = "prompts"
 """Takes the place of a view in the check of a dataset of which an online stage needs prompts alone."""
 
 BATCH = re.compile(r"runs/.+/answering/(?P<key>[^/]+)")
+JUDGED = re.compile(r"judging/(?P<key>[^/]+)")
 
 
 def cell_of(wildcards: Any) -> Cell:
@@ -55,6 +54,12 @@ class Inputs:
     def __init__(self, study: Study, paths: Paths | None = None, workflow: Any = None, checkpoints: Any = None) -> None:
         self.study, self.paths, self.config = study, paths or Paths(), study.config
         self.batches, self._checkpoints = Batches(study, self.paths, workflow), checkpoints
+        self.judging = Judging(self.batches)
+
+    def clear(self) -> None:
+        """At the end of a command, clear the batches of what is in its place."""
+        self.batches.clear()
+        self.judging.clear()
 
     # ---- a dataset, a model, a task -------------------------------------------------------------------------
 
@@ -62,6 +67,8 @@ class Inputs:
         """The text of a folder's config.yaml."""
         if found := BATCH.fullmatch(wildcards.folder):
             return dump(self.batches.content(Cell.of(wildcards.folder), found["key"]))
+        if found := JUDGED.fullmatch(wildcards.folder):
+            return dump(self.judging.content(found["key"]))
         swept = self._swept(wildcards.folder)
         if swept is not None and chosen_by(self.paths, swept) not in self.study.stage(swept).candidates:
             return ""  # Snakemake asks again once the choice is made
@@ -234,7 +241,8 @@ class Inputs:
 
     def labelling_model(self, wildcards: Any) -> list[Path]:
         """The reward model that labels, if one does: its folder, and its manifest if it is a cell's."""
-        return self._reward_model(self.config.labellers[labeller_of(self.study, wildcards)], wildcards)
+        labeller = self.config.labellers[labeller_of(self.study, wildcards)]
+        return reward_model_files(self.study, self.paths, labeller, cell_of(wildcards))
 
     # ---- answers --------------------------------------------------------------------------------------------
 
@@ -275,41 +283,17 @@ class Inputs:
     def _answered_fetched(self, batch: AnswerSlice) -> list[Path]:
         return [self.paths.task(name).fetched for name, task in batch.tasks.items() if task.task]
 
-    # ---- samples and judgements -----------------------------------------------------------------------------
+    # ---- judgements -----------------------------------------------------------------------------------------
 
-    def prompts_data(self, wildcards: Any) -> Path:
-        """The feedback file whose prompts are answered."""
-        prompts = self.config.prompts[self.config.judges[wildcards.judge].prompts]
-        return self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split)
+    def judgements(self, wildcards: Any) -> list[str]:
+        """The folder that a cell's judgement is made in, beside others."""
+        return self.judging.judgements(cell_of(wildcards), wildcards.judge)
 
-    def judged_samples(self, wildcards: Any) -> Path:
-        return self._run(wildcards).samples(self.config.judges[wildcards.judge].prompts)
+    def decided(self, wildcards: Any) -> list[str]:
+        """What the judgements of a batch are made from."""
+        files = (file for judgement in self.judging.own(wildcards.batch) for file in judgement.files)
+        return [*dict.fromkeys(files)]
 
-    def judging_model(self, wildcards: Any) -> list[Path]:
-        """The reward model that judges, if one does: its folder, and its manifest if it is a cell's."""
-        return self._reward_model(self.config.judges[wildcards.judge], wildcards)
-
-    def _reward_model(self, scorer: Scorer, wildcards: Any) -> list[Path]:
-        """
-        Raises:
-            HalosError: the scorer names a folder without a reward model. (Snakemake would not notice a missing folder
-                where there are judgements already.)
-        """
-        if scorer.folder is not None:
-            check_reward_model(scorer.folder, trusted=False)
-            return [scorer.folder]
-        cell = self.study.reward_model(scorer, cell_of(wildcards))
-        return [] if cell is None else [self.paths.run(cell).model, self.paths.run(cell).manifest]
-
-    def baseline(self, wildcards: Any) -> list[str | Path]:
-        """The baseline of a judge: a file of outputs, or another cell's samples; none for the dataset's targets."""
-        judge = self.config.judges[wildcards.judge]
-        if isinstance(judge.baseline, FromFile):
-            return [judge.baseline.file]
-        cell = self.study.baseline(judge, cell_of(wildcards))
-        return [] if cell is None else [self.paths.run(cell).samples(judge.prompts)]
-
-    def difficulties(self, wildcards: Any) -> list[str]:
-        """The file of AlpacaEval's difficulties, if a judge names one."""
-        path = self.config.judges[wildcards.judge].difficulties
-        return [] if path is None else [path]
+    def decided_choices(self, wildcards: Any) -> list[Path]:
+        """As `choices`, of all cells that a batch judges; they depend on the same ones."""
+        return self._chosen(self.study.choices(self.judging.first(wildcards.batch).cell)) if self.study.sweeps else []

@@ -92,5 +92,5 @@ def _asked(workflow: Any, job: Any, name: str) -> int:
 
 def _of_rule(resources: StudyResources, rule: str) -> JobResources:
     """The resources that a rule's jobs ask for."""
-    scorers = {"score": resources.score, "judge": resources.judge, "label": resources.label}
+    scorers = {"score": resources.score, "decide": resources.judge, "label": resources.label}
     return scorers.get(rule.removesuffix("_round"), resources)

@@ -17,6 +17,7 @@ from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
+from halos.workflow.judging import Judging
 
 
 def _factor(attempt: int) -> int:
@@ -31,6 +32,11 @@ def launch_options(resources: Resources) -> str:
     """The options of halos.distributed.launch for a model's resources."""
     options = [f"--{name} {getattr(resources, name)}" for name in ("nodes", "gpus", "parallel", "cpus")]
     return " ".join([*options, *(["--offload"] if resources.offload else [])])
+
+
+def model_of(wildcards: Any) -> str:
+    """The id of the model that a job names."""
+    return str(wildcards.model)
 
 
 class JobResources:
@@ -133,12 +139,20 @@ class ScoreResources(JobResources):
 
 class ScorerResources(ScoreResources):
     """Resources of a judge or labeller: of a reward model those of its entry in `models:` or of the cell's model, else
-    the defaults of models."""
+    the defaults of models.
 
-    def __init__(self, study: Study, scorer: Callable[[Any], Judge | Labeller]) -> None:
+    Args:
+        study: the study.
+        scorer: from wildcards to the judge or labeller.
+        of_cell: from wildcards to the id of the cell's model.
+    """
+
+    def __init__(
+        self, study: Study, scorer: Callable[[Any], Judge | Labeller], of_cell: Callable[[Any], str] = model_of
+    ) -> None:
         def model(wildcards: Any) -> str:
             name = scorer(wildcards).reward_model
-            return name if name in study.config.models else str(wildcards.model)
+            return name if name in study.config.models else of_cell(wildcards)
 
         super().__init__(study.config, model)
         self._scorer = scorer
@@ -158,16 +172,24 @@ class ScorerResources(ScoreResources):
 class StudyResources(JobResources):
     """Resources of a study's jobs.
 
+    Args:
+        study: the study.
+        judging: its batches of judgements.
+
     Attributes:
         score: those of passes of reward models of `models:` over a store.
-        judge: those of judges.
+        judge: those of batches of judgements.
         label: those of labellers.
     """
 
-    def __init__(self, study: Study) -> None:
-        super().__init__(study.config, lambda wildcards: str(wildcards.model))
+    def __init__(self, study: Study, judging: Judging) -> None:
+        super().__init__(study.config, model_of)
         self.score = ScoreResources(study.config, lambda wildcards: str(wildcards.reward_model))
-        self.judge = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
+        self.judge = ScorerResources(
+            study,
+            lambda wildcards: study.config.judges[judging.first(wildcards.batch).judge],
+            lambda wildcards: judging.first(wildcards.batch).cell.model,
+        )
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study, self._paths = study, Paths()
 

@@ -58,7 +58,7 @@ def test_jobs_ask_slurm_for_what_the_models_entry_says(study: Study) -> None:
     assert of_model.keys() == GPU_RULES
     for rule, asked in of_model.items():
         assert asked == ["gres:gpu:1", "2000M", "1", "20:00", "COMPLETED"], rule
-    (judge,) = {tuple(jobs[comment(job)]) for job in study.run.jobs if job.rule == "judge"}
+    (judge,) = {tuple(jobs[comment(job)]) for job in study.run.jobs if job.rule == "decide"}
     assert judge == ("N/A", "4000M", "1", "1:00:00", "COMPLETED")
 
 

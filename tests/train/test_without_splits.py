@@ -22,6 +22,7 @@ from halos.study.checks import check_splits
 from halos.study.study import Study
 from halos.tokens.store import check
 from halos.tokens.tokenize import tokenize
+from halos.workflow.inputs import Inputs
 from halos.workflow.resources import StudyResources
 from tests.conftest import CATALOGUE, World
 from tests.train.runs import log
@@ -176,12 +177,13 @@ class Wildcards:
 def test_the_check_is_told_which_stages_read_margins() -> None:
     stages = {"odpo": {"loss": "dpo", "margin_weight": 1.0}, "rm": {"loss": "bradley_terry", "margin_weight": 0.5}}
     made = study(grids={"g": {**GRID, "methods": ["sft-dpo", "sft-odpo"], "reward_models": ["sft-rm"]}}, stages=stages)
-    assert StudyResources(made).margins_for(Wildcards()) == "odpo rm"
+    assert StudyResources(made, Inputs(made).judging).margins_for(Wildcards()) == "odpo rm"
 
 
 def test_the_check_is_told_what_reads_each_split() -> None:
     grid = {**GRID, "judges": ["j"], "tasks": ["t"], "prompts": ["q"], "methods": ["ask"]}
     prompts = {"q": {"split": "validation"}}
-    made = StudyResources(study(grids={"g": grid}, prompts=prompts, stages={"ask": ONLINE}, labellers=LABELLER))
-    assert made.test_for(Wildcards()) == "prompts.p tasks.t"
-    assert made.validation_for(Wildcards()) == "prompts.q stages.ask.online"
+    made = study(grids={"g": grid}, prompts=prompts, stages={"ask": ONLINE}, labellers=LABELLER)
+    resources = StudyResources(made, Inputs(made).judging)
+    assert resources.test_for(Wildcards()) == "prompts.p tasks.t"
+    assert resources.validation_for(Wildcards()) == "prompts.q stages.ask.online"

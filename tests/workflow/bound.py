@@ -18,8 +18,9 @@ class Workflow:
 
     def __init__(self, config: Config) -> None:
         self.study = Study(config)
-        self.patterns, self.resources = Patterns(config), StudyResources(self.study)
-        self.targets, self.inputs = _Text(Targets(self.study)), _Text(Inputs(self.study))
+        inputs = Inputs(self.study)
+        self.patterns, self.resources = Patterns(config), StudyResources(self.study, inputs.judging)
+        self.targets, self.inputs = _Text(Targets(self.study)), _Text(inputs)
 
 
 class _Text:

@@ -84,7 +84,8 @@ class Job:
         cell = "/".join(w[k] for k in ("method", "run") if k in w)
         about = cell or w.get("folder", "/".join(w.values()))
         extra = [w[k] for k in ("part", "prompts", "judge", "task") if k in w and "method" in w]
-        return re.sub("answering/[0-9a-f]{12}", "answering/KEY", " ".join([self.rule, about, *extra]).strip())
+        name = " ".join([self.rule, about, *extra]).strip()
+        return re.sub("(answering/|judging/|^decide )[0-9a-f]{12}", r"\1KEY", name)
 
 
 def _pairs(text: str) -> dict[str, str]:

@@ -43,15 +43,15 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
     rounds = 2 * 3
     assert demo.rules == {
         # data, model, store; base; what is trained; a round with its two prompt sets; prompts, judge, labeller, tasks,
-        # grid; what each cell, and each judged round, answers
-        "configure": 3 + 2 + 26 + 3 * rounds + 6 + 26 + 4,
+        # grid; what each cell, and each judged round, answers; what is judged together
+        "configure": 3 + 2 + 26 + 3 * rounds + 6 + 26 + 4 + 1,
         "prepare": 1, "model": 1, "tokenize": 1, "check": 5, "describe": 1,
         "train_cell": 2 * 12,
         "reference": 2 * 3,  # of each sft both parts; of each reward model its scores
         "sample_round": rounds, "label_round": rounds, "tokenize_round": rounds, "reference_round": 2 * rounds,
         "train_round": rounds, "join": 2,
         # two rounds of each seed are judged beside their cell
-        "answer": 26 + 4, "sample": 26 + 4, "judge": 26 + 4, "task": 52,
+        "answer": 26 + 4, "sample": 26 + 4, "decide": 1, "judge": 26 + 4, "task": 52,
         "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_responses": 1, "write_cards": 1, "all": 1,
     }  # fmt: skip
 
@@ -133,10 +133,10 @@ TRAINED = {"train_cell": 3, "reference": 2}
     [
         ("train", TRAINED),
         ("samples", {**TRAINED, "answer": 3, "sample": 3}),
-        ("judged", {**TRAINED, "answer": 3, "sample": 3, "judge": 3}),
+        ("judged", {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3}),
         ("tasks", {**TRAINED, "answer": 3, "task": 3}),
-        ("tables", {**TRAINED, "answer": 3, "sample": 3, "judge": 3, "task": 3, "make_tables": 1}),
-        ("figures", {**TRAINED, "answer": 3, "sample": 3, "judge": 3, "task": 3, "draw_figures": 1}),
+        ("tables", {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3, "make_tables": 1}),
+        ("figures", {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3, "draw_figures": 1}),
     ],
 )
 def test_a_target_is_its_phase_and_what_comes_before_it(small: Project, target: str, rules: dict[str, int]) -> None:
@@ -157,11 +157,13 @@ def test_one_path_is_one_chain(project: Project) -> None:
         "check toy/tiny/unpaired",
         "configure data/toy",
         "configure judges/toy_verifier",
+        "configure judging/KEY",
         "configure models/tiny",
         "configure runs/toy/tiny/sft-kto/seed2",
         "configure runs/toy/tiny/sft-kto/seed2/answering/KEY",
         "configure runs/toy/tiny/sft/seed2",
         "configure tokens/toy/tiny",
+        "decide KEY",
         "judge sft-kto/seed2 toy_verifier",
         "model tiny",
         "prepare toy",
@@ -322,11 +324,12 @@ def inputs_of(run: Run, name: str) -> list[str]:
 def test_a_grid_with_a_reward_model_and_a_live_reference_is_so_many_jobs_of_each_rule(planned: Run) -> None:
     """sft-ppo learns from the scores of sft-rm, sft-grpo from those of the data, sft-kto against itself."""
     assert planned.rules == {
-        "configure": 3 + 5 + 3 + 4,  # data, model, store; the cells; what they answer; prompts, judge, task, grid
+        # data, model, store; the cells; what they answer; what is judged together; prompts, judge, task, grid
+        "configure": 3 + 5 + 3 + 1 + 4,
         "prepare": 1, "model": 1, "tokenize": 1, "describe": 1, "check": 4,  # sft, paired, unpaired, grouped
         "train_cell": 5,
         "reference": 2,
-        "answer": 3, "sample": 3, "judge": 3, "task": 3,
+        "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3,
         "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_responses": 1, "write_cards": 1, "all": 1,
     }  # fmt: skip
     rest = r"(train_cell|reference|sample|judge|task|check) "
@@ -368,14 +371,14 @@ def test_a_reward_model_of_the_hub_is_fetched_and_scores_for_stages_judges_and_l
     run = small.copy(tmp_path / "project").edit(changes).dry(
         "results/runs/d/m/sft-ppo/seed1/labelled/p/l.parquet", "results/runs/d/m/sft-ppo/seed1/judged/j.json"
     )  # fmt: skip
-    rest = r"(fetch_model|model|score|judge|label) "
+    rest = r"(fetch_model|model|score|decide|judge|label) "
     assert [name for name in run.names if re.match(rest, name)] == [
-        "fetch_model theirs", "judge sft-ppo/seed1 j", "label sft-ppo/seed1 p", "model m", "model theirs",
+        "decide KEY", "fetch_model theirs", "judge sft-ppo/seed1 j", "label sft-ppo/seed1 p", "model m", "model theirs",
         "score d/m/theirs",
     ]  # fmt: skip
     jobs = {job.rule: job for job in run.jobs}
     reads = {"results/models/theirs/model", "results/models/theirs/manifest.json"}
-    for rule in ("score", "judge", "label"):
+    for rule in ("score", "decide", "label"):
         assert set(jobs[rule].input) >= reads
         assert (jobs[rule].resources["mem_mb"], jobs[rule].resources["gres"]) == ("7000", "gpu:1")
     [ppo] = [job for job in run.jobs if job.name == "train_cell sft-ppo/seed1"]
@@ -557,8 +560,8 @@ def test_a_model_without_gpus_asks_for_none_and_trains_in_one_process(demo: Run)
     }
 
 
-UNTIMED = {"configure", "sample", "task", "check", "join", "snapshot", "fetch_model", "fetch_dataset", "fetch_task",
-           "describe", "choose", "make_tables", "draw_figures", "write_overview", "write_responses", "write_cards",
+UNTIMED = {"configure", "sample", "judge", "task", "check", "join", "snapshot", "fetch_model", "fetch_dataset",
+           "fetch_task", "describe", "choose", "make_tables", "draw_figures", "write_overview", "write_responses", "write_cards",
            "make_crate"}  # fmt: skip
 """Rules whose jobs are local or take seconds."""
 
@@ -588,7 +591,7 @@ def test_a_rules_file_opens_with_a_docstring_and_each_rule_has_a_log_and_one_cal
             assert "    shell:\n" not in body, name
             continue
         assert "    shell:\n" in body, name
-        if name not in ("configure", "sample", "task"):  # these move text
+        if name not in ("configure", "sample", "judge", "task"):  # these move text
             assert len(re.findall(r"python -m halos(?:\.distributed\.launch)? ", body)) == 1, name
 
 

@@ -26,6 +26,8 @@ from tests.workflow.conftest import CATALOGUE, Project, Run, trainer_of, wait_fo
 pytestmark = pytest.mark.slow  # the finished study that they share takes longer than 20 seconds
 
 LONG = "results/runs/d/m/sft-long/seed1/manifest.json"
+DECIDED = ["configure judging/KEY", "decide KEY"]
+"""The choice of what is judged together, and its judgements, which `judge` takes out."""
 REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both", "write_responses both"]
 
 
@@ -180,7 +182,7 @@ def test_the_crate_of_a_grid_holds_what_its_metadata_says(done: Project, tmp_pat
 def test_a_changed_hyperparameter_reruns_the_cells_of_its_stage(done: Project) -> None:
     """`long` is a kto loss as well, but an entry of its own."""
     run = done.edit({"stages.kto.beta": 0.3}).dry("all", LONG)
-    assert run.names == sorted([*of_cell("sft-kto", new=False), *REPORT])
+    assert run.names == sorted([*of_cell("sft-kto", new=False), *DECIDED, *REPORT])
 
 
 def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) -> None:
@@ -190,7 +192,7 @@ def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) 
         "reference sft/seed1 responses", "reference sft/seed1 mismatched",
         *(name for method in ("sft-dpo", "sft-kto") for name in of_cell(method, new=False)
           if not name.startswith("configure")),
-        *REPORT,
+        *DECIDED, *REPORT,
     ])  # fmt: skip
 
 
@@ -218,6 +220,7 @@ ANSWERED = [
                 *ANSWERED,
                 *(f"{rule} {cell}/seed1 {name}" for cell in ("base", "sft-dpo", "sft-kto")
                   for rule, name in (("sample", "p"), ("judge", "j"))),
+                "decide KEY",  # of those that were judged together before
                 *REPORT,
             ],
         ),
@@ -251,7 +254,7 @@ def test_a_new_seed_trains_its_own_cells_only(done: Project) -> None:
         *of_cell("base", 2, trained=False), *of_cell("sft-dpo", 2), *of_cell("sft-kto", 2),
         "configure runs/d/m/sft/seed2", "train_cell sft/seed2",
         "reference sft/seed2 responses", "reference sft/seed2 mismatched",
-        *REPORT,
+        *DECIDED, *REPORT,
     ])  # fmt: skip
 
 
@@ -267,7 +270,7 @@ def test_the_same_config_in_other_words_reruns_nothing(done: Project) -> None:
 
 def test_a_deleted_cell_is_rebuilt_alone(done: Project) -> None:
     shutil.rmtree(done.cell("sft-dpo"))
-    assert done.dry("all", LONG).names == sorted([*of_cell("sft-dpo"), *REPORT])
+    assert done.dry("all", LONG).names == sorted([*of_cell("sft-dpo"), *DECIDED, *REPORT])
 
 
 def test_deleted_tables_and_figures_are_made_again_and_nothing_else(done: Project) -> None:

@@ -129,8 +129,10 @@ def test_prompts_are_those_of_the_cells_dataset_unless_the_prompt_set_names_anot
     answers = Path(w.inputs.answers(wildcards("sft", prompts="p")))
     assert answers.parents[1] == Path("results/runs/d/m/sft/seed3/answering")
     assert w.inputs.answered_data(wildcards("sft", batch=answers.parent.name)) == ["results/data/d/test.parquet"]
-    assert w.inputs.prompts_data(wildcards("sft", judge="j")) == "results/data/d/test.parquet"
-    assert w.inputs.judged_samples(wildcards("sft", judge="j")) == "results/runs/d/m/sft/seed3/samples/p.jsonl"
+    [judgements] = w.inputs.judgements(wildcards("sft", judge="j"))
+    assert w.inputs.decided(wildcards("sft", batch=Path(judgements).parent.name)) == [
+        "results/judges/j/config.yaml", "results/runs/d/m/sft/seed3/samples/p.jsonl", "results/data/d/test.parquet"
+    ]  # fmt: skip
 
 
 # ---- reward models -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ def test_the_grid_is_seven_models_by_twelve_methods() -> None:
 
 def test_the_grid_is_so_many_jobs_of_each_rule(paper: Run) -> None:
     """Of each model: eleven trainings; two parts of the reference of base and of sft; a look at three views; twelve
-    sets of samples, judged. Configs: dataset, prompts, judge and grid; each model, its tokens, its cells, what they
-    answer, and base as a reference."""
+    sets of samples, each judged by itself, as a server may fail. Configs: dataset, prompts, judge and grid; each model,
+    its tokens, its cells, what they answer, what is judged, and base as a reference."""
     assert paper.rules == {
-        "configure": 4 + 7 * (2 + 12 + 12 + 1), "fetch_dataset": 1, "fetch_model": 7, "prepare": 1, "model": 7,
+        "configure": 4 + 7 * (2 + 12 + 12 + 12 + 1), "fetch_dataset": 1, "fetch_model": 7, "prepare": 1, "model": 7,
         "tokenize": 7, "check": 7 * 3, "describe": 7, "train_cell": 7 * 11, "reference": 7 * 2 * 2, "answer": 84,
         "sample": 84, "judge": 84, "make_tables": 1, "draw_figures": 1,
         "write_overview": 1, "write_responses": 1, "write_cards": 1, "all": 1,
@@ -58,7 +59,7 @@ def finished(project: Project, paper: Run, tmp_path_factory: pytest.TempPathFact
     for job in paper.jobs:
         for name in filter(None, job.fields.get("output", "").split(", ")):
             path = done.path / name
-            if path.name in ("model", "store", "answers", "responses"):
+            if path.name in ("model", "store", "answers", "judgements", "responses"):
                 path.mkdir(parents=True)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def test_another_beta_of_kto_changes_the_configs_of_the_kto_cells_alone(paper: R
     content["stages"]["kto"]["beta"] = 0.2
     changed = C.load(content)
     configured = [job.wildcards["folder"] for job in paper.jobs if job.rule == "configure"]
-    folders = [folder for folder in configured if "/answering/" not in folder]  # those of batches, which name no loss
+    folders = [folder for folder in configured if not re.search("(^|/)(answering|judging)/", folder)]  # name no loss
     different = [folder for folder in folders if config_slice(CONFIG, folder) != config_slice(changed, folder)]
     assert sorted(different) == sorted(f"runs/{cell}" for cell in KTO)
 
@@ -91,6 +92,7 @@ def test_new_configs_of_the_kto_cells_are_their_trainings_and_samples_and_the_re
         "answer": "{}",
         "sample": "{}/archangel_test",
         "judge": "{}/kto_paper",
+        "decide": "",
     }
     wanted = [(rule, about.format(cell)) for rule, about in of_cells.items() for cell in KTO]
     assert found == Counter([*wanted, ("make_tables", "paper"), ("draw_figures", "paper"), ("write_overview", "paper"),

@@ -138,7 +138,19 @@ def test_trials_answer_validation_prompts_alone_and_no_choice_depends_on_a_test_
     assert "results/data/d/validation.parquet" in upstream
     assert [file for file in upstream if "test" in file] == []
     last = {job.name for job in run.jobs if "results/data/d/test.parquet" in job.input}
-    assert any(name.startswith("judge dpo/seed1") for name in last)  # else nothing would be looked for
+    assert {"answer dpo/seed1", "decide KEY"} <= last  # else nothing would be looked for
+
+
+def test_trials_are_judged_by_one_process_before_the_choice_and_what_is_chosen_by_another(
+    warm: Project, tmp_path: Path
+) -> None:
+    project = study(warm.copy(tmp_path / "project"), 1e-4, 1e-3, select={"judge": "jv"}, **JUDGED)
+    arguments = ("--configfile", "config.yaml", FILE, "--", "judged")
+    run = project.snakemake(*arguments).ok()
+    decided = [job.input for job in run.jobs if job.rule == "decide"]
+    methods = [sorted({Path(path).parts[4] for path in files if path.endswith(".jsonl")}) for files in decided]
+    assert sorted(methods) == [["base", *sorted((trial(1e-4), trial(1e-3)))], ["dpo"]]
+    assert project.dry(*arguments).jobs == []
 
 
 def test_snapshots_are_judged_on_validation_prompts_with_what_training_began_with(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -11,7 +11,7 @@ from halos.errors import HalosError
 from halos.evaluate.judging.alpaca import length_controlled, length_controlled_on_alpaca_eval, win_rate
 from halos.evaluate.judging.baseline import open_baseline
 from halos.evaluate.judging.comparisons import Comparison, compare
-from halos.evaluate.judging.deciders import open_judge
+from halos.evaluate.judging.deciders import Decides, open_judge
 from halos.evaluate.judging.judgement import TIE, Annotation, Decision, Judgement, Scores, Sides, win
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.sample.samples import read_samples
@@ -51,15 +51,47 @@ def judge(
             on all comparisons, or a model that is asked leaves too many without an answer.
     """
     settings = JudgeSlice.read(config)
-    name = f"judge {settings.judge}"
+    calls = Calls(answers_of(output), concurrency, requests_per_minute)
+
+    def opened() -> Decides:
+        return open_judge(f"judge {settings.judge}", settings, reward_model, tokens_per_microbatch, calls)
+
+    judgement_of(settings, samples, feedback, baseline, difficulties, opened).write(output)
+
+
+def answers_of(output: Path) -> Path:
+    """The file in which the answers of a model that is asked are kept, beside a judgement's."""
+    return output.with_name(f"{output.stem}.answers.jsonl")
+
+
+def judgement_of(
+    settings: JudgeSlice,
+    samples: Path,
+    feedback: Path,
+    baseline: Sequence[Path],
+    difficulties: Sequence[Path],
+    opened: Callable[[], Decides],
+) -> Judgement:
+    """A judge's judgement of samples.
+
+    Args:
+        settings: the judge's slice.
+        samples: samples, JSON lines.
+        feedback: feedback records that the prompts come from, parquet.
+        baseline: the baseline's outputs or samples, unless the targets are the baseline.
+        difficulties: AlpacaEval's df_gamed.csv, or none.
+        opened: gives what decides; called once all files are read, as it may take long.
+
+    Raises:
+        HalosError: as `judge`.
+    """
     rows = read_samples(samples)
     opponent = open_baseline(settings.baseline, baseline)
     comparisons = compare(rows, feedback, samples, opponent, settings.whole_sentences)
-    calls = Calls(output.with_name(f"{settings.judge}.answers.jsonl"), concurrency, requests_per_minute)
-    decider = open_judge(name, settings, reward_model, tokens_per_microbatch, calls)
+    decider = opened()
     decisions = decider.decide(comparisons)
     if all(decision.preference is None for decision in decisions):
-        raise HalosError(f"{name} failed on all {len(decisions)} responses; see its messages above")
+        raise HalosError(f"judge {settings.judge} failed on all {len(decisions)} responses; see its messages above")
     wins = [win(decision.preference, settings.ties) for decision in decisions]
     rate, error = win_rate(wins)
     if settings.length_control == "alpaca_eval":
@@ -69,7 +101,7 @@ def judge(
         controlled, controlled_error = length_controlled(comparisons, wins)
     decided = [c for c, value in zip(comparisons, wins, strict=True) if value is not None]
     preferences = [decision.preference for decision in decisions if decision.preference is not None]
-    Judgement(
+    return Judgement(
         judge=settings.judge,
         kind=settings.kind,
         baseline=opponent.name,
@@ -96,7 +128,7 @@ def judge(
         usage=decider.usage,
         failed=dict(sorted(Counter(d.problem for d in decisions if d.problem is not None).items())),
         annotations=tuple(map(_annotation, comparisons, decisions, wins)),
-    ).write(output)
+    )
 
 
 def _annotation(comparison: Comparison, decision: Decision, value: float | None) -> Annotation:

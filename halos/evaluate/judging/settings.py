@@ -155,3 +155,36 @@ class JudgeSlice(Judge, Slice):
     """
 
     judge: str
+
+
+class ToJudge(Strict):
+    """A judgement of a batch: the files that it is made from.
+
+    Attributes:
+        judged: where it goes in the end.
+        config: the judge's config.yaml.
+        samples: of the cell.
+        feedback: records that the prompts come from.
+        reward_model: folder of the reward model that judges and, where it has one, its manifest; empty for others.
+        baseline: file of the baseline's outputs or samples; empty where the dataset's targets are the baseline.
+        difficulties: AlpacaEval's df_gamed.csv; empty for none.
+    """
+
+    judged: str
+    config: str
+    samples: str
+    feedback: str
+    reward_model: tuple[str, ...] = ()
+    baseline: tuple[str, ...] = ()
+    difficulties: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """All files and folders that it is made from."""
+        return [self.config, self.samples, self.feedback, *self.reward_model, *self.baseline, *self.difficulties]
+
+
+class JudgingSlice(Slice):
+    """config.yaml of a batch of judgements, which one process makes."""
+
+    judgements: list[ToJudge]

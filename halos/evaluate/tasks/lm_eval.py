@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from textwrap import shorten
@@ -176,6 +177,26 @@ def download(task: str) -> dict[str, Any]:
         {task, data}, with {hub, name, commit} of each dataset.
     """
     return {"task": task, "data": _data(task_manager(task, True).load(task))}
+
+
+@cache
+def quicken_records() -> None:
+    """Let lm-eval's record of the machine be made once by a process, and without starting pip: the same
+    text for each task would take longer than a small task does."""
+    from torch.utils import collect_env
+
+    def packages(run: Any, patterns: Any = None) -> tuple[str, str]:
+        shown = patterns or {*collect_env.PIP_PATTERNS, *collect_env.COMMON_PATTERNS, *collect_env.NVIDIA_PATTERNS,
+                             *collect_env.ONEAPI_PATTERNS}  # fmt: skip
+        installed = sorted({(found.name, found.version) for found in metadata.distributions()}, key=_without_case)
+        lines = (f"{name}=={version}" for name, version in installed)
+        return "pip3", "\n".join(line for line in lines if any(pattern in line for pattern in shown))
+
+    vars(collect_env).update(get_pip_packages=packages, get_pretty_env_info=cache(collect_env.get_pretty_env_info))
+
+
+def _without_case(package: tuple[str, str]) -> str:
+    return package[0].lower()
 
 
 def task_manager(name: str, own: bool, check: Callable[[dict[str, Any]], None] | None = None) -> Any:

@@ -11,6 +11,7 @@ from halos.errors import HalosError
 from halos.evaluate.tasks.lm_eval import (
     check_data,
     check_metric,
+    quicken_records,
     start_backend,
     task_manager,
     tokenised_apart,
@@ -114,6 +115,7 @@ def run_task(
                     "with shorter prompts"
                 )
             task = task_config(name, rendered, Path(folder))
+        quicken_records()
         results = lm_eval.simple_evaluate(
             model=lm,
             model_args=arguments,  # for the record

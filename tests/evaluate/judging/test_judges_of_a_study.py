@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,19 @@ import pytest
 import yaml
 
 from halos.errors import HalosError
-from halos.evaluate.judging.settings import JudgeSlice
+from halos.evaluate.judging.settings import JudgeSlice, ToJudge
 from halos.models.settings import Resources
 from halos.settings import dump, identity
 from halos.study import catalogue as C
+from halos.study.cells import Cell
 from halos.study.checks import check_files, check_keys
 from halos.study.slices import config_slice
 from halos.study.study import Study
+from halos.workflow.judging import Pair
 from tests.conftest import CATALOGUE
 from tests.workflow.bound import Workflow
 from tests.workflow.conftest import CATALOGUE as SMALL
-from tests.workflow.conftest import Job, Project, copy_files
+from tests.workflow.conftest import Project, copy_files
 
 
 def load(**judge: Any) -> C.Config:
@@ -140,25 +143,35 @@ def wildcards(judge: str) -> SimpleNamespace:
     return SimpleNamespace(dataset="d", model="m", method="sft-dpo", run="seed3", judge=judge)
 
 
+def asked(w: Workflow, judge: str, **changes: Any) -> ToJudge:
+    """What a judgement of the cell of `wildcards` is made from."""
+    return w.inputs.judging.files(Pair(Cell("d", "m", "sft-dpo", 3, **changes), judge))  # type: ignore[no-any-return]
+
+
+def batch(w: Workflow, judge: str) -> SimpleNamespace:
+    """The wildcards of the job that judges the cell of `wildcards`."""
+    [folder] = w.inputs.judgements(wildcards(judge))
+    return SimpleNamespace(batch=Path(folder).parent.name)
+
+
 def test_all_cells_are_judged_by_the_reward_model_of_one_seed() -> None:
     w = Workflow(load(kind="reward_model", reward_model="sft-rm"))
-    assert w.inputs.judging_model(wildcards("j")) == []
+    assert asked(w, "j").reward_model == ()
     folder = "results/runs/d/m/sft-rm/seed1"
-    assert w.inputs.judging_model(wildcards("r")) == [f"{folder}/model", f"{folder}/manifest.json"]
+    assert asked(w, "r").reward_model == (f"{folder}/model", f"{folder}/manifest.json")
 
 
 def test_a_baseline_is_a_file_or_the_samples_of_another_cell() -> None:
     program = {"kind": "verifier", "verifier": "toy"}
     w = Workflow(load(**program))
-    assert w.inputs.baseline(wildcards("r")) == []
+    assert asked(w, "r").baseline == ()
     w = Workflow(load(**program, baseline={"file": "data/outputs.json"}))
-    assert w.inputs.baseline(wildcards("r")) == ["data/outputs.json"]
+    assert asked(w, "r").baseline == ("data/outputs.json",)
     w = Workflow(load(**program, baseline={"method": "sft"}))
-    assert w.inputs.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
-    of_round = SimpleNamespace(**{**wildcards("r").__dict__, "run": "seed3/round2"})
-    assert w.inputs.baseline(of_round) == ["results/runs/d/m/sft/seed3/samples/p.jsonl"]
+    assert asked(w, "r").baseline == ("results/runs/d/m/sft/seed3/samples/p.jsonl",)
+    assert asked(w, "r", round=2).baseline == ("results/runs/d/m/sft/seed3/samples/p.jsonl",)
     w = Workflow(load(**program, baseline={"method": "sft", "seed": 7}))
-    assert w.inputs.baseline(wildcards("r")) == ["results/runs/d/m/sft/seed7/samples/p.jsonl"]
+    assert asked(w, "r").baseline == ("results/runs/d/m/sft/seed7/samples/p.jsonl",)
 
 
 def test_the_views_of_a_baseline_that_the_grid_does_not_name_are_checked() -> None:
@@ -169,11 +182,12 @@ def test_the_views_of_a_baseline_that_the_grid_does_not_name_are_checked() -> No
 
 
 def test_how_fast_a_model_is_asked_reaches_the_command() -> None:
-    asked: dict[str, Any] = {"kind": "openai", "openai": {"annotator": "chatgpt"}}
-    assert Workflow(load(**asked)).resources.judge.limits(wildcards("r")) == "--concurrency 16"
-    w = Workflow(load(**asked, concurrency=4, requests_per_minute=90))
-    assert w.resources.judge.limits(wildcards("r")) == "--concurrency 4 --requests-per-minute 90"
-    assert (w.resources.judge.single_gres(wildcards("r")), w.inputs.judging_model(wildcards("r"))) == ("", [])
+    server: dict[str, Any] = {"kind": "openai", "openai": {"annotator": "chatgpt"}}
+    w = Workflow(load(**server))
+    assert w.resources.judge.limits(batch(w, "r")) == "--concurrency 16"
+    w = Workflow(load(**server, concurrency=4, requests_per_minute=90))
+    assert w.resources.judge.limits(batch(w, "r")) == "--concurrency 4 --requests-per-minute 90"
+    assert (w.resources.judge.single_gres(batch(w, "r")), asked(w, "r").reward_model) == ("", ())
 
 
 def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
@@ -190,7 +204,7 @@ def test_the_key_and_the_files_of_a_judge_are_wanted_before_anything_is_run(
             check_files(Study(config))
         Path(file).touch()
     check_files(Study(config))
-    assert Workflow(config).inputs.difficulties(wildcards("r")) == ["hard.csv"]
+    assert asked(Workflow(config), "r").difficulties == ("hard.csv",)
 
 
 def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
@@ -199,14 +213,14 @@ def test_a_folder_that_judges_is_looked_into_before_anything_is_run(
     monkeypatch.chdir(tmp_path)
     w = Workflow(load(kind="reward_model", reward_model="./mine"))
     with pytest.raises(HalosError, match="there is no reward model in mine"):
-        w.inputs.judging_model(wildcards("r"))
+        w.inputs.judgements(wildcards("r"))
     (tmp_path / "mine").mkdir()
     content = '{"architectures": ["XForSequenceClassification"], "id2label": {"0": "A"}}'
     (tmp_path / "mine/config.json").write_text(content)
     with pytest.raises(HalosError, match="has no chat template"):
-        w.inputs.judging_model(wildcards("r"))
+        w.inputs.judgements(wildcards("r"))
     (tmp_path / "mine/chat_template.jinja").touch()
-    assert w.inputs.judging_model(wildcards("r")) == ["mine"]
+    assert asked(w, "r").reward_model == ("mine",)
 
 
 def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> None:
@@ -216,12 +230,9 @@ def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> 
     w = Workflow(config.model_copy(update={"models": {"m": entry}}))
     of = w.resources.judge
     for name, needed in (("r", (8, 96000, 180, 512)), ("j", (1, 8000, 120, 16384))):  # doubled: a second attempt
-        named = wildcards(name)
+        named = batch(w, name)
         assert (of.cpus(named), of.mem_mb(named, 2), of.runtime(named, 2), of.tokens(named)) == needed
-    assert (of.single_gres(wildcards("r")), of.single_gres(wildcards("j"))) == (
-        "gpu:1",
-        "",
-    )
+    assert (of.single_gres(batch(w, "r")), of.single_gres(batch(w, "j"))) == ("gpu:1", "")
 
 
 def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_its_judge(tmp_path: Path) -> None:
@@ -239,16 +250,14 @@ def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_i
     assert [name for name in run.names if "-rm" in name and not name.startswith("configure")] == [
         "train_cell sft-rm/seed1"
     ]
-    judges: dict[str, list[Job]] = {"j": [], "rm": []}
-    for job in run.jobs:
-        if job.rule == "judge":
-            judges[job.wildcards["judge"]].append(job)
-    assert {name: len(jobs) for name, jobs in judges.items()} == {"j": 6, "rm": 6}
+    judged = Counter(job.wildcards["judge"] for job in run.jobs if job.rule == "judge")
+    assert judged == {"j": 6, "rm": 6}
+    [j], [rm] = ([job for job in run.jobs if job.rule == "decide" and config in job.input]
+                 for config in ("results/judges/j/config.yaml", "results/judges/rm/config.yaml"))  # fmt: skip
     model = {"results/runs/d/m/sft-rm/seed1/model", "results/runs/d/m/sft-rm/seed1/manifest.json"}
-    assert all(model <= set(job.input) for job in judges["rm"])
-    assert not any(model & set(job.input) for job in judges["j"])
-    assert {job.resources["gres"] for job in judges["rm"]} == {"gpu:1"}
-    assert {job.resources["gres"] for job in judges["j"]} == {""}
+    assert model <= set(rm.input)
+    assert not model & set(j.input)
+    assert (rm.resources["gres"], j.resources["gres"]) == ("gpu:1", "")
 
 
 def test_the_workflow_samples_a_baseline_once_and_hands_it_to_a_judge_that_asks(tmp_path: Path) -> None:
@@ -263,7 +272,7 @@ def test_the_workflow_samples_a_baseline_once_and_hands_it_to_a_judge_that_asks(
     assert [name for name in run.names if name.startswith(("sample sft/", "train_cell sft/"))] == [
         "sample sft/seed2 p", "train_cell sft/seed1", "train_cell sft/seed2",
     ]  # fmt: skip
-    judges = [job for job in run.jobs if job.rule == "judge"]
+    judges = [job for job in run.jobs if job.rule == "decide"]
     theirs = "results/runs/d/m/sft/seed2/samples/p.jsonl"
     assert [theirs in job.input for job in judges] == [True] * 3
-    assert run.output.count(f"--baseline {theirs}") == run.output.count(" --concurrency 3\n") == 3
+    assert run.output.count(" --concurrency 3\n") == 3
