@@ -57,6 +57,7 @@ wildcard_constraints:
     labeller=patterns.ids("labellers"),
     reward_model=patterns.ids("models"),
     judge=patterns.ids("judges"),
+    opponent=patterns.policies,
     task=patterns.ids("tasks"),
     batch="[0-9a-f]{12}",
     grid=study.grid,

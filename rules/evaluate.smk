@@ -4,6 +4,7 @@ Input:   a cell's samples; results/judges/{judge}/config.yaml; the reward model 
          results/tasks/{task}/config.yaml; results/runs/{...}/answering/{batch}/answers
 Output:  results/tasks/{task}/fetched.json          the commits of a task's data, downloaded to the hub's cache
          results/runs/{...}/judged/{judge}.json
+         results/runs/{...}/judged/{judge}/against/{opponent}.json    where a judge is asked about two methods
          results/runs/{...}/tasks/{task}.json
 """
 
@@ -47,6 +48,43 @@ rule judge:
             --difficulties {input.difficulties:q} \
             --output {output:q} \
             --tokens-per-microbatch {resources.tokens} \
+            {resources.limits}
+        """
+
+
+rule judge_pair:
+    """A judge's verdicts on a cell's samples, against those of another method with the same seed."""
+    input:
+        choices=inputs.choices,
+        config="results/judges/{judge}/against/{opponent}/config.yaml",
+        samples=inputs.judged_samples,
+        feedback=inputs.prompts_data,
+        opponent=inputs.opponent_samples,
+    output:
+        "<run>/judged/{judge}/against/{opponent}.json",
+    log:
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.log",
+    benchmark:
+        "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.tsv"
+    wildcard_constraints:
+        run=patterns.seed,
+    conda:
+        "../envs/evaluate.yaml"
+    threads: resources.judge.cpus
+    resources:
+        cpus_per_task=resources.judge.cpus,
+        mem_mb=resources.judge.mem_mb,
+        runtime=resources.judge.runtime,
+        limits=resources.judge.limits,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos judge \
+            --config {input.config:q} \
+            --samples {input.samples:q} \
+            --feedback {input.feedback:q} \
+            --baseline {input.opponent:q} \
+            --output {output:q} \
             {resources.limits}
         """
 

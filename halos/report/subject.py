@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from halos.evaluate.judging.settings import Judge
+from halos.evaluate.judging.settings import Judge, pairs_of
 from halos.report.lazy import mpl, pd
 from halos.report.results import Results
 from halos.report.words import Page
@@ -26,6 +27,7 @@ class Outline:
         stages: settings of the last stage of each trained method, for each model.
         published: name of the published results to compare with, if any.
         sweeps: (dataset, model, method) of each choice between trials.
+        pairs: the pairs of methods that each judge compares, if it does, by the judge's id.
     """
 
     models: tuple[str, ...]
@@ -35,6 +37,12 @@ class Outline:
     stages: tuple[Stage, ...]
     published: str | None
     sweeps: tuple[tuple[str, str, str], ...]
+    pairs: Mapping[str, list[tuple[str, str]]]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each judge."""
+        return [judge.kind for judge in self.judges]
 
     @classmethod
     def of(cls, config: Config) -> Outline:
@@ -49,6 +57,7 @@ class Outline:
             tuple(config.stage(method.rsplit("-", 1)[-1], model) for method, model in product(trained, grid.models)),
             grid.published,
             tuple(config.sweeps(config.grid)),
+            {name: pairs for name in grid.judges if (pairs := pairs_of(config.judges[name].compares, grid.methods))},
         )
 
 

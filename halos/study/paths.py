@@ -191,6 +191,10 @@ class RunPaths(Folder):
     def judged(self, judge: str) -> Path:
         return self.folder / "judged" / f"{judge}.json"
 
+    def judged_against(self, judge: str, method: str) -> Path:
+        """What a judge says of it and of another method's cell with the same seed."""
+        return self.folder / "judged" / judge / "against" / f"{method}.json"
+
     def task(self, task: str) -> Path:
         return self.folder / "tasks" / f"{task}.json"
 
@@ -241,6 +245,10 @@ class Paths:
 
     def judge(self, name: str) -> Folder:
         return Folder(self.results / "judges" / name)
+
+    def judge_against(self, name: str, method: str) -> Folder:
+        """A judge's settings for comparisons with a method."""
+        return Folder(self.judge(name).folder / "against" / method)
 
     def task(self, name: str) -> FetchedFolder:
         return FetchedFolder(self.results / "tasks" / name)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from halos.evaluate.judging.settings import Compare, pairs_of
 from halos.registry import suggest
 from halos.settings import Label, Slice, Strict
 
@@ -45,6 +46,18 @@ class Grid(Strict):
         return self
 
 
+class Compared(Strict):
+    """The methods that a judge of a grid compares with each other.
+
+    Attributes:
+        pairs: all, or the pairs.
+        tie_margin: scores this close together are a tie.
+    """
+
+    pairs: Compare
+    tie_margin: float = 0.0
+
+
 class GridSlice(Grid, Slice):
     """config.yaml of results/grids/GRID: a grid, and the labels for its tables and figures.
 
@@ -55,6 +68,7 @@ class GridSlice(Grid, Slice):
         sweeps: (dataset, model, method) of each choice between trials that its methods are made by.
         counterparts: `judges` and `tasks` -> id of one that chooses between trials -> id of the grid's own that
             measures the same on test prompts.
+        compared: of each judge that compares methods with each other, which.
     """
 
     grid: str
@@ -62,6 +76,13 @@ class GridSlice(Grid, Slice):
     prompt_data: tuple[tuple[str, str], ...] = ()
     sweeps: tuple[tuple[str, str, str], ...] = ()
     counterparts: dict[str, dict[str, str]] = {}
+    compared: dict[str, Compared] = {}
+
+    @property
+    def pairs(self) -> dict[str, list[tuple[str, str]]]:
+        """The pairs of the grid's methods that each judge compares: the first against the second."""
+        found = {judge: pairs_of(compared.pairs, self.methods) for judge, compared in self.compared.items()}
+        return {judge: pairs for judge, pairs in found.items() if pairs}
 
     @property
     def overlaps(self) -> list[tuple[str, str, str]]:

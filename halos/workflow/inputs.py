@@ -7,6 +7,7 @@ loss: they read the traits of the losses that stages name.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ class Inputs:
         Until then Snakemake waits, and afterwards it decides anew whether the job has to run: after a choice that comes
         out as before nothing is made again. For this, each job of a cell has to ask, not only the first.
         """
-        return self._chosen(self.study.choices(cell_of(wildcards))) if self.study.sweeps else []
+        cells = [cell_of(wildcards), *self._opponent(wildcards)]
+        return (
+            self._chosen([choice for cell in cells for choice in self.study.choices(cell)]) if self.study.sweeps else []
+        )
 
     def tried(self, wildcards: Any) -> list[Path]:
         """What decides between the trials of a sweep, and their manifests."""
@@ -308,6 +312,16 @@ class Inputs:
             return [judge.baseline.file]
         cell = self.study.baseline(judge, cell_of(wildcards))
         return [] if cell is None else [self.paths.run(cell).samples(judge.prompts)]
+
+    def opponent_samples(self, wildcards: Any) -> list[Path]:
+        """The samples of the other method that a cell is compared with."""
+        prompts = self.config.judges[wildcards.judge].prompts
+        return [self.paths.run(other).samples(prompts) for other in self._opponent(wildcards)]
+
+    def _opponent(self, wildcards: Any) -> list[Cell]:
+        """The cell that a job compares its own with, if it does."""
+        method: str | None = getattr(wildcards, "opponent", None)
+        return [] if method is None else [replace(cell_of(wildcards), method=method)]
 
     def difficulties(self, wildcards: Any) -> list[str]:
         """The file of AlpacaEval's difficulties, if a judge names one."""

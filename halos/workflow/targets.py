@@ -38,10 +38,15 @@ class Targets:
         return [self.paths.run(cell).samples(prompts) for cell, prompts in pairs]
 
     def judged(self, *_: Any) -> list[Path]:
-        """Judgements of every cell, and of the rounds of online stages but the last, which is the cell's own."""
+        """Judgements of every cell, of the rounds of online stages but the last, which is the cell's own, and of pairs
+        of cells that a judge is asked about."""
         rounds = [r for cell in self.study.cells for r in self.study.rounds(cell)[:-1]]
         pairs = product([*self.study.cells, *rounds], self.study.judges)
-        return [self.paths.run(cell).judged(judge) for cell, judge in pairs]
+        compared = [(judge, *cells) for judge in self.study.pairs for cells in self.study.compared(judge)]
+        return [
+            *(self.paths.run(cell).judged(judge) for cell, judge in pairs),
+            *(self.paths.run(cell).judged_against(judge, other.method) for judge, cell, other in compared),
+        ]
 
     def benchmarked(self, *_: Any) -> list[Path]:
         return [self.paths.run(cell).task(task) for cell, task in product(self.study.cells, self.study.tasks)]
