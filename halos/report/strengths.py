@@ -38,8 +38,8 @@ def strengths(pairs: Sequence[Pair], values: ArrayLike, draws: int = DRAWS, seed
 
     The intervals are those of `statistics.bootstrap`: prompts are drawn with replacement, each with all its seeds and
     all its pairs, since the pairs of a prompt share its responses; an error is added for the seeds. A draw moves the
-    fit by one Newton step, so that it is a mean over prompts: with H the fit's Hessian, a prompt counts as s + n H^-1 e,
-    where e are the residuals of its pairs (the infinitesimal jackknife, Efron, 1982, The Jackknife, the Bootstrap and
+    fit by one Newton step, so that it is a mean over prompts: a prompt counts as s + n H^-1 e, where H is the Hessian,
+    and e are the residuals of its pairs (the infinitesimal jackknife, Efron, 1982, The Jackknife, the Bootstrap and
     Other Resampling Plans, ch. 6). The wins of PRIOR vary as well, each pair's as comparisons that could have gone
     either way: without that, the interval of a method that always wins would be empty. Where wins are nearly all, or
     nearly none, an interval is bent as Wilson's is.

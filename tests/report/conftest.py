@@ -51,20 +51,23 @@ def write(
     counts: Callable[[str, str], tuple[int, int, int]] | None = None,
     stages: dict[str, dict[str, Any]] | None = None,
     parameters: int | None = 500_000,
+    compare: Any = "all",
 ) -> tuple[Path, Path]:
     """The config and the results folder of a finished grid.
 
     A response scores 0 or 1 in its one criterion `right`; the baseline scores .5, so that 1 wins and 0 loses. Prompt 7
     is a tie for everyone. The judge `rm` is a reward model: it says 2 * score - 4, and -3 of the baseline. Reward
     models are evaluated on PAIRS pairs. With `counts` of (model, method), a judge without scores says so many wins,
-    losses and ties instead. `stages` are settings of stages, by their ids.
+    losses and ties instead. `stages` are settings of stages, by their ids;
+    `compare` the pairs of methods that each judge compares.
     """
     results = root / "results"
     config = results / "grids" / "small" / "config.yaml"
     content = {"datasets": datasets, "models": models, "methods": methods, "seeds": seeds, "judges": judges}
     content = {k: list(v) for k, v in {**content, "tasks": tasks, "reward_models": reward_models}.items()}
     config.parent.mkdir(parents=True)
-    whole = {**content, "grid": "small", "label": None, "labels": LABELS, "published": published}
+    compared = {} if counts or not compare else {judge: {"pairs": compare} for judge in judges}
+    whole = {**content, "grid": "small", "label": None, "labels": LABELS, "published": published, "compared": compared}
     config.write_text(yaml.safe_dump(whole))
     for dataset in datasets:
         for model in models:

@@ -27,7 +27,6 @@ _CHARACTERS_PER_TOKEN = 4
 """In English text, says OpenAI's documentation: no tokenizer of its models comes without a download."""
 _TOKENS_OF_TURN = 4
 """Tokens that a chat template puts around each turn."""
-_MAX_TOKENS = 512
 
 
 class PairwiseAnnotator:
@@ -69,10 +68,10 @@ class PairwiseAnnotator:
             annotator = read_annotator(settings.annotator) or {}
         request = annotator["completions_kwargs"]
         self.api = Api(
-            model=settings.model or request["model_name"],
+            model=settings.asked_model,
             server=settings,
             temperature=request.get("temperature", 0.0) if settings.temperature == "default" else settings.temperature,
-            max_tokens=settings.max_tokens or request.get("max_tokens", _MAX_TOKENS),
+            max_tokens=settings.longest_answer,
             top_logprobs=request.get("top_logprobs"),
             may_be_cut=prompt is None,  # some annotators ask for a single token
         )

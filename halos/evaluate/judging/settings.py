@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from halos.errors import HalosError
-from halos.evaluate.judging.annotators import read_annotator
+from halos.evaluate.judging.annotators import annotator_template, read_annotator
 from halos.evaluate.judging.judgement import Ties
 from halos.scoring.settings import Pattern, Scorer, Server
 from halos.settings import INCIDENTAL, Fraction, Positive, Slice, Strict, numbers
@@ -23,6 +23,8 @@ class Prices(Strict):
     output: float = Field(ge=0)
 
 
+MAX_TOKENS = 512
+"""The longest answer where neither the settings nor an annotator says."""
 PLACES = ("{instruction}", "{output_1}", "{output_2}")
 """Placeholders in a judge's prompt: the conversation, and the two responses in the order in which they are shown."""
 
@@ -78,6 +80,30 @@ class Annotator(Server):
         if missing := [place for place in PLACES if place not in (self.prompt or "".join(PLACES))]:
             raise ValueError(f"the prompt has no {' and no '.join(missing)}: add where each goes")
         return self
+
+    @property
+    def asked_model(self) -> str:
+        """The name of the model that is asked."""
+        return self.model or str(self._request["model_name"])
+
+    @property
+    def longest_answer(self) -> int:
+        """In tokens."""
+        return self.max_tokens or int(self._request.get("max_tokens", MAX_TOKENS))
+
+    @property
+    def question(self) -> str:
+        """The prompt, or the annotator's."""
+        if self.prompt is not None:
+            return self.prompt
+        annotator = read_annotator(str(self.annotator))
+        return "" if annotator is None else annotator_template(annotator)
+
+    @property
+    def _request(self) -> dict[str, Any]:
+        """What alpaca_eval's annotator sends with a question; nothing for a prompt."""
+        annotator = None if self.annotator is None else read_annotator(self.annotator)
+        return {} if annotator is None else dict(annotator["completions_kwargs"])
 
 
 class FromFile(Strict):
