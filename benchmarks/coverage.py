@@ -208,13 +208,17 @@ def measure(studies: int, seed: int = 0) -> Iterator[dict[str, Any]]:
                 yield row(f"winner, {what}", study, "<= 0.05", winners(study, tables, seed), tables)
             study = Study((0.5,) * METHODS, seeds, effect)
             yield row("any difference, all equal", study, "<= 0.05", findings(study, tables, seed), tables)
+    yield from strength_rows(tables, seed)
+
+
+def strength_rows(studies: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     for (name, middle), scored, seeds, effect in product(TOURNAMENTS.items(), (True, False), SEEDS, EFFECTS):
         if seeds > 1 or effect == 0:  # of one seed, its own strengths are the truth
             tournament = Tournament(middle, seeds, effect, scored)
+            share = float(tournaments(tournament, studies, seed).mean())
+            error = (share * (1 - share) / studies) ** 0.5  # at most: a study has six intervals
             what = f"strength, {name}, {'scored' if scored else 'asked'}"
-            share = float(tournaments(tournament, tables, seed).mean())
-            error = (share * (1 - share) / tables) ** 0.5
-            values = (what, seeds, tournament.prompts, "", effect, "0.95", f"{share:.4f}", f"{error:.4f}", tables)
+            values = (what, seeds, tournament.prompts, "", effect, "0.95", f"{share:.4f}", f"{error:.4f}", studies)
             yield dict(zip(COLUMNS, values, strict=True))
 
 

@@ -217,13 +217,10 @@ def _pairs(grid: Results, name: str) -> str:
     """The pairs of methods that a judge compares, in a sentence."""
     if name not in grid.pairs:
         return ""
-    pairs = grid.pairs[name]
-    asked = [
-        JudgeSlice.read(grid.paths.judge_against(name, b).config) for _, b in pairs[:1] if grid.kind(name) == "openai"
-    ]
-    how = ("by the scores of their responses" if not asked else
-           f"each on {asked[0].prompts_per_pair} of these prompts" if asked[0].prompts_per_pair else
-           "each on these prompts")  # fmt: skip
+    pairs, how = grid.pairs[name], "by the scores of their responses"
+    if grid.kind(name) == "openai":
+        most = JudgeSlice.read(grid.paths.judge_against(name, pairs[0][1]).config).prompts_per_pair
+        how = f"each on {most} of these prompts" if most else "each on these prompts"
     return f" It also compares {_count(len(pairs), 'pair')} of methods, {how}."
 
 

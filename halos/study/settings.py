@@ -81,7 +81,8 @@ class GridSlice(Grid, Slice):
     @property
     def pairs(self) -> dict[str, list[tuple[str, str]]]:
         """The pairs of the grid's methods that each judge compares: the first against the second."""
-        found = {judge: pairs_of(compared.pairs, self.methods) for judge, compared in self.compared.items()}
+        named = {judge: self.compared[judge].pairs for judge in self.judges if judge in self.compared}
+        found = {judge: pairs_of(pairs, self.methods) for judge, pairs in named.items()}
         return {judge: pairs for judge, pairs in found.items() if pairs}
 
     @property

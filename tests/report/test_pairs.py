@@ -28,8 +28,8 @@ def settings(config, **changes):
 
 
 def test_scores_that_were_given_are_compared_without_another_judgement(made):
-    """The tree's methods get so many of 8 prompts right, from the first: base 0 and 0, sft 2 and 4, sft-kto 6 and 7, dpo
-    1 and 3, with seed 1 and with seed 2. Where both are right or both wrong it is a tie, half a win."""
+    """The tree's methods get so many of 8 prompts right, from the first: base 0 and 0, sft 2 and 4, sft-kto 6 and 7,
+    dpo 1 and 3, with seed 1 and with seed 2. Where both are right or both wrong it is a tie, half a win."""
     pairs = pd.read_csv(made / "pairs.csv").set_index(["method", "against"])
     rates = pairs.loc[pairs["measure"] == WIN, "mean"]
     assert rates.to_dict() == {
@@ -124,7 +124,9 @@ def test_the_figure_draws_the_numbers_of_its_csv(tmp_path, write_tree):
     assert image[2, 1] == 0.5 + 3.5 / 16
     assert np.isnan(np.diag(image.filled(np.nan))).all()
     assert [t.get_text() for t in left.get_yticklabels()] == ["Base", "SFT", "SFT + KTO", "DPO (0.1)"]
-    drawn = sorted(tuple(line.get_xdata()) for line in right.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0])
+    drawn = sorted(
+        tuple(line.get_xdata()) for line in right.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0]
+    )
     strength = frame[frame["measure"] == STRENGTH]
     assert drawn == sorted(zip(strength["low"], strength["high"], strict=True))
 

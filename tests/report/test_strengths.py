@@ -104,7 +104,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds, effect, far):
 def test_a_published_leaderboard_comes_out_in_its_order():
     """alpaca_eval's own, of one annotator: wins, losses and draws of each model against the same baseline."""
     package = Path(find_spec("alpaca_eval").origin).parent
-    board = pd.read_csv(package / "leaderboards/data_AlpacaEval_2/alpaca_eval_gpt4_turbo_fn_leaderboard.csv", index_col=0)
+    board = pd.read_csv(
+        package / "leaderboards/data_AlpacaEval_2/alpaca_eval_gpt4_turbo_fn_leaderboard.csv", index_col=0
+    )
     board = board[board["n_total"] == 805].drop(index="gpt4_turbo")
     assert len(board) >= 5
     rows = board[["n_wins", "n_wins_base", "n_draws"]].astype(int).to_numpy()

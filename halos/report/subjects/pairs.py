@@ -107,7 +107,9 @@ class Pairs(Subject):
             right.set_title("Bradley-Terry strength", loc="left")
             _draw_strengths(right, part, methods, looks)
         assert image is not None
-        bar = figure.colorbar(image, ax=axes[:, 0].tolist(), location="left", shrink=0.7, aspect=30, pad=0.02)
+        bar = figure.colorbar(
+            image, ax=axes[:, 0].tolist(), location="left", shrink=0.7 / len(panels), aspect=30, pad=0.02
+        )
         bar.set_label("win rate of the row against the column")
         bar.outline.set_visible(False)
         axes[-1, 1].set_xlabel(f"log odds, mean 0\n({interval_kind(results, short=True)})")

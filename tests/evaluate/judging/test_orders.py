@@ -1,4 +1,4 @@
-"""A judge that is asked in both orders, and again: what becomes of its biases, and that the report's table finds them."""
+"""A judge that is asked in both orders, and again: what becomes of its biases, and that the report finds them."""
 
 from __future__ import annotations
 
