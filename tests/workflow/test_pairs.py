@@ -111,7 +111,7 @@ def test_the_workflow_judges_two_methods_and_shows_them(quick: Project, monkeypa
             "judges.asked": {**ASKED, "openai": openai, "compare": "all", "prompts_per_pair": 5, "both_orders": True},
             "grids.both": {**CATALOGUE["grids"]["both"], "methods": ["base", "sft"], "judges": ["asked"], "tasks": []},
         })  # fmt: skip
-        quick.snakemake("tables", "figures").ok()
+        quick.snakemake("tables", "figures", "results/reports/both/methods.md").ok()
     file = quick.results / "runs/d/m/base/seed1/judged/asked/against/sft.json"
     judgement = json.loads(file.read_text())
     assert judgement["baseline"] == "sft"
@@ -122,5 +122,8 @@ def test_the_workflow_judges_two_methods_and_shows_them(quick: Project, monkeypa
     table = (quick.results / "tables/both/pairs.csv").read_text().splitlines()
     assert table[1].startswith("asked,d,m,base,sft,win_rate,")
     assert (quick.results / "figures/both/pairs.svg").is_file()
+    methods = (quick.results / "reports/both/methods.md").read_text()
+    assert "It is asked in both orders" in methods
+    assert "It also compares one pair of methods, each on 5 of these prompts." in methods
     assert "Prefers first" in (quick.results / "tables/both/trust.md").read_text()
     assert not quick.dry("tables", "figures").jobs
