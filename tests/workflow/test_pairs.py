@@ -98,6 +98,25 @@ def test_a_plan_prices_every_question_before_it_is_asked() -> None:
     assert "Judges that are asked" not in text(Plan(load(CATALOGUE["judges"]["j"]), "both", "a100-80gb", Path("none")))
 
 
+def test_one_pair_can_be_asked_for_alone(small: Project, tmp_path: Path) -> None:
+    project = small.copy(tmp_path / "project").edit({"judges.asked": ASKED})  # which compares nothing by itself
+    run = project.dry("results/runs/d/m/sft-kto/seed2/judged/asked/against/base.json")
+    assert [name for name in run.names if name.startswith(("sample", "judge"))] == [
+        "judge_pair sft-kto/seed2 asked", "sample base/seed2 p", "sample sft-kto/seed2 p",
+    ]  # fmt: skip
+    [job] = [job for job in run.jobs if job.rule == "judge_pair"]
+    assert "results/runs/d/m/base/seed2/samples/p.jsonl" in job.input
+    assert "results/judges/asked/against/base/config.yaml" in job.input
+
+
+def test_the_demo_compares_its_methods_without_a_question(project: Project) -> None:
+    run = project.dry("tables", "figures")
+    assert "judge_pair" not in run.rules
+    made = [job.fields["output"] for job in run.jobs if job.rule in ("make_tables", "draw_figures")]
+    assert "results/tables/demo/pairs.csv" in made[0] + made[1]
+    assert "results/figures/demo/pairs.png" in made[0] + made[1]
+
+
 def longer(messages: Messages) -> str:
     first, second = (len(found) for found in re.findall(r"\[\d\](.*?)\[/\d\]", messages[-1]["content"], re.DOTALL))
     return "Verdict: " + ("tie" if first == second else "A" if first > second else "B")

@@ -29,6 +29,10 @@ _TOKENS_OF_TURN = 4
 """Tokens that a chat template puts around each turn."""
 
 
+Said = tuple[Asked, str | None]
+"""A question with its answer, and the problem of one that failed."""
+
+
 class PairwiseAnnotator:
     """A judge that asks a model behind an OpenAI-compatible server which of two responses is better.
 
@@ -76,7 +80,7 @@ class PairwiseAnnotator:
             may_be_cut=prompt is None,  # some annotators ask for a single token
         )
         self._entry = f"the `openai:` settings of {name}"
-        self.client = Client(self.api, calls, self._entry)
+        self.client = self._first_client = Client(self.api, calls, self._entry)
         self._annotator = _annotator({**annotator, "fn_completions": self._complete}, prompt)
         self._answers: list[Answer] = []
         self._latest: list[Answer] = []
@@ -104,28 +108,16 @@ class PairwiseAnnotator:
         questions = [(c, c.candidate_first) for c in unequal]
         if self.both_orders:
             questions += [(c, not c.candidate_first) for c in unequal]
-        asked = self._ask(questions, again=False)
+        asked = self._ask(questions)
+        said = {id(c): asked[row :: len(unequal)] for row, c in enumerate(unequal)}
+        self._check_failures([_decision(answers) for answers in said.values()], len(comparisons))
         repeated = lowest(unequal, self.ask_again)
-        more = dict(
-            zip(map(id, repeated), self._ask([(c, c.candidate_first) for c in repeated], again=True), strict=True)
-        )
-        decided = {}
-        for row, c in enumerate(unequal):
-            of = asked[row :: len(unequal)]
-            every = [question for question, _ in (*of, *([more[id(c)]] if id(c) in more else []))]
-            decided[id(c)] = Decision(
-                preference=agreed([question.preference for question, _ in of]),
-                problem=next((problem for _, problem in of if problem is not None), None),
-                shown_first=every[0].shown_first,
-                answer=every[0].answer,
-                asked=tuple(every) if len(every) > 1 else (),
-            )
-        decisions = [decided.get(id(c), Decision(preference=TIE)) for c in comparisons]
-        self._check_failures(decisions)
-        return decisions
+        for c, answer in zip(repeated, self._ask([(c, c.candidate_first) for c in repeated], again=True), strict=True):
+            said[id(c)].append(answer)
+        return [_decision(said[id(c)]) if id(c) in said else Decision(preference=TIE) for c in comparisons]
 
-    def _ask(self, questions: list[tuple[Comparison, bool]], again: bool) -> list[tuple[Asked, str | None]]:
-        """The answer to each question, with the problem of one that failed.
+    def _ask(self, questions: list[tuple[Comparison, bool]], again: bool = False) -> list[Said]:
+        """What is said to each question.
 
         Args:
             questions: comparisons, each with whether the candidate's response is shown first.
@@ -135,8 +127,7 @@ class PairwiseAnnotator:
             return []
         import pandas as pd
 
-        if again:
-            self.client = Client(replace(self.api, again=True), self._calls, self._entry)
+        self.client = Client(replace(self.api, again=again), self._calls, self._entry) if again else self._first_client
         frame = pd.DataFrame([c.shown(first) for c, first in questions], columns=["output_1", "output_2"])
         self._latest = []
         annotations = self._annotator(frame.assign(instruction=[c.instruction for c, _ in questions]))
@@ -155,14 +146,14 @@ class PairwiseAnnotator:
             for row, ((_, first), answer) in enumerate(zip(questions, self._latest, strict=True))
         ]
 
-    def _check_failures(self, decisions: list[Decision]) -> None:
+    def _check_failures(self, decisions: list[Decision], comparisons: int) -> None:
         """Refuse to judge by the rest where too many answers are missing."""
         problems = Counter(str(d.problem) for d in decisions if d.preference is None)
         failed = problems.total()
-        if failed > self.max_failures * len(decisions):
+        if failed > self.max_failures * comparisons:
             reasons = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
             raise HalosError(
-                f"{self.name} has no answer to {failed} of {len(decisions)} comparisons ({reasons}), more than its "
+                f"{self.name} has no answer to {failed} of {comparisons} comparisons ({reasons}), more than its "
                 f"max_failures {self.max_failures:g} allows; the others are kept: run again to ask for these anew, or "
                 "raise max_failures"
             )
@@ -219,6 +210,19 @@ class PairwiseAnnotator:
         if self.prices is None:
             return None
         return (prompt_tokens * self.prices.input + completion_tokens * self.prices.output) / 1e6
+
+
+def _decision(said: list[Said]) -> Decision:
+    """The decision on a comparison by all answers about it, of which those to questions asked again do not count."""
+    counted = [(question, problem) for question, problem in said if not question.again]
+    first = counted[0][0]
+    return Decision(
+        preference=agreed([question.preference for question, _ in counted]),
+        problem=next((problem for _, problem in counted if problem is not None), None),
+        shown_first=first.shown_first,
+        answer=first.answer,
+        asked=tuple(question for question, _ in said) if len(said) > 1 else (),
+    )
 
 
 def _of_candidate(preference: Any, candidate_first: bool) -> float | None:

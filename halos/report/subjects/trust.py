@@ -160,15 +160,11 @@ Key = tuple[Cell, str, str, int]
 def _verdicts(results: Results, judge: str) -> dict[Key, int]:
     """A judge's verdict on each comparison with a baseline that it decided."""
     found = {}
-    for cell, a, baseline in (
-        (cell, a, judgement.baseline)
-        for (cell, name), judgement in results.judged.items()
-        if name == judge
-        for a in judgement.annotations
-    ):
-        side = _side(a.preference)
-        if side is not None:
-            found[cell, baseline, a.prompt_id, a.sample] = side
+    for (cell, name), judgement in results.judged.items():
+        for a in judgement.annotations if name == judge else ():
+            side = _side(a.preference)
+            if side is not None:
+                found[cell, judgement.baseline, a.prompt_id, a.sample] = side
     return found
 
 
