@@ -95,7 +95,7 @@ def test_known_strengths_are_found_again():
 @pytest.mark.parametrize("far", [False, True])
 def test_intervals_hold_the_truth_as_often_as_they_say(seeds, effect, far):
     """The share of 80 x 6 intervals has a standard error of .01 or so: the limits are 3 of them about what
-    benchmarks/results/coverage.csv holds, 94 % to 98 %."""
+    benchmarks/results/coverage.csv holds, 92 % to 98 %."""
     middle = coverage.TOURNAMENTS["far" if far else "near"]
     study = coverage.Tournament(middle, seeds, effect, scored=bool(seeds % 2), prompts=120)
     assert 0.91 <= coverage.tournaments(study, 80, seed=5, draws=1000).mean() <= 0.995
