@@ -57,6 +57,7 @@ wildcard_constraints:
     labeller=patterns.ids("labellers"),
     reward_model=patterns.ids("models"),
     judge=patterns.ids("judges"),
+    opponent=patterns.policies,
     task=patterns.ids("tasks"),
     batch="[0-9a-f]{12}",
     grid=study.grid,
@@ -69,7 +70,7 @@ wildcard_constraints:
 # This runs in the first process alone, before anything is submitted, and never in a dry run.
 onstart:
     try:
-        if {"decide", "label", "label_round"} & {
+        if {"ask", "ask_pair", "label", "label_round"} & {
             job.rule.name for job in workflow.dag.needrun_jobs()
         }:
             check_keys(study)

@@ -12,6 +12,11 @@ The odds of a win are those of the method, changed by the seed and by the prompt
   With two seeds what they add is pooled over a table of 12 such methods, as tables do it.
 - winner: tables of 12 methods where no one is best: all equal, or two equal ones ahead of ten; how many tables mark
   one as better than all others (`statistics.winner`), or find any difference (Holm); at most 5 % are wanted.
+- strength: `strengths.strengths` of six methods, every pair compared: by a judge that scores each response once, so
+  that a prompt's comparisons hang together, or by one that is asked about each pair anew; 95 % are wanted, on average
+  over the methods. The log odds between two of them are the difference of their strengths, which differ by 0 to 2
+  (near), or by up to 9 (far: some win one comparison in a hundred); the truth is the strengths that fit the true win
+  rates best.
 
 Writes benchmarks/results/coverage.csv: a row each, with the share of studies and its standard error.
 """
@@ -23,16 +28,17 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import choix
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from halos.report import statistics
+from halos.report import statistics, strengths
 
 RESULTS = Path(__file__).parent / "results/coverage.csv"
 COLUMNS = ("what", "seeds", "prompts", "win_rate", "seed_effect", "wanted", "share", "error", "studies")
@@ -41,6 +47,7 @@ EFFECTS = (0.0, 0.2, 0.6)
 """Standard deviation between seeds, in logits: 0.2 is .05 of a win rate of one half, 0.6 is .14."""
 RATES = (0.03, 0.5, 0.95)
 METHODS = 12
+TOURNAMENTS = {"near": (-1.0, -0.5, 0.0, 0.0, 0.5, 1.0), "far": (-5.0, -1.0, 0.0, 1.0, 1.0, 4.0)}
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
 
 Array = NDArray[np.float64]
@@ -121,6 +128,67 @@ def findings(study: Study, studies: int, seed: int, draws: int = 2000) -> float:
     return found / studies
 
 
+@dataclass(frozen=True)
+class Tournament:
+    """A way to make comparisons of every pair of methods: (pairs, seeds, prompts) of zeros and ones.
+
+    Attributes:
+        strengths: of the methods, before seeds and prompts change them.
+        effect: standard deviation between seeds, logits.
+        own: standard deviation of what a prompt adds to a method, the same for all its seeds, logits.
+        scored: whether each response has one score, by which all of its comparisons are decided.
+    """
+
+    strengths: tuple[float, ...]
+    seeds: int
+    effect: float
+    scored: bool
+    prompts: int = 240
+    own: float = 0.5
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        return list(combinations(range(len(self.strengths)), 2))
+
+    def draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """The comparisons, and the true strengths: with one seed, that seed's own."""
+        first, second = np.array(self.pairs).T
+        middle = np.array(self.strengths)
+        of_seeds = middle[:, None] + self.effect * rng.normal(size=(len(middle), self.seeds))
+        odds = of_seeds[:, :, None] + self.own * rng.normal(size=(len(middle), 1, self.prompts))
+        if self.scored:  # the difference of two Gumbel variables is logistic
+            scores = odds + rng.gumbel(size=odds.shape)
+            won = scores[first] > scores[second]
+        else:
+            lead = odds[first] - odds[second]
+            won = rng.random(lead.shape) < expit(lead)
+        if self.seeds == 1:
+            return won.astype(float), self.fitted(tuple(of_seeds[:, 0]), 0.0)
+        return won.astype(float), self.fitted(self.strengths, self.effect)
+
+    @cache  # noqa: B019  # a handful of them, for as long as the program runs
+    def fitted(self, middle: tuple[float, ...], effect: float) -> Array:
+        """The strengths that fit the true win rates best, of mean 0."""
+        spread = float(np.hypot(effect, self.own)) * 2**0.5
+        rates = np.zeros((len(middle),) * 2)
+        for i, j in self.pairs:
+            rates[i, j] = mean_rate(np.array([middle[i] - middle[j]]), spread)[0]
+            rates[j, i] = 1 - rates[i, j]
+        best: Array = choix.ilsr_pairwise_dense(rates, max_iter=100_000)
+        centred: Array = best - best.mean()
+        return centred
+
+
+def tournaments(study: Tournament, studies: int, seed: int, draws: int = 2000) -> Array:
+    """Share of studies whose interval of a method's strength holds the truth, method by method."""
+    rng, held = np.random.default_rng(seed), np.zeros(len(study.strengths))
+    for _ in range(studies):
+        comparisons, truth = study.draw(rng)
+        estimates = strengths.strengths(study.pairs, comparisons, draws)
+        held += [e.low <= value <= e.high for e, value in zip(estimates, truth, strict=True)]
+    return held / studies
+
+
 def pooled(tables: Array) -> statistics.Seeds | None:
     return statistics.pooled(list(tables), bounded=True) if tables.shape[1] == 2 else None
 
@@ -140,6 +208,18 @@ def measure(studies: int, seed: int = 0) -> Iterator[dict[str, Any]]:
                 yield row(f"winner, {what}", study, "<= 0.05", winners(study, tables, seed), tables)
             study = Study((0.5,) * METHODS, seeds, effect)
             yield row("any difference, all equal", study, "<= 0.05", findings(study, tables, seed), tables)
+    yield from strength_rows(tables, seed)
+
+
+def strength_rows(studies: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    for (name, middle), scored, seeds, effect in product(TOURNAMENTS.items(), (True, False), SEEDS, EFFECTS):
+        if seeds > 1 or effect == 0:  # of one seed, its own strengths are the truth
+            tournament = Tournament(middle, seeds, effect, scored)
+            share = float(tournaments(tournament, studies, seed).mean())
+            error = (share * (1 - share) / studies) ** 0.5  # at most: a study has six intervals
+            what = f"strength, {name}, {'scored' if scored else 'asked'}"
+            values = (what, seeds, tournament.prompts, "", effect, "0.95", f"{share:.4f}", f"{error:.4f}", studies)
+            yield dict(zip(COLUMNS, values, strict=True))
 
 
 def row(what: str, study: Study, wanted: str, share: float, studies: int) -> dict[str, Any]:

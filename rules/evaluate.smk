@@ -2,7 +2,7 @@
 which the rule `answer` runs.
 
 Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, or by
-verifiers; each by itself of a model that is asked.
+verifiers. A model that is asked judges each cell in a job of its own, as its server may fail.
 
 Input:   the samples of cells; their models and references; results/judges/{judge}/config.yaml; the reward model that
          judges, if one does
@@ -13,6 +13,7 @@ Output:  results/judging/{batch}/judgements          a file of each, or the reas
          results/judging/kept/                       not declared: what a stopped job has finished, for the next one
          results/tasks/{task}/fetched.json           the commits of a task's data, downloaded to the hub's cache
          results/runs/{...}/judged/{judge}.json
+         results/runs/{...}/judged/{judge}/against/{opponent}.json    where a judge is asked about two methods
          results/runs/{...}/divergence/{prompts}/{number}.json   for grids with `divergence:`
          results/runs/{...}/tasks/{task}.json
 """
@@ -40,7 +41,6 @@ rule decide:
         mem_mb=resources.judge.mem_mb,
         runtime=resources.judge.runtime,
         tokens=resources.judge.tokens,
-        limits=resources.judge.limits,
     shell:
         r"""
         exec &>{log:q}
@@ -48,8 +48,7 @@ rule decide:
             --config {input.config:q} \
             --output {output:q} \
             --kept results/judging/kept \
-            --tokens-per-microbatch {resources.tokens} \
-            {resources.limits}
+            --tokens-per-microbatch {resources.tokens}
         """
 
 
@@ -111,6 +110,8 @@ rule judge:
         "<run>/judged/{judge}.json",
     log:
         "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
+    wildcard_constraints:
+        judge=patterns.scoring,
     conda:
         "../envs/train.yaml"
     shell:
@@ -123,6 +124,82 @@ rule judge:
         judged={input.judgements[0]:q}/{output:q}
         if cat "${{judged%.json}}.failed" 2>/dev/null; then exit 1; fi
         cp "$judged" {output:q}
+        """
+
+
+rule ask:
+    """The verdicts of a model that is asked, on a cell's samples, against a baseline."""
+    input:
+        choices=inputs.choices,
+        config="results/judges/{judge}/config.yaml",
+        samples=inputs.judged_samples,
+        feedback=inputs.prompts_data,
+        baseline=inputs.baseline,
+        difficulties=inputs.difficulties,
+    output:
+        "<run>/judged/{judge}.json",
+    log:
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
+    benchmark:
+        "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}.tsv"
+    wildcard_constraints:
+        judge=patterns.asked,
+    conda:
+        "../envs/evaluate.yaml"
+    threads: resources.ask.cpus
+    resources:
+        cpus_per_task=resources.ask.cpus,
+        mem_mb=resources.ask.mem_mb,
+        runtime=resources.ask.runtime,
+        limits=resources.ask.limits,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos judge \
+            --config {input.config:q} \
+            --samples {input.samples:q} \
+            --feedback {input.feedback:q} \
+            --baseline {input.baseline:q} \
+            --difficulties {input.difficulties:q} \
+            --output {output:q} \
+            {resources.limits}
+        """
+
+
+rule ask_pair:
+    """The verdicts of a model that is asked, on a cell's samples, against those of another method of the same seed."""
+    input:
+        choices=inputs.choices,
+        config="results/judges/{judge}/against/{opponent}/config.yaml",
+        samples=inputs.judged_samples,
+        feedback=inputs.prompts_data,
+        opponent=inputs.opponent_samples,
+    output:
+        "<run>/judged/{judge}/against/{opponent}.json",
+    log:
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.log",
+    benchmark:
+        "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.tsv"
+    wildcard_constraints:
+        run=patterns.seed,
+    conda:
+        "../envs/evaluate.yaml"
+    threads: resources.ask.cpus
+    resources:
+        cpus_per_task=resources.ask.cpus,
+        mem_mb=resources.ask.mem_mb,
+        runtime=resources.ask.runtime,
+        limits=resources.ask.limits,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos judge \
+            --config {input.config:q} \
+            --samples {input.samples:q} \
+            --feedback {input.feedback:q} \
+            --baseline {input.opponent:q} \
+            --output {output:q} \
+            {resources.limits}
         """
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.plan.plan import Plan
+from halos.plan.questions import questions
 from halos.plan.text import rows, text, totals
 from halos.study.catalogue import load
 
@@ -29,7 +30,7 @@ def plan(
     utilisation: float = 0.4,
     output: Path | None = None,
 ) -> None:
-    """Print what a grid will cost: memory, GPU-hours, disk space.
+    """Print what a grid will cost: memory, GPU-hours, disk space, and the questions to judges that are asked.
 
     Args:
         config: the catalogue, and files that are laid over it, as Snakemake's --configfile.
@@ -37,7 +38,7 @@ def plan(
         gpu: kind of GPU: a100-40gb, a100-80gb, h100-80gb or l40s-48gb.
         results: the results folder; sizes, lengths and times that are known are read from it.
         utilisation: fraction of a GPU's peak that training reaches.
-        output: folder to write plan.md, jobs.csv and totals.csv to as well.
+        output: folder to write plan.md, jobs.csv, totals.csv and judges.csv to as well.
 
     Raises:
         HalosError: an unknown grid or GPU, or a model whose size is unknown.
@@ -51,3 +52,5 @@ def plan(
         (output / "plan.md").write_text(report + "\n")
         _write(output / "jobs.csv", rows(planned))
         _write(output / "totals.csv", totals(planned))
+        if asked := questions(planned):
+            _write(output / "judges.csv", asked)

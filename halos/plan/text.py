@@ -11,6 +11,7 @@ from halos.plan.devices import CONTEXT, DECODING, GB, RESERVE
 from halos.plan.jobs import Job
 from halos.plan.plan import Plan
 from halos.plan.problems import problems
+from halos.plan.questions import questions
 from halos.plan.sizes import Amount
 
 
@@ -111,10 +112,17 @@ def text(plan: Plan) -> str:
         "memory is that of the largest step that the dataset's max_length allows; time is that of an average step",
         "time: `measured` cells are finished; `corrected` ones are scaled by the model's finished cells; the rest are "
         "estimates",
-        "judging, benchmarks, scores by reward models of `models:` and the disk of checkpoints are not in the plan",
+        "judging by verifiers and reward models, benchmarks, scores by reward models of `models:` and the disk of "
+        "checkpoints are not in the plan",
     ]  # fmt: skip
     data = sorted({f"{dataset}: {_describe(amount)}" for (dataset, _), amount in plan.amounts.items()})
     parts = [f"# Plan of {plan.study.grid}", _table(rows(plan)), _table(totals(plan))]
+    asked = questions(plan)
+    if asked:
+        parts += ["## Judges that are asked", _table(asked)]
+        assumptions.append("judges that are asked: responses as long as the dataset's, 4 characters a token of the "
+                           "question, answers of max_tokens (assumed); tokens are millions; nothing was answered "
+                           "before")  # fmt: skip
     parts += ["## What does not fit", "\n".join(f"- {line}" for line in unfit)] if unfit else []
     parts += ["## Assumptions", "\n".join(f"- {line}" for line in (*assumptions, *data))]
     return "\n\n".join(parts)

@@ -200,8 +200,28 @@ def _judge(grid: Results, name: str) -> str:
         f"{grid.label('judges', name)} is a {judge.kind.replace('_', ' ')} ({how}). It compares with "
         f"{_value(content['baseline'])} on {limit} of the {prompts.split} split of "
         f"{prompts.dataset or 'the same dataset'}, {_count(prompts.samples, 'response')} each, sampled {drawn}, "
-        f"to at most {prompts.max_new_tokens} tokens{stops}."
+        f"to at most {prompts.max_new_tokens} tokens{stops}." + _order(judge) + _pairs(grid, name)
     )
+
+
+def _order(judge: JudgeSlice) -> str:
+    """The order in which a judge that is asked sees the two responses, in a sentence."""
+    if judge.openai is None:
+        return ""
+    if judge.both_orders:
+        return " It is asked in both orders, and a response wins that is better in both; else it is a tie."
+    return " Which response it sees first is drawn by a hash."
+
+
+def _pairs(grid: Results, name: str) -> str:
+    """The pairs of methods that a judge compares, in a sentence."""
+    if name not in grid.pairs:
+        return ""
+    pairs, how = grid.pairs[name], "by the scores of their responses"
+    if grid.kind(name) == "openai":
+        most = JudgeSlice.read(grid.paths.judge_against(name, pairs[0][1]).config).prompts_per_pair
+        how = f"each on {most} of these prompts" if most else "each on these prompts"
+    return f" It also compares {_count(len(pairs), 'pair')} of methods, {how}."
 
 
 def _task(grid: Results, name: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import numpy as np
 from halos.data.report import DataReport, Overlap
 from halos.errors import HalosError
 from halos.evaluate.divergence.divergence import Divergence
-from halos.evaluate.judging.judgement import Judgement, Ties
+from halos.evaluate.judging.judgement import ROUNDING, Annotation, Judgement, Ties
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.result import TaskResult
 from halos.manifest import Manifest
 from halos.models.settings import ModelSlice
 from halos.report.lazy import pd
+from halos.report.statistics import Array
 from halos.sample.samples import Sample, read_samples
 from halos.sample.settings import PromptsSlice
 from halos.study.cells import BASE, Cell
@@ -64,6 +66,7 @@ class Results:
         self.published, self.refusals, self.divergence_prompts = grid.published, grid.refusals, grid.divergence
         self.overlaps, self.sweeps, self._counterparts = grid.overlaps, grid.sweeps, grid.counterparts
         self.courses, self.course_judges = grid.courses, list(grid.snapshots)
+        self.pairs, self._compared = grid.pairs, grid.compared
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
 
@@ -238,6 +241,11 @@ class Results:
         """One judge's judgements of a method, seed by seed."""
         return [self.judged[cell, judge] for cell in self.cells_of(dataset, model, method)]
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each judge."""
+        return list(map(self.kind, self.judges))
+
     def kind(self, judge: str) -> str:
         """verifier, reward_model, ..."""
         return self.judged[self.cells[0], judge].kind
@@ -303,6 +311,46 @@ class Results:
         table: pd.DataFrame = measures[measure].dropna().unstack("prompt_id")
         return table
 
+    @cached_property
+    def _judged_pairs(self) -> dict[tuple[str, Cell, str], Judgement]:
+        """The judgements of judges that were asked about two methods: by judge, cell and the other's method."""
+        asked = [judge for judge in self.pairs if self.kind(judge) == "openai"]
+        places = list(product(self.datasets, self.models, self.seeds))
+        cells = [(j, Cell(d, m, a, seed), b) for j in asked for d, m, seed in places for a, b in self.pairs[j]]
+        return {key: Judgement.read(self.paths.run(key[1]).judged_against(key[0], key[2])) for key in cells}
+
+    def judged_pairs(self, judge: str) -> list[Judgement]:
+        """The judgements of a judge that was asked about two methods; none of another."""
+        return [judgement for (name, _, _), judgement in self._judged_pairs.items() if name == judge]
+
+    def pair_values(self, judge: str, dataset: str, model: str) -> Array:
+        """How the pairs of methods that a judge compares, `pairs`, come out: 1 where the response of a pair's first
+        method to a prompt is better, 0 where that of its second one is, .5 for a tie; means over a prompt's samples.
+
+        A judge that scores prefers the higher of two scores that are more than its `tie_margin` apart; one that is
+        asked was asked about the two.
+
+        Returns:
+            (pairs, seeds, prompts); NaN where nothing was decided.
+        """
+        pairs = self.pairs[judge]
+        if self.kind(judge) == "openai":
+            cells = [(Cell(dataset, model, a, seed), b) for (a, b), seed in product(pairs, self.seeds)]
+            asked = [self._judged_pairs[judge, cell, b] for cell, b in cells]
+            values = _by_sample([list(zip(j.annotations, j.values("half"), strict=True)) for j in asked])
+            values = values.reshape(len(pairs), len(self.seeds), *values.shape[1:])
+        else:
+            methods = list(dict.fromkeys(chain(*pairs)))
+            given = [j for method in methods for j in self.judgements(judge, dataset, model, method)]
+            scores = _by_sample([[(a, a.candidate_score) for a in j.annotations] for j in given])
+            scores = scores.reshape(len(methods), len(self.seeds), *scores.shape[1:])
+            first, second = ([methods.index(pair[side]) for pair in pairs] for side in (0, 1))
+            lead = scores[first] - scores[second]
+            tied = np.abs(lead) <= self._compared[judge].tie_margin + ROUNDING
+            values = np.where(tied, 0.0, np.sign(lead)) / 2 + 0.5
+        known = ~np.isnan(values)
+        return np.where(known.any(-1), np.nansum(values, -1) / np.maximum(known.sum(-1), 1), np.nan)
+
     # ---- tasks and data ------------------------------------------------------------------------------------
 
     @cached_property
@@ -335,6 +383,15 @@ class Results:
         """Pairs that a paired loss is evaluated on; None where they are not counted."""
         report = self.tokens_report(cell.dataset, cell.model)
         return None if report is None else report.views["validation"].get("paired")
+
+
+def _by_sample(rows: Sequence[Sequence[tuple[Annotation, float | None]]]) -> Array:
+    """Values of annotations as (rows, prompts, samples), NaN where there is none."""
+    keys = [{(a.prompt_id, a.sample): value for a, value in row} for row in rows]
+    prompts = sorted({prompt for row in keys for prompt, _ in row})
+    samples = sorted({sample for row in keys for _, sample in row})
+    every = [[row.get(key) for key in product(prompts, samples)] for row in keys]
+    return np.array(every, dtype=float).reshape(len(rows), len(prompts), len(samples))
 
 
 def _text(path: Path) -> str:

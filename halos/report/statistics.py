@@ -320,6 +320,28 @@ def shares(values: ArrayLike, n: int | None) -> Estimate:
     return Estimate(e.mean, float(low), float(high), e.seeds, 0)
 
 
+def clustered(hits: ArrayLike, trials: ArrayLike) -> Estimate:
+    """Share of trials that are hits, where those of one prompt are no independent ones.
+
+    The interval is Wilson's, with as many trials as would give the variance of the share over prompts (a ratio's,
+    Cochran, 1977, Sampling Techniques, sec. 2.11); where all are hits, or none is, prompts are the trials.
+
+    Args:
+        hits, trials: (prompts,) numbers of each prompt; prompts without a trial are left out.
+    """
+    k, m = np.asarray(hits, dtype=float), np.asarray(trials, dtype=float)
+    k, m = k[m > 0], m[m > 0]
+    n = len(m)
+    if n == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0, 0)
+    share = float(k.sum() / m.sum())
+    variance = float(((k - share * m) ** 2).sum() / m.sum() ** 2) * n / max(n - 1, 1)
+    if variance == 0 or share in (0, 1):
+        return Estimate(share, *wilson(share * n, n), 0, n)
+    z = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
+    return Estimate(share, *score_interval(share, share * (1 - share) / variance, z), 0, n)
+
+
 def holm(p: ArrayLike) -> Array:
     """p values adjusted for being read together (Holm, 1979, Scand. J. Stat. 6:65-70): the chance of one or more false
     findings among all of them stays below the level. NaN stay NaN and do not count."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import insort
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from halos.evaluate.judging.settings import Judge
+from halos.evaluate.judging.settings import Judge, pairs_of
 from halos.report.lazy import mpl, pd
 from halos.report.results import Results
 from halos.report.words import Page
@@ -28,6 +29,7 @@ class Outline:
         published: name of the published results to compare with, if any.
         sweeps: (dataset, model, method) of each choice between trials.
         courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
+        pairs: the pairs of methods that each judge compares, if it does, by the judge's id.
     """
 
     models: tuple[str, ...]
@@ -39,6 +41,12 @@ class Outline:
     published: str | None
     sweeps: tuple[tuple[str, str, str], ...]
     courses: tuple[tuple[str, str, str, int], ...]
+    pairs: Mapping[str, list[tuple[str, str]]]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each judge."""
+        return [judge.kind for judge in self.judges]
 
     @classmethod
     def of(cls, config: Config) -> Outline:
@@ -55,6 +63,7 @@ class Outline:
             grid.published,
             tuple(config.sweeps(config.grid)),
             tuple(config.courses(config.grid)),
+            {name: pairs for name in grid.judges if (pairs := pairs_of(config.judges[name].compares, grid.methods))},
         )
 
 

@@ -18,18 +18,23 @@ OPENAI = "https://api.openai.com/v1"
 """The server where settings name none, even if the openai package finds another one in the environment."""
 
 
+MAX_UNUSABLE = 3
+"""Times that a conversation is asked when the server replies, but with nothing of use."""
+
+
 @dataclass(frozen=True)
 class Api:
     """A model behind an OpenAI-compatible server, and what is asked of it.
 
     Attributes:
         model: its name on the server.
-        server: its address, key and patience. Its seed is sent when not None; asking again after an unusable answer
-            adds one each time. Its `extra_body` holds further fields of each request.
+        server: its address, key and patience. Its seed is sent when not None. Its `extra_body` holds further fields of
+            each request.
         temperature: of sampling; None sends none.
         max_tokens: length limit of an answer; one that reaches it counts as cut off, unless `may_be_cut`.
         top_logprobs: how many of the likeliest tokens to return with log-probabilities at each place; None for none.
         may_be_cut: an answer that reaches `max_tokens` is valid.
+        again: the same is asked a second time, and its answer kept beside the first. The seeds are others.
     """
 
     model: str
@@ -38,6 +43,13 @@ class Api:
     max_tokens: int = 64
     top_logprobs: int | None = None
     may_be_cut: bool = False
+    again: bool = False
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that is sent with a request; asking anew after an unusable answer adds one each time."""
+        seed = self.server.seed
+        return seed if seed is None or not self.again else seed + MAX_UNUSABLE
 
     @property
     def extra_body(self) -> dict[str, Any]:
@@ -53,7 +65,7 @@ class Api:
             "base_url": self.address,
             "model": self.model,
             "messages": conversation,
-            "seed": self.server.seed,
+            "seed": self.seed,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
         }
@@ -61,6 +73,8 @@ class Api:
             request["top_logprobs"] = self.top_logprobs
         if self.extra_body:  # left out when empty: answers that were paid for earlier keep their keys
             request["extra_body"] = self.extra_body
+        if self.again:
+            request["again"] = True
         return hash_content(request)
 
 

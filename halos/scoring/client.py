@@ -13,14 +13,11 @@ from tqdm import tqdm
 
 from halos.errors import HalosError
 from halos.scoring.answers import CUT_OFF, NOT_UNDERSTOOD, Answer, AnswerCache, Conversation
-from halos.scoring.api import Api, Calls, read_key
+from halos.scoring.api import MAX_UNUSABLE, Api, Calls, read_key
 from halos.scoring.parameters import Parameters
 
 if TYPE_CHECKING:
     from halos.scoring.completions import Endpoint
-
-MAX_UNUSABLE = 3
-"""Times that a conversation is asked when the server replies, but with nothing of use."""
 
 Accept = Callable[[Answer], bool]
 """Whether an answer can be understood."""
@@ -121,7 +118,7 @@ class Client:
         """The answer to one conversation, asked again with another seed while it is unusable."""
         tokens: Counter[str] = Counter()
         for asked in range(MAX_UNUSABLE):
-            seed = self.api.server.seed
+            seed = self.api.seed
             reply = await endpoint.complete(conversation, None if seed is None else seed + asked)
             if reply.fatal:
                 raise HalosError(reply.fatal)

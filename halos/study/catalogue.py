@@ -127,6 +127,12 @@ class Config(BaseModel):
             self._refer(f"judges.{name}.prompts", judge.prompts, "prompts")
             if isinstance(judge.baseline, FromCell):
                 self._check_method(f"judges.{name}.baseline.method", judge.baseline.method, rewards=False)
+            if judge.prompts_per_pair is not None and not judge.compare:
+                raise ValueError(f"judges.{name}: prompts_per_pair is of comparisons between methods: give `compare:`, "
+                                 f"or take it out")  # fmt: skip
+            for pair in judge.compare if isinstance(judge.compare, tuple) else ():
+                for method in pair:
+                    self._check_method(f"judges.{name}.compare", method, rewards=False)
         scorers: list[tuple[str, Scorer]] = [(f"judges.{name}", judge) for name, judge in self.judges.items()]
         for where, scorer in (
             *scorers,

@@ -214,6 +214,10 @@ class RunPaths(Folder):
     def judged(self, judge: str) -> Path:
         return self.folder / "judged" / f"{judge}.json"
 
+    def judged_against(self, judge: str, method: str) -> Path:
+        """What a judge says of it and of another method's cell with the same seed."""
+        return self.folder / "judged" / judge / "against" / f"{method}.json"
+
     def task(self, task: str) -> Path:
         return self.folder / "tasks" / f"{task}.json"
 
@@ -282,6 +286,10 @@ class Paths:
     def judgings(self) -> list[JudgingPaths]:
         """All batches of judgements that there are."""
         return [JudgingPaths(config.parent) for config in sorted(self.results.glob("judging/*/config.yaml"))]
+
+    def judge_against(self, name: str, method: str) -> Folder:
+        """A judge's settings for comparisons with a method."""
+        return Folder(self.judge(name).folder / "against" / method)
 
     def task(self, name: str) -> FetchedFolder:
         return FetchedFolder(self.results / "tasks" / name)

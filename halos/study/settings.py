@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from halos.evaluate.judging.settings import Compare, pairs_of
 from halos.registry import suggest
 from halos.settings import Label, Slice, Strict
 
@@ -75,6 +76,18 @@ class Grid(Strict):
         return self
 
 
+class Compared(Strict):
+    """The methods that a judge of a grid compares with each other.
+
+    Attributes:
+        pairs: all, or the pairs.
+        tie_margin: scores this close together are a tie.
+    """
+
+    pairs: Compare
+    tie_margin: float = 0.0
+
+
 class GridSlice(Grid, Slice):
     """config.yaml of results/grids/GRID: a grid, and the labels for its tables and figures.
 
@@ -86,6 +99,7 @@ class GridSlice(Grid, Slice):
         courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
         counterparts: `judges` and `tasks` -> id of one that chooses between trials -> id of the grid's own that
             measures the same on test prompts.
+        compared: of each judge that compares methods with each other, which.
     """
 
     grid: str
@@ -94,6 +108,14 @@ class GridSlice(Grid, Slice):
     sweeps: tuple[tuple[str, str, str], ...] = ()
     courses: tuple[tuple[str, str, str, int], ...] = ()
     counterparts: dict[str, dict[str, str]] = {}
+    compared: dict[str, Compared] = {}
+
+    @property
+    def pairs(self) -> dict[str, list[tuple[str, str]]]:
+        """The pairs of the grid's methods that each judge compares: the first against the second."""
+        named = {judge: self.compared[judge].pairs for judge in self.judges if judge in self.compared}
+        found = {judge: pairs_of(pairs, self.methods) for judge, pairs in named.items()}
+        return {judge: pairs for judge, pairs in found.items() if pairs}
 
     @property
     def overlaps(self) -> list[tuple[str, str, str]]:

@@ -20,6 +20,7 @@ from halos.study.choice import chosen_by
 from halos.study.counterparts import counterparts
 from halos.study.local import contents
 from halos.study.paths import Paths
+from halos.study.settings import Compared
 from halos.tokens.chat import read_template
 from halos.train.settings import Stage, stage_plugins, stage_slice
 from halos.train.sweep import TRIAL
@@ -187,6 +188,19 @@ def _scorer(config: Config, name: str, kind: str) -> Content:
     return _with_local({kind.removesuffix("s"): name, **settings, "plugins": plugins}, scorer.files)
 
 
+def _judge(config: Config, name: str, *pair: str) -> Content:
+    """A judge; or one that is asked, with a method in place of its baseline: `against/METHOD`."""
+    content = _scorer(config, name, "judges")
+    if not pair:
+        return content
+    judge = entry(config, "judges", name)
+    if len(pair) != 2 or pair[0] != "against" or judge.kind != "openai":
+        raise HalosError(f"judges/{name}/{'/'.join(pair)} is no folder of the results tree: a judge that is asked has "
+                         f"judges/{name}/against/METHOD")  # fmt: skip
+    content |= {"baseline": {"method": pair[1], "seed": "same"}, "length_control": "length_only", "difficulties": None}
+    return {k: v for k, v in content.items() if k != "local"} | {"prompts_per_pair": judge.prompts_per_pair}
+
+
 def _prompts(config: Config, name: str) -> Content:
     return {"prompts": name, **identity(entry(config, "prompts", name))}
 
@@ -206,6 +220,10 @@ def _grid(config: Config, name: str) -> Content:
     content = {**grid.model_dump(mode="json"), "grid": name, "labels": labels, "prompt_data": prompt_data}
     if courses := config.courses(name):
         content["courses"] = [[*course] for course in courses]
+    judges = {judge: config.judges[judge] for judge in grid.judges}
+    compared = {judge: Compared(pairs=j.compares, tie_margin=j.tie_margin) for judge, j in judges.items() if j.compares}
+    if compared:
+        content["compared"] = {judge: pairs.model_dump(mode="json") for judge, pairs in compared.items()}
     sweeps = [[*ids] for ids in config.sweeps(name)]
     return {**content, "sweeps": sweeps, "counterparts": counterparts(config, name)} if sweeps else content
 
@@ -218,7 +236,7 @@ SLICES: dict[str, Callable[..., Content]] = {
     "choices": _choice,
     "prompts": _prompts,
     "labellers": partial(_scorer, kind="labellers"),
-    "judges": partial(_scorer, kind="judges"),
+    "judges": _judge,
     "tasks": _task,
     "grids": _grid,
 }

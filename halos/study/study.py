@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import chain, product
 
 from halos.errors import HalosError
-from halos.evaluate.judging.settings import FromCell, Judge
+from halos.evaluate.judging.settings import FromCell, Judge, pairs_of
 from halos.online.settings import Labeller
 from halos.reference.cache import parts_for
 from halos.scoring.settings import Scorer
@@ -51,6 +51,20 @@ class Study:
     def _cells(self, methods: tuple[str, ...]) -> list[Cell]:
         g = self.settings
         return [Cell(*ids) for ids in product(g.datasets, g.models, methods, g.seeds)]
+
+    @cached_property
+    def pairs(self) -> dict[str, list[tuple[str, str]]]:
+        """The pairs of methods that a judge has to be asked about, by the judge's id: the first against the second. Of
+        other judges, the scores of each response say which of two is better."""
+        asked = {name: judge for name, judge in self.judges.items() if judge.kind == "openai"}
+        found = {name: pairs_of(judge.compares, self.settings.methods) for name, judge in asked.items()}
+        return {name: pairs for name, pairs in found.items() if pairs}
+
+    def compared(self, judge: str) -> list[tuple[Cell, Cell]]:
+        """The pairs of cells of the same dataset, model and seed that a judge has to be asked about."""
+        g = self.settings
+        places = product(g.datasets, g.models, self.pairs.get(judge, ()), g.seeds)
+        return [(Cell(d, m, a, seed), Cell(d, m, b, seed)) for d, m, (a, b), seed in places]
 
     @cached_property
     def judge_cells(self) -> list[Cell]:

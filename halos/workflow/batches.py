@@ -11,7 +11,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
@@ -37,6 +37,7 @@ PHASES = {
 }  # fmt: skip
 """A target, or a folder of the results tree -> the phases that it is made from."""
 FILE = re.compile(r"/(samples|judged|tasks)/([^/]+)\.jsonl?")
+PAIR = re.compile(r"/judged/([^/]+)/against/([^/]+)\.json")
 """The end of a file of a run."""
 RULES = {"sample", "task", "answer"}
 
@@ -172,6 +173,11 @@ class Batches:
             want(trial, TASKS, *([] if task is None else [task]))
         for target in self._targets:
             run = RUN.search(target)
+            if run is not None and (pair := PAIR.fullmatch(target, run.end())) is not None:
+                judge_id, method = pair.groups()
+                if judge_id in self.study.config.judges:
+                    for cell in (Cell.of(target), replace(Cell.of(target), method=method)):
+                        want(cell, PROMPT_SETS, self.study.config.judges[judge_id].prompts)
             if run is not None and (file := FILE.fullmatch(target, run.end())) is not None:
                 of, name = file.groups()
                 if of != "judged":

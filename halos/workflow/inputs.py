@@ -7,10 +7,12 @@ loss: they read the traits of the losses that stages name.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from halos.answer.settings import AnswerSlice
+from halos.evaluate.judging.settings import FromFile
 from halos.models.attention import is_kernel
 from halos.models.download import base_on_hub, tokenizer_on_hub
 from halos.reference.cache import SCORES
@@ -119,7 +121,10 @@ class Inputs:
         Until then Snakemake waits, and afterwards it decides anew whether the job has to run: after a choice that comes
         out as before nothing is made again. For this, each job of a cell has to ask, not only the first.
         """
-        return self._chosen(self.study.choices(cell_of(wildcards))) if self.study.sweeps else []
+        cells = [cell_of(wildcards), *self._opponent(wildcards)]
+        return (
+            self._chosen([choice for cell in cells for choice in self.study.choices(cell)]) if self.study.sweeps else []
+        )
 
     def tried(self, wildcards: Any) -> list[Path]:
         """What decides between the candidates of a choice, and their manifests."""
@@ -297,3 +302,34 @@ class Inputs:
     def decided_choices(self, wildcards: Any) -> list[Path]:
         """As `choices`, of all cells that a batch judges; they depend on the same ones."""
         return self._chosen(self.study.choices(self.judging.first(wildcards.batch).cell)) if self.study.sweeps else []
+
+    def prompts_data(self, wildcards: Any) -> Path:
+        """The feedback file whose prompts are answered."""
+        prompts = self.config.prompts[self.config.judges[wildcards.judge].prompts]
+        return self.paths.data(prompts.dataset or wildcards.dataset).split(prompts.split)
+
+    def judged_samples(self, wildcards: Any) -> Path:
+        return self._run(wildcards).samples(self.config.judges[wildcards.judge].prompts)
+
+    def baseline(self, wildcards: Any) -> list[str | Path]:
+        """The baseline of a judge: a file of outputs, or another cell's samples; none for the dataset's targets."""
+        judge = self.config.judges[wildcards.judge]
+        if isinstance(judge.baseline, FromFile):
+            return [judge.baseline.file]
+        cell = self.study.baseline(judge, cell_of(wildcards))
+        return [] if cell is None else [self.paths.run(cell).samples(judge.prompts)]
+
+    def opponent_samples(self, wildcards: Any) -> list[Path]:
+        """The samples of the other method that a cell is compared with."""
+        prompts = self.config.judges[wildcards.judge].prompts
+        return [self.paths.run(other).samples(prompts) for other in self._opponent(wildcards)]
+
+    def _opponent(self, wildcards: Any) -> list[Cell]:
+        """The cell that a job compares its own with, if it does."""
+        method: str | None = getattr(wildcards, "opponent", None)
+        return [] if method is None else [replace(cell_of(wildcards), method=method)]
+
+    def difficulties(self, wildcards: Any) -> list[str]:
+        """The file of AlpacaEval's difficulties, if a judge names one."""
+        path = self.config.judges[wildcards.judge].difficulties
+        return [] if path is None else [path]

@@ -3,8 +3,8 @@
 A batch is all that a command asks for and that is not judged yet: by one reward model, whichever judges name it, or of
 one dataset and model by verifiers. Cells whose samples are there already are a batch of their own, so that one that
 cannot be trained delays the others by one command, and no more. So are the trials of a sweep, whose choice waits for
-their judgements, and each judgement of a model that is asked, whose server may fail. A judgement stays with the batch
-that made it: what is added, changed or deleted is judged alone.
+their judgements. A judgement stays with the batch that made it: what is added, changed or deleted is judged alone. A
+model that is asked has no batches.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class Judging:
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        return [Pair(*judged) for judged in self.batches.judged]
+        judges = self.study.config.judges
+        return [Pair(cell, judge) for cell, judge in self.batches.judged if judges[judge].kind != "openai"]
 
     def _group(self, pair: Pair) -> tuple[Any, ...]:
         """What is equal for judgements that one process makes."""
@@ -152,7 +153,7 @@ class Judging:
         sweep = None if cell.trial is None else (cell.dataset, cell.model, cell.method.partition(TRIAL)[0])
         reward_model = reward_model_files(self.study, self.paths, judge, cell)
         by: Any = reward_model[0] if reward_model else (cell.dataset, cell.model)
-        return by, pair if judge.kind == "openai" else None, sweep, *self.study.choices(cell), self._is_sampled(pair)
+        return by, sweep, *self.study.choices(cell), self._is_sampled(pair)
 
     # ---- what is there --------------------------------------------------------------------------------------
 

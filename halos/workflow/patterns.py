@@ -42,6 +42,16 @@ class Patterns:
         return _any(list(getattr(self._config, kind)))
 
     @property
+    def asked(self) -> str:
+        """Judges that are models behind a server."""
+        return _any([name for name, judge in self._config.judges.items() if judge.kind == "openai"])
+
+    @property
+    def scoring(self) -> str:
+        """Judges that score responses by themselves."""
+        return _any([name for name, judge in self._config.judges.items() if judge.kind != "openai"])
+
+    @property
     def methods(self) -> str:
         """Every method: base, or a chain of stages joined by -, with ~ and an id behind if it is a trial of a sweep."""
         return f"{BASE}|{self.trained_methods}"

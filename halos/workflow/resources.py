@@ -179,6 +179,7 @@ class StudyResources(JobResources):
     Attributes:
         score: those of passes of reward models of `models:` over a store.
         judge: those of batches of judgements.
+        ask: those of judges that are models behind a server.
         label: those of labellers.
     """
 
@@ -190,6 +191,7 @@ class StudyResources(JobResources):
             lambda wildcards: study.config.judges[judging.first(wildcards.batch).judge],
             lambda wildcards: judging.first(wildcards.batch).cell.model,
         )
+        self.ask = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study, self._paths = study, Paths()
 

@@ -38,14 +38,18 @@ class Targets:
         return [self.paths.run(cell).samples(prompts) for cell, prompts in pairs]
 
     def judged(self, *_: Any) -> list[Path]:
-        """Judgements of every cell, of the rounds of online stages but the last, which is the cell's own, and of
-        snapshots with what a training begins and ends with."""
+        """Judgements of every cell, of the rounds of online stages but the last, which is the cell's own, of pairs of
+        cells that a judge is asked about, and of snapshots with what a training begins and ends with."""
         rounds = [r for cell in self.study.cells for r in self.study.rounds(cell)[:-1]]
         pairs = [
             *product([*self.study.cells, *rounds], self.study.judges),
             *product(self.study.watched, self.study.settings.snapshots),
         ]
-        return [self.paths.run(cell).judged(judge) for cell, judge in pairs]
+        compared = [(judge, *cells) for judge in self.study.pairs for cells in self.study.compared(judge)]
+        return [
+            *(self.paths.run(cell).judged(judge) for cell, judge in pairs),
+            *(self.paths.run(cell).judged_against(judge, other.method) for judge, cell, other in compared),
+        ]
 
     def diverged(self, *_: Any) -> list[Path]:
         """The log-probabilities of each trained policy's samples, if the grid asks for them."""

@@ -52,6 +52,7 @@ def write(
     counts: Callable[[str, str], tuple[int, int, int]] | None = None,
     stages: dict[str, dict[str, Any]] | None = None,
     parameters: int | None = 500_000,
+    compare: Any = "all",
     **grid: Any,
 ) -> tuple[Path, Path]:
     """The config and the results folder of a finished grid.
@@ -59,15 +60,18 @@ def write(
     A response scores 0 or 1 in its one criterion `right`; the baseline scores .5, so that 1 wins and 0 loses. Prompt 7
     is a tie for everyone. The judge `rm` is a reward model: it says 2 * score - 4, and -3 of the baseline. Reward
     models are evaluated on PAIRS pairs. With `counts` of (model, method), a judge without scores says so many wins,
-    losses and ties instead. `stages` are settings of stages, by their ids. The judges judge the prompt set `p`, to
-    which each method answers "METHOD SEED answers PROMPT"; the first two responses are cut. `grid` are more settings.
+    losses and ties instead. `stages` are settings of stages, by their ids; `compare` the pairs of methods that each
+    judge compares. The judges judge the prompt set `p`, to which each method answers "METHOD SEED answers PROMPT"; the
+    first two responses are cut. `grid` are more settings.
     """
     results = root / "results"
     config = results / "grids" / "small" / "config.yaml"
     content = {"datasets": datasets, "models": models, "methods": methods, "seeds": seeds, "judges": judges}
     content = {k: list(v) for k, v in {**content, "tasks": tasks, "reward_models": reward_models}.items()}
     config.parent.mkdir(parents=True)
-    whole = {**content, "grid": "small", "label": None, "labels": LABELS, "published": published, **grid}
+    compared = {} if counts or not compare else {judge: {"pairs": compare} for judge in judges}
+    settings = {"grid": "small", "label": None, "labels": LABELS, "published": published, "compared": compared}
+    whole = {**content, **settings, **grid}
     config.write_text(yaml.safe_dump(whole))
     for judge in judges:
         how = (

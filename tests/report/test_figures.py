@@ -27,7 +27,7 @@ from halos.report.subjects.training import Training
 from halos.report.subjects.win_rate import WinRate
 from tests.report.conftest import SCORES, judged
 
-NAMES = ("win_rate", "score", "training", "frontier", "length", "benchmarks", "cost")
+NAMES = ("win_rate", "score", "training", "frontier", "length", "benchmarks", "cost", "pairs")
 """Those that have something to show of the tree of conftest.py: it has one model, no rounds, all of its data."""
 
 

@@ -28,13 +28,13 @@ def of_grid(**changes):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({}, "benchmarks cost frontier length rounds score training win_rate"),
+        ({}, "benchmarks cost frontier length pairs rounds score training win_rate"),
         ({"methods": ("base",), "reward_models": (), "tasks": ()}, "length score win_rate"),
         ({"methods": ("base", "sft"), "judges": (), "tasks": ()}, "cost training win_rate"),
         ({"methods": ("sft", "sft-dpo"), "models": ("tiny", "smollm2"), "tasks": ()},
-         "cost frontier length score size training win_rate"),
+         "cost frontier length pairs score size training win_rate"),
         ({"methods": ("kto_all", "kto_desirable_10"), "tasks": ()},
-         "cost frontier imbalance length score training win_rate"),
+         "cost frontier imbalance length pairs score training win_rate"),
     ],
 )  # fmt: skip
 def test_a_grid_has_the_figures_that_show_something(changes, names):

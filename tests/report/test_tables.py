@@ -206,7 +206,7 @@ def test_a_grid_of_base_models_needs_no_training(tmp_path, write_tree):
 
 
 def test_a_judge_without_scores_has_win_rates_only(tmp_path, write_tree):
-    config, results = write_tree(tmp_path)
+    config, results = write_tree(tmp_path, compare=None)
     for path in results.glob("runs/*/*/*/*/judged/toy.json"):
         content = json.loads(path.read_text())
         content |= {"kind": "openai", "scores": {"candidate": {"mean": None}, "baseline": {"mean": None}}}

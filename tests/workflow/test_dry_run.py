@@ -561,8 +561,8 @@ def test_a_model_without_gpus_asks_for_none_and_trains_in_one_process(demo: Run)
 
 
 UNTIMED = {"configure", "sample", "judge", "task", "check", "join", "snapshot", "fetch_model", "fetch_dataset",
-           "fetch_task", "describe", "choose", "make_tables", "draw_figures", "write_overview", "write_responses", "write_cards",
-           "make_crate"}  # fmt: skip
+           "fetch_task", "describe", "choose", "make_tables", "draw_figures", "write_overview", "write_responses",
+           "write_cards", "make_crate"}  # fmt: skip
 """Rules whose jobs are local or take seconds."""
 
 

@@ -38,3 +38,11 @@ def read_annotator(name: str) -> dict[str, Any] | None:
             "weighted_alpaca_eval_gpt4_turbo"
         )
     return settings[0]
+
+
+def annotator_template(settings: dict[str, Any]) -> str:
+    """The text of an annotator's question, with places for the instruction and both responses."""
+    package = find_spec("alpaca_eval")
+    assert package is not None, "the annotator was read from there"
+    folder = Path(str(package.origin)).with_name("evaluators_configs")
+    return (folder / str(settings["prompt_template"])).read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,28 @@ class Comparison:
         number decides, so it depends neither on the texts nor on their place among others."""
         return hashlib.sha256(f"{self.prompt_id}/{self.sample}".encode()).digest()[0] % 2 == 0
 
+    def shown(self, candidate_first: bool) -> tuple[str, str]:
+        """Both responses, in the order in which a judge sees them."""
+        return (self.candidate, self.baseline) if candidate_first else (self.baseline, self.candidate)
+
     @property
     def instruction(self) -> str:
         """The prompt as text."""
         return instruction_of(self.prompt)
+
+
+def lowest(comparisons: Sequence[Comparison], n: int) -> list[Comparison]:
+    """A sample of comparisons: those whose hashes are lowest, in no order that means anything."""
+    hashed = {id(c): hashlib.sha256(f"again/{c.prompt_id}/{c.sample}".encode()).digest() for c in comparisons}
+    return sorted(comparisons, key=lambda c: hashed[id(c)])[:n]
+
+
+def on_prompts(samples: list[Sample], n: int | None) -> list[Sample]:
+    """The samples of `n` of their prompts: those whose ids' hashes are lowest, and so the same for every method that
+    answers them. All of them where `n` is None."""
+    ids = {sample.prompt_id for sample in samples}
+    kept = set(sorted(ids, key=lambda id_: hashlib.sha256(f"pairs/{id_}".encode()).digest())[:n])
+    return [sample for sample in samples if sample.prompt_id in kept]
 
 
 def instruction_of(prompt: list[Turn]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from halos.evaluate.judging.comparisons import Comparison
-from halos.evaluate.judging.judgement import BASELINE_WINS, CANDIDATE_WINS, TIE, Decision, Question, Usage
+from halos.evaluate.judging.judgement import BASELINE_WINS, CANDIDATE_WINS, ROUNDING, TIE, Decision, Question, Usage
 from halos.evaluate.judging.pairwise import PairwiseAnnotator
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.scoring.api import Calls
@@ -64,7 +64,7 @@ class ByScores:
         if candidate.value is None or baseline.value is None:
             return None
         lead = candidate.value - baseline.value
-        if abs(lead) <= self.tie_margin + 1e-9:  # .4 - .3 is above .1 in floating point
+        if abs(lead) <= self.tie_margin + ROUNDING:
             return TIE
         return CANDIDATE_WINS if lead > 0 else BASELINE_WINS
 
@@ -85,5 +85,7 @@ def open_judge(
         HalosError: the judge's scorer or annotator does not exist or cannot be loaded.
     """
     if settings.openai is not None and not reward_model:
-        return PairwiseAnnotator(name, settings.openai, settings.max_failures, calls)
+        return PairwiseAnnotator(
+            name, settings.openai, settings.max_failures, calls, settings.both_orders, settings.ask_again
+        )
     return ByScores(open_scorer(name, settings, reward_model, tokens_per_microbatch, calls), settings.tie_margin)

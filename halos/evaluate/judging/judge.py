@@ -10,7 +10,7 @@ from statistics import fmean
 from halos.errors import HalosError
 from halos.evaluate.judging.alpaca import length_controlled, length_controlled_on_alpaca_eval, win_rate
 from halos.evaluate.judging.baseline import open_baseline
-from halos.evaluate.judging.comparisons import Comparison, compare
+from halos.evaluate.judging.comparisons import Comparison, compare, on_prompts
 from halos.evaluate.judging.deciders import Decides, open_judge
 from halos.evaluate.judging.judgement import TIE, Annotation, Decision, Judgement, Scores, Sides, win
 from halos.evaluate.judging.settings import JudgeSlice
@@ -32,7 +32,7 @@ def judge(
 ) -> None:
     """Judge samples against a baseline.
 
-    The answers of a model that is asked are kept beside the output, in {judge}.answers.jsonl, and not asked for again.
+    The answers of a model that is asked are kept beside the output, in OUTPUT.answers.jsonl, and not asked for again.
 
     Args:
         config: the judge's config.yaml; `python -m halos config FOLDER` writes one.
@@ -85,7 +85,7 @@ def judgement_of(
     Raises:
         HalosError: as `judge`.
     """
-    rows = read_samples(samples)
+    rows = on_prompts(read_samples(samples), settings.prompts_per_pair)
     opponent = open_baseline(settings.baseline, baseline)
     comparisons = compare(rows, feedback, samples, opponent, settings.whole_sentences)
     decider = opened()

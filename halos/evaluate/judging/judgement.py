@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from halos.data.feedback import Turn
@@ -9,6 +10,8 @@ from halos.files import JsonFile, Record
 
 BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
 """Preferences, in alpaca_eval's convention; a judge that weighs its answer gives what lies between."""
+ROUNDING = 1e-9
+"""Scores that differ by this much more than a margin are within it: .4 - .3 is above .1 in floating point."""
 Ties = Literal["half", "neither"]
 """The worth of a tie to the candidate: half a win, or nothing."""
 
@@ -18,6 +21,33 @@ def win(preference: float | None, ties: Ties) -> float | None:
     if preference is None:
         return None
     return 0.0 if preference == TIE and ties == "neither" else preference - 1
+
+
+def agreed(preferences: Sequence[float | None]) -> float | None:
+    """The preference of a judge that was asked about a comparison in both orders: the mean where both answers prefer
+    the same side, a tie where they do not, None where one is missing."""
+    known = [preference for preference in preferences if preference is not None]
+    if len(known) < len(preferences):
+        return None
+    same = len({(preference > TIE) - (preference < TIE) for preference in known}) == 1
+    return sum(known) / len(known) if same else TIE
+
+
+class Asked(Record):
+    """One question to a judge that is asked, and what it said.
+
+    Attributes:
+        shown_first: whose response it saw first.
+        again: whether it is the second time that it was asked in this order, which counts for nothing but to see
+            whether the answer is the same.
+        preference: as that of a `Decision`; None where there is no answer.
+        answer: as the judge wrote it.
+    """
+
+    shown_first: Literal["candidate", "baseline"]
+    again: bool = False
+    preference: float | None
+    answer: str | None
 
 
 class Decision(Record):
@@ -33,6 +63,8 @@ class Decision(Record):
         baseline_criteria: of a judge that scores: the baseline's score for each criterion.
         shown_first: of a judge that is asked: whose response it saw first; None where it was not asked.
         answer: of a judge that is asked: its answer.
+        asked: of a judge that is asked more than once about a comparison: every question, the first of which has
+            `shown_first` and `answer`.
     """
 
     preference: float | None
@@ -43,6 +75,14 @@ class Decision(Record):
     baseline_criteria: dict[str, float] = {}
     shown_first: Literal["candidate", "baseline"] | None = None
     answer: str | None = None
+    asked: tuple[Asked, ...] = ()
+
+    @property
+    def questions(self) -> tuple[Asked, ...]:
+        """Every question of a judge that is asked; none where it was not, because both responses are equal."""
+        if self.asked or self.shown_first is None:
+            return self.asked
+        return (Asked(shown_first=self.shown_first, preference=self.preference, answer=self.answer),)
 
 
 class Annotation(Decision):
@@ -85,7 +125,8 @@ class Usage(Record):
 
 
 class Question(Record):
-    """The request of a judge that is asked: the model with its settings, and the prompt as turns."""
+    """The request of a judge that is asked: the model with its settings, the prompt as turns, and whether each
+    comparison is asked about in both orders."""
 
     model: str
     server: str
@@ -95,6 +136,7 @@ class Question(Record):
     extra_body: dict[str, Any] = {}
     top_logprobs: int | None
     prompt: list[Turn]
+    both_orders: bool = False
 
 
 class Judgement(JsonFile):

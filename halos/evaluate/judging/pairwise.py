@@ -7,14 +7,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from halos.errors import HalosError
 from halos.evaluate.judging.alpaca import import_alpaca_eval
 from halos.evaluate.judging.annotators import read_annotator
-from halos.evaluate.judging.comparisons import Comparison
-from halos.evaluate.judging.judgement import TIE, Decision, Question, Usage
+from halos.evaluate.judging.comparisons import Comparison, lowest
+from halos.evaluate.judging.judgement import TIE, Asked, Decision, Question, Usage, agreed
 from halos.evaluate.judging.settings import Annotator
 from halos.evaluate.judging.verdicts import FIRST, SECOND, read_verdict
 from halos.scoring.answers import Answer, Conversation
@@ -26,7 +27,10 @@ _CHARACTERS_PER_TOKEN = 4
 """In English text, says OpenAI's documentation: no tokenizer of its models comes without a download."""
 _TOKENS_OF_TURN = 4
 """Tokens that a chat template puts around each turn."""
-_MAX_TOKENS = 512
+
+
+Said = tuple[Asked, str | None]
+"""A question with its answer, and the problem of one that failed."""
 
 
 class PairwiseAnnotator:
@@ -40,13 +44,24 @@ class PairwiseAnnotator:
         settings: its `openai:`.
         max_failures: largest fraction of the comparisons that may get no answer.
         calls: how the model is called.
+        both_orders: whether it is asked about each comparison in both orders, of which `agreed` makes one preference.
+        ask_again: comparisons about which the first question is asked once more: those whose hashes are lowest.
 
     Raises:
         HalosError: there is no usable key, or the cache cannot be written.
     """
 
-    def __init__(self, name: str, settings: Annotator, max_failures: float, calls: Calls) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Annotator,
+        max_failures: float,
+        calls: Calls,
+        both_orders: bool = False,
+        ask_again: int = 0,
+    ) -> None:
         self.name, self.max_failures, self.prices = name, max_failures, settings.prices
+        self.both_orders, self.ask_again, self._calls = both_orders, ask_again, calls
         prompt = settings.prompt
         annotator: dict[str, Any]
         if settings.annotator is None:
@@ -57,23 +72,25 @@ class PairwiseAnnotator:
             annotator = read_annotator(settings.annotator) or {}
         request = annotator["completions_kwargs"]
         self.api = Api(
-            model=settings.model or request["model_name"],
+            model=settings.asked_model,
             server=settings,
             temperature=request.get("temperature", 0.0) if settings.temperature == "default" else settings.temperature,
-            max_tokens=settings.max_tokens or request.get("max_tokens", _MAX_TOKENS),
+            max_tokens=settings.longest_answer,
             top_logprobs=request.get("top_logprobs"),
             may_be_cut=prompt is None,  # some annotators ask for a single token
         )
-        self.client = Client(self.api, calls, f"the `openai:` settings of {name}")
+        self._entry = f"the `openai:` settings of {name}"
+        self.client = self._first_client = Client(self.api, calls, self._entry)
         self._annotator = _annotator({**annotator, "fn_completions": self._complete}, prompt)
         self._answers: list[Answer] = []
+        self._latest: list[Answer] = []
 
     @property
     def question(self) -> Question:
         api = self.api
         return Question(model=api.model, server=api.address, temperature=api.temperature, max_tokens=api.max_tokens,
                         seed=api.server.seed, extra_body=api.extra_body, top_logprobs=api.top_logprobs,
-                        prompt=self._annotator.template)  # fmt: skip
+                        prompt=self._annotator.template, both_orders=self.both_orders)  # fmt: skip
 
     @property
     def usage(self) -> Usage:
@@ -86,38 +103,57 @@ class PairwiseAnnotator:
         Raises:
             HalosError: no call can succeed, or too many comparisons got no answer. The answers so far are kept.
         """
+        unequal = [c for c in comparisons if c.candidate != c.baseline]
+        self._answers = []
+        questions = [(c, c.candidate_first) for c in unequal]
+        if self.both_orders:
+            questions += [(c, not c.candidate_first) for c in unequal]
+        asked = self._ask(questions)
+        said = {id(c): asked[row :: len(unequal)] for row, c in enumerate(unequal)}
+        self._check_failures([_decision(answers) for answers in said.values()], len(comparisons))
+        repeated = lowest(unequal, self.ask_again)
+        for c, answer in zip(repeated, self._ask([(c, c.candidate_first) for c in repeated], again=True), strict=True):
+            said[id(c)].append(answer)
+        return [_decision(said[id(c)]) if id(c) in said else Decision(preference=TIE) for c in comparisons]
+
+    def _ask(self, questions: list[tuple[Comparison, bool]], again: bool = False) -> list[Said]:
+        """What is said to each question.
+
+        Args:
+            questions: comparisons, each with whether the candidate's response is shown first.
+            again: whether they were asked before.
+        """
+        if not questions:
+            return []
         import pandas as pd
 
-        unequal = [c for c in comparisons if c.candidate != c.baseline]
-        texts = [(c.candidate, c.baseline) if c.candidate_first else (c.baseline, c.candidate) for c in unequal]
-        frame = pd.DataFrame(texts, columns=["output_1", "output_2"]).assign(
-            instruction=[c.instruction for c in unequal]
-        )
-        self._answers = []
-        preferences = self._annotator(frame)["preference"].to_dict()  # {row: preference} of those that did not fail
-        asked = iter(
-            [
-                Decision(
-                    preference=_of_candidate(preferences.get(row), c.candidate_first),
-                    problem=answer.problem,
-                    shown_first="candidate" if c.candidate_first else "baseline",
+        self.client = Client(replace(self.api, again=again), self._calls, self._entry) if again else self._first_client
+        frame = pd.DataFrame([c.shown(first) for c, first in questions], columns=["output_1", "output_2"])
+        self._latest = []
+        annotations = self._annotator(frame.assign(instruction=[c.instruction for c, _ in questions]))
+        preferences = annotations["preference"].to_dict()  # {row: preference} of those that did not fail
+        self._answers += self._latest
+        return [
+            (
+                Asked(
+                    shown_first="candidate" if first else "baseline",
+                    again=again,
+                    preference=_of_candidate(preferences.get(row), first),
                     answer=answer.text,
-                )
-                for row, (c, answer) in enumerate(zip(unequal, self._answers, strict=True))
-            ]
-        )
-        decisions = [next(asked) if c.candidate != c.baseline else Decision(preference=TIE) for c in comparisons]
-        self._check_failures(decisions)
-        return decisions
+                ),
+                answer.problem,
+            )
+            for row, ((_, first), answer) in enumerate(zip(questions, self._latest, strict=True))
+        ]
 
-    def _check_failures(self, decisions: list[Decision]) -> None:
+    def _check_failures(self, decisions: list[Decision], comparisons: int) -> None:
         """Refuse to judge by the rest where too many answers are missing."""
         problems = Counter(str(d.problem) for d in decisions if d.preference is None)
         failed = problems.total()
-        if failed > self.max_failures * len(decisions):
+        if failed > self.max_failures * comparisons:
             reasons = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
             raise HalosError(
-                f"{self.name} has no answer to {failed} of {len(decisions)} comparisons ({reasons}), more than its "
+                f"{self.name} has no answer to {failed} of {comparisons} comparisons ({reasons}), more than its "
                 f"max_failures {self.max_failures:g} allows; the others are kept: run again to ask for these anew, or "
                 "raise max_failures"
             )
@@ -125,9 +161,9 @@ class PairwiseAnnotator:
     def _complete(self, prompts: list[Conversation], **_: Any) -> dict[str, list[Any]]:
         """Replaces alpaca_eval's own calls: a completion for each prompt, None for one that failed."""
         self._print_estimate(prompts)
-        self._answers = self.client.ask(prompts, self._understood)
+        self._latest = self.client.ask(prompts, self._understood)
         self._print_spent()
-        return {self._annotator.completion_key: [self._completion(answer) for answer in self._answers]}
+        return {self._annotator.completion_key: [self._completion(answer) for answer in self._latest]}
 
     def _completion(self, answer: Answer) -> Any:
         """An answer in the form that the annotator's parser reads."""
@@ -151,15 +187,16 @@ class PairwiseAnnotator:
         most = len(new) * self.api.max_tokens
         least, dollars = self._dollars(tokens, len(new)), self._dollars(tokens, most)
         cost = "" if dollars is None else f", {least:.2f} to {dollars:.2f} dollars"
+        how = " again" if self.client.api.again else ", in either order" if self.both_orders else ""
         print(
-            f"{self.name} asks {self.api.model} about {len(prompts)} comparisons, {len(prompts) - len(new)} of them "
-            f"answered before; about {tokens} tokens in and at most {most} out{cost}",
+            f"{self.name} asks {self.api.model} about {len(prompts)} comparisons{how}, {len(prompts) - len(new)} of "
+            f"them answered before; about {tokens} tokens in and at most {most} out{cost}",
             file=sys.stderr,
             flush=True,
         )
 
     def _print_spent(self) -> None:
-        spent = self._usage([answer for answer in self._answers if not answer.cached])
+        spent = self._usage([answer for answer in self._latest if not answer.cached])
         cost = "" if spent.dollars is None else f": {spent.dollars:.2f} dollars"
         print(f"{self.name} spent {spent.prompt_tokens} tokens in and {spent.completion_tokens} out{cost}",
               file=sys.stderr)  # fmt: skip
@@ -173,6 +210,19 @@ class PairwiseAnnotator:
         if self.prices is None:
             return None
         return (prompt_tokens * self.prices.input + completion_tokens * self.prices.output) / 1e6
+
+
+def _decision(said: list[Said]) -> Decision:
+    """The decision on a comparison by all answers about it, of which those to questions asked again do not count."""
+    counted = [(question, problem) for question, problem in said if not question.again]
+    first = counted[0][0]
+    return Decision(
+        preference=agreed([question.preference for question, _ in counted]),
+        problem=next((problem for _, problem in counted if problem is not None), None),
+        shown_first=first.shown_first,
+        answer=first.answer,
+        asked=tuple(question for question, _ in said) if len(said) > 1 else (),
+    )
 
 
 def _of_candidate(preference: Any, candidate_first: bool) -> float | None:

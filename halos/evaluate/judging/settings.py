@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from halos.errors import HalosError
-from halos.evaluate.judging.annotators import read_annotator
+from halos.evaluate.judging.annotators import annotator_template, read_annotator
 from halos.evaluate.judging.judgement import Ties
 from halos.scoring.settings import Pattern, Scorer, Server
 from halos.settings import INCIDENTAL, Fraction, Positive, Slice, Strict, numbers
@@ -21,6 +23,8 @@ class Prices(Strict):
     output: float = Field(ge=0)
 
 
+MAX_TOKENS = 512
+"""The longest answer where neither the settings nor an annotator says."""
 PLACES = ("{instruction}", "{output_1}", "{output_2}")
 """Placeholders in a judge's prompt: the conversation, and the two responses in the order in which they are shown."""
 
@@ -77,6 +81,30 @@ class Annotator(Server):
             raise ValueError(f"the prompt has no {' and no '.join(missing)}: add where each goes")
         return self
 
+    @property
+    def asked_model(self) -> str:
+        """The name of the model that is asked."""
+        return self.model or str(self._request["model_name"])
+
+    @property
+    def longest_answer(self) -> int:
+        """In tokens."""
+        return self.max_tokens or int(self._request.get("max_tokens", MAX_TOKENS))
+
+    @property
+    def question(self) -> str:
+        """The prompt, or the annotator's."""
+        if self.prompt is not None:
+            return self.prompt
+        annotator = read_annotator(str(self.annotator))
+        return "" if annotator is None else annotator_template(annotator)
+
+    @property
+    def _request(self) -> dict[str, Any]:
+        """What alpaca_eval's annotator sends with a question; nothing for a prompt."""
+        annotator = None if self.annotator is None else read_annotator(self.annotator)
+        return {} if annotator is None else dict(annotator["completions_kwargs"])
+
 
 class FromFile(Strict):
     """A file of outputs in AlpacaEval's form: a JSON list, or JSON lines, of {instruction, output}."""
@@ -97,6 +125,41 @@ def _baseline(value: Any) -> Any:
     if not known and not (isinstance(value, dict) and set(value) in ({"file"}, {"method"}, {"method", "seed"})):
         raise ValueError(f"{value!r} is none of target, {{file: PATH}} and {{method: METHOD, seed: same}}")
     return value
+
+
+MethodPairs = tuple[tuple[str, str], ...]
+"""Pairs of methods, whose first is judged against its second."""
+
+
+def _compare(value: Any) -> Any:
+    """Refuses a mistake in one sentence, where pydantic would give one for each member of the union."""
+    if value in ("all", None):
+        return value
+    named = isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    if not named or not all(isinstance(method, str) for pair in value for method in pair):
+        raise ValueError(f"{value!r} is neither all nor a list of pairs of methods, as in [[sft-dpo, sft-kto]]")
+    seen: set[frozenset[str]] = set()
+    for pair in map(frozenset, value):
+        if len(pair) == 1 or pair in seen:
+            what = "is one method twice: name two" if len(pair) == 1 else "is named twice: take one out"
+            raise ValueError(f"the pair of {' and '.join(sorted(pair))} {what}")
+        seen.add(pair)
+    return value
+
+
+Compare = Annotated[Literal["all"] | MethodPairs | None, BeforeValidator(_compare)]
+
+
+def pairs_of(compare: Compare, methods: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of a grid's methods that are judged, each in one direction: the first against the second.
+
+    Args:
+        compare: `all` for every pair, in the grid's order; pairs with a method that the grid lacks are left out.
+        methods: of the grid.
+    """
+    if compare == "all":
+        return list(combinations(methods, 2))
+    return [pair for pair in compare or () if set(pair) <= set(methods)]
 
 
 class Judge(Scorer):
@@ -121,6 +184,28 @@ class Judge(Scorer):
         None,
         description="length_control alpaca_eval: AlpacaEval's df_gamed.csv; by default the one in the hub's cache",
     )
+    compare: Annotated[Compare, INCIDENTAL] = Field(
+        None,
+        description="the grid's methods against each other, beside the baseline: all, or a list of pairs, [[sft-dpo, "
+        "sft-kto]]. A verifier or reward_model has scored each response already: by default all, for nothing; openai "
+        "is asked anew: by default none",
+    )
+    prompts_per_pair: Annotated[Positive | None, INCIDENTAL] = Field(
+        None,
+        description="openai: prompts on which two methods are compared, drawn by a hash, the same for all pairs; by "
+        "default all of the prompt set",
+    )
+    both_orders: bool = Field(
+        False,
+        description="openai: asks about each comparison twice, with the responses in both orders; a side wins if it "
+        "does in both, else it is a tie. By default once, in an order that a hash draws",
+    )
+    ask_again: int = Field(
+        0,
+        ge=0,
+        description="openai: comparisons of each cell about which the same question is asked once more, to see how "
+        "often the verdict is the same; they change no result",
+    )
     max_failures: Fraction = Field(
         0.05, description="openai: largest fraction of the comparisons that may get no answer"
     )
@@ -135,8 +220,13 @@ class Judge(Scorer):
         return [*super().files, baseline, self.difficulties]
 
     def _of_other_kinds(self) -> set[str]:
-        asking = {"max_failures", "concurrency", "requests_per_minute"}
+        asking = {"max_failures", "concurrency", "requests_per_minute", "prompts_per_pair", "both_orders", "ask_again"}
         return super()._of_other_kinds() | ({"tie_margin"} if self.kind == "openai" else asking)
+
+    @property
+    def compares(self) -> Compare:
+        """The pairs of methods that it compares: `compare`, with its default of the kind of judge."""
+        return "all" if self.compare is None and self.kind != "openai" else self.compare
 
     @model_validator(mode="after")
     def no_contradiction(self) -> Judge:
@@ -148,7 +238,8 @@ class Judge(Scorer):
 
 
 class JudgeSlice(Judge, Slice):
-    """config.yaml of a judge's folder.
+    """config.yaml of a judge's folder; or of its comparisons with one method, `against/{method}`, which then is the
+    baseline.
 
     Attributes:
         judge: the judge's id.

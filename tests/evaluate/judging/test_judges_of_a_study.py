@@ -80,6 +80,26 @@ MISTAKES = {
     "length control without AlpacaEval": (
         {"kind": "verifier", "verifier": "toy", "length_control": "alpaca_eval"},
         "judges.r: length_control: alpaca_eval needs AlpacaEval's reference outputs: name them as baseline"),
+    "a word for pairs": ({"kind": "verifier", "verifier": "toy", "compare": "every"},
+                         "judges.r.compare: 'every' is neither all nor a list of pairs of methods, as in "
+                         "[[sft-dpo, sft-kto]]"),
+    "three of a pair": ({"kind": "verifier", "verifier": "toy", "compare": [["sft", "sft-dpo", "base"]]},
+                        "judges.r.compare: [['sft', 'sft-dpo', 'base']] is neither all nor a list of pairs of methods, "
+                        "as in [[sft-dpo, sft-kto]]"),
+    "a method against itself": ({"kind": "verifier", "verifier": "toy", "compare": [["sft", "sft"]]},
+                                "judges.r.compare: the pair of sft is one method twice: name two"),
+    "a pair in both directions": (
+        {"kind": "verifier", "verifier": "toy", "compare": [["sft", "base"], ["base", "sft"]]},
+        "judges.r.compare: the pair of base and sft is named twice: take one out"),
+    "a pair's stage": ({"kind": "verifier", "verifier": "toy", "compare": [["sft", "sft-pppo"]]},
+                       "judges.r.compare: sft-pppo: there is no 'pppo' in stages; did you mean 'ppo'?"),
+    "prompts of no pair": ({"kind": "openai", "openai": {"annotator": "chatgpt"}, "prompts_per_pair": 9},
+                           "judges.r: prompts_per_pair is of comparisons between methods: give `compare:`, or take it "
+                           "out"),
+    "questions of a program": (
+        {"kind": "verifier", "verifier": "toy", "both_orders": True, "ask_again": 5, "prompts_per_pair": 9},
+        "judges.r: a judge of kind verifier has no ask_again and no both_orders and no prompts_per_pair: take that "
+        "out"),
     "difficulties of nothing": (
         {"kind": "verifier", "verifier": "toy", "difficulties": "df_gamed.csv"},
         "judges.r: difficulties are read with length_control: alpaca_eval: take them out, or say so"),
@@ -104,7 +124,8 @@ def test_the_slice_of_a_judge_holds_what_is_its_own_and_no_key_of_another_kind()
     config = load(kind="reward_model", reward_model="models/mine")
     assert config_slice(config, "judges/r") == {**rewarded, "reward_model": "models/mine"}
     asked = config_slice(load(kind="openai", openai={"annotator": "chatgpt"}, concurrency=3), "judges/r")
-    own = {"judge", "kind", "openai", "max_failures", *common} - {"tie_margin"}  # how fast it is asked makes no result
+    # how fast it is asked makes no result
+    own = {"judge", "kind", "openai", "max_failures", "both_orders", "ask_again", *common} - {"tie_margin"}
     assert set(asked) == own
     assert asked["openai"]["annotator"] == "chatgpt"
 
@@ -135,7 +156,8 @@ def test_an_edited_judge_is_another_slice_for_itself_alone() -> None:
     other = load(kind="reward_model", reward_model="sft-rm", seed=2, tie_margin=0.5)
     folders = ["models/m", "data/d", "tokens/d/m", "prompts/p", "tasks/t", "judges/j", "grids/g",
                *(f"runs/d/m/{method}/seed1" for method in ("base", "sft", "sft-dpo", "sft-rm"))]  # fmt: skip
-    assert [folder for folder in folders if config_slice(one, folder) != config_slice(other, folder)] == []
+    differing = [folder for folder in folders if config_slice(one, folder) != config_slice(other, folder)]
+    assert differing == ["grids/g"]  # whose tables compare methods by the scores, with this margin
     assert config_slice(one, "judges/r") != config_slice(other, "judges/r")
 
 
