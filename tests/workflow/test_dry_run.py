@@ -81,7 +81,7 @@ def test_every_grid_of_the_config_resolves_or_names_the_local_file_that_it_lacks
     cells = len(g["datasets"]) * len(g["models"]) * len(g["methods"]) * len(g.get("seeds", [1]))
     online = [CONFIG["stages"][m.rsplit("-", 1)[-1]]["online"]["rounds"] - 1 for m in g["methods"] if "_online" in m]
     rounds = sum(online) * len(g.get("seeds", [1]))
-    assert run.rules["judge"] == (cells + rounds) * len(g.get("judges", ()))
+    assert run.rules["judge"] + run.rules["ask"] == (cells + rounds) * len(g.get("judges", ()))
     assert run.rules["task"] == cells * len(g.get("tasks", ()))
     assert run.rules["make_tables"] == run.rules["draw_figures"] == 1
 

@@ -101,7 +101,7 @@ def test_a_plan_prices_every_question_before_it_is_asked() -> None:
 def test_one_pair_can_be_asked_for_alone(small: Project, tmp_path: Path) -> None:
     project = small.copy(tmp_path / "project").edit({"judges.asked": ASKED})  # which compares nothing by itself
     run = project.dry("results/runs/d/m/sft-kto/seed2/judged/asked/against/base.json")
-    assert [name for name in run.names if name.startswith(("sample", "judge"))] == [
+    assert [name for name in run.names if name.startswith(("sample", "ask"))] == [
         "ask_pair sft-kto/seed2 asked", "sample base/seed2 p", "sample sft-kto/seed2 p",
     ]  # fmt: skip
     [job] = [job for job in run.jobs if job.rule == "ask_pair"]
