@@ -29,7 +29,7 @@ def study(folder: Path, samples: int = 1, **tree: Any) -> tuple[Path, Path]:
     config, results = write(folder, **tree)
     judge = {"judge": "toy", "kind": "verifier", "verifier": "toy", "prompts": "held_out"}
     for name, content in {"judges/toy": judge, "prompts/held_out": {"prompts": "held_out", "dataset": "other"}}.items():
-        (results / name).mkdir(parents=True)
+        (results / name).mkdir(parents=True, exist_ok=True)
         (results / name / "config.yaml").write_text(dump(content))
     for method in METHODS:
         for seed in (1, 2):

@@ -294,7 +294,7 @@ def test_the_workflow_samples_a_baseline_once_and_hands_it_to_a_judge_that_asks(
     assert [name for name in run.names if name.startswith(("sample sft/", "train_cell sft/"))] == [
         "sample sft/seed2 p", "train_cell sft/seed1", "train_cell sft/seed2",
     ]  # fmt: skip
-    judges = [job for job in run.jobs if job.rule == "decide"]
+    judges = [job for job in run.jobs if job.rule == "ask"]
     theirs = "results/runs/d/m/sft/seed2/samples/p.jsonl"
     assert [theirs in job.input for job in judges] == [True] * 3
     assert run.output.count(" --concurrency 3\n") == 3
