@@ -28,7 +28,7 @@ from halos.scoring.settings import Scorer
 from halos.settings import numbers
 from halos.study.cells import BASE
 from halos.study.layers import combined, with_model
-from halos.study.sampled import located, samplings
+from halos.study.sampled import SOURCE, located, samplings
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
 from halos.train.settings import LENGTH, Lora, Stage, stage_slice
@@ -225,6 +225,9 @@ class Config(BaseModel):
     def _check_sampled(self, dataset: str) -> None:
         """Refuse a dataset sampled of entries that do not exist or do not go together, or of itself."""
         where = f"datasets.{dataset}: source sampled"
+        for source in self.datasets[dataset].sources:
+            if source.name == SOURCE and "train" not in source.splits:
+                raise ValueError(f"{where}: prompts has no train: name a prompt set to learn from")
         for sampling in samplings(self.datasets[dataset]):
             cell = sampling.cell
             self._refer(f"{where}: dataset", cell.dataset, "datasets")

@@ -32,6 +32,14 @@ class Sampling:
         cell = Cell(options["dataset"], options["model"], options.get("method", BASE), options.get("seed", 0))
         return cls(cell, tuple(options["prompts"].items()), options["labeller"])
 
+    def of_split(self, split: str) -> str:
+        """The id of a split's prompt set.
+
+        Raises:
+            KeyError: the split has none.
+        """
+        return dict(self.prompts)[split]
+
     @property
     def files(self) -> dict[str, str]:
         """split -> the file of its labelled samples."""

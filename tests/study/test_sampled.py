@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from halos.data.feedback import Feedback, write
 from halos.data.sources.sampled import sampled
 from halos.errors import HalosError
+from halos.plan.plan import Plan
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.checks import check_files, check_splits, servers
@@ -18,6 +20,7 @@ from halos.study.slices import config_slice
 from halos.study.study import Study
 from tests.conftest import CATALOGUE
 
+ROOT = Path(__file__).parents[2]
 OPTIONS: dict[str, Any] = {
     "dataset": "d", "model": "m", "prompts": {"train": "many", "test": "few"}, "labeller": "l",
 }  # fmt: skip
@@ -89,6 +92,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a method": ({"method": "sft-dop"}, "source sampled: method: sft-dop: there is no 'dop' in stages"),
     "a reward model": ({"method": "sft-bradley_terry"}, "method: sft-bradley_terry ends in a reward model"),
     "no labeller": ({"labeller": None}, "source sampled needs the option 'labeller'"),
+    "no prompts to learn from": ({"prompts": {"test": "few"}}, "source sampled: prompts has no train: name a prompt"),
     "an unknown split": ({"prompts": {"dev": "many"}}, "source sampled: prompts is {'dev': 'many'}; input should be"),
     "test prompts to learn from": ({"prompts": {"train": "few"}},
                                    "few are test prompts, and cannot be those of train: name a prompt set with"),
@@ -130,6 +134,23 @@ def test_the_server_of_its_labeller_is_one_of_the_study() -> None:
     content = catalogue()
     content["labellers"]["l"] = {"kind": "openai", "openai": {"model": "x"}, "feedback": "scalar"}
     assert [*servers(Study(C.load(content)))] == ["labellers.l"]
+
+
+def test_a_plan_counts_what_will_be_sampled_and_what_that_is_made_from(tmp_path: Path) -> None:
+    content = catalogue(method="sft", seed=3)
+    content["prompts"]["many"] |= {"limit": 32, "max_new_tokens": 16}
+    plan = Plan(C.load(content), "g", "a100-80gb", tmp_path)
+    amount = plan.amounts["s", "m"]
+    assert (amount.prompts, amount.responses, amount.group, amount.response) == (32, 128, 4, 16)
+    sampled_cell = Cell("d", "m", "sft", 3)
+    assert [job.kind for job in plan.jobs if job.cell == sampled_cell] == ["sft", "sample", "sample"]
+
+
+def test_the_example_of_the_documentation_is_a_catalogue() -> None:
+    text = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("## On-policy data", 1)[1]
+    example = yaml.safe_load(text.split("```yaml\n", 1)[1].split("```", 1)[0])
+    config = C.load(ROOT / "config.yaml", example)
+    assert config.datasets["ultrafeedback_llama"].sources[0].splits == ("train", "test")
 
 
 def test_the_source_reads_the_labelled_samples_as_they_are(tmp_path: Path) -> None:

@@ -45,16 +45,18 @@ def sampled(warm: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_the_records_are_labelled_samples_of_the_model_on_the_prompts(sampled: Project) -> None:
-    prompts = {record.prompt_id for record in F.read(sampled.results / "data/d/train.parquet")}
+    labelled = sampled.results / "runs/d/m/base/seed0/labelled/many/vowels.parquet"
+    records = {record.prompt_id: record for record in F.read(labelled)}
+    assert {*records} <= {record.prompt_id for record in F.read(sampled.results / "data/d/train.parquet")}
     train = list(F.read(sampled.results / "data/s/train.parquet"))
     validation = list(F.read(sampled.results / "data/s/validation.parquet"))
-    assert (len(train), len(validation)) == (20, 4)
-    assert {record.prompt_id for record in train + validation} <= prompts
+    assert (len(train), len(validation)) == (18, 4)  # two more ask what one of validation asks
+    assert all(record == records[record.prompt_id] for record in train + validation)
     for record in train:
         assert len(record.responses) == len(record.scores) == len(record.response_ids) <= 4
         assert record.target == record.scores.index(max(record.scores))
         assert all(record.scores[better] > record.scores[worse] for better, worse in record.pairs)
-    assert (sampled.cell("dpo").parents[3] / "s/m/dpo/seed1/tasks/t.json").is_file()
+    assert (sampled.results / "runs/s/m/dpo/seed1/tasks/t.json").is_file()
 
 
 def test_a_finished_study_is_left_alone_and_another_labeller_samples_nothing_anew(
