@@ -121,10 +121,12 @@ def requests(
     unseen: bool = False,
     seed: int = 0,
 ) -> Iterator[Feedback]:
-    """Everyday requests with one or two constraints that the verifier `constraints` decides, as in IFEval (Zhou et al.
-    2023, arXiv 2311.07911); the same for the same arguments on every machine. Each record has one response, which meets
-    all constraints and says little: it shows that they can be met, and is no answer to learn from. For responses of a
-    model, name this dataset in the source `sampled`.
+    """Everyday requests with constraints of twenty kinds, which the verifier `constraints` decides.
+
+    They are in the manner of IFEval (Zhou et al. 2023, arXiv 2311.07911), one or two to each request, and the same for
+    the same arguments on every machine. Each record has one response, which meets all constraints and says little: it
+    shows that they can be met, and is no answer to learn from. For responses of a model, name this dataset in the
+    source `sampled`.
 
     Args:
         split: "train", "validation" or "test". They share no topic.
@@ -173,8 +175,10 @@ def _prompt(split: str, kind: str, unseen: bool, rng: Random) -> tuple[str, str,
 
 @VERIFIERS.register("constraints")
 def verify(prompt: list[Turn], response: str) -> dict[str, float]:
-    """Scores of any response to a prompt of the source `requests`: `prompt_strict`, `instruction_strict`,
-    `prompt_loose` and `instruction_loose`, each from 0 to 1; halos.data.constraints.decide says what they are.
+    """Scores of any response to a prompt of the source `requests`: how many of its constraints it meets.
+
+    They are `prompt_strict`, `instruction_strict`, `prompt_loose` and `instruction_loose`, each from 0 to 1;
+    halos.data.constraints.decide says what they are.
 
     Raises:
         HalosError: the prompt has no constraint in the words of the source.

@@ -24,8 +24,9 @@ def sampled(
     seed: int = 0,
     path: dict[Literal["train", "validation", "test"], str] | None = None,
 ) -> Records:
-    """Responses that a model of the catalogue gives to prompts of another dataset, labelled: on-policy data, made
-    before any training. The workflow samples and labels them.
+    """Labelled responses of a model of the catalogue to prompts of another dataset: on-policy data.
+
+    The workflow samples and labels them before anything is trained on them.
 
     Args:
         split: "train", "validation" or "test".
