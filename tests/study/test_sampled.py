@@ -13,6 +13,7 @@ from halos.data.feedback import Feedback, write
 from halos.data.sources.sampled import sampled
 from halos.errors import HalosError
 from halos.plan.plan import Plan
+from halos.publish.methods import of_source
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.checks import check_files, check_splits, servers
@@ -144,6 +145,14 @@ def test_a_plan_counts_what_will_be_sampled_and_what_that_is_made_from(tmp_path:
     assert (amount.prompts, amount.responses, amount.group, amount.response) == (32, 128, 4, 16)
     sampled_cell = Cell("d", "m", "sft", 3)
     assert [job.kind for job in plan.jobs if job.cell == sampled_cell] == ["sft", "sample", "sample"]
+
+
+def test_methods_say_whose_responses_they_are() -> None:
+    source = C.load(catalogue()).datasets["s"].sources[0]
+    assert of_source(source.name, source.options) == "responses of m to prompts of d, labelled by l"
+    trained = C.load(catalogue(method="sft", seed=3)).datasets["s"].sources[0]
+    assert of_source(trained.name, trained.options).startswith("responses of m, trained by sft, to prompts of d")
+    assert of_source("toy", {}) == "`toy`"
 
 
 def test_the_example_of_the_documentation_is_a_catalogue() -> None:
