@@ -61,10 +61,10 @@ class Plan:
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
         self._counts: dict[tuple[str, str, tuple[str, ...], str | None, str | None], Trained | None] = {}
         models = self.study.settings.models
-        sampled = [sampling.cell for sampling in self.study.sampled]
-        sized = dict.fromkeys((*models, *self.study.reference_models, *(cell.model for cell in sampled)))
+        answering = self.study.answering
+        sized = dict.fromkeys((*models, *self.study.reference_models, *(cell.model for cell in answering)))
         self.sizes = {m: size_of(m, config.models[m], results) for m in sized}
-        read = [*product(self.study.settings.datasets, models), *((cell.dataset, cell.model) for cell in sampled)]
+        read = [*product(self.study.settings.datasets, models), *((cell.dataset, cell.model) for cell in answering)]
         self.amounts = {(d, m): amount_of(config, d, m, results) for d, m in dict.fromkeys(read)}
 
     @cached_property

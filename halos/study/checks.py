@@ -27,14 +27,13 @@ def check_files(study: Study) -> None:
     Raises:
         HalosError: naming the file and the entry that wants it.
     """
-    answering = [sampling.cell for sampling in study.sampled]
-    for name in dict.fromkeys((*study.settings.datasets, *(cell.dataset for cell in answering))):
+    for name in dict.fromkeys((*study.settings.datasets, *(cell.dataset for cell in study.answering))):
         for source in study.config.datasets[name].all_sources:
             for file in source.files:
                 if _missing(file):
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
-    models = (*study.settings.models, *study.reference_models, *(cell.model for cell in answering))
-    for name in dict.fromkeys(models):
+    answering = (cell.model for cell in study.answering)
+    for name in dict.fromkeys((*study.settings.models, *study.reference_models, *answering)):
         path = study.config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")

@@ -79,6 +79,11 @@ class Study:
             waiting += [sampling.cell.dataset for sampling in of_dataset]
         return list(found)
 
+    @cached_property
+    def answering(self) -> list[Cell]:
+        """The cells whose models give the responses of sampled datasets."""
+        return [*dict.fromkeys(sampling.cell for sampling in self.sampled)]
+
     @property
     def sampled_prompts(self) -> list[tuple[str, str, str]]:
         """(dataset, split, id) of each prompt set that is sampled for a dataset."""
