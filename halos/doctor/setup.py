@@ -107,6 +107,7 @@ class Setup:
         if self.study is None:
             return {}
         names = [*self.study.settings.models, *self.study.reference_models, *self.study.reward_models_of_others]
+        names += [cell.model for cell in self.study.answering]
         return {name: self.study.config.models[name] for name in names}
 
     @property

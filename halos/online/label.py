@@ -202,7 +202,7 @@ def _records(
 
 
 def _record(settings: LabellerSlice, threshold: float | None, samples: list[Sample], scores: list[float]) -> Feedback:
-    """The feedback on the scored responses to one prompt. The best one is the target."""
+    """The feedback on the scored responses to one prompt. The best one is the target, if it is good enough."""
     prompt = _prompt(samples[0])
     pairs: list[tuple[int, int]] = []
     desirable: list[bool | None] = []
@@ -213,6 +213,8 @@ def _record(settings: LabellerSlice, threshold: float | None, samples: list[Samp
     elif threshold is not None:
         at = settings.at_threshold == "desirable"
         desirable = [score > threshold or (score == threshold and at) for score in scores]
+    best = max(scores)
+    is_target = settings.target_above is None or best > settings.target_above
     cut = [sample.finish_reason == "length" for sample in samples]
     template = next((sample.template for sample in samples if sample.template and sample.response_ids), None)
     ids = [sample.response_ids if sample.template == template else None for sample in samples]
@@ -223,7 +225,7 @@ def _record(settings: LabellerSlice, threshold: float | None, samples: list[Samp
         scores,
         pairs,
         desirable,
-        target=scores.index(max(scores)),
+        target=scores.index(best) if is_target else None,
         cut=cut if any(cut) else [],
         tools=samples[0].tools,
         response_ids=ids if template is not None else [],

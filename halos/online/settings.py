@@ -82,6 +82,12 @@ class Labeller(Scorer):
         "max", description="pairwise: best and worst of a prompt, the two closest, or as many random pairs as there are"
     )
     min_margin: float = Field(0.0, ge=0, description="pairwise: scores of a pair differ by more than this")
+    target_above: float | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="the best response to a prompt is a target, which SFT imitates, where its score is above this; by "
+        "default always",
+    )
     whole_sentences: bool = Field(
         False,
         exclude_if=lambda whole: not whole,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from halos.distributed.peaks import GPUS, Device
@@ -61,16 +61,19 @@ class Plan:
         self.config, self.gpu, self.results, self.utilisation = config, gpu, results, utilisation
         self._counts: dict[tuple[str, str, tuple[str, ...], str | None, str | None], Trained | None] = {}
         models = self.study.settings.models
-        sized = dict.fromkeys((*models, *self.study.reference_models))
+        answering = self.study.answering
+        sized = dict.fromkeys((*models, *self.study.reference_models, *(cell.model for cell in answering)))
         self.sizes = {m: size_of(m, config.models[m], results) for m in sized}
-        self.amounts = {(d, m): amount_of(config, d, m, results)
-                        for d in self.study.settings.datasets for m in models}  # fmt: skip
+        read = [*product(self.study.settings.datasets, models), *((cell.dataset, cell.model) for cell in answering)]
+        self.amounts = {(d, m): amount_of(config, d, m, results) for d, m in dict.fromkeys(read)}
 
     @cached_property
     def jobs(self) -> list[Job]:
         """All jobs, the times of trainings corrected by finished cells."""
         trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
         samplings = [self.sampling(c, prompts) for prompts in self.study.prompts.values() for c in self.study.cells]
+        for sampled in self.study.sampled:
+            samplings += [self.sampling(sampled.cell, self.config.prompts[name]) for _, name in sampled.prompts]
         for trial in chain(*map(self.study.candidates, self.study.sweeps)):
             judge = self.study.decided_by(trial).judge
             if judge is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from halos.data.report import DataReport
+from halos.data.settings import Source
 from halos.errors import HalosError
 from halos.models.load import built, hold_in_compute_type
 from halos.models.lora import quantisable, with_lora
@@ -18,6 +19,8 @@ from halos.plan.devices import FLOAT
 from halos.pretrained import check_code, read_config
 from halos.study.catalogue import Config
 from halos.study.paths import Paths
+from halos.study.sampled import SOURCE as SAMPLED
+from halos.study.sampled import Sampling
 from halos.tokens.report import TokensReport
 from halos.train.settings import Stage
 
@@ -29,6 +32,7 @@ class Published:
     Attributes:
         prompt, response: mean tokens.
         origin: where the figures come from.
+        responses: those of all prompts; None for two of each pair.
     """
 
     pairs: float
@@ -36,6 +40,12 @@ class Published:
     prompt: float
     response: float
     origin: str
+    responses: float | None = None
+
+    @property
+    def answers(self) -> float:
+        """The number of responses."""
+        return 2 * self.pairs if self.responses is None else self.responses
 
 
 PUBLISHED = {
@@ -50,6 +60,15 @@ PUBLISHED = {
     "ultrabin": Published(61_135, 61_135, 180, 230, "rows on the hub; lengths from the median of 409 tokens"),
 }  # fmt: skip
 UNKNOWN = Published(1000, 1000, 200, 200, "unknown: the plan is for 1000 examples")
+
+
+def _sampled(config: Config, source: Source) -> Published:
+    """Size of what is sampled for a source, before it is."""
+    name = Sampling.of(source.options).of_split("train")
+    prompts = config.prompts[name]
+    n, longest = prompts.limit or UNKNOWN.prompts, min(UNKNOWN.response, prompts.max_new_tokens)
+    origin = f"the prompt set {name}, a pair of each prompt" + ("" if prompts.limit else f", for {n:g} of its prompts")
+    return Published(n, n, UNKNOWN.prompt, longest, origin, n * prompts.samples)
 
 
 @dataclass(frozen=True)
@@ -195,11 +214,14 @@ def amount_of(config: Config, dataset: str, model: str, results: Path) -> Amount
         prompt, response = _mean(lengths.prompt), _mean(lengths.response)
         return Amount(report.views["train"], split.records, split.sequences, prompt, response, str(tokens))
     sources = config.datasets[dataset].sources
-    known = [PUBLISHED.get(source.name, UNKNOWN) for source in sources]
+    known = [
+        _sampled(config, source) if source.name == SAMPLED else PUBLISHED.get(source.name, UNKNOWN)
+        for source in sources
+    ]
     limits = [source.options.get("limit") for source in sources]
     shares = [min(1.0, limit / k.prompts) if limit else 1.0 for k, limit in zip(known, limits, strict=True)]
-    pairs, prompts = ([share * getattr(k, what) for k, share in zip(known, shares, strict=True)]
-                      for what in ("pairs", "prompts"))  # fmt: skip
+    pairs, prompts, answers = ([share * getattr(k, what) for k, share in zip(known, shares, strict=True)]
+                               for what in ("pairs", "prompts", "answers"))  # fmt: skip
     weights = [n / sum(pairs) for n in pairs]
     prompt, response = (sum(w * getattr(k, what) for k, w in zip(known, weights, strict=True))
                         for what in ("prompt", "response"))  # fmt: skip
@@ -209,9 +231,9 @@ def amount_of(config: Config, dataset: str, model: str, results: Path) -> Amount
         views = {"sft": train.targets, "paired": train.pairs, "scored": train.responses,
                  "unpaired": train.desirable + train.undesirable, "grouped": train.rows_out}  # fmt: skip
         return Amount(views, train.rows_out, train.responses, prompt, response, f"{data}; lengths: {origin}")
-    n, m = sum(pairs), sum(prompts)
-    views = {"sft": m, "paired": n, "unpaired": 2 * n, "scored": 2 * n, "grouped": m}
-    return Amount(views, m, 2 * n, prompt, response, origin)
+    n, m, responses = sum(pairs), sum(prompts), sum(answers)
+    views = {"sft": m, "paired": n, "unpaired": 2 * n, "scored": responses, "grouped": m}
+    return Amount(views, m, responses, prompt, response, origin)
 
 
 def _mean(quantiles: Mapping[str, float]) -> float:

@@ -21,6 +21,8 @@ from halos.report.render import markdown_table
 from halos.report.results import Results
 from halos.sample.settings import PromptsSlice
 from halos.study.cells import BASE, Cell
+from halos.study.sampled import SOURCE as SAMPLED
+from halos.study.sampled import Sampling
 from halos.tokens.report import TokensReport
 from halos.train.mixing import loss_text
 from halos.train.settings import Stage
@@ -74,11 +76,20 @@ def _model(grid: Results, name: str) -> str:
     return f"{grid.label('models', name)} is {origin}{template}, {numerics}."
 
 
+def of_source(name: str, options: dict[str, Any]) -> str:
+    """A source in words."""
+    if name != SAMPLED:
+        return f"`{name}`"
+    cell = Sampling.of(options).cell
+    trained = "" if cell.stage is None else f", trained by {cell.method},"
+    return f"responses of {cell.model}{trained} to prompts of {cell.dataset}, labelled by {options['labeller']}"
+
+
 def _data(grid: Results, name: str) -> str:
     report = DataReport.read(grid.paths.data(name).report)
     tokens = [TokensReport.read(grid.paths.store(name, model).report) for model in grid.models]
     train, validation, test = report.train, report.validation, report.test
-    sources, held_out = (_list([f"`{source.name}`" for source in split.sources]) for split in (train, test))
+    sources, held_out = (_list([of_source(s.name, s.options) for s in split.sources]) for split in (train, test))
     apart = "" if {s.name for s in test.sources} <= {s.name for s in train.sources} else f" of {held_out}"
     limits = sorted({(t.max_length, t.max_prompt_length) for t in tokens})
     truncated = sum(t.train.truncated_responses for t in tokens)

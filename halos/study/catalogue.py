@@ -28,6 +28,7 @@ from halos.scoring.settings import Scorer
 from halos.settings import numbers
 from halos.study.cells import BASE
 from halos.study.layers import combined, with_model
+from halos.study.sampled import SOURCE, located, samplings
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
 from halos.train.settings import LENGTH, Lora, Stage, Trackers, stage_slice
@@ -66,6 +67,12 @@ class Config(BaseModel):
     judges: dict[str, Judge] = {}
     tasks: dict[str, Task] = {}
     grids: dict[str, Grid] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def sampled(cls, content: Any) -> Any:
+        """Give sources that are sampled of a model the paths of what rules will sample."""
+        return located(content)
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +130,8 @@ class Config(BaseModel):
         for name, prompts in self.prompts.items():
             if prompts.dataset is not None:
                 self._refer(f"prompts.{name}.dataset", prompts.dataset, "datasets")
+        for name in self.datasets:
+            self._check_sampled(name)
         for name, judge in self.judges.items():
             self._refer(f"judges.{name}.prompts", judge.prompts, "prompts")
             if isinstance(judge.baseline, FromCell):
@@ -224,6 +233,35 @@ class Config(BaseModel):
                     self._refer(f"models.{seen[-1]}.tokenizer.from", other, "models")
                 return
             seen.append(other)
+
+    def _check_sampled(self, dataset: str) -> None:
+        """Refuse a dataset sampled of entries that do not exist or do not go together, or of itself."""
+        where = f"datasets.{dataset}: source sampled"
+        for source in self.datasets[dataset].sources:
+            if source.name == SOURCE and "train" not in source.splits:
+                raise ValueError(f"{where}: prompts has no train: name a prompt set to learn from")
+        for sampling in samplings(self.datasets[dataset]):
+            cell = sampling.cell
+            self._refer(f"{where}: dataset", cell.dataset, "datasets")
+            self._refer(f"{where}: model", cell.model, "models")
+            self._refer(f"{where}: labeller", sampling.labeller, "labellers")
+            self._check_method(f"{where}: method", cell.method, rewards=False)
+            for split, name in sampling.prompts:
+                self._refer(f"{where}: prompts", name, "prompts")
+                if self.prompts[name].split != split:
+                    raise ValueError(
+                        f"{where}: {name} are {self.prompts[name].split} prompts, and cannot be those of {split}: name "
+                        f"a prompt set with `split: {split}`"
+                    )
+            if self._sampled_from(cell.dataset, dataset):
+                raise ValueError(f"{where}: it is sampled on {cell.dataset}, which is sampled on {dataset} in turn")
+
+    def _sampled_from(self, dataset: str, other: str, seen: tuple[str, ...] = ()) -> bool:
+        """Whether a dataset is another one, or is sampled on it."""
+        if dataset == other or dataset in seen or dataset not in self.datasets:
+            return dataset == other
+        datasets = [sampling.cell.dataset for sampling in samplings(self.datasets[dataset])]
+        return any(self._sampled_from(name, other, (*seen, dataset)) for name in datasets)
 
     def _check_judge_apart(self, where: str, judge: str) -> None:
         """Refuse a judge that does not exist, or that reads test prompts."""

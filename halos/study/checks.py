@@ -27,12 +27,13 @@ def check_files(study: Study) -> None:
     Raises:
         HalosError: naming the file and the entry that wants it.
     """
-    for name in study.settings.datasets:
+    for name in dict.fromkeys((*study.settings.datasets, *(cell.dataset for cell in study.answering))):
         for source in study.config.datasets[name].all_sources:
             for file in source.files:
                 if _missing(file):
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
-    for name in dict.fromkeys((*study.settings.models, *study.reference_models)):
+    answering = (cell.model for cell in study.answering)
+    for name in dict.fromkeys((*study.settings.models, *study.reference_models, *answering)):
         path = study.config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
@@ -111,6 +112,7 @@ def check_splits(study: Study) -> None:
                 "those of the choice: take it out of the grid, or choose by another"
             )
     read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
+    read |= {dataset for dataset, _, _ in study.sampled_prompts}
     for name in [*study.settings.datasets, *sorted(read)]:
         for split in ("validation", "test"):
             if not study.config.datasets[name].may_have(split) and (wanted_by := study.readers(name, split)):

@@ -211,6 +211,10 @@ class RunPaths(Folder):
         """The keys of all batches that there are."""
         return sorted(config.parent.name for config in self.folder.glob("answering/*/config.yaml"))
 
+    def labelled(self, prompts: str, labeller: str) -> Path:
+        """The feedback that a labeller makes of its samples of a prompt set."""
+        return self.folder / "labelled" / prompts / f"{labeller}.parquet"
+
     def judged(self, judge: str) -> Path:
         return self.folder / "judged" / f"{judge}.json"
 

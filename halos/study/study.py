@@ -13,6 +13,7 @@ from halos.reference.cache import parts_for
 from halos.scoring.settings import Scorer
 from halos.study.catalogue import Config
 from halos.study.cells import BASE, Cell
+from halos.study.sampled import Sampling, samplings
 from halos.study.slices import entry
 from halos.train.settings import Stage
 from halos.train.sweep import TRIAL, Select
@@ -79,6 +80,32 @@ class Study:
         needed = (*self.cells, *self.reward_models, *self.judge_cells)
         ordered = dict.fromkeys(chain(*map(self.made_from, needed)))
         return [cell for cell in ordered if cell.stage is not None]
+
+    @cached_property
+    def sampled(self) -> list[Sampling]:
+        """What is sampled for the datasets of the grid's cells and prompt sets, each after what it is sampled on."""
+        named = (prompts.dataset for prompts in self.prompts.values())
+        found: dict[Sampling, None] = {}
+        waiting = [*self.settings.datasets, *filter(None, named)]
+        while waiting:
+            of_dataset = samplings(self.config.datasets[waiting.pop()])
+            found = dict.fromkeys([*of_dataset, *found])
+            waiting += [sampling.cell.dataset for sampling in of_dataset]
+        return list(found)
+
+    @cached_property
+    def answering(self) -> list[Cell]:
+        """The cells whose models give the responses of sampled datasets."""
+        return [*dict.fromkeys(sampling.cell for sampling in self.sampled)]
+
+    @property
+    def sampled_prompts(self) -> list[tuple[str, str, str]]:
+        """(dataset, split, id) of each prompt set that is sampled for a dataset."""
+        return [
+            (self.config.prompts[name].dataset or sampling.cell.dataset, split, name)
+            for sampling in self.sampled
+            for split, name in sampling.prompts
+        ]
 
     # ---- sweeps ---------------------------------------------------------------------------------------------
 
@@ -151,10 +178,10 @@ class Study:
 
     @cached_property
     def labellers(self) -> dict[str, Labeller]:
-        """The labellers of the grid's online stages, by their ids."""
+        """The labellers of the grid's online stages and sampled datasets, by their ids."""
         stages = [self.stage(cell) for cell in self.trained]
-        names = sorted({stage.online.label for stage in stages if stage.online})
-        return {name: self.config.labellers[name] for name in names}
+        names = {stage.online.label for stage in stages if stage.online} | {s.labeller for s in self.sampled}
+        return {name: self.config.labellers[name] for name in sorted(names)}
 
     def readers(self, dataset: str, split: str) -> list[str]:
         """The entries of the config that read prompts of a dataset's validation or test split for the grid, by their
@@ -167,6 +194,7 @@ class Study:
         prompts = [
             f"prompts.{name}" for name, named in answered.items() if (own if named is None else named == dataset)
         ]
+        prompts += [f"prompts.{name}" for *of, name in self.sampled_prompts if of == [dataset, split]]
         local = [name for name, task in asked.items() if task.local is not None and task.split == split]
         tasks = [f"tasks.{name}" for name in local if own]
         stages = {cell.stage: self.stage(cell) for cell in self.trained if cell.dataset == dataset}
@@ -209,7 +237,8 @@ class Study:
         judged = chain(*(self._judged_with(judge, trial) for trial in trials)) if judge else ()
         whole = replace(cell, snapshot=0) if cell.snapshot else None
         own = (cell.parent, self.teacher(cell), self.named_reference(cell), self.resumed(cell), whole)
-        return [other for other in (*own, *trials, *judged) if other is not None]
+        sampled = (sampling.cell for sampling in samplings(self.config.datasets[cell.dataset]))
+        return [other for other in (*sampled, *own, *trials, *judged) if other is not None]
 
     def _judged_with(self, judge: Judge, cell: Cell) -> list[Cell]:
         """The cells that a judge needs to judge a cell: a reward model that judges, and a baseline."""

@@ -24,6 +24,7 @@ from halos.settings import dump, read_slice
 from halos.study.cells import RESULTS, RUN, Cell
 from halos.study.choice import chosen_by
 from halos.study.paths import Paths
+from halos.study.sampled import samplings
 from halos.study.slices import config_slice
 from halos.study.study import Study
 from halos.together import FAILED
@@ -168,6 +169,8 @@ class Batches:
             judge = self.study.config.judges[name]
             want(judged, PROMPT_SETS, judge.prompts)
             want(self.study.baseline(judge, judged), PROMPT_SETS, judge.prompts)
+        for sampling in self.study.sampled:
+            want(sampling.cell, PROMPT_SETS, *(name for _, name in sampling.prompts))
         for trial in chain(*map(self.study.candidates, self.study.sweeps)):
             task = self.study.decided_by(trial).task
             want(trial, TASKS, *([] if task is None else [task]))
@@ -277,6 +280,8 @@ class Batches:
             yield f"data/{made.dataset}", self.paths.data(made.dataset).config
             yield f"models/{made.model}", self.paths.model(made.model).config
             yield f"tokens/{made.dataset}/{made.model}", self.paths.store(made.dataset, made.model).config
+            for sampling in samplings(self.study.config.datasets[made.dataset]):
+                yield f"labellers/{sampling.labeller}", self.paths.labeller(sampling.labeller).config
             if made.stage is not None:
                 for trained in (made, *self.study.rounds(made)):
                     yield trained.folder, self.paths.run(trained).config

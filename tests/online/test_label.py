@@ -152,6 +152,14 @@ def test_scalar_feedback_is_scores_alone_and_every_kind_keeps_them_and_the_best_
         assert bool(record.desirable) == (kind != "scalar")
 
 
+def test_the_best_response_is_a_target_where_it_is_good_enough(tmp_path: Path) -> None:
+    file = samples(tmp_path / "s", ["0", "1"], ["2", "9", "9"], ["1.5"])
+    [records], _ = run(tmp_path, file, target_above=1)
+    assert [record.target for record in records] == [None, 1, 0]
+    [records], _ = run(tmp_path, file)
+    assert [record.target for record in records] == [1, 1, 0]
+
+
 def test_what_failed_is_counted_by_reason_and_left_out(tmp_path: Path) -> None:
     file = samples(tmp_path / "s", ["1", "word", "3"], ["inf", " ", "x"], ["nan", "2"])
     [records], report = run(tmp_path, file)

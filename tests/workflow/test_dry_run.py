@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from halos.reference.cache import parts_for
 from halos.registry import LOSSES
@@ -92,6 +93,7 @@ def test_every_study_beside_the_config_resolves_and_is_planned(study: str, proje
     (local.path / "data").mkdir(exist_ok=True)
     for name in ("alpaca_eval_gpt4_baseline.json", "df_gamed.csv"):
         (local.path / "data" / name).touch()
+    AutoConfig.for_model("llama").save_pretrained(local.path / "models/SmolLM2-135M-Instruct")
     grid = yaml.safe_load((local.path / files[1]).read_text())["grid"]
     trials = Study(load(*(local.path / file for file in files))).tried
     run = local.snakemake("-n", "--configfile", *files, "--", "all", timeout=120).ok()
