@@ -1,5 +1,6 @@
 # make demo    the built-in study, offline and on this machine: tables, figures and a report
 # make test    every check and test
+# make docs    the documentation, as a site in build/site
 #
 # Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
 # make env-vllm makes .venv-vllm, with vLLM for the CPU; tests of sampling by vLLM run where it is.
@@ -12,11 +13,11 @@ CODE := Snakefile rules
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env env-vllm check-envs demo test lint lint-python lint-types lint-rules format clean
+.PHONY: help env env-vllm check-envs demo docs test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make env | env-vllm | check-envs | demo | test | lint | format | clean"
+	@echo "make env | env-vllm | check-envs | demo | docs | test | lint | format | clean"
 
 env: $(ENV)
 
@@ -43,6 +44,10 @@ demo: $(ENV)
 	@echo "tables    results/tables/demo"
 	@echo "figures   results/figures/demo"
 	@echo "report    results/report.zip (unpack it and open report/report.html)"
+
+# whole or not at all: a link that leads nowhere, or a page without a place in the menu, is an error
+docs: $(ENV)
+	.venv/bin/python -m docs.site
 
 # a worker for each core, and one more for the tests on Slurm, which mostly wait; tests/conftest.py says who gets what
 test: $(ENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from docs.site.pages import ROOT, write
 from halos.errors import HalosError
 
 BUILD = ROOT / "build"
+SHIM = "https://unpkg.com/iframe-worker/shim"
+"""What the theme would load for the search in pages that are opened from a folder; worker.js takes its place."""
 
 
 def build(folder: Path) -> None:
@@ -27,6 +30,9 @@ def build(folder: Path) -> None:
     if done.returncode:
         said = "".join(f"{done.stdout}{done.stderr}".partition("Traceback")[0])
         raise HalosError(f"the site is not whole; correct what Zensical names:\n{said}")
+    for page in (folder / "site").rglob("*.html"):
+        local = os.path.relpath(folder / "site/assets/worker.js", page.parent)
+        page.write_text(page.read_text().replace(SHIM, local))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import yaml
 from latex2mathml.converter import convert
 
 import halos.losses
-from docs.site.tables import cell, table
+from docs.site.tables import table
 from halos.registry import LOSSES
 
 FACTS = Path(__file__).with_name("losses.yaml")
@@ -93,20 +93,20 @@ def page(name: str) -> str:
     paragraphs = (inspect.getdoc(loss) or "").split("\n\n")
     lines = [f"# {title(name)}", ""]
     if "equation" in about:
-        lines += [equation(about["equation"]), ""]
-        where = about.get("where")
-        lines += [inline(f"Here {where} The rest is the [notation](index.md#notation) of all losses."), ""] if where else [
-            "In the [notation](index.md#notation) of all losses.", ""]  # fmt: skip
+        here = f"Here {about['where']} The rest is the" if "where" in about else "In the"
+        lines += [equation(about["equation"]), "", inline(f"{here} [notation](index.md#notation) of all losses."), ""]
     lines += ["```text", paragraphs[0], "```", ""]
     lines += [line for paragraph in paragraphs[1:] for line in (_linked(" ".join(paragraph.split())), "")]
     if "when" in about:
         lines += ["## When to use it", "", about["when"], ""]
     lines += ["## What it reads", "", table(["", ""], _traits(loss)), ""]
-    lines += ["## Hyperparameters", "", *_hyperparameters(name, loss), ""]
+    lines += ["## Hyperparameters", "", _hyperparameters(name, loss), ""]
     lines += ["## In config.yaml", "", "```yaml", "stages:", f"  {name}: {_entry(name, loss)}", "```", ""]
-    lines += [f"`sft-{name}` is then a method: this loss from the weights of SFT"
-              f"{', which is also its reference' if loss.needs_reference else ''}.", ""] if name != "sft" else [
-                  "`sft` is then a method, and the first stage of others, such as `sft-dpo`.", ""]  # fmt: skip
+    if name == "sft":
+        lines += ["`sft` is then a method, and the first stage of others, such as `sft-dpo`.", ""]
+    else:
+        reference = ", which is also its reference" if loss.needs_reference else ""
+        lines += [f"`sft-{name}` is then a method: this loss from the weights of SFT{reference}.", ""]
     if "trl" in about:
         lines += ["## Elsewhere", "", table(["", ""], [("TRL 1.16", about["trl"]), ("HALOs", about["halos"])]), ""]
     return "\n".join(lines)
@@ -142,12 +142,10 @@ def _traits(loss: Any) -> list[tuple[str, str]]:
     return rows
 
 
-def _hyperparameters(name: str, loss: Any) -> list[str]:
+def _hyperparameters(name: str, loss: Any) -> str:
     fields = dataclasses.fields(loss)
-    if not fields:
-        return ["None of its own."]
-    return [table(["name", "default", "meaning"],
-                  [(f"`{f.name}`", f"`{f.default}`", meaning(name, f.name)) for f in fields])]  # fmt: skip
+    rows = [(f"`{f.name}`", f"`{f.default}`", meaning(name, f.name)) for f in fields]
+    return table(["name", "default", "meaning"], rows) if rows else "None of its own."
 
 
 def _entry(name: str, loss: Any) -> str:
@@ -156,53 +154,14 @@ def _entry(name: str, loss: Any) -> str:
 
 
 def _overview() -> str:
-    notation = (inspect.getdoc(halos.losses) or "").split("\n\n")
-    text = [
-        "# Losses",
-        "",
-        f"{len(list(LOSSES))} losses, each a pure function of token log-probabilities. Each equals a closed form that is "
-        "written out by hand, and TRL's own code where TRL has it: tests compare them.",
-        "",
-        "## Notation",
-        "",
-        inline(
-            "For a response $y$ to a prompt $x$: $\\pi$ is the policy, $\\pi_{\\text{ref}}$ the reference, $|y|$ the number "
-            "of tokens; $s = \\log \\pi(y \\mid x)$, summed over tokens; $m = s / |y|$; "
-            "$r = \\log \\frac{\\pi(y \\mid x)}{\\pi_{\\text{ref}}(y \\mid x)}$, the log-ratio. The chosen response of a "
-            "pair is $w$, the rejected one $l$; $\\sigma$ is the logistic function. An implicit reward is $\\beta r$."
-        ),
-        "",
-        "The line below each equation is the same as it stands in the code, where "
-        f"{' '.join(notation[1].split()).removeprefix('Notation, for a response y to a prompt x: ').rstrip('.')}.",
-        "",
-    ]
+    notation = " ".join((inspect.getdoc(halos.losses) or "").split("\n\n")[1].split())
+    above, below = (FACTS.parent / "losses.md").read_text().split("<!-- all losses -->")
+    text = [inline(above).replace("<!-- notation -->", notation)]
     for heading, names in groups().items():
-        rows = [
-            (f"[{title(n)}]({n}.md)", f"`{n}`", LOSSES[n].view.name, "yes" if LOSSES[n].needs_reference else "no",
-             cell(facts_of(n).get("when", "")))
-            for n in names
-        ]  # fmt: skip
+        rows = []
+        for name in names:
+            reference = "yes" if LOSSES[name].needs_reference else "no"
+            link, when = f"[{title(name)}]({name}.md)", facts_of(name).get("when", "")
+            rows.append((link, f"`{name}`", LOSSES[name].view.name, reference, when))
         text += [f"## {heading}", "", table(["loss", "name", "view", "reference", "when"], rows), ""]
-    text += [*_BEYOND.split("\n"), ""]
-    return "\n".join(text)
-
-
-_BEYOND = """\
-## What goes with any of them
-
-A **mixture** is a weighted sum of losses on the same batch; `sft` beside losses of pairs is the mean negative log-likelihood of
-the chosen response, and so is `sft_weight` of a stage.
-
-```yaml
-stages:
-  rpo: { loss: dpo, beta: 0.1, sft_weight: 1.0 } # RPO, or DPO + SFT
-  mpo: { loss: { dpo: 0.8, bco: 0.2, sft: 1.0 }, beta: 0.1 } # MPO
-```
-
-**Humanline** clamps the log-ratio of each token to the reference, which follows one step behind the policy: `humanline: true` on any
-loss with a reference (Liu et al. 2025, [arXiv 2509.24207](https://arxiv.org/abs/2509.24207)).
-
-**Moving references**: `sync_reference: N` brings the reference to the policy every N steps, by `sync_weight` only in part
-(TR-DPO).
-
-A **loss of your own** is one small file: [adding things](../tutorials/adding.md#a-loss)."""
+    return "\n".join([*text, below])

@@ -1,5 +1,5 @@
-"""All pages of the site: those that are written, with their links turned to where things are in the site, and those that
-are made from the code."""
+"""All pages of the site: those that are written, with their links turned to where things are in the site, and those
+that are made from the code."""
 
 from __future__ import annotations
 

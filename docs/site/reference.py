@@ -20,6 +20,8 @@ from halos.views import VIEWS
 
 OF_LOSSES = "hyperparameter of "
 """How the schema's descriptions of hyperparameters of losses begin."""
+BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
 INTRODUCTIONS = {
     "Config": "The file itself.",
     "Stage": "Beside these, the hyperparameters of its loss: see [losses](../losses/index.md).",
@@ -46,8 +48,8 @@ def config() -> str:
     text = [
         "# config.yaml",
         "",
-        "Every key, with its type, default and meaning. Editors that know the language server of YAML show the same from "
-        "`config.schema.json`. What is in force in a cell: `python -m halos config runs/DATASET/MODEL/METHOD/seedN`.",
+        "Every key, with its type, default and meaning. Editors that know the language server of YAML show the same "
+        "from `config.schema.json`. `python -m halos config runs/DATASET/MODEL/METHOD/seedN` prints what is in force.",
         "",
     ]
     for name, kind in {"Config": whole, **{name: kinds[name] for name in _order(whole, kinds)}}.items():
@@ -101,10 +103,8 @@ def _type(about: Mapping[str, Any]) -> str:
     if kind == "object":
         values = about.get("additionalProperties")
         return f"id: {_type(values)}" if isinstance(values, dict) and values else "keys and values"
-    bounds = [f"{sign} {about[name]:g}" for name, sign in
-              (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤")) if name in about]  # fmt: skip
-    word = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}.get(str(kind), "any")
-    return f"{word} {', '.join(bounds)}".strip()
+    bounds = [f"{sign} {about[name]:g}" for name, sign in BOUNDS.items() if name in about]
+    return f"{WORDS.get(str(kind), 'any')} {', '.join(bounds)}".strip()
 
 
 def _default(about: Mapping[str, Any], required: bool) -> str:
@@ -158,8 +158,8 @@ def _option(action: argparse.Action) -> tuple[str, str, str]:
     elif action.default in (None, False, []) or not action.option_strings:
         default = ""
     else:
-        values = action.default if isinstance(action.default, list) else [action.default]
-        default = f"`{' '.join(map(str, values))}`"
+        given = action.default if isinstance(action.default, list) else [action.default]
+        default = f"`{' '.join(map(str, given))}`"
     return f"`{shown}`", default, _plain(meaning)
 
 
@@ -184,7 +184,7 @@ def registered() -> str:
         "",
         "## Sources",
         "",
-        "Of data. `options:` of a source are the parameters here; [data.md](../data.md) says more of `local` and `hub`.",
+        "Of data. `options:` of a source are those below; [data.md](../data.md) says more of `local` and `hub`.",
         "",
         *_functions(SOURCES),
         "## Verifiers",
@@ -205,7 +205,11 @@ def _functions(registry: Registry[Any]) -> Iterator[str]:
     for name in registry:
         parameters = list(inspect.signature(registry[name]).parameters.values())
         options = [p.name if p.default is p.empty else f"{p.name} = {p.default}" for p in parameters[1:]]
-        prose = [p for p in (inspect.getdoc(registry[name]) or "").split("\n\n") if not re.match(r"(Args|Raises|Yields|Returns):", p)]
+        prose = [
+            p
+            for p in (inspect.getdoc(registry[name]) or "").split("\n\n")
+            if not re.match(r"(Args|Raises|Yields|Returns):", p)
+        ]
         yield from (f"### {name}", "")
         yield from (line for p in prose for line in (_plain(" ".join(p.split())), ""))
         if registry is SOURCES and options:
@@ -222,8 +226,8 @@ def words() -> str:
     return "\n".join([
         "# Words of TRL and transformers",
         "",
-        "A setting under a name of these libraries is refused in one sentence, which says what to write instead. These are "
-        "all that are known. [Coming from TRL](../trl.md) says what else differs.",
+        "A setting under a name of these libraries is refused in one sentence, which says what to write instead. These "
+        "are all that are known. [Coming from TRL](../trl.md) says what else differs.",
         "",
         "## Settings of a stage",
         "",

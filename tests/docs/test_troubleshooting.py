@@ -16,7 +16,7 @@ PAGE = ROOT / "docs/troubleshooting.md"
 
 
 def texts_of(tree: ast.AST) -> Iterator[str]:
-    """The strings of a module, with a gap where a value is filled in, and without the backticks of code; its classes."""
+    """The strings of a module, with a gap where a value is filled in and without backticks, and its classes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             yield node.name
