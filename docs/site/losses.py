@@ -67,8 +67,9 @@ def menu() -> list[Any]:
 
 
 def equation(latex: str) -> str:
-    """A block of MathML, which browsers show without a script."""
-    return f'<div class="equation">{convert(latex, display="block")}</div>'
+    """A block of MathML, which browsers show without a script; what follows a \\qquad has a line of its own."""
+    lines = (convert(line.strip().rstrip(","), display="block") for line in latex.split(r"\qquad"))
+    return f'<div class="equation">{"".join(lines)}</div>'
 
 
 def inline(text: str) -> str:
@@ -95,7 +96,7 @@ def page(name: str) -> str:
     if "equation" in about:
         here = f"Here {about['where']} The rest is the" if "where" in about else "In the"
         lines += [equation(about["equation"]), "", inline(f"{here} [notation](index.md#notation) of all losses."), ""]
-    lines += ["```text", paragraphs[0], "```", ""]
+    lines += [f"`{' '.join(paragraphs[0].split())}`", ""]
     lines += [line for paragraph in paragraphs[1:] for line in (_linked(" ".join(paragraph.split())), "")]
     if "when" in about:
         lines += ["## When to use it", "", about["when"], ""]
