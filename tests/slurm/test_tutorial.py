@@ -21,7 +21,7 @@ def test_a_papers_grid_from_the_doctor_to_the_crate(on_cluster: ClusterProject, 
         assert line in profile.read_text()
         profile.write_text(profile.read_text().replace(line, near))
     content = project.read_config()
-    content["grids"]["paper"] = {**CATALOGUE["grids"]["pair"], "methods": ["base", "sft"], "tasks": []}
+    content["grids"]["paper"] = {**CATALOGUE["grids"]["pair"], "methods": ["sft"], "tasks": []}
     project.write_config(content)
 
     def on_head(command: str) -> tuple[int, str]:
