@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from docs.site.tables import cell, table
+from docs.site import python
+from docs.site.tables import cell, plain, table
 from halos.cli import VERBS, descriptions, header, verb_parser
 from halos.registry import LOSSES, SOURCES, VERIFIERS, Registry
 from halos.study.catalogue import schema
@@ -35,6 +36,7 @@ def pages() -> dict[str, str]:
         "reference/cli.md": cli(),
         "reference/registered.md": registered(),
         "reference/words.md": words(),
+        "reference/python.md": python.page(),
     }
 
 
@@ -137,12 +139,12 @@ def cli() -> str:
             for p in paragraphs
             if p.startswith("Raises:") and "HalosError:" in p
         ]
-        text += [f"## {verb}", "", *(line for paragraph in prose for line in (_plain(paragraph), ""))]
+        text += [f"## {verb}", "", *(line for paragraph in prose for line in (plain(paragraph), ""))]
         rows = [_option(action) for action in verb_parser(verb)._actions if action.dest != "help"]
         if rows:
             text += [table(["option", "default", "meaning"], rows), ""]
         if raised:
-            text += [f"It refuses: {_plain(raised[0].rstrip('.'))}.", ""]
+            text += [f"It refuses: {plain(raised[0].rstrip('.'))}.", ""]
         assert set(descriptions(function)) <= {action.dest for action in verb_parser(verb)._actions}
     return "\n".join(text)
 
@@ -160,14 +162,7 @@ def _option(action: argparse.Action) -> tuple[str, str, str]:
     else:
         given = action.default if isinstance(action.default, list) else [action.default]
         default = f"`{' '.join(map(str, given))}`"
-    return f"`{shown}`", default, _plain(meaning)
-
-
-def _plain(text: str) -> str:
-    """A docstring's text, in which Markdown takes nothing for emphasis or HTML outside `code`."""
-    parts = text.split("`")
-    parts[::2] = [part.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;") for part in parts[::2]]
-    return "`".join(parts)
+    return f"`{shown}`", default, plain(meaning)
 
 
 # ---- what is registered ---------------------------------------------------------------------------------------------
@@ -175,7 +170,7 @@ def _plain(text: str) -> str:
 
 def registered() -> str:
     """Sources, verifiers and views."""
-    rows = [(f"`{v.name}`", ", ".join(v.roles), ", ".join(v.labels), _plain(v.wants)) for v in VIEWS.values()]
+    rows = [(f"`{v.name}`", ", ".join(v.roles), ", ".join(v.labels), plain(v.wants)) for v in VIEWS.values()]
     return "\n".join([
         "# Sources, verifiers, views",
         "",
@@ -211,7 +206,7 @@ def _functions(registry: Registry[Any]) -> Iterator[str]:
             if not re.match(r"(Args|Raises|Yields|Returns):", p)
         ]
         yield from (f"### {name}", "")
-        yield from (line for p in prose for line in (_plain(" ".join(p.split())), ""))
+        yield from (line for p in prose for line in (plain(" ".join(p.split())), ""))
         if registry is SOURCES and options:
             yield from (f"Options: {', '.join(f'`{option}`' for option in options)}.", "")
 

@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Texts and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; its cells are Markdown, in one line each."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """A docstring's text, in which Markdown takes nothing for emphasis or HTML outside `code`."""
+    parts = text.split("`")
+    parts[::2] = [part.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)

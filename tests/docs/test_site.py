@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.site import losses, pages, reference
+from docs.site import losses, pages, python, reference
 from docs.site.__main__ import build
 from halos.cli import VERBS, verb_parser
 from halos.errors import HalosError
@@ -112,6 +112,20 @@ def test_every_key_of_the_config_every_option_and_every_source_is_in_the_referen
         options = [action for action in verb_parser(verb)._actions if not isinstance(action, argparse._HelpAction)]
         assert all(f"`{option.option_strings[0]}" in cli for option in options if option.option_strings)
     assert all(f"\n### {source}\n" in registered for source in SOURCES)
+
+
+def test_what_plugins_import_is_shown_as_it_is_imported() -> None:
+    """Whatever examples of the documentation import of the package, but for registries, is on the page."""
+    shown = re.findall(r"^`(from \S+ import \S+)`$", python.page(), re.MULTILINE)
+    for line in shown:
+        exec(line, {})
+    names = {line.split()[-1] for line in shown}
+    for page in ("tutorials/adding.md", "extending.md"):
+        text = (pages.DOCS / page).read_text()
+        for imported in re.findall(
+            r"^from halos\.(?:data|losses|forward|views|report\.subject)\S* import (.*)$", text, re.MULTILINE
+        ):
+            assert {name.strip() for name in imported.split(",")} - {"VIEWS"} <= names, imported
 
 
 def broken() -> Iterator[tuple[str, str, str]]:
