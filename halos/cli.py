@@ -134,7 +134,8 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, te
     if "choices" not in settings:
         settings |= {"type": kind, "metavar": (name if positional else kind.__name__).upper()}
     if default not in (parameter.empty, None, []):
-        text += f" (default: {default})"
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        text += f" (default: {shown})"
     settings["help"] = text.replace("%", "%%")
     if positional:
         parser.add_argument(parameter.name, **settings)

@@ -1,4 +1,4 @@
-"""The README's examples do what it says."""
+"""The examples of the README, and of the pages that it leads to, do what is said of them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,31 @@ from halos.data.paths import SPLITS
 from halos.study import catalogue as C
 from tests.conftest import World
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+ADDING = (ROOT / "docs/tutorials/adding.md").read_text()
+ROUNDS = (ROOT / "docs/tutorials/rounds.md").read_text()
+SPEED = (ROOT / "docs/speed.md").read_text()
+PAGES = [README, *(file.read_text() for file in (ROOT / "docs").rglob("*.md"))]
 
 
-def block(language: str, containing: str) -> str:
-    [found] = [b for b in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in b]
+def block(document: str, language: str, containing: str) -> str:
+    [found] = [b for b in re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL) if containing in b]
     return str(found)
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 def test_the_table_of_speed_is_that_of_the_results() -> None:
-    assert f"\n{markdown(RESULTS)}\n\n" in README
+    assert f"\n{markdown(RESULTS)}\n\n" in SPEED
 
 
 def test_the_loss_of_ones_own_trains_as_written(world: World, tmp_path: Path) -> None:
-    (tmp_path / "my_losses.py").write_text(block("python", "class DummyKTO"))
-    catalogue = yaml.safe_load(block("yaml", "dummy_kto:"))
+    assert block(README, "python", "class DummyKTO") == block(ADDING, "python", "class DummyKTO")
+    (tmp_path / "my_losses.py").write_text(block(README, "python", "class DummyKTO"))
+    catalogue = yaml.safe_load(block(README, "yaml", "dummy_kto:"))
     catalogue["plugins"] = [str(tmp_path / name) for name in catalogue["plugins"]]
     catalogue["stages"]["dummy_kto"] |= {"examples": 16, "batch_size": 8}
     rest = world.config.model_dump(mode="json", exclude={"plugins", "stages"}, exclude_unset=True)
@@ -56,15 +66,15 @@ def test_the_loss_of_ones_own_trains_as_written(world: World, tmp_path: Path) ->
 
 
 def test_the_dataset_of_ones_own_is_made_as_written(tmp_path: Path) -> None:
-    (tmp_path / "my_data.py").write_text(block("python", "def helpdesk"))
+    (tmp_path / "my_data.py").write_text(block(ADDING, "python", "def helpdesk"))
     (tmp_path / "data").mkdir()
     rows = [f'"Why is it {i}?","It is {i}, since {i}.",{"" if i % 10 == 0 else "No."}\n' for i in range(100)]
     (tmp_path / "data/helpdesk.csv").write_text("question,solved,failed\n" + "".join(rows))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({
-        "grid": "g", **yaml.safe_load(block("yaml", "helpdesk:")), "models": {"m": {"path": "m"}},
+        "grid": "g", **yaml.safe_load(block(ADDING, "yaml", "plugins: [my_data.py]\n")), "models": {"m": {"path": "m"}},
         "grids": {"g": {"datasets": ["helpdesk"], "models": ["m"], "methods": ["base"]}},
     }))  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def halos(*words: str) -> str:
         command = [sys.executable, "-m", "halos", *words]
@@ -84,7 +94,7 @@ def test_the_dataset_of_ones_own_is_made_as_written(tmp_path: Path) -> None:
 
 
 def test_the_labeller_and_the_online_stage_are_ones() -> None:
-    catalogue = yaml.safe_load(block("yaml", "labellers:"))
+    catalogue = yaml.safe_load(block(ROUNDS, "yaml", "rated:"))
     config = C.load({**catalogue, "grid": "g", "models": {"m": {"path": "m"}},
                      "datasets": {"d": {"sources": [{"name": "toy"}]}},
                      "grids": {"g": {"datasets": ["d"], "models": ["m"], "methods": ["dpo_online"]}}})  # fmt: skip
@@ -94,12 +104,12 @@ def test_the_labeller_and_the_online_stage_are_ones() -> None:
 
 
 def test_the_feedback_record_is_one() -> None:
-    assert from_row(json.loads(block("json", "prompt"))).problem() is None
+    assert from_row(json.loads(block(ADDING, "json", "prompt"))).problem() is None
 
 
 def test_every_command_of_the_package_that_is_shown_exists() -> None:
     from halos.cli import VERBS
 
-    shown = set(re.findall(r"python -m halos ([a-z]+)", README))
-    assert shown
+    shown = {verb for page in PAGES for verb in re.findall(r"python -m halos ([a-z]+)", page)}
+    assert len(shown) > 5
     assert shown <= set(VERBS)

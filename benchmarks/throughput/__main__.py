@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="CSV to write (%(default)s)")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="figure to draw of it (%(default)s)")
     parser.add_argument(
-        "--draw", action="store_true", help="measure nothing; draw --output again and print README's table of it"
+        "--draw", action="store_true", help="measure nothing; draw --output again and print the table of docs/speed.md"
     )
     chosen = parser.parse_args(arguments)
     if chosen.draw:

@@ -1,4 +1,4 @@
-"""The README's table of a table of results."""
+"""The table of docs/speed.md, of a table of results."""
 
 from __future__ import annotations
 

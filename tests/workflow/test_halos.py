@@ -29,7 +29,7 @@ from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.settings import Grid
 from halos.train.settings import Lora, Stage, stage_slice
-from tests.test_readme import block
+from tests.test_readme import README, block
 from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
 from tests.workflow.halos_scripts import SCRIPTS, SETTINGS, Script
 
@@ -299,7 +299,7 @@ def with_entries(content: dict[str, Any], more: dict[str, Any], small: bool) -> 
 
 def test_the_entries_of_the_page_are_ones_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("my_losses.py").write_text(block("python", "class DummyKTO"))
+    Path("my_losses.py").write_text(block(README, "python", "class DummyKTO"))
     content = yaml.safe_load((ROOT / "config.yaml").read_text())
     for language, text in BLOCKS:
         if language == "yaml":
@@ -324,7 +324,7 @@ def test_the_commands_of_the_page_run_in_their_order(warm: Project, tmp_path: Pa
     It is slow because all twelve are real: some forty jobs, most of which import torch.
     """
     project = warm.copy(tmp_path / "project")
-    (project.path / "my_losses.py").write_text(block("python", "class DummyKTO"))
+    (project.path / "my_losses.py").write_text(block(README, "python", "class DummyKTO"))
     (project.path / "data").mkdir(exist_ok=True)
     feedback = [
         {"type": "binary_feedback", "prompt_id": i, "prompt": [{"role": "user", "content": f"What is {i} plus 1?"}],
