@@ -27,6 +27,7 @@ class Outline:
         samples: responses to each prompt of the judges' prompt sets, by their ids.
         stages: settings of the last stage of each trained method, for each model.
         divergence: prompts of each prompt set on whose responses KL divergences are estimated.
+        preference_sets: ids of the datasets on whose pairs rewards are compared.
         published: name of the published results to compare with, if any.
         sweeps: (dataset, model, method) of each choice between trials.
         courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
@@ -40,6 +41,7 @@ class Outline:
     samples: Mapping[str, int]
     stages: tuple[Stage, ...]
     divergence: int
+    preference_sets: tuple[str, ...]
     published: str | None
     sweeps: tuple[tuple[str, str, str], ...]
     courses: tuple[tuple[str, str, str, int], ...]
@@ -64,6 +66,7 @@ class Outline:
             {judge.prompts: config.prompts[judge.prompts].samples for judge in judges},
             tuple(config.stage(method.rsplit("-", 1)[-1], model) for method, model in product(trained, grid.models)),
             grid.divergence,
+            grid.preference_sets,
             grid.published,
             tuple(config.sweeps(config.grid)),
             tuple(config.courses(config.grid)),

@@ -27,7 +27,7 @@ def check_files(study: Study) -> None:
     Raises:
         HalosError: naming the file and the entry that wants it.
     """
-    for name in study.settings.datasets:
+    for name in dict.fromkeys((*study.settings.datasets, *study.settings.preference_sets)):
         for source in study.config.datasets[name].all_sources:
             for file in source.files:
                 if _missing(file):
@@ -111,6 +111,7 @@ def check_splits(study: Study) -> None:
                 "those of the choice: take it out of the grid, or choose by another"
             )
     read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
+    read.update(study.settings.preference_sets)
     for name in [*study.settings.datasets, *sorted(read)]:
         for split in ("validation", "test"):
             if not study.config.datasets[name].may_have(split) and (wanted_by := study.readers(name, split)):

@@ -80,6 +80,16 @@ class Study:
         ordered = dict.fromkeys(chain(*map(self.made_from, needed)))
         return [cell for cell in ordered if cell.stage is not None]
 
+    @cached_property
+    def rewarded(self) -> list[Cell]:
+        """The cells that are compared on the grid's preference sets: trained policies, and reward models, those that
+        judge among them."""
+        if not self.settings.preference_sets:
+            return []
+        judging = (self.reward_model(judge, cell) for judge, cell in product(self.judges.values(), self.cells))
+        policies = (cell for cell in self.cells if cell.stage is not None)
+        return [*dict.fromkeys((*policies, *self.reward_models, *filter(None, judging)))]
+
     # ---- sweeps ---------------------------------------------------------------------------------------------
 
     def swept(self, cell: Cell) -> Cell | None:
@@ -169,6 +179,7 @@ class Study:
         ]
         local = [name for name, task in asked.items() if task.local is not None and task.split == split]
         tasks = [f"tasks.{name}" for name in local if own]
+        tasks += [f"grids.{self.grid}.preference_sets"] * (split == "test" and dataset in self.settings.preference_sets)
         stages = {cell.stage: self.stage(cell) for cell in self.trained if cell.dataset == dataset}
         deciding = [
             f"stages.{name}.{setting}"
