@@ -44,6 +44,7 @@ VERBS = {
     "join": "halos.online.join:join",
     "judge": "halos.evaluate.judging.judge:judge",
     "divergence": "halos.evaluate.divergence.compute:divergence",
+    "rewards": "halos.evaluate.rewards.compute:rewards",
     "decide": "halos.evaluate.judging.decide:decide",
     "task": "halos.evaluate.tasks.task:evaluate",
     "answer": "halos.answer.run:answer",

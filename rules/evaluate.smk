@@ -15,6 +15,7 @@ Output:  results/judging/{batch}/judgements          a file of each, or the reas
          results/runs/{...}/judged/{judge}.json
          results/runs/{...}/judged/{judge}/against/{opponent}.json    where a judge is asked about two methods
          results/runs/{...}/divergence/{prompts}/{number}.json   for grids with `divergence:`
+         results/runs/{...}/rewards/{other}.json    for grids with `preference_sets:`, of the dataset {other}
          results/runs/{...}/tasks/{task}.json
 """
 
@@ -98,6 +99,49 @@ rule divergence:
             --prompts {wildcards.number} \
             --tokens-per-microbatch {resources.tokens} \
             --vocabulary {input.vocabulary:q}
+        """
+
+
+rule rewards:
+    """A cell's rewards of a preference set: the scores of a reward model, or a policy's log-ratios to its reference."""
+    input:
+        choices=inputs.choices,
+        config="<run>/config.yaml",
+        model=inputs.model,
+        manifest=inputs.manifest,
+        reference=inputs.compared_reference,
+        vocabulary=inputs.compared_vocabulary,
+        feedback="results/data/{other}/test.parquet",
+    output:
+        "<run>/rewards/{other}.json",
+    log:
+        "<logs>/rewards/{dataset}/{model}/{method}/{run}/{other}.log",
+    benchmark:
+        "<runtime>/rewards/{dataset}/{model}/{method}/{run}/{other}.tsv"
+    wildcard_constraints:
+        run=patterns.seed,
+    conda:
+        "../envs/train.yaml"
+    threads: resources.cpus
+    resources:
+        gres=resources.single_gres,
+        gpus=resources.single_gpus,
+        cpus_per_task=resources.cpus,
+        mem_mb=resources.mem_mb,
+        runtime=resources.runtime,
+        tokens=resources.tokens,
+    shell:
+        r"""
+        exec &>{log:q}
+        python -m halos.distributed.launch --one-process --gpus {resources.gpus} rewards \
+            --config {input.config:q} \
+            --model {input.model:q} \
+            --manifest {input.manifest:q} \
+            --reference {input.reference:q} \
+            --vocabulary {input.vocabulary:q} \
+            --feedback {input.feedback:q} \
+            --output {output:q} \
+            --tokens-per-microbatch {resources.tokens}
         """
 
 

@@ -2,7 +2,8 @@
 
 Input:   the reports and stores of datasets
          results/grids/{grid}/config.yaml; every cell's samples, judgements, task results, training log
-         and manifest, and in grids with `divergence:` its log-probabilities of its samples
+         and manifest, and in grids with `divergence:` its log-probabilities of its samples; with
+         `preference_sets:` its rewards of these
 Output:  results/reports/{dataset}/{model}/   report (JSON), rows, lengths (SVG, PNG, CSV), examples (HTML)
          results/tables/{grid}/     the tables of the subjects that the grid has (CSV; most as Markdown and LaTeX, too)
          results/figures/{grid}/    the figures of the subjects that the grid has (SVG, PNG, and the data drawn as CSV)
@@ -25,6 +26,7 @@ rule make_tables:
         targets.asked,
         targets.sampled,
         targets.diverged,
+        targets.rewarded,
         config="results/grids/{grid}/config.yaml",
     output:
         *[
@@ -66,6 +68,7 @@ rule draw_figures:
         targets.chosen,
         targets.asked,
         targets.diverged,
+        targets.rewarded,
         config="results/grids/{grid}/config.yaml",
     output:
         *[

@@ -91,7 +91,7 @@ class Feedback:
     Attributes:
         prompt: turns, oldest first; the last is the user's, or what a tool returned.
         responses: the responses' texts; labels below refer to them by index.
-        source: the name of the source it came from.
+        source: the name of the source it came from, or of its category there, where the source has a column of that.
         scores: one number for each response (higher is better), or empty.
         pairs: (winner, loser) indices into `responses`.
         desirable: one label for each response, None where it has none, or empty.

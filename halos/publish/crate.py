@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 WORKFLOW = ("Snakefile", "rules/**/*", "config.yaml", "envs/*.yaml", "profiles/**/*.yaml", "requirements.lock",
             "LICENSE", "CITATION.cff")  # fmt: skip
 OF_RUN = ("config.yaml", "manifest.json", "train.jsonl", "samples/*.jsonl", "judged/*.json",
-          "judged/*/against/*.json", "tasks/*.json", "divergence/*/*.json", "model/README.md")  # fmt: skip
+          "judged/*/against/*.json", "tasks/*.json", "divergence/*/*.json", "rewards/*.json",
+          "model/README.md")  # fmt: skip
 FORMATS = {".json": "application/json", ".jsonl": "application/jsonl", ".md": "text/markdown", ".csv": "text/csv",
            ".svg": "image/svg+xml", ".png": "image/png", ".tex": "application/x-tex", ".yaml": "application/yaml",
            ".html": "text/html", ".pdf": "application/pdf"}  # fmt: skip

@@ -19,9 +19,11 @@ from halos.errors import HalosError
 from halos.evaluate.divergence.divergence import Divergence
 from halos.evaluate.judging.judgement import ROUNDING, Annotation, Judgement, Ties
 from halos.evaluate.judging.settings import JudgeSlice
+from halos.evaluate.rewards.rewards import Rewards
 from halos.evaluate.tasks.result import TaskResult
 from halos.manifest import Manifest
 from halos.models.settings import ModelSlice
+from halos.registry import LOSSES
 from halos.report.lazy import pd
 from halos.report.statistics import Array
 from halos.sample.samples import Sample, read_samples
@@ -64,6 +66,7 @@ class Results:
         self.reward_models, self.seeds = list(grid.reward_models), list(grid.seeds)
         self.judges, self.tasks, self._prompts = list(grid.judges), list(grid.tasks), list(grid.prompts)
         self.published, self.refusals, self.divergence_prompts = grid.published, grid.refusals, grid.divergence
+        self.preference_sets = grid.preference_sets
         self.overlaps, self.sweeps, self._counterparts = grid.overlaps, grid.sweeps, grid.counterparts
         self.courses, self.course_judges = grid.courses, list(grid.snapshots)
         self.pairs, self._compared = grid.pairs, grid.compared
@@ -207,6 +210,41 @@ class Results:
         for response in Divergence.read(self.paths.run(cell).divergence(prompts, self.divergence_prompts)).responses:
             ratios[response.prompt_id].append(response.policy - response.reference)
         return {prompt: float(np.mean(values)) for prompt, values in ratios.items()}
+
+    # ---- rewards of preference sets ------------------------------------------------------------------------
+
+    @cached_property
+    def rewarded(self) -> dict[tuple[str, str, str], list[Cell]]:
+        """What is compared on the grid's preference sets: (dataset, model, method) -> its cells. These are trained
+        policies, the grid's reward models, and those that its judges score by, the method of which is `base` where they
+        are entries of `models:`."""
+        if not self.preference_sets:
+            return {}
+        policies = [cell for cell in self.trained if cell.method in self.methods]
+        found = dict.fromkeys((*policies, *(cell for cell in self.trained if cell.method in self.reward_models)))
+        for judge, cell in product(self.judge_settings.values(), self.cells):
+            if judge.named is not None:
+                is_model = self.paths.model(judge.named).config.is_file()
+                other = (judge.named, BASE, 0) if is_model else (cell.model, judge.named, judge.seed)
+                found.setdefault(Cell(cell.dataset, *other))
+        by_ids: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell in found:
+            by_ids.setdefault((cell.dataset, cell.model, cell.method), []).append(cell)
+        return by_ids
+
+    def rewards(self, cell: Cell, dataset: str) -> Rewards:
+        """The rewards that a cell's model gives to the responses of a preference set."""
+        return Rewards.read(self.paths.run(cell).rewards(dataset))
+
+    def beta(self, cell: Cell) -> float:
+        """The beta of a policy's loss, by which the log-ratio to its reference is its implicit reward; NaN where the
+        loss has none, or no reference."""
+        stage = self.settings(cell)
+        loss = leading_loss(stage["loss"]) if stage else BASE
+        if loss not in LOSSES or not LOSSES[loss].needs_reference:
+            return np.nan
+        parts = {} if isinstance(stage["loss"], str) else stage["loss"]
+        return float((parts.get(loss) or stage).get("beta", np.nan))
 
     # ---- judgements ----------------------------------------------------------------------------------------
 

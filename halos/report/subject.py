@@ -24,8 +24,10 @@ class Outline:
     Attributes:
         models, tasks, reward_models: ids.
         judges: settings of the judges.
+        samples: responses to each prompt of the judges' prompt sets, by their ids.
         stages: settings of the last stage of each trained method, for each model.
         divergence: prompts of each prompt set on whose responses KL divergences are estimated.
+        preference_sets: ids of the datasets on whose pairs rewards are compared.
         published: name of the published results to compare with, if any.
         sweeps: (dataset, model, method) of each choice between trials.
         courses: (dataset, model, method, number of snapshots) of the methods whose snapshots are judged.
@@ -36,8 +38,10 @@ class Outline:
     tasks: tuple[str, ...]
     reward_models: tuple[str, ...]
     judges: tuple[Judge, ...]
+    samples: Mapping[str, int]
     stages: tuple[Stage, ...]
     divergence: int
+    preference_sets: tuple[str, ...]
     published: str | None
     sweeps: tuple[tuple[str, str, str], ...]
     courses: tuple[tuple[str, str, str, int], ...]
@@ -53,13 +57,16 @@ class Outline:
         """The outline of the grid that a catalogue makes."""
         grid = config.grids[config.grid]
         trained = [method for method in grid.methods if method != BASE]
+        judges = [config.judges[name] for name in grid.judges]
         return cls(
             grid.models,
             grid.tasks,
             grid.reward_models,
-            tuple(config.judges[name] for name in grid.judges),
+            tuple(judges),
+            {judge.prompts: config.prompts[judge.prompts].samples for judge in judges},
             tuple(config.stage(method.rsplit("-", 1)[-1], model) for method, model in product(trained, grid.models)),
             grid.divergence,
+            grid.preference_sets,
             grid.published,
             tuple(config.sweeps(config.grid)),
             tuple(config.courses(config.grid)),

@@ -155,6 +155,8 @@ class Config(BaseModel):
             for kind in ("datasets", "models", "prompts", "judges", "tasks"):
                 for entry in getattr(grid, kind):
                     self._refer(f"grids.{name}.{kind}", entry, kind)
+            for entry in grid.preference_sets:
+                self._refer(f"grids.{name}.preference_sets", entry, "datasets")
             for entry in grid.snapshots:
                 self._check_judge_apart(f"grids.{name}.snapshots", entry)
                 if not self.courses(name):
@@ -189,10 +191,12 @@ class Config(BaseModel):
         return self
 
     def prompt_data(self, grid: str) -> list[tuple[str, str]]:
-        """(dataset, split) of each prompt set of a grid that names a dataset, other than that of the cells."""
+        """(dataset, split) of each prompt set of a grid that names a dataset, other than that of the cells, and of each
+        preference set."""
         entry = self.grids[grid]
         names = {*entry.prompts, *(self.judges[judge].prompts for judge in entry.judges)}
-        return sorted({(p.dataset, p.split) for p in map(self.prompts.__getitem__, names) if p.dataset is not None})
+        named = {(p.dataset, p.split) for p in map(self.prompts.__getitem__, names) if p.dataset is not None}
+        return sorted(named | {(dataset, "test") for dataset in entry.preference_sets})
 
     def sweeps(self, grid: str) -> list[tuple[str, str, str]]:
         """(dataset, model, method) of each choice between trials that a grid's methods are made by, in their order."""

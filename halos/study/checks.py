@@ -27,7 +27,8 @@ def check_files(study: Study) -> None:
     Raises:
         HalosError: naming the file and the entry that wants it.
     """
-    for name in dict.fromkeys((*study.settings.datasets, *(cell.dataset for cell in study.answering))):
+    named = (*study.settings.datasets, *(cell.dataset for cell in study.answering), *study.settings.preference_sets)
+    for name in dict.fromkeys(named):
         for source in study.config.datasets[name].all_sources:
             for file in source.files:
                 if _missing(file):
@@ -113,6 +114,7 @@ def check_splits(study: Study) -> None:
             )
     read = {prompts.dataset for prompts in study.prompts.values() if prompts.dataset}
     read |= {dataset for dataset, _, _ in study.sampled_prompts}
+    read.update(study.settings.preference_sets)
     for name in [*study.settings.datasets, *sorted(read)]:
         for split in ("validation", "test"):
             if not study.config.datasets[name].may_have(split) and (wanted_by := study.readers(name, split)):

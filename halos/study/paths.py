@@ -204,6 +204,10 @@ class RunPaths(Folder):
         """The log-probabilities of its samples for a number of prompts, under it and under its reference."""
         return self.folder / "divergence" / prompts / f"{number}.json"
 
+    def rewards(self, dataset: str) -> Path:
+        """What its model thinks of the responses of a preference set."""
+        return self.folder / "rewards" / f"{dataset}.json"
+
     def batch(self, key: str) -> BatchPaths:
         return BatchPaths(self.folder / "answering" / key)
 

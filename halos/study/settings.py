@@ -63,6 +63,12 @@ class Grid(Strict):
         description="prompts of each prompt set, chosen by a hash, on whose responses the KL divergence of each policy "
         "from its reference is estimated: 64 is plenty; 0 for none",
     )
+    preference_sets: tuple[str, ...] = Field(
+        (),
+        exclude_if=lambda value: not value,
+        description="ids of datasets on whose test pairs the grid's reward models, those of its judges among them, and "
+        "the implicit rewards of its trained policies are compared",
+    )
     label: Label = Field(None, description="name in tables and figures")
 
     @model_validator(mode="after")

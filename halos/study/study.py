@@ -107,6 +107,16 @@ class Study:
             for split, name in sampling.prompts
         ]
 
+    @cached_property
+    def rewarded(self) -> list[Cell]:
+        """The cells that are compared on the grid's preference sets: trained policies, and reward models, those that
+        judge among them."""
+        if not self.settings.preference_sets:
+            return []
+        judging = (self.reward_model(judge, cell) for judge, cell in product(self.judges.values(), self.cells))
+        policies = (cell for cell in self.cells if cell.stage is not None)
+        return [*dict.fromkeys((*policies, *self.reward_models, *filter(None, judging)))]
+
     # ---- sweeps ---------------------------------------------------------------------------------------------
 
     def swept(self, cell: Cell) -> Cell | None:
@@ -197,6 +207,7 @@ class Study:
         prompts += [f"prompts.{name}" for *of, name in self.sampled_prompts if of == [dataset, split]]
         local = [name for name, task in asked.items() if task.local is not None and task.split == split]
         tasks = [f"tasks.{name}" for name in local if own]
+        tasks += [f"grids.{self.grid}.preference_sets"] * (split == "test" and dataset in self.settings.preference_sets)
         stages = {cell.stage: self.stage(cell) for cell in self.trained if cell.dataset == dataset}
         deciding = [
             f"stages.{name}.{setting}"

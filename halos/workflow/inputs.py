@@ -236,6 +236,18 @@ class Inputs:
         cell = cell_of(wildcards)
         return [] if self.study.reference(cell).model == cell.model else [self.paths.model(cell.model).model]
 
+    def compared_reference(self, wildcards: Any) -> list[Path]:
+        """The reference of a policy, its model and manifest; none of a reward model."""
+        cell = cell_of(wildcards)
+        if cell.stage is None or self.study.stage(cell).make_loss().head == "score":
+            return []
+        reference = self._reference(wildcards)
+        return [reference.model, reference.manifest]
+
+    def compared_vocabulary(self, wildcards: Any) -> list[Path]:
+        """As `vocabulary`; none for a reward model."""
+        return self.vocabulary(wildcards) if self.compared_reference(wildcards) else []
+
     def round_reference(self, wildcards: Any) -> list[Path]:
         """The parts of its reference's log-probabilities, on the round's own store, that a round's loss reads."""
         parts = self.study.reference_parts(cell_of(wildcards))

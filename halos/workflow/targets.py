@@ -61,6 +61,11 @@ class Targets:
             self.paths.run(cell).divergence(prompts, number) for cell, prompts in product(trained, self.study.prompts)
         ]
 
+    def rewarded(self, *_: Any) -> list[Path]:
+        """The rewards that policies and reward models give to preference sets, if the grid names some."""
+        pairs = product(self.study.rewarded, self.study.settings.preference_sets)
+        return [self.paths.run(cell).rewards(dataset) for cell, dataset in pairs]
+
     def benchmarked(self, *_: Any) -> list[Path]:
         return [self.paths.run(cell).task(task) for cell, task in product(self.study.cells, self.study.tasks)]
 

@@ -43,6 +43,7 @@ class Own:
         layout: how a row is read.
         invalid: whether a row that cannot be used is an error, or is dropped and counted.
         group: the column whose value decides the split; None for the conversation's first turn.
+        category: the column whose value is the record's `source`; None to leave that as it is.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Own:
     layout: Layout
     invalid: OnInvalid
     group: str | None
+    category: str | None = None
 
     def records(self, split: str, limit: int | None, origin: dict[str, str] | None = None) -> Records:
         """The records of a split and a Drop for each row that is left out; all files are checked before.
@@ -72,22 +74,13 @@ class Own:
         for number, content in read_rows(file, chunk=CHUNK):
             try:
                 parsed = self.layout.parse(content)
-                if self.group is not None and self._group(content, self.group) is None:
-                    raise Invalid(f"no value of the group {self.group}", f"no field {self.group!r}, which is its group")
+                for what, column in (("group", self.group), ("category", self.category)):
+                    if column is not None and _value(content, column) is None:
+                        raise Invalid(f"no value of the {what} {column}", f"no field {column!r}, which is its {what}")
             except Invalid as error:
                 yield number, content, error
             else:
                 yield number, content, parsed
-
-    def _group(self, content: dict[str, Any], column: str) -> str | None:
-        """The group of a row; None where it has none. An id is the same as a number and as a text."""
-        value = content.get(column)
-        if value is None or value != value:  # NaN, as pandas writes a missing number
-            return None
-        if isinstance(value, float) and value.is_integer():  # as pandas holds ids of which some are missing
-            value = int(value)
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        return text.strip().encode(errors="backslashreplace").decode() or None
 
     def _check(self) -> frozenset[str]:
         """Read every row once.
@@ -99,7 +92,7 @@ class Own:
             HalosError: a row cannot be used, where that is an error, or a column that was named is in no row.
         """
         stats = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in self.files]
-        key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group])
+        key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group, self.category])
         if key in _sound:
             return _sound[key]
         refusals, marks = [], set()
@@ -151,13 +144,14 @@ class Own:
                 if isinstance(parsed, Invalid):
                     yield Drop(parsed.reason)
                     continue
-                for name in sorted(parsed.unread):
+                for name in sorted(parsed.unread - {self.category}):
                     unread[_countable(name, unread)] += 1
                 for record in parsed.records:
                     if isinstance(record, Feedback):
                         assert parsed.row is not None
-                        group = None if self.group is None else self._group(content, self.group)
-                        yield parsed.row, replace(record, group=group)
+                        group = None if self.group is None else _value(content, self.group)
+                        category = None if self.category is None else _value(content, self.category)
+                        yield parsed.row, replace(record, group=group, source=category or record.source)
                     else:
                         yield record
 
@@ -166,9 +160,20 @@ class Own:
         if isinstance(parsed, Invalid):
             return digest(content)
         if self.group is not None:
-            return split_key([], self._group(content, self.group))
+            return split_key([], _value(content, self.group))
         prompts = [record.prompt for record in parsed.records if isinstance(record, Feedback)]
         return split_key(prompts[-1]) if prompts else digest(content)
+
+
+def _value(content: dict[str, Any], column: str) -> str | None:
+    """The value of a row's column as a text; None where it has none. An id is the same as a number and as a text."""
+    value = content.get(column)
+    if value is None or value != value:  # NaN, as pandas writes a missing number
+        return None
+    if isinstance(value, float) and value.is_integer():  # as pandas holds ids of which some are missing
+        value = int(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text.strip().encode(errors="backslashreplace").decode() or None
 
 
 def _mark(content: Any) -> str | None:
@@ -199,15 +204,16 @@ def _joined(rows: Iterable[ParsedRow | Drop]) -> Iterator[Feedback | Drop]:
 
 
 def _belong_together(previous: ParsedRow, following: ParsedRow) -> bool:
-    """Whether two neighboring rows go into one record: of one shape, prompt, tokenizer and group, and both or neither
-    with scores."""
+    """Whether two neighboring rows go into one record: of one shape, prompt, tokenizer, group and category, and both or
+    neither with scores."""
     (row, record), (next_row, next_record) = previous, following
     alike = type(row) is type(next_row) and bool(record.scores) == bool(next_record.scores)
-    same = (record.prompt, record.tools, record.template, record.group) == (
+    same = (record.prompt, record.tools, record.template, record.group, record.source) == (
         next_record.prompt,
         next_record.tools,
         next_record.template,
         next_record.group,
+        next_record.source,
     )
     return row.joins and alike and same
 

@@ -106,6 +106,8 @@ class Layout:
         shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
         if isinstance(shape, Drop):
             return Parsed(None, [shape])
+        if shape is S.Preference and all(map(_is_texts, (given["chosen"], given["rejected"]))):
+            shape = S.Preferences
         parsed = self._read(shape, given)
         if isinstance(parsed.row, S.Preference) and not parsed.row.has_prompt:
             _check_no_prompt(fields)
@@ -152,6 +154,10 @@ def _in_columns(content: dict[str, Any]) -> bool:
     """Whether it is all of a table, as pandas writes one unless it is told to write rows."""
     by_index = bool(content) and all(isinstance(value, dict) and "0" in value for value in content.values())
     return by_index or content.keys() in ({"columns", "index", "data"}, {"columns", "data"}, {"schema", "data"})
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
 def _is_zero(weight: Any) -> bool:

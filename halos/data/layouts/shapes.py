@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
@@ -238,6 +239,24 @@ class Preference(Row):
         if self.messages and prompt is not self.messages and not same(single([], self.messages), pair_of[0]):
             raise Invalid("messages and chosen are different conversations")
         return pair(*pair_of, self.margin)
+
+
+class Preferences(Row):
+    """Several chosen and several rejected responses to a prompt, as RewardBench 2 has them: each of the chosen is
+    preferred to each of the rejected."""
+
+    turns = {"prompt": "user"}
+
+    prompt: Turns = Field(min_length=1)
+    chosen: list[str] = Field(min_length=1)
+    rejected: list[str] = Field(min_length=1)
+
+    def record(self) -> Feedback:
+        if not set(self.chosen).isdisjoint(self.rejected):
+            raise Invalid("a response is both chosen and rejected")
+        chosen, responses = len(self.chosen), [*self.chosen, *self.rejected]
+        pairs = list(product(range(chosen), range(chosen, len(responses))))
+        return Feedback(self.prompt, responses, "local", pairs=pairs, target=0)
 
 
 class PromptCompletion(Row):

@@ -36,6 +36,7 @@ def hub(
     invalid: OnInvalid = "refuse",
     every_turn: bool = False,
     group: str | None = None,
+    category: str | None = None,
 ) -> Records:
     """A dataset of the hub whose files are in one of the layouts of docs/data.md. No code of the dataset is run.
 
@@ -69,7 +70,9 @@ def hub(
         check_fraction("hub", test_fraction)
         commit, files = _files(dataset, split, subset)
         fraction = test_fraction
-    return Own("hub", files, fraction, layout, invalid, group).records(part, limit, {"hub": path, "commit": commit})
+    return Own("hub", files, fraction, layout, invalid, group, category).records(
+        part, limit, {"hub": path, "commit": commit}
+    )
 
 
 hub.path_is_hub_name = True  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ def local(
     invalid: OnInvalid = "refuse",
     every_turn: bool = False,
     group: str | None = None,
+    category: str | None = None,
 ) -> Records:
     """Feedback of your own, in the files and layouts of docs/data.md. Each row tells its shape by its fields:
 
@@ -51,6 +52,8 @@ def local(
         invalid: `refuse` files with a row that cannot be used, or `drop` such rows, counted by reason.
         every_turn: a record for every assistant turn of `messages`, with what precedes it as the prompt.
         group: the column that decides the split, so that rows of one group stay together.
+        category: the column of what a row is about, which the record has as its `source`: results on preference sets
+            are tabulated by it. Neighboring rows are joined within one category alone.
 
     Raises:
         HalosError: a file is missing, has rows of no known shape or that do not make a sound record, or an option is
@@ -60,7 +63,7 @@ def local(
     files = locate("local", path, split, test_fraction)
     layout = Layout(columns or {}, roles or {}, every_turn)
     fraction = None if isinstance(path, dict) else test_fraction
-    return Own("local", files, fraction, layout, invalid, group).records(split, limit)
+    return Own("local", files, fraction, layout, invalid, group, category).records(split, limit)
 
 
 local.splits = SPLITS  # type: ignore[attr-defined]
