@@ -133,10 +133,7 @@ def _run(config: Config, *ids: str) -> Content:
         stage = stage.trial(chosen(cell, stage))
     if cell.snapshot:
         if cell.snapshot >= snapshots:
-            number = snapshots if snapshots > 1 else "no"
-            raise HalosError(
-                f"{folder}: a run of the stage {cell.stage} has {number} snapshots, the last its own model"
-            )
+            raise HalosError(f"{folder}: runs of the stage {cell.stage} have no such snapshot; see its `snapshots:`")
         stage = stage.model_copy(update={"stop_after": cell.snapshot / snapshots})
     rounds = stage.online.rounds if stage.online else 0
     if cell.round > rounds:

@@ -115,7 +115,7 @@ def test_the_snapshots_of_a_chosen_cell_have_the_chosen_settings(
     )
     folder = "runs/d/m/dpo/seed1/snapshot3"
     if checkpoint == "best":
-        with pytest.raises(HalosError, match="has no snapshots"):
+        with pytest.raises(HalosError, match="have no such snapshot"):
             config_slice(config, folder)
         return
     content = config_slice(config, folder)
