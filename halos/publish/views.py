@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, pvariance
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from halos.data.feedback import Feedback, Turn, records_of
 from halos.errors import HalosError
@@ -21,6 +22,7 @@ from halos.report.results import Results
 from halos.seeds import derive
 from halos.study.cells import Cell
 from halos.study.study import baseline_of
+from halos.train.log import Preview
 
 TOP = 12
 """Prompts in a list of the most disputed, or of the most improved."""
@@ -210,10 +212,8 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def turns_of(prompt: str | list[Turn]) -> list[tuple[str, str]]:
+def turns_of(prompt: list[Turn]) -> list[tuple[str, str]]:
     """(role, text) of each turn; fields of a turn besides its text, such as calls of tools, are added as JSON."""
-    if isinstance(prompt, str):
-        return [("user", prompt)]
     shown = []
     for turn in prompt:
         more = {name: value for name, value in turn.items() if name not in ("role", "content")}
@@ -233,13 +233,13 @@ def _previews(grid: Results, cells: list[Cell]) -> list[Prompt]:
         if cell.stage is None or not path.is_file():
             continue
         try:
-            lines = [json.loads(line) for line in path.open(encoding="utf-8") if line.strip()]
-            for line in lines:
-                prompt = Prompt(line["prompt_id"], turns_of(line["prompt"]), [], [])
-                response = Response(cell.method, cell.seed, 0, line["response"], step=int(line["step"]))
-                prompts.setdefault(prompt.id, prompt).responses.append(response)
-        except (ValueError, TypeError, KeyError):
+            lines = [Preview.model_validate_json(line) for line in path.read_bytes().split(b"\n") if line]
+        except ValidationError:
             raise HalosError(f"{path} holds a line that is no preview; delete the file") from None
+        for line in lines:
+            prompt = Prompt(str(line.prompt_row), [("user", line.prompt)], [], [])
+            response = Response(cell.method, cell.seed, 0, line.response, tokens=line.tokens, step=line.step)
+            prompts.setdefault(prompt.id, prompt).responses.append(response)
     return list(prompts.values())
 
 

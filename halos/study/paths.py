@@ -10,7 +10,7 @@ from pathlib import Path
 
 from halos.hub import FETCHED
 from halos.study.cells import RESULTS, Cell
-from halos.train.log import TRAINING
+from halos.train.log import PREVIEWS, TRAINING
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class RunPaths(Folder):
     @property
     def previews(self) -> Path:
         """Responses that were sampled during training, if any were."""
-        return self.folder / "previews.jsonl"
+        return self.folder / PREVIEWS
 
     @property
     def fresh(self) -> FreshPaths:

@@ -128,12 +128,13 @@ def _run(config: Config, *ids: str) -> Content:
     for name in cell.method.partition(TRIAL)[0].split("-"):
         entry(config, "stages", name)
     stage = config.stage(cell.stage, cell.model, cell.trial)
+    snapshots = stage.followed
     if stage.is_chosen and not fresh:  # which the settings that are chosen do not change
         stage = stage.trial(chosen(cell, stage))
     if cell.snapshot:
-        if cell.snapshot >= (stage.snapshots or 0):
-            raise HalosError(f"{folder}: the stage {cell.stage} has {stage.snapshots or 'no'} snapshots")
-        stage = stage.model_copy(update={"stop_after": cell.snapshot / (stage.snapshots or 1)})
+        if cell.snapshot >= snapshots:
+            raise HalosError(f"{folder}: runs of the stage {cell.stage} have no such snapshot; see its `snapshots:`")
+        stage = stage.model_copy(update={"stop_after": cell.snapshot / snapshots})
     rounds = stage.online.rounds if stage.online else 0
     if cell.round > rounds:
         raise HalosError(f"{folder}: the stage {cell.stage} has {rounds or 'no'} rounds; see its `online:`")

@@ -9,7 +9,7 @@ from pathlib import Path
 from halos.files import link, link_folder, whole
 from halos.manifest import VALUE_HEAD, Manifest
 from halos.train.inputs import Inputs
-from halos.train.previews import PREVIEWS
+from halos.train.log import PREVIEWS
 
 
 def is_same(run: Path, inputs: Inputs) -> bool:

@@ -7,10 +7,13 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from halos.files import JsonFile, write_text, writing
+from halos.files import JsonFile, Record, write_text, writing
 
 TRAINING = "training.json"
 """The name of the file that is beside a log that grows."""
+
+PREVIEWS = "previews.jsonl"
+"""The name of the file of previews, beside the log."""
 
 
 class Training(JsonFile):
@@ -34,6 +37,22 @@ class Training(JsonFile):
         training = cls(fingerprint=fingerprint, key=key, steps=steps)
         training.write(path)
         return training
+
+
+class Preview(Record):
+    """A line of previews.jsonl: the greedy response of the policy to a validation prompt, after `step` steps.
+
+    Attributes:
+        prompt_row: the prompt's row in the sequence store.
+        prompt: as the model reads it, with its chat template.
+        tokens: of the response, the one that ends it included.
+    """
+
+    step: int
+    prompt_row: int
+    prompt: str
+    response: str
+    tokens: int
 
 
 class Log:

@@ -16,9 +16,7 @@ from halos.models.generation import read_generation_config
 from halos.pretrained import read_tokenizer
 from halos.tokens.positions import Positions
 from halos.train.batches import Examples
-
-PREVIEWS = "previews.jsonl"
-"""The file's name, beside that of the log."""
+from halos.train.log import Preview
 
 
 class Previews:
@@ -61,7 +59,7 @@ class Previews:
         self.prompts = {int(of_rows[k]): [*examples.store.sequence(rows[k])[0].tolist(), *asked] for k in first}
 
     @torch.no_grad()
-    def sample(self, step: int) -> list[dict[str, Any]]:
+    def sample(self, step: int) -> list[Preview]:
         """A line of the file for each prompt, after `step` steps. The policy is in evaluation mode."""
         limit = Positions.of(self.model.config).limit
         lines = []
@@ -69,10 +67,9 @@ class Previews:
             for row, ids in self.prompts.items():
                 room = self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - len(ids))
                 response = self._answer(ids, room) if room > 0 else []
-                lines.append({
-                    "step": step, "prompt_row": row, "prompt": self.tokenizer.decode(ids),
-                    "response": self.tokenizer.decode(response, skip_special_tokens=True), "tokens": len(response),
-                })  # fmt: skip
+                text = self.tokenizer.decode(response, skip_special_tokens=True)
+                prompt = self.tokenizer.decode(ids)
+                lines.append(Preview(step=step, prompt_row=row, prompt=prompt, response=text, tokens=len(response)))
         return lines
 
     def _answer(self, ids: list[int], room: int) -> list[int]:

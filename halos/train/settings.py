@@ -472,6 +472,8 @@ class Stage(BaseModel):
             raise ValueError("select.checkpoint: best: say between how many, as snapshots: 8")
         if by_checkpoint and "stop_after" in self.sweep:
             raise ValueError("select.checkpoint: best finds stop_after without a trial for each: take it out of sweep")
+        for name in {"stop_after", "early_stopping"} & self.sweep.keys() if self.snapshots is not None else ():
+            raise ValueError(f"sweep.{name}: snapshots are of a whole training: take out one")
         if not self.sweep and by_checkpoint and self.trials is None:
             return self
         if not self.sweep:

@@ -34,11 +34,11 @@ from halos.train.dropout import Dropout
 from halos.train.early import Course
 from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
-from halos.train.log import TRAINING, Log, Training
+from halos.train.log import PREVIEWS, TRAINING, Log, Training
 from halos.train.objective import Objective, live_reference
 from halos.train.optimizer import UNSHARDED, learning_rate, make_optimizer
 from halos.train.policy import Policy
-from halos.train.previews import PREVIEWS, Previews
+from halos.train.previews import Previews
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
 from halos.train.snapshots import kept_snapshot, snapshot_steps, step_at
@@ -351,7 +351,7 @@ class Trainer:
             with self._averaged(step):
                 lines = self.previews.sample(step)
             for line in lines:
-                self.previewed.add(line)
+                self.previewed.add(line.model_dump())
 
     def _follow(self) -> None:
         """See what the evaluations in the log say about the end of the training, in every process."""

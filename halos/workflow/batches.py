@@ -32,11 +32,13 @@ from halos.together import FAILED
 PROMPT_SETS, TASKS = "prompts", "tasks"
 """Kinds of what is answered, as in config.yaml."""
 REPORT = {"judged", "tasks"}
+WHOLE = {"samples", *REPORT}
 PHASES = {
-    "all": {"samples", *REPORT}, "samples": {"samples"}, "judged": {"judged"}, "tasks": {"tasks"}, "tables": REPORT,
-    "figures": REPORT, "reports": REPORT, "cards": REPORT, "crates": {"samples", *REPORT},
+    "all": WHOLE, "samples": {"samples"}, "judged": {"judged"}, "tasks": {"tasks"}, "tables": WHOLE,
+    "figures": {"diverged", *REPORT}, "reports": WHOLE, "responses.html": {"samples", "judged"}, "cards": REPORT,
+    "crates": WHOLE,
 }  # fmt: skip
-"""A target, or a folder of the results tree -> the phases that it is made from."""
+"""A target, the name of its file, or its folder of the results tree -> the phases that it is made from."""
 FILE = re.compile(r"/(samples|judged|tasks)/([^/]+)\.jsonl?")
 PAIR = re.compile(r"/judged/([^/]+)/against/([^/]+)\.json")
 """The end of a file of a run."""
@@ -163,7 +165,8 @@ class Batches:
 
         phases = self._phases
         for cell in self.study.cells:
-            want(cell, PROMPT_SETS, *(self.study.prompts if "samples" in phases else ()))
+            diverged = self.study.settings.divergence and cell.stage and "diverged" in phases
+            want(cell, PROMPT_SETS, *(self.study.prompts if "samples" in phases or diverged else ()))
             want(cell, TASKS, *(self.study.tasks if "tasks" in phases else ()))
         for judged, name in self.judged:
             judge = self.study.config.judges[name]
@@ -207,7 +210,8 @@ class Batches:
 
     @cached_property
     def _phases(self) -> set[str]:
-        return {phase for target in self._targets for phase in PHASES.get(_place(target), ())}
+        phases = (PHASES.get(Path(target).name) or PHASES.get(_place(target), set()) for target in self._targets)
+        return {phase for of_target in phases for phase in of_target}
 
     # ---- what is there --------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halos.train.previews import PREVIEWS
+from halos.train.log import PREVIEWS
 from tests.conftest import World
 from tests.distributed.processes import run_verbs
 from tests.train.runs import assert_equal, log

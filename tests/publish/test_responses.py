@@ -26,6 +26,7 @@ from halos.publish.views import most_disputed
 from halos.report.results import Results
 from halos.sample.samples import Sample, write_samples
 from halos.study.paths import Paths
+from halos.train.log import Preview
 from tests.report import conftest as tree
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,7 @@ def test_the_baseline_may_be_another_cell_or_a_file(tmp_path: Path) -> None:
 def test_responses_sampled_during_training_have_a_view_of_their_own(tmp_path: Path) -> None:
     grid = Grid(tmp_path)
     assert len(grid.make().views) == 1
-    lines = [{"step": step, "prompt_id": "v", "prompt": [{"role": "user", "content": "hi"}], "response": f"at {step}"}
+    lines = [Preview(step=step, prompt_row=7, prompt="<|user|>hi", response=f"at {step}", tokens=3).model_dump()
              for step in (5, 10)]  # fmt: skip
     file = grid.results / "runs/toy/tiny/sft/seed1/previews.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -357,3 +358,16 @@ def test_a_browser_shows_what_a_model_wrote_as_text(tmp_path: Path) -> None:
     assert "<title>A small grid: responses</title>" in document
     assert html.escape("</script><script>document.title", quote=False) in document
     assert "<b>bold" not in document
+
+
+@in_a_browser
+def test_a_browser_shows_previews_and_links_to_them(tmp_path: Path) -> None:
+    """Their ids are rows of the store, one of which may begin like another."""
+    grid = Grid(tmp_path)
+    lines = [Preview(step=5, prompt_row=row, prompt="<|user|>hi", response=f"to {row}", tokens=3) for row in (20, 2)]
+    file = grid.results / "runs/toy/tiny/sft/seed1/previews.jsonl"
+    file.write_text("".join(line.model_dump_json() + "\n" for line in lines))
+    grid.make()
+    for row in (2, 20):
+        [shown] = cards(opened(grid.page, f"#view=toy/tiny/during training&prompt={row}"))
+        assert f"to {row}" in shown

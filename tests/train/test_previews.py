@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from halos.study import catalogue as C
 from halos.tokens.store import Store
-from halos.train.previews import PREVIEWS, unchanged
+from halos.train.log import PREVIEWS
+from halos.train.previews import unchanged
 from halos.train.trainer import Trainer
 from tests.conftest import World
 from tests.train.runs import assert_equal, log, setup

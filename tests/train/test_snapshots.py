@@ -11,8 +11,13 @@ from safetensors.torch import load_file
 from halos.errors import HalosError
 from halos.manifest import Manifest
 from halos.settings import dump, read_slice
+from halos.study.catalogue import Config
+from halos.study.cells import Cell
+from halos.study.choice import Choice, Tried
+from halos.study.paths import Paths
+from halos.study.slices import config_slice
 from halos.train.snapshots import snapshot, snapshot_steps
-from tests.conftest import World
+from tests.conftest import CATALOGUE, World
 from tests.train.runs import assert_equal, log
 from tests.train.test_trials import run
 
@@ -88,3 +93,30 @@ def test_the_snapshots_of_a_diverged_trial_have_its_parents_weights(world: World
     manifest = Manifest.read(diverged / "snapshot2/manifest.json")
     assert manifest.diverged is not None
     assert manifest.weights == Manifest.read(world.base / "manifest.json").weights
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_the_snapshots_of_a_chosen_cell_have_the_chosen_settings(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the choice was between them, its cells take none."""
+    monkeypatch.chdir(tmp_path)
+    select = {"metric": "loss", "checkpoint": checkpoint}
+    dpo = {"loss": "dpo", "snapshots": 4, "sweep": {"lr": [1e-4, 1e-3]}, "select": select}
+    config = Config.model_validate({**CATALOGUE, "stages": {**CATALOGUE["stages"], "dpo": dpo}})
+    stage = config.stage("dpo", "m")
+    name = list(stage.tried)[1]
+    tried = {
+        key: Tried(settings=s, values={1: 0.5}, value=0.5, steps=4, seconds=1) for key, s in stage.candidates.items()
+    }
+    choice = {"dataset": "d", "model": "m", "method": "dpo", "measure": "loss", "unit_interval": False, "lowest": True}
+    Choice(**choice, select=stage.select, n=None, trials=tried, chosen=name).write(
+        Paths().choice(Cell("d", "m", "dpo", 0)).choice
+    )
+    folder = "runs/d/m/dpo/seed1/snapshot3"
+    if checkpoint == "best":
+        with pytest.raises(HalosError, match="have no such snapshot"):
+            config_slice(config, folder)
+        return
+    content = config_slice(config, folder)
+    assert (content["stage"]["lr"], content["stage"]["stop_after"]) == (1e-3, 0.75)

@@ -82,6 +82,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "trials without a sweep": ({"trials": 3}, "without sweep nothing reads trials, select"),
     "two measures": ({"sweep": {"lr": [1]}, "select": {"judge": "j", "metric": "loss"}}, "exactly one of judge, task"),
     "no measure": ({"sweep": {"lr": [1]}, "select": None}, "say what decides between the trials"),
+    "an end before snapshots": ({"sweep": {"stop_after": [0.5]}, "snapshots": 2}, "snapshots are of a whole training"),
     "a goal of a judge": ({"sweep": {"lr": [1]}, "select": {"judge": "j", "goal": "lowest"}}, "`goal` is read with"),
     "a score of a task": ({"sweep": {"lr": [1]}, "select": {"task": "t", "by": "score"}}, "`by` is read with a judge"),
 }  # fmt: skip

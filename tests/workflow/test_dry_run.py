@@ -151,6 +151,30 @@ def test_a_target_is_its_phase_and_what_comes_before_it(small: Project, target: 
     assert found == once | rules
 
 
+@pytest.mark.parametrize(
+    ("target", "prompts", "tasks"),
+    [
+        ("tables", 2, 1),
+        ("figures", 2, 1),
+        ("results/reports/pair/overview.html", 2, 1),
+        ("results/reports/pair/responses.html", 2, 0),
+        ("results/cards/pair/index.md", 1, 1),
+    ],
+)
+def test_a_cell_answers_all_that_a_target_needs_and_no_more_by_one_load(
+    fresh: Project, target: str, prompts: int, tasks: int
+) -> None:
+    """One prompt set is judged; the other is read by tables, pages, and figures of the divergence."""
+    more = {"unjudged": {"limit": 4, "max_new_tokens": 8}}
+    fresh.edit({"grid": "pair", "prompts": {**CATALOGUE["prompts"], **more}, "grids.pair.prompts": ["unjudged"],
+                "grids.pair.divergence": 4, "tasks.t.split": "validation"})  # fmt: skip
+    run = fresh.dry(target)
+    [answer] = [job for job in run.jobs if job.rule == "answer"]
+    assert (run.rules["sample"], run.rules["task"]) == (prompts, tasks)
+    assert "results/data/d/test.parquet" in answer.input
+    assert ("results/data/d/validation.parquet" in answer.input) == bool(tasks)  # of which the task is made
+
+
 def test_one_path_is_one_chain(project: Project) -> None:
     run = project.dry("results/runs/toy/tiny/sft-kto/seed2/judged/toy_verifier.json")
     assert run.names == [
