@@ -13,7 +13,7 @@ from halos.data.rows import Drop, in_split, split_key
 from halos.forward.microbatch import Microbatch
 from halos.forward.own import Forward
 from halos.losses import Batch, Loss, Output, humanline, log_ratio, log_sigmoid, preference
-from halos.report.subject import Outline, Subject
+from halos.report.subject import Outline, Subject, subject
 from halos.views import View, view
 
 PARTS: dict[str, tuple[Any, ...]] = {
@@ -21,7 +21,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "Views": (view, View),
     "Losses": (Loss, Batch, Output, log_ratio, log_sigmoid, preference, humanline),
     "Forward passes": (Forward, Microbatch),
-    "The report": (Subject, Outline),
+    "The report": (Subject, subject, Outline),
 }
 INTRODUCTION = """\
 # For plugins
