@@ -331,3 +331,9 @@ def test_a_closed_pipe_is_no_error(catalogue: Path) -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_help_shows_a_default_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert "(default: config.yaml)" in " ".join(capsys.readouterr().out.split())

@@ -21,7 +21,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
     "Views": (view, View),
     "Losses": (Loss, Batch, Output, log_ratio, log_sigmoid, preference, humanline),
     "Forward passes": (Forward, Microbatch),
-    "The report": (subject, Subject, Outline),
+    "The report": (Subject, subject, Outline),
 }
 INTRODUCTION = """\
 # For plugins
