@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +15,15 @@ from halos.registry import suggest
 from halos.settings import Label, Slice, Strict
 
 PUBLISHED_WINRATES = "_winrates.csv"
-PUBLISHED = sorted(
-    path.name.removesuffix(PUBLISHED_WINRATES)
-    for path in (Path(__file__).parents[1] / "report/published").glob(f"*{PUBLISHED_WINRATES}")
-)
+PUBLISHED_VALUES = "_values.csv"
+PUBLISHED_IN = {
+    kind: sorted(
+        path.name.removesuffix(kind) for path in (Path(__file__).parents[1] / "report/published").glob(f"*{kind}")
+    )
+    for kind in (PUBLISHED_WINRATES, PUBLISHED_VALUES)
+}
+"""Ending of a file -> the published results that have one."""
+PUBLISHED = sorted({*chain(*PUBLISHED_IN.values())})
 """Published results that a grid can be shown beside; halos/report/published says where they are from."""
 
 REFUSALS = (
@@ -52,7 +57,9 @@ class Grid(Strict):
         "last model",
     )
     tasks: tuple[str, ...] = Field((), description="ids of tasks: each is run on every policy")
-    published: str | None = Field(None, description="published results to show beside the grid's own: archangel")
+    published: str | None = Field(
+        None, description="published results to show beside the grid's own: archangel, simpo or zephyr"
+    )
     refusals: str = Field(
         REFUSALS,
         description="regular expression: a response in which it is found counts as a refusal in the table `text`",

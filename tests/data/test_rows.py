@@ -19,6 +19,7 @@ from halos.data.feedback import Feedback
 from halos.data.hub import Hub
 from halos.data.pairs import joined, labelled
 from halos.data.rows import LAYOUT_ROWS, Drop, Records, asked, only, split_key, table
+from halos.data.sources.local import local
 from halos.errors import HalosError
 from tests.data.files import comparisons, dialogue, write_lines
 from tests.data.hub import serve
@@ -193,6 +194,7 @@ CLIENT = """
 import json, sys
 import halos.data.sources
 from halos.registry import SOURCES
+from halos.data.sources.local import local
 from halos.errors import HalosError
 for name, split, options in json.loads(sys.argv[1]):
     try:
@@ -314,3 +316,16 @@ def test_a_test_fraction_of_0_puts_every_row_into_train(tmp_path: Path) -> None:
     path = str(write_lines(tmp_path / "a.jsonl", rows(50)))
     assert len(read(path, "train", 0)) == 50
     assert read(path, "test", 0) == []
+
+
+def test_a_category_is_the_source_of_its_rows_and_is_never_joined_with_another(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "chosen": "yes", "rejected": other, "subset": subset, "id": 7}
+            for other, subset in (("no", "a"), ("never", "a"), ("no", 3.0))]  # fmt: skip
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = local("test", path={"test": str(file)}, category="subset")
+    assert [(record.source, record.pairs) for record in found] == [("a", [(0, 1), (0, 2)]), ("3", [(0, 1)])]
+    assert set(found.unread_fields) == {"id"}
+    file.write_text(json.dumps({**rows[0], "subset": None}) + "\n")
+    with pytest.raises(HalosError, match="no field 'subset', which is its category"):
+        list(local("test", path={"test": str(file)}, category="subset"))

@@ -208,7 +208,7 @@ def test_the_rules_make_what_the_paths_of_the_package_name(small: Project) -> No
     wanted = [
         data.train, data.validation, data.test, data.report, store.store, store.report, store.checked("paired"),
         model.model, model.manifest, run.model, run.manifest, run.log, run.samples("p"), run.judged("j"), run.task("t"),
-        run.divergence("p", 8),
+        run.divergence("p", 8), run.rewards("d"),
         run.reference("responses"), store.scores("m"), paths.tables("both") / "main.md",
         paths.figures("both") / "win_rate.svg",
         paths.description("d", "m") / "report.json", paths.overview("both") / "overview.html", paths.responses("both"),
@@ -225,6 +225,23 @@ def test_a_grid_that_asks_for_it_has_the_divergence_of_each_trained_policy(fresh
     parent = "results/runs/d/m/sft/seed1/model"
     assert {job.name: parent in job.input for job in jobs} == {
         "divergence sft-dpo/seed1 p": True, "divergence sft-kto/seed1 p": True
+    }  # fmt: skip
+
+
+def test_a_grid_with_a_preference_set_has_the_rewards_of_policies_and_reward_models(fresh: Project) -> None:
+    """A policy is read with its reference; a reward model is not, and neither is a judge's."""
+    fresh.edit({
+        "stages.rm": {"loss": "bradley_terry", "lr": 1e-3, "batch_size": 8, "examples": 32},
+        "datasets.pairs": {"sources": [{"name": "toy", "options": {"prompts": 40, "test_prompts": 8}}]},
+        "judges.by_rm": {"kind": "reward_model", "reward_model": "rm", "prompts": "p"},
+        "grids.both": {"datasets": ["d"], "models": ["m"], "methods": ["base", "sft-dpo"], "reward_models": ["sft-rm"],
+                       "judges": ["by_rm"], "preference_sets": ["pairs"]},
+    })  # fmt: skip
+    jobs = [job for job in fresh.dry("all").jobs if job.rule == "rewards"]
+    parent = "results/runs/d/m/sft/seed1/model"
+    assert {(job.name, parent in job.input, "results/data/pairs/test.parquet" in job.input) for job in jobs} == {
+        ("rewards sft-dpo/seed1", True, True), ("rewards sft-rm/seed1", False, True),
+        ("rewards rm/seed1", False, True)
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from halos.report.style import looks, save, styled
 from halos.report.subject import Outline, Subject, subject
 from halos.report.subjects.size import by_size
 from halos.report.words import Page, records, row_names
-from halos.study.settings import PUBLISHED, PUBLISHED_WINRATES
+from halos.study.settings import PUBLISHED_IN, PUBLISHED_WINRATES
 from halos.train.mixing import SFT_WEIGHT
 
 NO_PUBLISHED = "No run of this grid is among the published ones."
@@ -43,12 +43,12 @@ class Published(Subject):
     title = "Published results"
 
     def tabulates(self, grid: Outline | Results) -> bool:
-        return grid.published is not None
+        return grid.published in PUBLISHED_IN[PUBLISHED_WINRATES]
 
     def frame(self, results: Results) -> pd.DataFrame:
         """Win rates beside the published ones of the same model, losses and settings, both with a tie for
         neither, and their difference; ours with its 95 % interval, theirs with the 90 % one that was printed."""
-        if results.published is None:
+        if not self.tabulates(results) or results.published is None:
             return pd.DataFrame(columns=COMPARED)
         runs = load(results.published)
         lines = []
@@ -100,8 +100,8 @@ def load(name: str) -> pd.DataFrame:
     Raises:
         HalosError: nothing is published under this name.
     """
-    if name not in PUBLISHED:
-        raise HalosError(f"there are no published results called {name!r}{suggest(name, PUBLISHED)}")
+    if name not in (known := PUBLISHED_IN[PUBLISHED_WINRATES]):
+        raise HalosError(f"there are no published results called {name!r}{suggest(name, known)}")
     runs = pd.read_csv(FOLDER / f"{name}{PUBLISHED_WINRATES}")
     limits = [proportions.clopper_pearson(w, n, PAPER_LEVEL) for w, n in zip(runs["wins"], runs["n"], strict=True)]
     return runs.assign(

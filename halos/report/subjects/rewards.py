@@ -18,9 +18,18 @@ from halos.report.results import Results
 from halos.report.statistics import Estimate
 from halos.report.style import looks, looks_of
 from halos.report.subject import Outline, Subject, subject
-from halos.report.words import Page, interval_kind, records, row_names, seeds_text
+from halos.report.words import Page, interval_kind, records, row_names
 from halos.study.cells import BASE
 
+ABOUT = (
+    "Test pairs of each preference set. Rewards are a reward model's scores, and a policy's log-ratios to its "
+    "reference times the beta of its loss. Accuracy: share of pairs whose chosen response has the higher reward, a "
+    "tie being half, and each prompt counting once. All right: share of prompts all of whose chosen responses are "
+    "above all rejected ones. Calibration error: mean distance of sigmoid(margin) from the share of pairs that are "
+    "ranked right, where rewards are on the scale of a Bradley-Terry model, and so not of a policy whose loss has "
+    "no beta or no reference. Length: correlation of reward and length in characters, within prompts. Left out: "
+    "records that the model cannot read whole. Brackets: 95 % intervals; of shares "
+)
 OF_ALL = "all"
 """In a `category` column: all categories together."""
 REWARDS = ["preference_set", *ROW, "kind", "beta", "category", "accuracy", "accuracy_low", "accuracy_high", "best",
@@ -80,17 +89,7 @@ class RewardsOfPreferences(Subject):
                 | {"Pairs": number(row["pairs"], 0), "Left out": number(row["left_out"], 0)}
                 for row in records(whole)
             ]
-            caption = (
-                f"Preference set: {results.label('datasets', str(name))}, its test pairs. Rewards are a reward model's "
-                "scores, and a policy's log-ratios to its reference, times the beta of its loss. Accuracy: share of "
-                "pairs whose chosen response has the higher reward, a tie being half, and each prompt counting once. "
-                "All right: share of prompts all of whose chosen responses are above all rejected ones. Calibration "
-                "error: mean distance of sigmoid(margin) from the share of pairs that are ranked right, where rewards "
-                "have the scale of a Bradley-Terry model; – for a policy whose loss has no beta and reference. Length: "
-                "correlation of reward and length in characters, within prompts. Brackets: 95 % intervals, of accuracy "
-                f"{interval_kind(results)[len('95 % interval ') :]}; mean over {seeds_text(results)}. Left out: "
-                "records that the model cannot read whole."
-            )
+            caption = ABOUT + interval_kind(results)[len("95 % interval ") :] + "." if not page else ""
             page.append(Table(caption, lines, title=results.label("datasets", str(name))))
             parts = part[part["category"] != OF_ALL]
             lines = [
