@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from halos.distributed.peaks import GPUS, Device
@@ -70,11 +70,12 @@ class Plan:
     def jobs(self) -> list[Job]:
         """All jobs, the times of trainings corrected by finished cells."""
         trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
-        samplings = [self.sampling(c, prompts) for prompts in self.study.prompts.values() for c in self.study.cells]
-        for trial in chain(*map(self.study.candidates, self.study.sweeps)):
-            judge = self.study.decided_by(trial).judge
-            if judge is not None:
-                samplings.append(self.sampling(trial, self.config.prompts[self.config.judges[judge].prompts]))
+        sampled = [(cell, name) for name in self.study.prompts for cell in self.study.cells]
+        judged = [(trial, self.study.decided_by(trial).judge)
+                  for trial in chain(*map(self.study.candidates, self.study.sweeps))]  # fmt: skip
+        judged += product(self.study.watched, self.study.settings.snapshots)
+        sampled += [(cell, self.config.judges[judge].prompts) for cell, judge in judged if judge is not None]
+        samplings = [self.sampling(cell, self.config.prompts[name]) for cell, name in dict.fromkeys(sampled)]
         return [*trainings, *self._references(), *samplings]
 
     def trainings(self) -> list[Job]:
