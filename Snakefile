@@ -70,13 +70,14 @@ wildcard_constraints:
 # This runs in the first process alone, before anything is submitted, and never in a dry run.
 onstart:
     try:
-        if {"ask", "ask_pair", "label", "label_round"} & {
-            job.rule.name for job in workflow.dag.needrun_jobs()
-        }:
+        needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+        if {"ask", "ask_pair", "label", "label_round"} & needed:
             check_keys(study)
         check_classifiers(study)
         # with conda, jobs have another environment than this one
-        if not workflow.deployment_settings.deployment_method:
+        if {"train_cell", "train_round"} & needed and (
+            not workflow.deployment_settings.deployment_method
+        ):
             check_trackers(study.config.trackers)
         if workflow.executor_plugin.name == "local":
             for line in share(workflow, resources):

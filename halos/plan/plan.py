@@ -71,13 +71,13 @@ class Plan:
     def jobs(self) -> list[Job]:
         """All jobs, the times of trainings corrected by finished cells."""
         trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
-        samplings = [self.sampling(c, prompts) for prompts in self.study.prompts.values() for c in self.study.cells]
-        for sampled in self.study.sampled:
-            samplings += [self.sampling(sampled.cell, self.config.prompts[name]) for _, name in sampled.prompts]
-        for trial in chain(*map(self.study.candidates, self.study.sweeps)):
-            judge = self.study.decided_by(trial).judge
-            if judge is not None:
-                samplings.append(self.sampling(trial, self.config.prompts[self.config.judges[judge].prompts]))
+        sampled = [(cell, name) for name in self.study.prompts for cell in self.study.cells]
+        sampled += [(of.cell, name) for of in self.study.sampled for _, name in of.prompts]
+        judged = [(trial, self.study.decided_by(trial).judge)
+                  for trial in chain(*map(self.study.candidates, self.study.sweeps))]  # fmt: skip
+        judged += product(self.study.watched, self.study.settings.snapshots)
+        sampled += [(cell, self.config.judges[judge].prompts) for cell, judge in judged if judge is not None]
+        samplings = [self.sampling(cell, self.config.prompts[name]) for cell, name in dict.fromkeys(sampled)]
         return [*trainings, *self._references(), *samplings]
 
     def trainings(self) -> list[Job]:

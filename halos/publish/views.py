@@ -18,6 +18,7 @@ from halos.errors import HalosError
 from halos.evaluate.judging.baseline import open_baseline
 from halos.evaluate.judging.judgement import Annotation
 from halos.evaluate.judging.settings import FromFile
+from halos.files import hash_content
 from halos.report.results import Results
 from halos.seeds import derive
 from halos.study.cells import Cell
@@ -222,25 +223,31 @@ def turns_of(prompt: list[Turn]) -> list[tuple[str, str]]:
 
 
 def _previews(grid: Results, cells: list[Cell]) -> list[Prompt]:
-    """The prompts whose responses were sampled during training, with those responses, step by step.
+    """The prompts whose responses were sampled during training, with those responses, step by step; of an online stage
+    those of all rounds, whose steps are counted on.
 
     Raises:
         HalosError: a line is no preview.
     """
     prompts: dict[str, Prompt] = {}
     for cell in cells:
-        path = grid.paths.run(cell).previews
-        if cell.stage is None or not path.is_file():
-            continue
-        try:
-            lines = [Preview.model_validate_json(line) for line in path.read_bytes().split(b"\n") if line]
-        except ValidationError:
-            raise HalosError(f"{path} holds a line that is no preview; delete the file") from None
-        for line in lines:
-            prompt = Prompt(str(line.prompt_row), [("user", line.prompt)], [], [])
-            response = Response(cell.method, cell.seed, 0, line.response, tokens=line.tokens, step=line.step)
-            prompts.setdefault(prompt.id, prompt).responses.append(response)
+        rounds, done = cell.rounds(grid.rounds(cell)), 0
+        for made in rounds or ([cell] if cell.stage else []):
+            for line in _preview_lines(grid.paths.run(made).previews):
+                # rounds have stores of their own, and so other rows
+                prompt = Prompt(hash_content(line.prompt), [("user", line.prompt)], [], [])
+                response = Response(cell.method, cell.seed, 0, line.response, tokens=line.tokens, step=done + line.step)
+                prompts.setdefault(prompt.id, prompt).responses.append(response)
+            done += grid.manifest(cell).rounds[made.round - 1].steps if rounds else 0
     return list(prompts.values())
+
+
+def _preview_lines(path: Path) -> list[Preview]:
+    try:
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        return [Preview.model_validate_json(line) for line in lines if line]
+    except ValidationError:
+        raise HalosError(f"{path} holds a line that is no preview; delete the file") from None
 
 
 # ---- what to look at first ---------------------------------------------------------------------------------------

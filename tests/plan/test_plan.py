@@ -424,6 +424,20 @@ def test_a_faster_gpu_and_more_of_them_take_less_time() -> None:
     assert b.seconds / c.seconds == pytest.approx(GPUS["h100-80gb"].bf16 / GPUS["a100-80gb"].bf16)
 
 
+def test_the_samples_of_snapshots_are_planned_beside_those_of_the_grid(tmp_path: Path) -> None:
+    """base and sft answer the grid's prompts; and base, two snapshots and sft those of the judge of snapshots."""
+    content = {**CATALOGUE, "stages": {**CATALOGUE["stages"], "sft": {**CATALOGUE["stages"]["sft"], "snapshots": 3}}}
+    prompts = {"p": {"limit": 8}, "v": {"split": "validation", "limit": 8}}
+    judges = {name: {"kind": "verifier", "verifier": "toy", "prompts": name} for name in prompts}
+    grid = {"datasets": ["d"], "models": ["m"], "methods": ["base", "sft"], "judges": ["p"], "snapshots": ["v"]}
+    content |= {"prompts": prompts, "judges": judges, "grid": "followed", "grids": {"followed": grid}}
+    jobs = Plan(C.Config.model_validate(content), "followed", "a100-80gb", tmp_path).jobs
+    sampled = [job.cell.folder.removeprefix("runs/d/m/") for job in jobs if job.kind == "sample"]
+    assert sampled == [
+        "base/seed1", "sft/seed1", "base/seed0", "sft/seed1/snapshot1", "sft/seed1/snapshot2", "sft/seed1"
+    ]  # fmt: skip
+
+
 def test_the_verb_prints_and_writes_the_plan(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ import yaml
 
 from halos.data.feedback import Feedback, write
 from halos.errors import HalosError
+from halos.manifest import Manifest, Round
 from halos.publish import responses
 from halos.publish.examples import LONGEST, examples
 from halos.publish.views import most_disputed
@@ -237,6 +238,27 @@ def test_responses_sampled_during_training_have_a_view_of_their_own(tmp_path: Pa
         grid.make()
 
 
+def test_previews_of_an_online_stage_are_those_of_its_rounds_whose_steps_count_on(tmp_path: Path) -> None:
+    """A round has a store of its own, in which the same prompt has another row."""
+    grid = Grid(tmp_path)
+    cell = grid.results / "runs/toy/tiny/sft-dpo/seed1"
+    manifest = Manifest.read(cell / "manifest.json")
+    of_round = Round(weights="w", inputs={}, data={}, steps=8, tokens=9, seconds=1.0, labels={})
+    manifest.model_copy(update={"rounds": (of_round, of_round)}).write(cell / "manifest.json")
+    (cell / "round1/judged").mkdir(parents=True)
+    (cell / "round1/judged/toy.json").write_bytes((cell / "judged/toy.json").read_bytes())
+    for number in (1, 2):
+        lines = [Preview(step=step, prompt_row=number, prompt="<|user|>hi", response=f"{number}, {step}", tokens=3)
+                 for step in (0, 8)]  # fmt: skip
+        (cell / f"round{number}").mkdir(exist_ok=True)
+        file = cell / f"round{number}/previews.jsonl"
+        file.write_text("".join(line.model_dump_json() + "\n" for line in lines))
+    [prompt] = grid.make().views[1]
+    assert [(r["step"], r["text"]) for r in prompt["responses"]] == [
+        (0, "1, 0"), (8, "1, 8"), (8, "2, 0"), (16, "2, 8")
+    ]  # fmt: skip
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     grid = Grid(tmp_path)
     with pytest.raises(HalosError, match="--megabytes is 0"):
@@ -358,16 +380,3 @@ def test_a_browser_shows_what_a_model_wrote_as_text(tmp_path: Path) -> None:
     assert "<title>A small grid: responses</title>" in document
     assert html.escape("</script><script>document.title", quote=False) in document
     assert "<b>bold" not in document
-
-
-@in_a_browser
-def test_a_browser_shows_previews_and_links_to_them(tmp_path: Path) -> None:
-    """Their ids are rows of the store, one of which may begin like another."""
-    grid = Grid(tmp_path)
-    lines = [Preview(step=5, prompt_row=row, prompt="<|user|>hi", response=f"to {row}", tokens=3) for row in (20, 2)]
-    file = grid.results / "runs/toy/tiny/sft/seed1/previews.jsonl"
-    file.write_text("".join(line.model_dump_json() + "\n" for line in lines))
-    grid.make()
-    for row in (2, 20):
-        [shown] = cards(opened(grid.page, f"#view=toy/tiny/during training&prompt={row}"))
-        assert f"to {row}" in shown

@@ -71,6 +71,19 @@ def test_judges_of_different_baselines_are_not_compared(tmp_path, write_tree):
     assert "agreement" not in (tmp_path / "again/trust.csv").read_text()
 
 
+def test_judges_of_different_prompt_sets_are_not_compared(tmp_path, write_tree):
+    """Their prompts may be the same, and the responses are others."""
+    tree(tmp_path, write_tree, toy=[1, 0, -1, 1], rm=[1, 0, -1, 1])
+    results = tmp_path / "results"
+    (results / "judges/rm/config.yaml").write_text("{judge: rm, kind: reward_model, reward_model: rm, prompts: q}")
+    (results / "prompts/q").mkdir()
+    (results / "prompts/q/config.yaml").write_text("{prompts: q, temperature: 0.0}")
+    samples = results / "runs/toy/tiny/sft/seed1/samples"
+    (samples / "q.jsonl").write_bytes((samples / "p.jsonl").read_bytes())
+    tables.make(results / "grids/small/config.yaml", results=results, output=tmp_path / "again")
+    assert "agreement" not in (tmp_path / "again/trust.csv").read_text()
+
+
 def test_agreement_of_the_same_and_of_chance():
     rng = np.random.default_rng(0)
     first, second = rng.integers(-1, 2, (2, 600)).astype(float)

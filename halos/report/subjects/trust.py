@@ -55,14 +55,14 @@ class Trust(Subject):
             common = [key for key in verdicts[judge] if key in verdicts[other]]
             if common:
                 first, second = (np.array([verdicts[name][key] for key in common]) for name in (judge, other))
-                prompts = [prompt for _, _, prompt, _ in common]
+                prompts = [prompt for *_, prompt, _ in common]
                 same = _share(list(zip(prompts, (first == second).tolist(), strict=True)))
                 lines.append((judge, other, AGREE, *_line(same, len(common))))
                 lines.append((judge, other, KAPPA, *_line(agreement.kappa(first, second, prompts), len(common))))
         several = [key for key, number in _counted(verdicts.values()).items() if number > 1]
         if several and any(kind in OPINIONS for kind in results.kinds):
             table = np.array([[given.get(key, np.nan) for key in several] for given in verdicts.values()])
-            e = agreement.alpha(table, [prompt for _, _, prompt, _ in several])
+            e = agreement.alpha(table, [prompt for *_, prompt, _ in several])
             lines.append(("", "", ALPHA, *_line(e, len(several))))
         return pd.DataFrame(lines, columns=TRUST)
 
@@ -90,7 +90,7 @@ class Trust(Subject):
             lines.append(names | texts | {"Comparisons": str(int(part["n"].iloc[0]))})
         if lines:
             caption = (
-                "Agreement of two judges on the comparisons that both decided, against the same baseline: share of "
+                "Agreement of two judges on the responses that both judged, against the same baseline: share of "
                 "equal verdicts (a win, a tie, a loss), and kappa, the agreement beyond that of chance. Brackets: 95 % "
                 "interval over prompts."
             )
@@ -153,18 +153,18 @@ def _before(a: Annotation, repeated: Asked) -> Asked:
 
 MEASURES = {LONGER: _longer, FIRST: _first, FLIPS: _flips, AGAIN: _again}
 
-Key = tuple[Cell, str, str, int]
-"""A cell, the name of its opponent, a prompt and a sample's number."""
+Key = tuple[Cell, str, str, str, int]
+"""A cell, its prompt set, the name of its opponent, a prompt and a sample's number."""
 
 
 def _verdicts(results: Results, judge: str) -> dict[Key, int]:
     """A judge's verdict on each comparison with a baseline that it decided."""
-    found = {}
+    found, prompts = {}, results.judge_settings[judge].prompts
     for (cell, name), judgement in results.judged.items():
         for a in judgement.annotations if name == judge else ():
             side = _side(a.preference)
             if side is not None:
-                found[cell, judgement.baseline, a.prompt_id, a.sample] = side
+                found[cell, prompts, judgement.baseline, a.prompt_id, a.sample] = side
     return found
 
 
