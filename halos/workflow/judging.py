@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromFile, Judge, JudgingSlice, ToJudge
 from halos.files import hash_content
 from halos.models.rewards import check_reward_model
@@ -104,8 +105,16 @@ class Judging:
 
     def first(self, key: str) -> Pair:
         """One judgement of a batch, of those that the catalogue still knows: its resources and choices are those of
-        all."""
-        return next(filter(self._is_known, map(_pair, self._asked(key))))
+        all.
+
+        Raises:
+            HalosError: it knows none of them.
+        """
+        known = next(filter(self._is_known, map(_pair, self._asked(key))), None)
+        if known is None:
+            raise HalosError(f"{self.paths.judging(key).folder} is of judgements that the config no longer has: ask for "
+                             "the judgements of its grid instead")  # fmt: skip
+        return known
 
     def clear(self) -> None:
         """As that of answers: at the end of a command, remove judgements that are in their places, and forget what they
@@ -153,6 +162,8 @@ class Judging:
         sweep = None if cell.trial is None else (cell.dataset, cell.model, cell.method.partition(TRIAL)[0])
         reward_model = reward_model_files(self.study, self.paths, judge, cell)
         by: Any = reward_model[0] if reward_model else (cell.dataset, cell.model)
+        if judge.folder is not None:  # a model of no entry is run with the resources of the cell's
+            by = (by, cell.model)
         return by, sweep, *self.study.choices(cell), self._is_sampled(pair)
 
     # ---- what is there --------------------------------------------------------------------------------------
