@@ -112,8 +112,8 @@ class Judging:
         """
         known = next(filter(self._is_known, map(_pair, self._asked(key))), None)
         if known is None:
-            raise HalosError(f"{self.paths.judging(key).folder} is of judgements that the config no longer has: ask for "
-                             "the judgements of its grid instead")  # fmt: skip
+            folder = self.paths.judging(key).folder
+            raise HalosError(f"{folder} is of judgements that the config no longer has: ask for those of a grid")
         return known
 
     def clear(self) -> None:
