@@ -2,12 +2,14 @@
 which the rule `answer` runs.
 
 Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, or by
-verifiers. A model that is asked judges each cell in a job of its own, as its server may fail.
+verifiers. A model behind a server judges each cell in a job of its own, as its server may fail; so do people, whose
+votes `python -m halos annotate` gathers.
 
 Input:   the samples of cells; their models and references; results/judges/{judge}/config.yaml; the reward model that
          judges, if one does
          results/judging/{batch}/config.yaml         the judgements of a batch, and the files that each is made from
          results/tasks/{task}/config.yaml; results/runs/{...}/answering/{batch}/answers
+         annotations/{judge}/{annotator}.jsonl       votes of people, which no rule makes or deletes
 Output:  results/judging/{batch}/judgements          a file of each, or the reason why it failed; temporary: the rule
                                                      `judge` takes the files to their places
          results/judging/kept/                       not declared: what a stopped job has finished, for the next one
@@ -128,7 +130,7 @@ rule judge:
 
 
 rule ask:
-    """The verdicts of a model that is asked, on a cell's samples, against a baseline."""
+    """The verdicts of a model behind a server or of people, on a cell's samples, against a baseline."""
     input:
         choices=inputs.choices,
         config="results/judges/{judge}/config.yaml",
@@ -136,6 +138,7 @@ rule ask:
         feedback=inputs.prompts_data,
         baseline=inputs.baseline,
         difficulties=inputs.difficulties,
+        votes=inputs.votes,
     output:
         "<run>/judged/{judge}.json",
     log:
@@ -161,19 +164,21 @@ rule ask:
             --feedback {input.feedback:q} \
             --baseline {input.baseline:q} \
             --difficulties {input.difficulties:q} \
+            --votes {input.votes:q} \
             --output {output:q} \
             {resources.limits}
         """
 
 
 rule ask_pair:
-    """The verdicts of a model that is asked, on a cell's samples, against those of another method of the same seed."""
+    """The verdicts of a model behind a server or of people, on a cell's samples, against another method's, same seed."""
     input:
         choices=inputs.choices,
         config="results/judges/{judge}/against/{opponent}/config.yaml",
         samples=inputs.judged_samples,
         feedback=inputs.prompts_data,
         opponent=inputs.opponent_samples,
+        votes=inputs.votes,
     output:
         "<run>/judged/{judge}/against/{opponent}.json",
     log:
@@ -198,6 +203,7 @@ rule ask_pair:
             --samples {input.samples:q} \
             --feedback {input.feedback:q} \
             --baseline {input.opponent:q} \
+            --votes {input.votes:q} \
             --output {output:q} \
             {resources.limits}
         """

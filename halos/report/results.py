@@ -17,7 +17,7 @@ import numpy as np
 from halos.data.report import DataReport, Overlap
 from halos.errors import HalosError
 from halos.evaluate.divergence.divergence import Divergence
-from halos.evaluate.judging.judgement import ROUNDING, Annotation, Judgement, Ties
+from halos.evaluate.judging.judgement import ASKED, ROUNDING, Annotation, Judgement, Ties
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.result import TaskResult
 from halos.manifest import Manifest
@@ -314,7 +314,7 @@ class Results:
     @cached_property
     def _judged_pairs(self) -> dict[tuple[str, Cell, str], Judgement]:
         """The judgements of judges that were asked about two methods: by judge, cell and the other's method."""
-        asked = [judge for judge in self.pairs if self.kind(judge) == "openai"]
+        asked = [judge for judge in self.pairs if self.kind(judge) in ASKED]
         places = list(product(self.datasets, self.models, self.seeds))
         cells = [(j, Cell(d, m, a, seed), b) for j in asked for d, m, seed in places for a, b in self.pairs[j]]
         return {key: Judgement.read(self.paths.run(key[1]).judged_against(key[0], key[2])) for key in cells}
@@ -334,7 +334,7 @@ class Results:
             (pairs, seeds, prompts); NaN where nothing was decided.
         """
         pairs = self.pairs[judge]
-        if self.kind(judge) == "openai":
+        if self.kind(judge) in ASKED:
             cells = [(Cell(dataset, model, a, seed), b) for (a, b), seed in product(pairs, self.seeds)]
             asked = [self._judged_pairs[judge, cell, b] for cell, b in cells]
             values = _by_sample([list(zip(j.annotations, j.values("half"), strict=True)) for j in asked])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -74,7 +74,7 @@ class Scorer(Strict):
     noun: ClassVar[str] = "scorer"
     """The entry's name in messages."""
 
-    kind: Literal["verifier", "reward_model", "openai"]
+    kind: str
     verifier: str | None = Field(
         None, description="for kind verifier: the name of a registered program that scores a response to a prompt"
     )

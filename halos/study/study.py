@@ -56,7 +56,7 @@ class Study:
     def pairs(self) -> dict[str, list[tuple[str, str]]]:
         """The pairs of methods that a judge has to be asked about, by the judge's id: the first against the second. Of
         other judges, the scores of each response say which of two is better."""
-        asked = {name: judge for name, judge in self.judges.items() if judge.kind == "openai"}
+        asked = {name: judge for name, judge in self.judges.items() if judge.is_asked}
         found = {name: pairs_of(judge.compares, self.settings.methods) for name, judge in asked.items()}
         return {name: pairs for name, pairs in found.items() if pairs}
 

@@ -329,6 +329,11 @@ class Inputs:
         method: str | None = getattr(wildcards, "opponent", None)
         return [] if method is None else [replace(cell_of(wildcards), method=method)]
 
+    def votes(self, wildcards: Any) -> list[Path]:
+        """The files of votes that there are for a judge of people; none for another."""
+        people = self.config.judges[wildcards.judge].human
+        return [] if people is None else people.files(wildcards.judge)
+
     def difficulties(self, wildcards: Any) -> list[str]:
         """The file of AlpacaEval's difficulties, if a judge names one."""
         path = self.config.judges[wildcards.judge].difficulties

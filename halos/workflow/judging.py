@@ -3,15 +3,15 @@
 A batch is all that a command asks for and that is not judged yet: by one reward model, whichever judges name it, or of
 one dataset and model by verifiers. Cells whose samples are there already are a batch of their own, so that one that
 cannot be trained delays the others by one command, and no more. So are the trials of a sweep, whose choice waits for
-their judgements. A judgement stays with the batch that made it: what is added, changed or deleted is judged alone. A
-model that is asked has no batches.
+their judgements. A judgement stays with the batch that made it: what is added, changed or deleted is judged alone.
+Models behind a server and people have no batches.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from halos.scoring.settings import Scorer
 from halos.settings import read_slice
 from halos.study.cells import Cell
 from halos.study.choice import chosen_by
-from halos.study.paths import Paths
+from halos.study.paths import Folder, Paths
 from halos.study.study import Study
 from halos.train.sweep import TRIAL
 from halos.workflow.batches import PROMPT_SETS, Batches, Item, is_older
@@ -35,10 +35,11 @@ STAMP = ".snakemake_timestamp"
 
 @dataclass(frozen=True)
 class Pair:
-    """A judgement: a cell, or a round of one, and the id of a judge."""
+    """A judgement: a cell, or a round of one, the id of a judge, and, where the two are compared, another method."""
 
     cell: Cell
     judge: str
+    opponent: str | None = None
 
 
 def reward_model_files(study: Study, paths: Paths, scorer: Scorer, cell: Cell) -> list[Path]:
@@ -145,7 +146,7 @@ class Judging:
     @cached_property
     def _pairs(self) -> list[Pair]:
         judges = self.study.config.judges
-        return [Pair(cell, judge) for cell, judge in self.batches.judged if judges[judge].kind != "openai"]
+        return [Pair(cell, judge) for cell, judge in self.batches.judged if not judges[judge].is_asked]
 
     def _group(self, pair: Pair) -> tuple[Any, ...]:
         """What is equal for judgements that one process makes."""
@@ -206,7 +207,20 @@ class Judging:
         return self.study.config.judges[pair.judge]
 
     def _judged(self, pair: Pair) -> Path:
-        return self.paths.run(pair.cell).judged(pair.judge)
+        run = self.paths.run(pair.cell)
+        return run.judged_against(pair.judge, pair.opponent) if pair.opponent else run.judged(pair.judge)
+
+    def _folder(self, pair: Pair) -> Folder:
+        """The folder of a judge's settings."""
+        if pair.opponent is None:
+            return self.paths.judge(pair.judge)
+        return self.paths.judge_against(pair.judge, pair.opponent)
+
+    def _other(self, pair: Pair) -> Cell | None:
+        """The cell whose samples a cell's are compared with, if they are a cell's."""
+        if pair.opponent is not None:
+            return replace(pair.cell, method=pair.opponent)
+        return self.study.baseline(self._settings(pair), pair.cell)
 
     def files(self, pair: Pair) -> ToJudge:
         """The files that a judgement is made from.
@@ -216,16 +230,17 @@ class Judging:
         """
         cell, judge = pair.cell, self._settings(pair)
         prompts = self.study.config.prompts[judge.prompts]
-        other = self.study.baseline(judge, cell)
+        other = self._other(pair)
         baseline = [] if other is None else [self.paths.run(other).samples(judge.prompts)]
+        outputs = [judge.baseline.file] if isinstance(judge.baseline, FromFile) and pair.opponent is None else []
         return ToJudge(
             judged=str(self._judged(pair)),
-            config=str(self.paths.judge(pair.judge).config),
+            config=str(self._folder(pair).config),
             samples=str(self.paths.run(cell).samples(judge.prompts)),
             feedback=str(self.paths.data(prompts.dataset or cell.dataset).split(prompts.split)),
             reward_model=tuple(map(str, reward_model_files(self.study, self.paths, judge, cell))),
-            baseline=(judge.baseline.file,) if isinstance(judge.baseline, FromFile) else tuple(map(str, baseline)),
-            difficulties=() if judge.difficulties is None else (judge.difficulties,),
+            baseline=tuple(map(str, outputs or baseline)),
+            difficulties=() if judge.difficulties is None or pair.opponent else (judge.difficulties,),
         )
 
     def _asked(self, key: str) -> list[ToJudge]:

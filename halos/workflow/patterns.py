@@ -43,13 +43,13 @@ class Patterns:
 
     @property
     def asked(self) -> str:
-        """Judges that are models behind a server."""
-        return _any([name for name, judge in self._config.judges.items() if judge.kind == "openai"])
+        """Judges that are asked: models behind a server, and people."""
+        return _any([name for name, judge in self._config.judges.items() if judge.is_asked])
 
     @property
     def scoring(self) -> str:
         """Judges that score responses by themselves."""
-        return _any([name for name, judge in self._config.judges.items() if judge.kind != "openai"])
+        return _any([name for name, judge in self._config.judges.items() if not judge.is_asked])
 
     @property
     def methods(self) -> str:

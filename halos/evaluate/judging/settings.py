@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from halos.errors import HalosError
 from halos.evaluate.judging.annotators import annotator_template, read_annotator
-from halos.evaluate.judging.judgement import Ties
+from halos.evaluate.judging.judgement import ASKED, Ties
 from halos.scoring.settings import Pattern, Scorer, Server
 from halos.settings import INCIDENTAL, Fraction, Positive, Slice, Strict, numbers
 
@@ -106,6 +106,48 @@ class Annotator(Server):
         return {} if annotator is None else dict(annotator["completions_kwargs"])
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""The name of someone who votes: that of a file."""
+
+
+class People(Strict):
+    """People who vote on comparisons, on the page that `python -m halos annotate` opens."""
+
+    annotators: tuple[Annotated[str, Field(pattern=f"^{NAME}$")], ...] = Field(
+        (), description="who votes, by names of letters, digits, _, . and -; by default whoever does"
+    )
+    votes: Positive | None = Field(
+        None,
+        description="how many of them see each comparison, drawn by a hash; by default all. Where nobody is named: the "
+        "votes that each comparison needs, by default one",
+    )
+    limit: Positive | None = Field(
+        None,
+        description="prompts of each judgement that are voted on, drawn by a hash, the same for all methods; by "
+        "default all of the prompt set",
+    )
+    folder: str = Field("annotations", description="where the votes are kept, in JUDGE/ANNOTATOR.jsonl")
+
+    @model_validator(mode="after")
+    def enough(self) -> People:
+        if twice := sorted({name for name in self.annotators if self.annotators.count(name) > 1}):
+            raise ValueError(f"annotators: {twice[0]} is named twice: take one out")
+        if self.annotators and (self.votes or 0) > len(self.annotators):
+            raise ValueError(f"votes: {self.votes} are more than the {len(self.annotators)} annotators: lower it, or "
+                             "name more")  # fmt: skip
+        return self
+
+    def file(self, judge: str, annotator: str) -> Path:
+        """The file of the votes of one annotator."""
+        return Path(self.folder) / judge / f"{annotator}.jsonl"
+
+    def files(self, judge: str) -> list[Path]:
+        """The files of votes that there are, in the order of the annotators."""
+        if self.annotators:
+            return [file for name in self.annotators if (file := self.file(judge, name)).is_file()]
+        return sorted((Path(self.folder) / judge).glob("*.jsonl"))
+
+
 class FromFile(Strict):
     """A file of outputs in AlpacaEval's form: a JSON list, or JSON lines, of {instruction, output}."""
 
@@ -167,7 +209,9 @@ class Judge(Scorer):
 
     noun: ClassVar[str] = "judge"
 
+    kind: Literal["verifier", "reward_model", "openai", "human"]
     openai: Annotator | None = Field(None, description="for kind openai: the model that is asked, and how")
+    human: People | None = Field(None, description="for kind human: who votes, and on how much")
     prompts: str = Field(description="id of the prompt set whose samples are judged")
     baseline: Annotated[Literal["target"] | FromFile | FromCell, BeforeValidator(_baseline)] = Field(
         "target", description="the dataset's target for the same prompt, a file of outputs, or another cell's samples"
@@ -187,13 +231,13 @@ class Judge(Scorer):
     compare: Annotated[Compare, INCIDENTAL] = Field(
         None,
         description="the grid's methods against each other, beside the baseline: all, or a list of pairs, [[sft-dpo, "
-        "sft-kto]]. A verifier or reward_model has scored each response already: by default all, for nothing; openai "
-        "is asked anew: by default none",
+        "sft-kto]]. A verifier or reward_model has scored each response already: by default all, for nothing; another "
+        "judge is asked anew: by default none",
     )
     prompts_per_pair: Annotated[Positive | None, INCIDENTAL] = Field(
         None,
-        description="openai: prompts on which two methods are compared, drawn by a hash, the same for all pairs; by "
-        "default all of the prompt set",
+        description="openai, human: prompts on which two methods are compared, drawn by a hash, the same for all "
+        "pairs; by default all of the prompt set",
     )
     both_orders: bool = Field(
         False,
@@ -220,13 +264,26 @@ class Judge(Scorer):
         return [*super().files, baseline, self.difficulties]
 
     def _of_other_kinds(self) -> set[str]:
-        asking = {"max_failures", "concurrency", "requests_per_minute", "prompts_per_pair", "both_orders", "ask_again"}
-        return super()._of_other_kinds() | ({"tie_margin"} if self.kind == "openai" else asking)
+        calling = {"max_failures", "concurrency", "requests_per_minute", "both_orders", "ask_again"}
+        own = super()._of_other_kinds() | ({"human"} - {self.kind})
+        own |= {"tie_margin"} if self.is_asked else {"prompts_per_pair"}
+        return own if self.kind == "openai" else own | calling
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it is asked about each comparison; else it scores each response."""
+        return self.kind in ASKED
 
     @property
     def compares(self) -> Compare:
         """The pairs of methods that it compares: `compare`, with its default of the kind of judge."""
-        return "all" if self.compare is None and self.kind != "openai" else self.compare
+        return "all" if self.compare is None and not self.is_asked else self.compare
+
+    @model_validator(mode="before")
+    @classmethod
+    def people(cls, content: Any) -> Any:
+        """A judge of kind human needs no settings."""
+        return {"human": {}} | content if isinstance(content, dict) and content.get("kind") == "human" else content
 
     @model_validator(mode="after")
     def no_contradiction(self) -> Judge:
@@ -246,6 +303,12 @@ class JudgeSlice(Judge, Slice):
     """
 
     judge: str
+
+    @property
+    def most_prompts(self) -> int | None:
+        """Prompts that are judged, drawn by a hash; None for all."""
+        limit = None if self.human is None else self.human.limit
+        return self.prompts_per_pair or limit
 
 
 class ToJudge(Strict):
