@@ -122,6 +122,7 @@ localrules:
     snapshot,
     sample,
     judge,
+    judge_pair,
     task,
     join,
 

@@ -1,9 +1,9 @@
 """Evaluation: win rates against a baseline, how far a policy is from its reference, and lm-evaluation-harness tasks,
 which the rule `answer` runs.
 
-Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, or by
-verifiers. A model behind a server judges each cell in a job of its own, as its server may fail; so do people, whose
-votes `python -m halos annotate` gathers.
+Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, by one
+model that is asked, or by verifiers. A model behind a server judges each cell in a job of its own, as its server may
+fail; so do people, whose votes `python -m halos annotate` gathers.
 
 Input:   the samples of cells; their models and references; results/judges/{judge}/config.yaml; the reward model that
          judges, if one does
@@ -43,6 +43,7 @@ rule decide:
         mem_mb=resources.judge.mem_mb,
         runtime=resources.judge.runtime,
         tokens=resources.judge.tokens,
+        batch=resources.judge.batch,
     shell:
         r"""
         exec &>{log:q}
@@ -50,7 +51,8 @@ rule decide:
             --config {input.config:q} \
             --output {output:q} \
             --kept results/judging/kept \
-            --tokens-per-microbatch {resources.tokens}
+            --tokens-per-microbatch {resources.tokens} \
+            --batch {resources.batch}
         """
 
 
@@ -113,7 +115,34 @@ rule judge:
     log:
         "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
     wildcard_constraints:
-        judge=patterns.scoring,
+        judge=patterns.batched,
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        if [ ! -d {input.judgements[0]:q} ]; then
+            echo "error: what {output} was made from has changed meanwhile: run the same command again"
+            exit 1
+        fi
+        judged={input.judgements[0]:q}/{output:q}
+        if cat "${{judged%.json}}.failed" 2>/dev/null; then exit 1; fi
+        cp "$judged" {output:q}
+        """
+
+
+rule judge_pair:
+    """A judge's verdicts on a cell's samples against another method's, of those that its batch has made."""
+    input:
+        judgements=inputs.judgements,
+        choices=inputs.choices,
+    output:
+        "<run>/judged/{judge}/against/{opponent}.json",
+    log:
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.log",
+    wildcard_constraints:
+        judge=patterns.batched,
+        run=patterns.seed,
     conda:
         "../envs/train.yaml"
     shell:
@@ -186,6 +215,7 @@ rule ask_pair:
     benchmark:
         "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.tsv"
     wildcard_constraints:
+        judge=patterns.asked,
         run=patterns.seed,
     conda:
         "../envs/evaluate.yaml"

@@ -214,7 +214,7 @@ def _order(grid: Results, judge: JudgeSlice) -> str:
         votes = _count(max(each, default=0), "vote")
         several = f"{_count(min(each, default=0), 'vote')} to {votes}" if len(each) > 1 else votes
         return f" There are {several} on a comparison; people see the responses in an order that a hash draws."
-    if judge.openai is None:
+    if judge.openai is None and judge.model is None:
         return ""
     if judge.both_orders:
         return " It is asked in both orders, and a response wins that is better in both; else it is a tie."

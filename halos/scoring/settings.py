@@ -111,7 +111,7 @@ class Scorer(Strict):
 
     @property
     def named(self) -> str | None:
-        """The method whose reward model scores, or the id of the entry of `models:` that is one."""
+        """The method whose reward model scores, or the id of the entry of `models:` that is one, or that is asked."""
         return None if self.folder is not None else self.reward_model
 
     def _of_other_kinds(self) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from halos.evaluate.judging.comparisons import Comparison
 from halos.evaluate.judging.judgement import BASELINE_WINS, CANDIDATE_WINS, ROUNDING, TIE, Decision, Question, Usage
+from halos.evaluate.judging.local import LocalModel, LocalPairwise
 from halos.evaluate.judging.pairwise import PairwiseAnnotator
 from halos.evaluate.judging.people import Majority
 from halos.evaluate.judging.settings import JudgeSlice
@@ -84,7 +85,8 @@ def open_judge(
     Args:
         name: of the judge, for messages: `judge x`.
         settings: its slice.
-        reward_model: for a reward model, its folder and, where it has one, its manifest; otherwise empty.
+        reward_model: of a reward model, or of a model of the catalogue that is asked, its folder and, where it has one,
+            its manifest; otherwise empty.
         tokens_per_microbatch: tokens of one forward pass of the reward model.
         calls: how a model behind a server is called.
         votes: for people, the files of their votes.
@@ -94,6 +96,8 @@ def open_judge(
     """
     if settings.human is not None:
         return Majority(settings, votes)
+    if settings.model is not None:
+        return LocalPairwise(name, settings, LocalModel(settings.model.model, reward_model))
     if settings.openai is not None and not reward_model:
         return PairwiseAnnotator(
             name, settings.openai, settings.max_failures, calls, settings.both_orders, settings.ask_again

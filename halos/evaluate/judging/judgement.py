@@ -14,7 +14,7 @@ BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
 """Preferences, in alpaca_eval's convention; a judge that weighs its answer gives what lies between."""
 ROUNDING = 1e-9
 """Scores that differ by this much more than a margin are within it: .4 - .3 is above .1 in floating point."""
-ASKED = ("openai", "human")
+ASKED = ("openai", "model", "human")
 """Kinds of judges that are asked about each comparison; the others score each response."""
 Ties = Literal["half", "neither"]
 """The worth of a tie to the candidate: half a win, or nothing."""
