@@ -69,6 +69,7 @@ class Results:
         self.pairs, self._compared = grid.pairs, grid.compared
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
+        self._answered_by: dict[str, tuple[str, Path]] = {}  # judge -> the model that answered, and for which file
 
     # ---- cells and their names -----------------------------------------------------------------------------
 
@@ -214,7 +215,24 @@ class Results:
     def judged(self) -> dict[tuple[Cell, str], Judgement]:
         """The judgements of every cell, and of the rounds of online stages but the last, which is the cell's own."""
         cells = [*self.cells, *(r for cell in self.cells for r in cell.rounds(self.rounds(cell) - 1))]
-        return {(c, j): Judgement.read(self.paths.run(c).judged(j)) for c, j in product(cells, self.judges)}
+        return {(c, j): self._judgement(j, self.paths.run(c).judged(j)) for c, j in product(cells, self.judges)}
+
+    def _judgement(self, judge: str, path: Path) -> Judgement:
+        """A judgement that is read, and refused if it is of another model than those read before.
+
+        Raises:
+            HalosError: it is.
+        """
+        judgement = Judgement.read(path)
+        name = None if judgement.question is None else judgement.question.answered_by
+        if name is not None:
+            known, of = self._answered_by.setdefault(judge, (name, path))
+            if known != name:
+                raise HalosError(
+                    f"judge {judge} was not the same model throughout: {known} answered for {of}, and {name} for "
+                    f"{path}: delete the judgements and .answers.jsonl of one of them, and run again"
+                )
+        return judgement
 
     def course(self, judge: str, cell: Cell, snapshots: int) -> list[tuple[float, Judgement]]:
         """The judgements of what a training passed through: (share of the training, judgement), from its parent at 0
@@ -227,7 +245,8 @@ class Results:
         """
         assert cell.parent is not None, "a base model has no training"
         passed = [cell.parent, *(replace(cell, snapshot=i) for i in range(1, snapshots)), cell]
-        return [(i / snapshots, Judgement.read(self.paths.run(at).judged(judge))) for i, at in enumerate(passed)]
+        paths = [self.paths.run(at).judged(judge) for at in passed]
+        return [(i / snapshots, self._judgement(judge, path)) for i, path in enumerate(paths)]
 
     def log_ratio(self, cell: Cell) -> float:
         """The log-ratio of model to reference on validation data at the end of a training, or of a snapshot; NaN where
@@ -317,7 +336,8 @@ class Results:
         asked = [judge for judge in self.pairs if self.kind(judge) in ASKED]
         places = list(product(self.datasets, self.models, self.seeds))
         cells = [(j, Cell(d, m, a, seed), b) for j in asked for d, m, seed in places for a, b in self.pairs[j]]
-        return {key: Judgement.read(self.paths.run(key[1]).judged_against(key[0], key[2])) for key in cells}
+        paths = {key: self.paths.run(key[1]).judged_against(key[0], key[2]) for key in cells}
+        return {key: self._judgement(key[0], path) for key, path in paths.items()}
 
     def judged_pairs(self, judge: str) -> list[Judgement]:
         """The judgements of a judge that was asked about two methods; none of another."""

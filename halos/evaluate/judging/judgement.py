@@ -134,7 +134,11 @@ class Usage(Record):
 
 class Question(Record):
     """The request of a judge that is asked: the model with its settings, the prompt as turns, and whether each
-    comparison is asked about in both orders."""
+    comparison is asked about in both orders.
+
+    Attributes:
+        answered_by: the model that the server says has answered; None where it does not say, and in older files.
+    """
 
     model: str
     server: str
@@ -145,6 +149,7 @@ class Question(Record):
     top_logprobs: int | None
     prompt: list[Turn]
     both_orders: bool = False
+    answered_by: str | None = Field(None, exclude_if=lambda name: name is None)
 
 
 class Judgement(JsonFile):

@@ -219,7 +219,28 @@ class PairwiseAnnotator(Pairwise):
         api = self.api
         return Question(model=api.model, server=api.address, temperature=api.temperature, max_tokens=api.max_tokens,
                         seed=api.server.seed, extra_body=api.extra_body, top_logprobs=api.top_logprobs,
-                        prompt=self._annotator.template, both_orders=self.both_orders)  # fmt: skip
+                        prompt=self._annotator.template, both_orders=self.both_orders,
+                        answered_by=next(iter(self._answered_by), None))  # fmt: skip
+
+    @property
+    def _answered_by(self) -> Counter[str]:
+        """How many answers are of each model, by the names that the server gives."""
+        return Counter(answer.model for answer in self._answers if answer.model is not None)
+
+    def decide(self, comparisons: list[Comparison]) -> list[Decision]:
+        """As that of `Pairwise`.
+
+        Raises:
+            HalosError: as there, or the answers are of several models.
+        """
+        decisions = super().decide(comparisons)
+        if len(names := self._answered_by) > 1:
+            counts = ", ".join(f"{number} of {name}" for name, number in names.items())
+            raise HalosError(
+                f"{self.name} asks for {self.api.model}, and the server's answers are of several models ({counts}): "
+                f"delete {self._calls.cache} to ask one model everything, best by a name that stays (with a date)"
+            )
+        return decisions
 
     def _reply(self, prompts: list[Conversation], again: bool) -> list[Answer]:
         self.client = Client(replace(self.api, again=True), self._calls, self._entry) if again else self._first_client
