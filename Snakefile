@@ -123,6 +123,7 @@ localrules:
     snapshot,
     sample,
     judge,
+    judge_pair,
     task,
     join,
 

@@ -43,6 +43,7 @@ VERBS = {
     "label": "halos.online.label:label",
     "join": "halos.online.join:join",
     "judge": "halos.evaluate.judging.judge:judge",
+    "annotate": "halos.annotate.run:annotate",
     "divergence": "halos.evaluate.divergence.compute:divergence",
     "rewards": "halos.evaluate.rewards.compute:rewards",
     "decide": "halos.evaluate.judging.decide:decide",
@@ -116,16 +117,16 @@ def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter, te
     A bool is a flag, a Literal has choices, a list or Sequence takes any number of values, and what may be None may be
     left out.
     """
-    name = parameter.name.replace("_", "-")
+    name = parameter.name.rstrip("_").replace("_", "-")  # Python has the word `import` for itself
     kind, default = parameter.annotation, parameter.default
     positional = parameter.kind is parameter.POSITIONAL_ONLY
     if get_origin(kind) in (types.UnionType, Union):
         kind = next(part for part in get_args(kind) if part is not types.NoneType)
         default = None if default is parameter.empty else default
     if kind is bool:
-        parser.add_argument(f"--{name}", action="store_true", help=text)
+        parser.add_argument(f"--{name}", action="store_true", help=text, dest=parameter.name)
         return
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {} if positional else {"dest": parameter.name}
     if get_origin(kind) is Literal:
         settings["choices"] = get_args(kind)
     elif get_origin(kind) is not None:

@@ -1,13 +1,15 @@
 """Evaluation: win rates against a baseline, how far a policy is from its reference, and lm-evaluation-harness tasks,
 which the rule `answer` runs.
 
-Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, or by
-verifiers. A model that is asked judges each cell in a job of its own, as its server may fail.
+Which judgements are a batch is decided in halos/workflow/judging.py: all that are missing by one reward model, by one
+model that is asked, or by verifiers. A model behind a server judges each cell in a job of its own, as its server may
+fail; so do people, whose votes `python -m halos annotate` gathers.
 
 Input:   the samples of cells; their models and references; results/judges/{judge}/config.yaml; the reward model that
          judges, if one does
          results/judging/{batch}/config.yaml         the judgements of a batch, and the files that each is made from
          results/tasks/{task}/config.yaml; results/runs/{...}/answering/{batch}/answers
+         annotations/{judge}/{annotator}.jsonl       votes of people, which no rule makes or deletes
 Output:  results/judging/{batch}/judgements          a file of each, or the reason why it failed; temporary: the rule
                                                      `judge` takes the files to their places
          results/judging/kept/                       not declared: what a stopped job has finished, for the next one
@@ -42,6 +44,7 @@ rule decide:
         mem_mb=resources.judge.mem_mb,
         runtime=resources.judge.runtime,
         tokens=resources.judge.tokens,
+        batch=resources.judge.batch,
     shell:
         r"""
         exec &>{log:q}
@@ -49,7 +52,8 @@ rule decide:
             --config {input.config:q} \
             --output {output:q} \
             --kept results/judging/kept \
-            --tokens-per-microbatch {resources.tokens}
+            --tokens-per-microbatch {resources.tokens} \
+            --batch {resources.batch}
         """
 
 
@@ -155,7 +159,34 @@ rule judge:
     log:
         "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}.log",
     wildcard_constraints:
-        judge=patterns.scoring,
+        judge=patterns.batched,
+    conda:
+        "../envs/train.yaml"
+    shell:
+        r"""
+        exec &>{log:q}
+        if [ ! -d {input.judgements[0]:q} ]; then
+            echo "error: what {output} was made from has changed meanwhile: run the same command again"
+            exit 1
+        fi
+        judged={input.judgements[0]:q}/{output:q}
+        if cat "${{judged%.json}}.failed" 2>/dev/null; then exit 1; fi
+        cp "$judged" {output:q}
+        """
+
+
+rule judge_pair:
+    """A judge's verdicts on a cell's samples against another method's, of those that its batch has made."""
+    input:
+        judgements=inputs.judgements,
+        choices=inputs.choices,
+    output:
+        "<run>/judged/{judge}/against/{opponent}.json",
+    log:
+        "<logs>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.log",
+    wildcard_constraints:
+        judge=patterns.batched,
+        run=patterns.seed,
     conda:
         "../envs/train.yaml"
     shell:
@@ -172,7 +203,7 @@ rule judge:
 
 
 rule ask:
-    """The verdicts of a model that is asked, on a cell's samples, against a baseline."""
+    """The verdicts of a model behind a server or of people, on a cell's samples, against a baseline."""
     input:
         choices=inputs.choices,
         config="results/judges/{judge}/config.yaml",
@@ -180,6 +211,7 @@ rule ask:
         feedback=inputs.prompts_data,
         baseline=inputs.baseline,
         difficulties=inputs.difficulties,
+        votes=inputs.votes,
     output:
         "<run>/judged/{judge}.json",
     log:
@@ -205,19 +237,21 @@ rule ask:
             --feedback {input.feedback:q} \
             --baseline {input.baseline:q} \
             --difficulties {input.difficulties:q} \
+            --votes {input.votes:q} \
             --output {output:q} \
             {resources.limits}
         """
 
 
 rule ask_pair:
-    """The verdicts of a model that is asked, on a cell's samples, against those of another method of the same seed."""
+    """The verdicts of a model behind a server or of people, on a cell's samples, against another method's, same seed."""
     input:
         choices=inputs.choices,
         config="results/judges/{judge}/against/{opponent}/config.yaml",
         samples=inputs.judged_samples,
         feedback=inputs.prompts_data,
         opponent=inputs.opponent_samples,
+        votes=inputs.votes,
     output:
         "<run>/judged/{judge}/against/{opponent}.json",
     log:
@@ -225,6 +259,7 @@ rule ask_pair:
     benchmark:
         "<runtime>/judge/{dataset}/{model}/{method}/{run}/{judge}/against/{opponent}.tsv"
     wildcard_constraints:
+        judge=patterns.asked,
         run=patterns.seed,
     conda:
         "../envs/evaluate.yaml"
@@ -242,6 +277,7 @@ rule ask_pair:
             --samples {input.samples:q} \
             --feedback {input.feedback:q} \
             --baseline {input.opponent:q} \
+            --votes {input.votes:q} \
             --output {output:q} \
             {resources.limits}
         """

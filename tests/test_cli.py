@@ -57,7 +57,7 @@ def test_the_help_of_a_verb_shows_every_option_and_its_text(verb: str, capsys: p
     text = " ".join(" ".join(lines).split())
     for name, help_text in descriptions(header(verb)).items():
         kind = parameters(verb)[name].kind
-        option = "" if kind is inspect.Parameter.POSITIONAL_ONLY else f"--{name.replace('_', '-')}"
+        option = "" if kind is inspect.Parameter.POSITIONAL_ONLY else f"--{name.rstrip('_').replace('_', '-')}"
         assert any(line.startswith(f"  {option}") for line in lines), name
         assert "".join(help_text.split()) in text.replace(" ", "")  # words may be cut at a hyphen
 

@@ -68,6 +68,7 @@ class Labeller(Scorer):
 
     noun: ClassVar[str] = "labeller"
 
+    kind: Literal["verifier", "reward_model", "openai"]
     openai: OpenAI | None = Field(None, description="for kind openai: the model that is asked for a score, and how")
     feedback: Literal["binary", "pairwise", "scalar"] = Field(
         description="desirable or undesirable; pairs, whose sides are desirable and undesirable; or scores alone"

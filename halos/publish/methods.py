@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halos.data.report import DataReport
+from halos.evaluate.judging.judgement import ASKED
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.tasks.settings import TaskSlice
 from halos.models.attention import AUTO
@@ -202,22 +203,29 @@ def _judge(grid: Results, name: str) -> str:
     content = judge.model_dump(mode="json")
     decides = content[judge.kind]
     how = _value(decides) if isinstance(decides, dict) else f"`{decides}`"
+    how = f"a {judge.kind.replace('_', ' ')} ({how})" if judge.human is None else "the majority of people's votes"
     drawn = (
         "greedily" if prompts.temperature == 0 else f"with temperature {prompts.temperature} and top-p {prompts.top_p}"
     )
     stops = f" or the first of {', '.join(f'`{text!r}`' for text in prompts.stop)}" if prompts.stop else ""
-    limit = f"{prompts.limit} prompts" if prompts.limit else "all prompts"
+    most = min((n for n in (prompts.limit, judge.most_prompts) if n), default=None)
+    limit = f"{most} prompts" if most else "all prompts"
     return (
-        f"{grid.label('judges', name)} is a {judge.kind.replace('_', ' ')} ({how}). It compares with "
+        f"{grid.label('judges', name)} is {how}. It compares with "
         f"{_value(content['baseline'])} on {limit} of the {prompts.split} split of "
         f"{prompts.dataset or 'the same dataset'}, {_count(prompts.samples, 'response')} each, sampled {drawn}, "
-        f"to at most {prompts.max_new_tokens} tokens{stops}." + _order(judge) + _pairs(grid, name)
+        f"to at most {prompts.max_new_tokens} tokens{stops}." + _order(grid, judge) + _pairs(grid, name)
     )
 
 
-def _order(judge: JudgeSlice) -> str:
-    """The order in which a judge that is asked sees the two responses, in a sentence."""
-    if judge.openai is None:
+def _order(grid: Results, judge: JudgeSlice) -> str:
+    """The order in which a judge that is asked sees the two responses, in a sentence; of people, their votes, too."""
+    if judge.human is not None:
+        each = {len(a.questions) for cell in grid.cells for a in grid.judged[cell, judge.judge].annotations} - {0}
+        votes = _count(max(each, default=0), "vote")
+        several = f"{_count(min(each, default=0), 'vote')} to {votes}" if len(each) > 1 else votes
+        return f" There are {several} on a comparison; people see the responses in an order that a hash draws."
+    if judge.openai is None and judge.model is None:
         return ""
     if judge.both_orders:
         return " It is asked in both orders, and a response wins that is better in both; else it is a tie."
@@ -229,7 +237,7 @@ def _pairs(grid: Results, name: str) -> str:
     if name not in grid.pairs:
         return ""
     pairs, how = grid.pairs[name], "by the scores of their responses"
-    if grid.kind(name) == "openai":
+    if grid.kind(name) in ASKED:
         most = JudgeSlice.read(grid.paths.judge_against(name, pairs[0][1]).config).prompts_per_pair
         how = f"each on {most} of these prompts" if most else "each on these prompts"
     return f" It also compares {_count(len(pairs), 'pair')} of methods, {how}."

@@ -17,7 +17,7 @@ import numpy as np
 from halos.data.report import DataReport, Overlap
 from halos.errors import HalosError
 from halos.evaluate.divergence.divergence import Divergence
-from halos.evaluate.judging.judgement import ROUNDING, Annotation, Judgement, Ties
+from halos.evaluate.judging.judgement import ASKED, ROUNDING, Annotation, Judgement, Ties
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.evaluate.rewards.rewards import Rewards
 from halos.evaluate.tasks.result import TaskResult
@@ -72,6 +72,7 @@ class Results:
         self.pairs, self._compared = grid.pairs, grid.compared
         self._labels = grid.labels
         self._manifests: dict[Cell, Manifest] = {}
+        self._answered_by: dict[str, tuple[str, Path]] = {}  # judge -> the model that answered, and for which file
 
     # ---- cells and their names -----------------------------------------------------------------------------
 
@@ -252,7 +253,24 @@ class Results:
     def judged(self) -> dict[tuple[Cell, str], Judgement]:
         """The judgements of every cell, and of the rounds of online stages but the last, which is the cell's own."""
         cells = [*self.cells, *(r for cell in self.cells for r in cell.rounds(self.rounds(cell) - 1))]
-        return {(c, j): Judgement.read(self.paths.run(c).judged(j)) for c, j in product(cells, self.judges)}
+        return {(c, j): self._judgement(j, self.paths.run(c).judged(j)) for c, j in product(cells, self.judges)}
+
+    def _judgement(self, judge: str, path: Path) -> Judgement:
+        """A judgement that is read, and refused if it is of another model than those read before.
+
+        Raises:
+            HalosError: it is.
+        """
+        judgement = Judgement.read(path)
+        name = None if judgement.question is None else judgement.question.answered_by
+        if name is not None:
+            known, of = self._answered_by.setdefault(judge, (name, path))
+            if known != name:
+                raise HalosError(
+                    f"judge {judge} was not the same model throughout: {known} answered for {of}, and {name} for "
+                    f"{path}: delete the judgements and .answers.jsonl of one of them, and run again"
+                )
+        return judgement
 
     def course(self, judge: str, cell: Cell, snapshots: int) -> list[tuple[float, Judgement]]:
         """The judgements of what a training passed through: (share of the training, judgement), from its parent at 0
@@ -265,7 +283,8 @@ class Results:
         """
         assert cell.parent is not None, "a base model has no training"
         passed = [cell.parent, *(replace(cell, snapshot=i) for i in range(1, snapshots)), cell]
-        return [(i / snapshots, Judgement.read(self.paths.run(at).judged(judge))) for i, at in enumerate(passed)]
+        paths = [self.paths.run(at).judged(judge) for at in passed]
+        return [(i / snapshots, self._judgement(judge, path)) for i, path in enumerate(paths)]
 
     def log_ratio(self, cell: Cell) -> float:
         """The log-ratio of model to reference on validation data at the end of a training, or of a snapshot; NaN where
@@ -352,10 +371,11 @@ class Results:
     @cached_property
     def _judged_pairs(self) -> dict[tuple[str, Cell, str], Judgement]:
         """The judgements of judges that were asked about two methods: by judge, cell and the other's method."""
-        asked = [judge for judge in self.pairs if self.kind(judge) == "openai"]
+        asked = [judge for judge in self.pairs if self.kind(judge) in ASKED]
         places = list(product(self.datasets, self.models, self.seeds))
         cells = [(j, Cell(d, m, a, seed), b) for j in asked for d, m, seed in places for a, b in self.pairs[j]]
-        return {key: Judgement.read(self.paths.run(key[1]).judged_against(key[0], key[2])) for key in cells}
+        paths = {key: self.paths.run(key[1]).judged_against(key[0], key[2]) for key in cells}
+        return {key: self._judgement(key[0], path) for key, path in paths.items()}
 
     def judged_pairs(self, judge: str) -> list[Judgement]:
         """The judgements of a judge that was asked about two methods; none of another."""
@@ -372,7 +392,7 @@ class Results:
             (pairs, seeds, prompts); NaN where nothing was decided.
         """
         pairs = self.pairs[judge]
-        if self.kind(judge) == "openai":
+        if self.kind(judge) in ASKED:
             cells = [(Cell(dataset, model, a, seed), b) for (a, b), seed in product(pairs, self.seeds)]
             asked = [self._judged_pairs[judge, cell, b] for cell, b in cells]
             values = _by_sample([list(zip(j.annotations, j.values("half"), strict=True)) for j in asked])

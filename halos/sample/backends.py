@@ -189,6 +189,35 @@ class Transformers(Backend):
         update(len(requests))
         return [responses[k][: request.limit] for k, request in enumerate(requests)]
 
+    def first_logprobs(self, prompts: list[list[int]]) -> Any:
+        """Log-probabilities of the token that follows each prompt.
+
+        Args:
+            prompts: token ids.
+
+        Returns:
+            (prompts, V) float32, on the CPU.
+        """
+        import torch
+        from transformers import GenerationConfig
+
+        generation = GenerationConfig(
+            max_new_tokens=1,
+            do_sample=False,
+            pad_token_id=self.padding,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        rows: dict[int, Any] = {}
+        for group in self.grouping.groups(np.array([len(ids) for ids in prompts])):
+            if self.grouping.because is not None:
+                forget_lengths(self.network)
+            inputs = self.tokenizer.pad({"input_ids": [prompts[k] for k in group]}, return_tensors="pt")
+            with torch.inference_mode():
+                out = self.network.generate(**inputs.to(self.network.device), generation_config=generation)
+            rows |= zip(group.tolist(), out.logits[0].float().log_softmax(-1).cpu(), strict=True)
+        return torch.stack([rows[k] for k in range(len(prompts))])
+
     def _run(self, requests: list[Request], temperature: float, top_p: float) -> list[list[int]]:
         import torch
         from transformers import GenerationConfig

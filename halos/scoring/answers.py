@@ -32,6 +32,7 @@ class Answer:
         completion_tokens: by the server's count, over all times that the conversation was asked.
         cached: whether it is an earlier run's answer, whose tokens were spent then.
         logprobs: if they were asked for: {token, logprob, top_logprobs} of each token, in OpenAI's form.
+        model: the name that the server gave of the model that answered; None where it gave none, and in older files.
     """
 
     text: str | None
@@ -40,6 +41,7 @@ class Answer:
     completion_tokens: int = 0
     cached: bool = False
     logprobs: list[dict[str, Any]] | None = None
+    model: str | None = None
 
 
 class AnswerCache:
@@ -67,7 +69,8 @@ class AnswerCache:
             try:
                 row = json.loads(line)
                 tokens = row["prompt_tokens"], row["completion_tokens"]
-                answer = Answer(str(row["text"]), None, *tokens, cached=True, logprobs=row.get("logprobs"))
+                said = {"logprobs": row.get("logprobs"), "model": row.get("model")}
+                answer = Answer(str(row["text"]), None, *tokens, cached=True, **said)
                 self.answers[row["key"]] = answer
             except (ValueError, TypeError, KeyError):
                 broken += 1
@@ -80,6 +83,8 @@ class AnswerCache:
                "completion_tokens": answer.completion_tokens}  # fmt: skip
         if answer.logprobs is not None:
             row["logprobs"] = answer.logprobs
+        if answer.model is not None:
+            row["model"] = answer.model
         with writing(self.path), self.path.open("ab") as file:  # unbuffered, a full disk would cut it without an error
             file.write(json.dumps(row).encode() + b"\n")
         self.answers[key] = replace(answer, cached=True)

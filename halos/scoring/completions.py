@@ -226,12 +226,13 @@ def read(completion: Any, api: Api) -> Reply:
         return _failed(CUT_OFF, tokens, unusable=True)
     if empty:
         return _failed("empty answer", tokens, unusable=True)
+    model = name if isinstance(name := getattr(completion, "model", None), str) and name else None
     if api.top_logprobs is None:
-        return Reply(Answer(text, None, *tokens), cut=reason == "length")
+        return Reply(Answer(text, None, *tokens, model=model), cut=reason == "length")
     logprobs = _read_logprobs(choice)
     if not logprobs:  # a server that has none will have none when it is asked again
         return _failed("no log-probabilities", tokens)
-    return Reply(Answer(text, None, *tokens, logprobs=logprobs))
+    return Reply(Answer(text, None, *tokens, logprobs=logprobs, model=model))
 
 
 def _read_logprobs(choice: Any) -> list[dict[str, Any]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -74,7 +74,7 @@ class Scorer(Strict):
     noun: ClassVar[str] = "scorer"
     """The entry's name in messages."""
 
-    kind: Literal["verifier", "reward_model", "openai"]
+    kind: str
     verifier: str | None = Field(
         None, description="for kind verifier: the name of a registered program that scores a response to a prompt"
     )
@@ -111,7 +111,7 @@ class Scorer(Strict):
 
     @property
     def named(self) -> str | None:
-        """The method whose reward model scores, or the id of the entry of `models:` that is one."""
+        """The method whose reward model scores, or the id of the entry of `models:` that is one, or that is asked."""
         return None if self.folder is not None else self.reward_model
 
     def _of_other_kinds(self) -> set[str]:

@@ -147,7 +147,9 @@ class Config(BaseModel):
             *scorers,
             *((f"labellers.{name}", labeller) for name, labeller in self.labellers.items()),
         ):
-            if scorer.named is not None:
+            if isinstance(scorer, Judge) and scorer.model is not None:
+                self._refer(f"{where}.model.model", scorer.model.model, "models")
+            elif scorer.named is not None:
                 self._check_reward_model(f"{where}.reward_model", scorer.named)
             if scorer.named in self.models and "seed" in scorer.model_fields_set:
                 raise ValueError(f"{where}: {scorer.named} is an entry of models, which has no seed: take that out")

@@ -33,8 +33,8 @@ def check_files(study: Study) -> None:
             for file in source.files:
                 if _missing(file):
                     raise HalosError(f"datasets.{name}: source {source.name} wants {file}, which does not exist")
-    answering = (cell.model for cell in study.answering)
-    for name in dict.fromkeys((*study.settings.models, *study.reference_models, *answering)):
+    others = (*study.reference_models, *study.asked_models, *(cell.model for cell in study.answering))
+    for name in dict.fromkeys((*study.settings.models, *others)):
         path = study.config.models[name].path
         if path is not None and not is_model(Path(path)):
             raise HalosError(f"models.{name}: there is no model in {path} (no config.json); put one there")
@@ -44,10 +44,10 @@ def check_files(study: Study) -> None:
             except HalosError as error:
                 raise HalosError(f"models.{name}: {error}") from None
             scores = (Path(path) / "config.json").is_file() and is_reward_model(Path(path))
-            if scores and any(cell.model == name for cell in study.cells):
+            if scores and (name in study.asked_models or any(cell.model == name for cell in study.cells)):
                 raise HalosError(
                     f"models.{name}: {path} holds a reward model, which answers no prompts: take it out of the grid's "
-                    "models, and name it as a reward_model"
+                    "models and of `kind: model`, and name it as a reward_model"
                 )
     for cell in study.trained:
         lora = study.stage(cell).lora

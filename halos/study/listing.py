@@ -147,10 +147,11 @@ class _Rows:
     @staticmethod
     def judges(config: Config, *_: Any) -> Iterator[Row]:
         for name, j in config.judges.items():
-            server = (j.openai.annotator or j.openai.model) if j.openai else None
+            server = (j.openai.annotator or j.openai.model) if j.openai else j.model.model if j.model else None
+            people = (", ".join(j.human.annotators) or "whoever votes") if j.human else None
             baseline = j.baseline if isinstance(j.baseline, str) else " seed ".join(map(str, dict(j.baseline).values()))
-            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model or server, "prompts": j.prompts,
-                   "baseline": baseline}  # fmt: skip
+            yield {"judge": name, "kind": j.kind, "by": j.verifier or j.reward_model or server or people,
+                   "prompts": j.prompts, "baseline": baseline}  # fmt: skip
 
     @staticmethod
     def verifiers(*_: Any) -> Iterator[Row]:

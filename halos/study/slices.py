@@ -195,7 +195,7 @@ def _judge(config: Config, name: str, *pair: str) -> Content:
     if not pair:
         return content
     judge = entry(config, "judges", name)
-    if len(pair) != 2 or pair[0] != "against" or judge.kind != "openai":
+    if len(pair) != 2 or pair[0] != "against" or not judge.is_asked:
         raise HalosError(f"judges/{name}/{'/'.join(pair)} is no folder of the results tree: a judge that is asked has "
                          f"judges/{name}/against/METHOD")  # fmt: skip
     content |= {"baseline": {"method": pair[1], "seed": "same"}, "length_control": "length_only", "difficulties": None}

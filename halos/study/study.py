@@ -57,7 +57,7 @@ class Study:
     def pairs(self) -> dict[str, list[tuple[str, str]]]:
         """The pairs of methods that a judge has to be asked about, by the judge's id: the first against the second. Of
         other judges, the scores of each response say which of two is better."""
-        asked = {name: judge for name, judge in self.judges.items() if judge.kind == "openai"}
+        asked = {name: judge for name, judge in self.judges.items() if judge.is_asked}
         found = {name: pairs_of(judge.compares, self.settings.methods) for name, judge in asked.items()}
         return {name: pairs for name, pairs in found.items() if pairs}
 
@@ -296,6 +296,12 @@ class Study:
         named = [reference.model for cell in self.trained if (reference := self.named_reference(cell))]
         return tuple(dict.fromkeys(named))
 
+    @cached_property
+    def asked_models(self) -> tuple[str, ...]:
+        """Ids of the entries of `models:` that judges ask."""
+        judges = (*self.judges.values(), *self.apart.values())
+        return tuple(dict.fromkeys(judge.model.model for judge in judges if judge.model is not None))
+
     def resumed(self, cell: Cell) -> Cell | None:
         """The cell whose run a training goes on from, if its stage has `resume_from`."""
         source = None if cell.stage is None else self.stage(cell).resume_from
@@ -316,7 +322,8 @@ class Study:
         return None if stage.reward_model is None else self._reward_model(stage.reward_model, cell, cell.seed)
 
     def reward_model(self, scorer: Scorer, cell: Cell) -> Cell | None:
-        """The reward model by which a judge or labeller scores a cell's responses, if it is one of the catalogue."""
+        """The reward model by which a judge or labeller scores a cell's responses, if it is one of the catalogue; or
+        the model of the catalogue that a judge asks."""
         return None if scorer.named is None else self._reward_model(scorer.named, cell, scorer.seed)
 
     def _reward_model(self, name: str, cell: Cell, seed: int) -> Cell:
@@ -328,7 +335,8 @@ class Study:
     @cached_property
     def reward_models_of_others(self) -> dict[str, str]:
         """{id of an entry of `models:`: one place in the config that names it as its reward model}."""
-        named = {scorer.named: f"judges.{name}" for name, scorer in {**self.judges, **self.apart}.items()}
+        judges = {name: judge for name, judge in {**self.judges, **self.apart}.items() if judge.model is None}
+        named = {judge.reward_model: f"judges.{name}" for name, judge in judges.items()}
         named |= {scorer.named: f"labellers.{name}" for name, scorer in self.labellers.items()}
         named |= {self.stage(cell).reward_model: f"stages.{cell.stage}" for cell in self.trained}
         return {name: place for name, place in named.items() if name is not None and name in self.config.models}

@@ -209,6 +209,21 @@ class Batches:
         return [*dict.fromkeys(wanted)]
 
     @cached_property
+    def compared(self) -> list[tuple[Cell, str, str]]:
+        """The judgements of two methods that the command asks for: cells, each with the id of a judge and the method
+        that it is compared with."""
+        wanted: list[tuple[Cell, str, str]] = []
+        if "judged" in self._phases:
+            pairs = ((judge, *cells) for judge in self.study.pairs for cells in self.study.compared(judge))
+            wanted += ((cell, judge, other.method) for judge, cell, other in pairs)
+        for target in self._targets:
+            run = RUN.search(target)
+            pair = None if run is None else PAIR.fullmatch(target, run.end())
+            if pair is not None and pair[1] in self.study.config.judges:
+                wanted.append((Cell.of(target), pair[1], pair[2]))
+        return [*dict.fromkeys(wanted)]
+
+    @cached_property
     def _phases(self) -> set[str]:
         phases = (PHASES.get(Path(target).name) or PHASES.get(_place(target), set()) for target in self._targets)
         return {phase for of_target in phases for phase in of_target}

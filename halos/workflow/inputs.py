@@ -304,7 +304,8 @@ class Inputs:
 
     def judgements(self, wildcards: Any) -> list[str]:
         """The folder that a cell's judgement is made in, beside others."""
-        return self.judging.judgements(cell_of(wildcards), wildcards.judge)
+        opponent: str | None = getattr(wildcards, "opponent", None)
+        return self.judging.judgements(cell_of(wildcards), wildcards.judge, opponent)
 
     def decided(self, wildcards: Any) -> list[str]:
         """What the judgements of a batch are made from."""
@@ -313,7 +314,7 @@ class Inputs:
 
     def decided_choices(self, wildcards: Any) -> list[Path]:
         """As `choices`, of all cells that a batch judges; they depend on the same ones."""
-        return self._chosen(self.study.choices(self.judging.first(wildcards.batch).cell)) if self.study.sweeps else []
+        return self._chosen(self.judging.choices(self.judging.first(wildcards.batch))) if self.study.sweeps else []
 
     def prompts_data(self, wildcards: Any) -> Path:
         """The feedback file whose prompts are answered."""
@@ -340,6 +341,11 @@ class Inputs:
         """The cell that a job compares its own with, if it does."""
         method: str | None = getattr(wildcards, "opponent", None)
         return [] if method is None else [replace(cell_of(wildcards), method=method)]
+
+    def votes(self, wildcards: Any) -> list[Path]:
+        """The files of votes that there are for a judge of people; none for another."""
+        people = self.config.judges[wildcards.judge].human
+        return [] if people is None else people.files(wildcards.judge)
 
     def difficulties(self, wildcards: Any) -> list[str]:
         """The file of AlpacaEval's difficulties, if a judge names one."""

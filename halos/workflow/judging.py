@@ -1,17 +1,17 @@
 """Batches of judgements: which of them one process makes, so that it loads a reward model once.
 
-A batch is all that a command asks for and that is not judged yet: by one reward model, whichever judges name it, or of
-one dataset and model by verifiers. Cells whose samples are there already are a batch of their own, so that one that
-cannot be trained delays the others by one command, and no more. So are the trials of a sweep, whose choice waits for
-their judgements. A judgement stays with the batch that made it: what is added, changed or deleted is judged alone. A
-model that is asked has no batches.
+A batch is all that a command asks for and that is not judged yet: by one reward model or one model that is asked,
+whichever judges name it, or of one dataset and model by verifiers. Cells whose samples are there already are a batch of
+their own, so that one that cannot be trained delays the others by one command, and no more. So are the trials of a
+sweep, whose choice waits for their judgements. A judgement stays with the batch that made it: what is added, changed or
+deleted is judged alone. Models behind a server and people have no batches.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,30 @@ from halos.files import hash_content
 from halos.models.rewards import check_reward_model
 from halos.scoring.settings import Scorer
 from halos.settings import read_slice
-from halos.study.cells import Cell
+from halos.study.cells import BASE, Cell
 from halos.study.choice import chosen_by
-from halos.study.paths import Paths
+from halos.study.paths import Folder, Paths
 from halos.study.study import Study
 from halos.train.sweep import TRIAL
-from halos.workflow.batches import PROMPT_SETS, Batches, Item, is_older
+from halos.workflow.batches import PAIR, PROMPT_SETS, Batches, Item, is_older
 
-RULES = {"judge", "decide"}
+RULES = {"judge", "judge_pair", "decide"}
 STAMP = ".snakemake_timestamp"
 """Snakemake's file within a folder that a job made, whose time is the folder's."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A judgement: a cell, or a round of one, and the id of a judge."""
+    """A judgement: a cell, or a round of one, the id of a judge, and, where the two are compared, another method."""
 
     cell: Cell
     judge: str
+    opponent: str | None = None
 
 
 def reward_model_files(study: Study, paths: Paths, scorer: Scorer, cell: Cell) -> list[Path]:
-    """The reward model by which a judge or labeller scores a cell's responses, if it does: its folder, and its manifest
-    if it is one of the catalogue.
+    """The reward model by which a judge or labeller scores a cell's responses, or the model that a judge asks, if one
+    does: its folder, and its manifest if it is one of the catalogue.
 
     Raises:
         HalosError: the scorer names a folder without a reward model. (Snakemake would not notice a missing folder where
@@ -72,11 +73,11 @@ class Judging:
         self._registered: set[str] = set()
         self._choices: dict[tuple[Cell, ...], tuple[str | None, ...]] = {}
 
-    def judgements(self, cell: Cell, judge: str) -> list[str]:
-        """What the rule `judge` reads for a cell: the folder of a batch. For a judgement of before there were batches,
-        that is as it should be, the files that it was made from then."""
-        pair = Pair(cell, judge)
-        self._look_at_choices(cell)
+    def judgements(self, cell: Cell, judge: str, opponent: str | None = None) -> list[str]:
+        """What the rules `judge` and `judge_pair` read for a cell: the folder of a batch. For a judgement of before
+        there were batches, that is as it should be, the files that it was made from then."""
+        pair = Pair(cell, judge, opponent)
+        self._look_at_choices(pair)
         if pair not in self._inputs:
             self._inputs[pair] = self._made_from(pair) or [str(self.paths.judging(self._key(pair)).judgements)]
         return self._inputs[pair]
@@ -154,7 +155,8 @@ class Judging:
     @cached_property
     def _pairs(self) -> list[Pair]:
         judges = self.study.config.judges
-        return [Pair(cell, judge) for cell, judge in self.batches.judged if judges[judge].kind != "openai"]
+        wanted = [*(Pair(*judged) for judged in self.batches.judged), *(Pair(*pair) for pair in self.batches.compared)]
+        return [pair for pair in wanted if judges[pair.judge].is_batched]
 
     def _group(self, pair: Pair) -> tuple[Any, ...]:
         """What is equal for judgements that one process makes."""
@@ -164,7 +166,7 @@ class Judging:
         by: Any = reward_model[0] if reward_model else (cell.dataset, cell.model)
         if judge.folder is not None:  # a model of no entry is run with the resources of the cell's
             by = (by, cell.model)
-        return by, sweep, *self.study.choices(cell), self._is_sampled(pair)
+        return by, sweep, *self.choices(pair), self._is_sampled(pair)
 
     # ---- what is there --------------------------------------------------------------------------------------
 
@@ -175,7 +177,8 @@ class Judging:
             return None
         if reward_model is not None and self.batches.trained_anew(reward_model):
             return None
-        if self.batches.changed(f"judges/{pair.judge}", self.paths.judge(pair.judge).config):
+        folder = self._folder(pair)
+        if self.batches.changed(str(folder.folder.relative_to(self.paths.results)), folder.config):
             return None
         files = [_stamp(Path(file)) for file in self.files(pair).files]
         if any(file.exists() and not is_older(file, path) for file in files):
@@ -189,27 +192,33 @@ class Judging:
     def _is_sampled(self, pair: Pair) -> bool:
         """Whether a cell's samples, and the baseline's if it is a cell, are there, and as they should be."""
         judge = self._settings(pair)
-        cells = (pair.cell, self.study.baseline(judge, pair.cell))
+        cells = (pair.cell, self._other(pair))
         items = (Item(cell, PROMPT_SETS, judge.prompts) for cell in cells if cell is not None)
         return all(self.batches.made_by(item) is not None for item in items)
 
     def _is_known(self, pair: Pair) -> bool:
         """Whether the catalogue still has all that a judgement is named by."""
         cell, config = pair.cell, self.study.config
-        stages = [] if cell.stage is None else cell.method.partition(TRIAL)[0].split("-")
+        methods = (cell.method, *filter(None, [pair.opponent]))
+        stages = [stage for method in methods if method != BASE for stage in method.partition(TRIAL)[0].split("-")]
         named = {"datasets": [cell.dataset], "models": [cell.model], "stages": stages, "judges": [pair.judge]}
         return all(name in getattr(config, kind) for kind, names in named.items() for name in names)
 
-    def _look_at_choices(self, cell: Cell) -> None:
+    def choices(self, pair: Pair) -> list[Cell]:
+        """As that of a study, of both cells of a judgement."""
+        cells = [pair.cell] if pair.opponent is None else [pair.cell, replace(pair.cell, method=pair.opponent)]
+        return [*dict.fromkeys(choice for cell in cells for choice in self.study.choices(cell))]
+
+    def _look_at_choices(self, pair: Pair) -> None:
         """Forget what was found of cells before the choices that they depend on were made, or made anew."""
         if not self.study.sweeps:
             return
-        choices = tuple(self.study.choices(cell))
+        choices = tuple(self.choices(pair))
         now = tuple(chosen_by(self.paths, swept) for swept in choices)
         if self._choices.setdefault(choices, now) != now:
             self._choices[choices] = now
             self._new.clear()
-            self._inputs = {p: f for p, f in self._inputs.items() if tuple(self.study.choices(p.cell)) != choices}
+            self._inputs = {p: f for p, f in self._inputs.items() if tuple(self.choices(p)) != choices}
 
     # ---- a judgement ----------------------------------------------------------------------------------------
 
@@ -217,7 +226,20 @@ class Judging:
         return self.study.config.judges[pair.judge]
 
     def _judged(self, pair: Pair) -> Path:
-        return self.paths.run(pair.cell).judged(pair.judge)
+        run = self.paths.run(pair.cell)
+        return run.judged_against(pair.judge, pair.opponent) if pair.opponent else run.judged(pair.judge)
+
+    def _folder(self, pair: Pair) -> Folder:
+        """The folder of a judge's settings."""
+        if pair.opponent is None:
+            return self.paths.judge(pair.judge)
+        return self.paths.judge_against(pair.judge, pair.opponent)
+
+    def _other(self, pair: Pair) -> Cell | None:
+        """The cell whose samples a cell's are compared with, if they are a cell's."""
+        if pair.opponent is not None:
+            return replace(pair.cell, method=pair.opponent)
+        return self.study.baseline(self._settings(pair), pair.cell)
 
     def files(self, pair: Pair) -> ToJudge:
         """The files that a judgement is made from.
@@ -227,16 +249,17 @@ class Judging:
         """
         cell, judge = pair.cell, self._settings(pair)
         prompts = self.study.config.prompts[judge.prompts]
-        other = self.study.baseline(judge, cell)
+        other = self._other(pair)
         baseline = [] if other is None else [self.paths.run(other).samples(judge.prompts)]
+        outputs = [judge.baseline.file] if isinstance(judge.baseline, FromFile) and pair.opponent is None else []
         return ToJudge(
             judged=str(self._judged(pair)),
-            config=str(self.paths.judge(pair.judge).config),
+            config=str(self._folder(pair).config),
             samples=str(self.paths.run(cell).samples(judge.prompts)),
             feedback=str(self.paths.data(prompts.dataset or cell.dataset).split(prompts.split)),
             reward_model=tuple(map(str, reward_model_files(self.study, self.paths, judge, cell))),
-            baseline=(judge.baseline.file,) if isinstance(judge.baseline, FromFile) else tuple(map(str, baseline)),
-            difficulties=() if judge.difficulties is None else (judge.difficulties,),
+            baseline=tuple(map(str, outputs or baseline)),
+            difficulties=() if judge.difficulties is None or pair.opponent else (judge.difficulties,),
         )
 
     def _asked(self, key: str) -> list[ToJudge]:
@@ -244,7 +267,9 @@ class Judging:
 
 
 def _pair(judgement: ToJudge) -> Pair:
-    return Pair(Cell.of(judgement.judged), Path(judgement.judged).stem)
+    against = PAIR.search(judgement.judged)
+    judge, opponent = against.groups() if against else (Path(judgement.judged).stem, None)
+    return Pair(Cell.of(judgement.judged), judge, opponent)
 
 
 def _place(judgement: ToJudge) -> str:

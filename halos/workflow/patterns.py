@@ -43,13 +43,13 @@ class Patterns:
 
     @property
     def asked(self) -> str:
-        """Judges that are models behind a server."""
-        return _any([name for name, judge in self._config.judges.items() if judge.kind == "openai"])
+        """Judges whose jobs judge one cell: models behind a server, and people."""
+        return _any([name for name, judge in self._config.judges.items() if not judge.is_batched])
 
     @property
-    def scoring(self) -> str:
-        """Judges that score responses by themselves."""
-        return _any([name for name, judge in self._config.judges.items() if judge.kind != "openai"])
+    def batched(self) -> str:
+        """Judges whose jobs judge many cells."""
+        return _any([name for name, judge in self._config.judges.items() if judge.is_batched])
 
     @property
     def methods(self) -> str:

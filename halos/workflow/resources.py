@@ -138,8 +138,8 @@ class ScoreResources(JobResources):
 
 
 class ScorerResources(ScoreResources):
-    """Resources of a judge or labeller: of a reward model those of its entry in `models:` or of the cell's model, else
-    the defaults of models.
+    """Resources of a judge or labeller: of a reward model, or of a model that is asked in a job, those of its entry in
+    `models:` or of the cell's model, else the defaults of models.
 
     Args:
         study: the study.
@@ -151,14 +151,15 @@ class ScorerResources(ScoreResources):
         self, study: Study, scorer: Callable[[Any], Judge | Labeller], of_cell: Callable[[Any], str] = model_of
     ) -> None:
         def model(wildcards: Any) -> str:
-            name = scorer(wildcards).reward_model
+            name = scorer(wildcards).named
             return name if name in study.config.models else of_cell(wildcards)
 
         super().__init__(study.config, model)
         self._scorer = scorer
 
     def _entry(self, wildcards: Any) -> Resources:
-        if self._scorer(wildcards).reward_model is None:
+        scorer = self._scorer(wildcards)
+        if scorer.named is None and scorer.folder is None:
             return Resources()
         return super()._entry(wildcards)
 

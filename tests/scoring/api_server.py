@@ -118,6 +118,7 @@ class ApiServer:
     Attributes:
         requests: in the order of their arrival.
         highest: the most requests that there were at one time.
+        model: the name that the server gives of its model, whichever is asked for; None for none.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class ApiServer:
         refuse: Callable[[dict[str, Any]], Outcome | None] = lambda body: None,
     ) -> None:
         self.faults, self.answer, self.refuse = faults or {}, answer, refuse
+        self.model: str | None = "m"
         self.requests: list[Request] = []
         self.highest = self._now = 0
         self._seen: Counter[str] = Counter()
@@ -232,5 +234,5 @@ class ApiServer:
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in logprobs.items()]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top[: request["top_logprobs"]]}]}
         usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
-        return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
-                           "usage": usage})  # fmt: skip
+        return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "choices": [choice],
+                           "usage": usage, **({"model": self.model} if self.model else {})})  # fmt: skip

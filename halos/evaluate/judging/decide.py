@@ -7,6 +7,7 @@ from pathlib import Path
 
 from halos.evaluate.judging.deciders import ByScores, Decides
 from halos.evaluate.judging.judge import judgement_of
+from halos.evaluate.judging.local import LocalModel, LocalPairwise
 from halos.evaluate.judging.settings import JudgeSlice, JudgingSlice, ToJudge
 from halos.files import hash_file
 from halos.scoring.reward_model import RewardModel, open_reward_model
@@ -19,18 +20,20 @@ def decide(
     output: Path,
     kept: Path,
     tokens_per_microbatch: int = 16384,
+    batch: int = 16,
 ) -> None:
     """Judge the samples of many cells, with the judgements that the verb `judge` makes of each.
 
-    A reward model is loaded once for all that it judges. A judgement that fails stops none of the others: in its place,
-    the output has the reason. What is finished is kept until the output is whole, so that a run that is stopped loses
-    no more than the judgement that it is at.
+    A reward model, or a model that is asked, is loaded once for all that it judges. A judgement that fails stops
+    none of the others: in its place, the output has the reason. What is finished is kept until the output is whole,
+    so that a run that is stopped loses no more than the judgement that it is at.
 
     Args:
         config: config.yaml of the batch: the judgements, each with the files that it is made from.
         output: folder to write: below it each judgement by its own path, or instead a file that ends in .failed.
         kept: folder of what stopped runs have finished, of this batch or another.
         tokens_per_microbatch: tokens of one forward pass of a reward model, padding included.
+        batch: questions that a model answers side by side.
 
     Raises:
         HalosError: nothing could be judged.
@@ -40,9 +43,13 @@ def decide(
     def loaded(files: tuple[str, ...]) -> RewardModel:
         return open_reward_model([*map(Path, files)], tokens_per_microbatch)
 
-    batch = {_item(asked, kept): asked for asked in JudgingSlice.read(config).judgements}
+    @cache
+    def asked_model(name: str, files: tuple[str, ...]) -> LocalModel:
+        return LocalModel(name, [*map(Path, files)], batch)
+
+    judgements = {_item(asked, kept): asked for asked in JudgingSlice.read(config).judgements}
     failures = Failures()
-    for item, asked in batch.items():
+    for item, asked in judgements.items():
         if item.done:
             print(f"{item.place}: finished by an earlier attempt")
             continue
@@ -50,6 +57,9 @@ def decide(
             settings = JudgeSlice.read(Path(asked.config))
 
             def opened(asked: ToJudge = asked, settings: JudgeSlice = settings) -> Decides:
+                if settings.model is not None:
+                    model = asked_model(settings.model.model, asked.reward_model)
+                    return LocalPairwise(f"judge {settings.judge}", settings, model)
                 named = settings.verifier
                 scorer = loaded(asked.reward_model) if named is None else Verifier(named)
                 return ByScores(scorer, settings.tie_margin)
@@ -58,7 +68,7 @@ def decide(
             files = Path(asked.samples), Path(asked.feedback), baseline, difficulties
             judgement_of(settings, *files, opened).write(item.kept)
             print(f"{item.place}: judged")
-    failures.publish([*batch], output)
+    failures.publish([*judgements], output)
 
 
 def _item(asked: ToJudge, kept: Path) -> Item:

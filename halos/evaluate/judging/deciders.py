@@ -1,4 +1,5 @@
-"""The judge that config.yaml names: a scorer whose higher score wins, or a model that is asked which is better."""
+"""The judge that config.yaml names: a scorer whose higher score wins, or a model or people that are asked which is
+better."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from typing import Protocol
 
 from halos.evaluate.judging.comparisons import Comparison
 from halos.evaluate.judging.judgement import BASELINE_WINS, CANDIDATE_WINS, ROUNDING, TIE, Decision, Question, Usage
+from halos.evaluate.judging.local import LocalModel, LocalPairwise
 from halos.evaluate.judging.pairwise import PairwiseAnnotator
+from halos.evaluate.judging.people import Majority
 from halos.evaluate.judging.settings import JudgeSlice
 from halos.scoring.api import Calls
 from halos.scoring.scorers import open_scorer
@@ -19,8 +22,8 @@ class Decides(Protocol):
     """The interface of every judge.
 
     Attributes:
-        question: of a judge that is asked; None for others.
-        usage: of a judge that is asked, once it has decided; None for others.
+        question: of a model that is asked; None for others.
+        usage: of a model that is asked, once it has decided; None for others.
     """
 
     @property
@@ -70,20 +73,31 @@ class ByScores:
 
 
 def open_judge(
-    name: str, settings: JudgeSlice, reward_model: Sequence[Path], tokens_per_microbatch: int, calls: Calls
+    name: str,
+    settings: JudgeSlice,
+    reward_model: Sequence[Path],
+    tokens_per_microbatch: int,
+    calls: Calls,
+    votes: Sequence[Path] = (),
 ) -> Decides:
     """The judge of a slice.
 
     Args:
         name: of the judge, for messages: `judge x`.
         settings: its slice.
-        reward_model: for a reward model, its folder and, where it has one, its manifest; otherwise empty.
+        reward_model: of a reward model, or of a model of the catalogue that is asked, its folder and, where it has one,
+            its manifest; otherwise empty.
         tokens_per_microbatch: tokens of one forward pass of the reward model.
         calls: how a model behind a server is called.
+        votes: for people, the files of their votes.
 
     Raises:
         HalosError: the judge's scorer or annotator does not exist or cannot be loaded.
     """
+    if settings.human is not None:
+        return Majority(settings, votes)
+    if settings.model is not None:
+        return LocalPairwise(name, settings, LocalModel(settings.model.model, reward_model))
     if settings.openai is not None and not reward_model:
         return PairwiseAnnotator(
             name, settings.openai, settings.max_failures, calls, settings.both_orders, settings.ask_again

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from halos.errors import HalosError
 from halos.evaluate.judging.alpaca import length_controlled, length_controlled_on_alpaca_eval, win_rate
-from halos.evaluate.judging.baseline import open_baseline
+from halos.evaluate.judging.baseline import Baseline, open_baseline
 from halos.evaluate.judging.comparisons import Comparison, compare, on_prompts
 from halos.evaluate.judging.deciders import Decides, open_judge
 from halos.evaluate.judging.judgement import TIE, Annotation, Decision, Judgement, Scores, Sides, win
@@ -26,6 +26,7 @@ def judge(
     reward_model: Sequence[Path] = (),
     baseline: Sequence[Path] = (),
     difficulties: Sequence[Path] = (),
+    votes: Sequence[Path] = (),
     tokens_per_microbatch: int = 16384,
     concurrency: int = 16,
     requests_per_minute: int | None = None,
@@ -42,19 +43,20 @@ def judge(
         reward_model: a reward model's folder and its manifest, if it has one, for a judge of that kind.
         baseline: the baseline's outputs or samples, unless the targets are the baseline.
         difficulties: AlpacaEval's df_gamed.csv, for its length control; by default the one in the hub's cache.
+        votes: the files of votes, for a judge of kind human: one for each annotator.
         tokens_per_microbatch: tokens of one forward pass of the reward model, padding included.
         concurrency: calls at one time, for a model that is asked.
         requests_per_minute: limit on requests, for a model that is asked; by default none.
 
     Raises:
         HalosError: a file is missing or malformed, the samples are of other prompts than the feedback, the judge fails
-            on all comparisons, or a model that is asked leaves too many without an answer.
+            on all comparisons, a model that is asked leaves too many without an answer, or votes are missing.
     """
     settings = JudgeSlice.read(config)
     calls = Calls(answers_of(output), concurrency, requests_per_minute)
 
     def opened() -> Decides:
-        return open_judge(f"judge {settings.judge}", settings, reward_model, tokens_per_microbatch, calls)
+        return open_judge(f"judge {settings.judge}", settings, reward_model, tokens_per_microbatch, calls, votes)
 
     judgement_of(settings, samples, feedback, baseline, difficulties, opened).write(output)
 
@@ -85,9 +87,8 @@ def judgement_of(
     Raises:
         HalosError: as `judge`.
     """
-    rows = on_prompts(read_samples(samples), settings.prompts_per_pair)
     opponent = open_baseline(settings.baseline, baseline)
-    comparisons = compare(rows, feedback, samples, opponent, settings.whole_sentences)
+    comparisons, not_judged = comparisons_of(settings, samples, feedback, opponent)
     decider = opened()
     decisions = decider.decide(comparisons)
     if all(decision.preference is None for decision in decisions):
@@ -111,7 +112,7 @@ def judgement_of(
         ties=preferences.count(TIE),
         ties_as=settings.ties,
         failures=len(comparisons) - len(decided),
-        not_judged=len(rows) - len(comparisons),
+        not_judged=not_judged,
         win_rate=rate,
         standard_error=error,
         length_controlled_win_rate=controlled,
@@ -129,6 +130,25 @@ def judgement_of(
         failed=dict(sorted(Counter(d.problem for d in decisions if d.problem is not None).items())),
         annotations=tuple(map(_annotation, comparisons, decisions, wins)),
     )
+
+
+def comparisons_of(
+    settings: JudgeSlice, samples: Path, feedback: Path, opponent: Baseline
+) -> tuple[list[Comparison], int]:
+    """The comparisons of a judge, and the number of samples to which the baseline has no response.
+
+    Args:
+        settings: the judge's slice.
+        samples: samples, JSON lines.
+        feedback: feedback records that the prompts come from, parquet.
+        opponent: the baseline.
+
+    Raises:
+        HalosError: a file is missing or malformed, or the samples are of other prompts than the feedback.
+    """
+    rows = on_prompts(read_samples(samples), settings.most_prompts)
+    comparisons = compare(rows, feedback, samples, opponent, settings.whole_sentences)
+    return comparisons, len(rows) - len(comparisons)
 
 
 def _annotation(comparison: Comparison, decision: Decision, value: float | None) -> Annotation:

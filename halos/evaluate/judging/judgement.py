@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from halos.data.feedback import Turn
 from halos.files import JsonFile, Record
 
@@ -12,6 +14,8 @@ BASELINE_WINS, TIE, CANDIDATE_WINS = 1.0, 1.5, 2.0
 """Preferences, in alpaca_eval's convention; a judge that weighs its answer gives what lies between."""
 ROUNDING = 1e-9
 """Scores that differ by this much more than a margin are within it: .4 - .3 is above .1 in floating point."""
+ASKED = ("openai", "model", "human")
+"""Kinds of judges that are asked about each comparison; the others score each response."""
 Ties = Literal["half", "neither"]
 """The worth of a tie to the candidate: half a win, or nothing."""
 
@@ -36,18 +40,22 @@ def agreed(preferences: Sequence[float | None]) -> float | None:
 class Asked(Record):
     """One question to a judge that is asked, and what it said.
 
+    Of people, each who saw the comparison was asked once.
+
     Attributes:
         shown_first: whose response it saw first.
         again: whether it is the second time that it was asked in this order, which counts for nothing but to see
             whether the answer is the same.
         preference: as that of a `Decision`; None where there is no answer.
-        answer: as the judge wrote it.
+        answer: as the judge wrote it; of people, the note beside the vote.
+        by: of people: who voted.
     """
 
     shown_first: Literal["candidate", "baseline"]
     again: bool = False
     preference: float | None
     answer: str | None
+    by: str | None = Field(None, exclude_if=lambda by: by is None)
 
 
 class Decision(Record):
@@ -62,9 +70,9 @@ class Decision(Record):
         criteria: of a judge that scores: the candidate's score for each criterion.
         baseline_criteria: of a judge that scores: the baseline's score for each criterion.
         shown_first: of a judge that is asked: whose response it saw first; None where it was not asked.
-        answer: of a judge that is asked: its answer.
+        answer: of a judge that is asked: its answer; of people, all their votes and notes.
         asked: of a judge that is asked more than once about a comparison: every question, the first of which has
-            `shown_first` and `answer`.
+            `shown_first` and `answer`; of people, every vote.
     """
 
     preference: float | None
@@ -126,7 +134,11 @@ class Usage(Record):
 
 class Question(Record):
     """The request of a judge that is asked: the model with its settings, the prompt as turns, and whether each
-    comparison is asked about in both orders."""
+    comparison is asked about in both orders.
+
+    Attributes:
+        answered_by: the model that the server says has answered; None where it does not say, and in older files.
+    """
 
     model: str
     server: str
@@ -137,6 +149,7 @@ class Question(Record):
     top_logprobs: int | None
     prompt: list[Turn]
     both_orders: bool = False
+    answered_by: str | None = Field(None, exclude_if=lambda name: name is None)
 
 
 class Judgement(JsonFile):

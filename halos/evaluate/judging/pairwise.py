@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from halos.evaluate.judging.alpaca import import_alpaca_eval
 from halos.evaluate.judging.annotators import read_annotator
 from halos.evaluate.judging.comparisons import Comparison, lowest
 from halos.evaluate.judging.judgement import TIE, Asked, Decision, Question, Usage, agreed
-from halos.evaluate.judging.settings import Annotator
+from halos.evaluate.judging.settings import Annotator, Asking
 from halos.evaluate.judging.verdicts import FIRST, SECOND, read_verdict
 from halos.scoring.answers import Answer, Conversation
 from halos.scoring.api import Api, Calls
@@ -33,69 +34,60 @@ Said = tuple[Asked, str | None]
 """A question with its answer, and the problem of one that failed."""
 
 
-class PairwiseAnnotator:
-    """A judge that asks a model behind an OpenAI-compatible server which of two responses is better.
+class Pairwise(ABC):
+    """A judge that asks a model which of two responses is better.
 
-    Prompt, model and reading of answers are those of alpaca_eval's annotator, or a prompt of the config. The calls are
-    made here, so that every answer is kept, and a call that fails is no answer.
+    Prompt and reading of answers are those of alpaca_eval's annotator, or a prompt of the config. The answers are
+    gathered here, so that every one is kept, and a failure is no answer.
 
     Args:
         name: of the judge, for messages.
-        settings: its `openai:`.
+        settings: its `openai:` or `model:`.
         max_failures: largest fraction of the comparisons that may get no answer.
-        calls: how the model is called.
         both_orders: whether it is asked about each comparison in both orders, of which `agreed` makes one preference.
         ask_again: comparisons about which the first question is asked once more: those whose hashes are lowest.
-
-    Raises:
-        HalosError: there is no usable key, or the cache cannot be written.
     """
 
     def __init__(
-        self,
-        name: str,
-        settings: Annotator,
-        max_failures: float,
-        calls: Calls,
-        both_orders: bool = False,
-        ask_again: int = 0,
+        self, name: str, settings: Asking, max_failures: float, both_orders: bool = False, ask_again: int = 0
     ) -> None:
-        self.name, self.max_failures, self.prices = name, max_failures, settings.prices
-        self.both_orders, self.ask_again, self._calls = both_orders, ask_again, calls
+        self.name, self.max_failures = name, max_failures
+        self.both_orders, self.ask_again = both_orders, ask_again
         prompt = settings.prompt
         annotator: dict[str, Any]
         if settings.annotator is None:
-            pattern = None if settings.pattern is None else re.compile(settings.pattern)
-            read = partial(read_verdict, pattern=pattern)
-            annotator = {"prompt_template": prompt, "fn_completion_parser": read, "completions_kwargs": {}}
+            annotator = {"prompt_template": prompt, "completions_kwargs": {}, **self._reading(settings)}
         else:
             annotator = read_annotator(settings.annotator) or {}
-        request = annotator["completions_kwargs"]
-        self.api = Api(
-            model=settings.asked_model,
-            server=settings,
-            temperature=request.get("temperature", 0.0) if settings.temperature == "default" else settings.temperature,
-            max_tokens=settings.longest_answer,
-            top_logprobs=request.get("top_logprobs"),
-            may_be_cut=prompt is None,  # some annotators ask for a single token
-        )
-        self._entry = f"the `openai:` settings of {name}"
-        self.client = self._first_client = Client(self.api, calls, self._entry)
         self._annotator = _annotator({**annotator, "fn_completions": self._complete}, prompt)
         self._answers: list[Answer] = []
         self._latest: list[Answer] = []
 
     @property
-    def question(self) -> Question:
-        api = self.api
-        return Question(model=api.model, server=api.address, temperature=api.temperature, max_tokens=api.max_tokens,
-                        seed=api.server.seed, extra_body=api.extra_body, top_logprobs=api.top_logprobs,
-                        prompt=self._annotator.template, both_orders=self.both_orders)  # fmt: skip
+    @abstractmethod
+    def question(self) -> Question: ...
 
     @property
     def usage(self) -> Usage:
         """Usage of all answers, those of earlier runs included."""
         return self._usage(self._answers)
+
+    @abstractmethod
+    def _reply(self, prompts: list[Conversation], again: bool) -> list[Answer]:
+        """An answer to each prompt, in their order.
+
+        Args:
+            again: whether they were answered before.
+        """
+
+    def _reading(self, settings: Asking) -> dict[str, Any]:
+        """How answers to a prompt of the config are read, as settings of an annotator of alpaca_eval."""
+        pattern = None if settings.pattern is None else re.compile(settings.pattern)
+        return {"fn_completion_parser": partial(read_verdict, pattern=pattern)}
+
+    def _dollars(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """What tokens cost; None where that is not known."""
+        return None
 
     def decide(self, comparisons: list[Comparison]) -> list[Decision]:
         """One decision for each comparison, in their order. Two equal texts are a tie without a question.
@@ -127,7 +119,7 @@ class PairwiseAnnotator:
             return []
         import pandas as pd
 
-        self.client = Client(replace(self.api, again=again), self._calls, self._entry) if again else self._first_client
+        self._again = again
         frame = pd.DataFrame([c.shown(first) for c, first in questions], columns=["output_1", "output_2"])
         self._latest = []
         annotations = self._annotator(frame.assign(instruction=[c.instruction for c, _ in questions]))
@@ -160,9 +152,7 @@ class PairwiseAnnotator:
 
     def _complete(self, prompts: list[Conversation], **_: Any) -> dict[str, list[Any]]:
         """Replaces alpaca_eval's own calls: a completion for each prompt, None for one that failed."""
-        self._print_estimate(prompts)
-        self._latest = self.client.ask(prompts, self._understood)
-        self._print_spent()
+        self._latest = self._reply(prompts, self._again)
         return {self._annotator.completion_key: [self._completion(answer) for answer in self._latest]}
 
     def _completion(self, answer: Answer) -> Any:
@@ -180,6 +170,85 @@ class PairwiseAnnotator:
             return False
         return preference is not None and (preference == 0 or FIRST <= preference <= SECOND)
 
+    def _usage(self, answers: list[Answer]) -> Usage:
+        answers = list({id(answer): answer for answer in answers}.values())  # equal questions share one
+        tokens = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+        return Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1], dollars=self._dollars(*tokens))
+
+
+class PairwiseAnnotator(Pairwise):
+    """A judge that asks a model behind an OpenAI-compatible server.
+
+    Args:
+        name: of the judge, for messages.
+        settings: its `openai:`.
+        max_failures: largest fraction of the comparisons that may get no answer.
+        calls: how the model is called.
+        both_orders: as for `Pairwise`.
+        ask_again: as for `Pairwise`.
+
+    Raises:
+        HalosError: there is no usable key, or the cache cannot be written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Annotator,
+        max_failures: float,
+        calls: Calls,
+        both_orders: bool = False,
+        ask_again: int = 0,
+    ) -> None:
+        request = settings.request
+        self.prices, self._calls = settings.prices, calls
+        self.api = Api(
+            model=settings.asked_model,
+            server=settings,
+            temperature=request.get("temperature", 0.0) if settings.temperature == "default" else settings.temperature,
+            max_tokens=settings.longest_answer,
+            top_logprobs=request.get("top_logprobs"),
+            may_be_cut=settings.prompt is None,  # some annotators ask for a single token
+        )
+        self._entry = f"the `openai:` settings of {name}"
+        self.client = self._first_client = Client(self.api, calls, self._entry)
+        super().__init__(name, settings, max_failures, both_orders, ask_again)
+
+    @property
+    def question(self) -> Question:
+        api = self.api
+        return Question(model=api.model, server=api.address, temperature=api.temperature, max_tokens=api.max_tokens,
+                        seed=api.server.seed, extra_body=api.extra_body, top_logprobs=api.top_logprobs,
+                        prompt=self._annotator.template, both_orders=self.both_orders,
+                        answered_by=next(iter(self._answered_by), None))  # fmt: skip
+
+    @property
+    def _answered_by(self) -> Counter[str]:
+        """How many answers are of each model, by the names that the server gives."""
+        return Counter(answer.model for answer in self._answers if answer.model is not None)
+
+    def decide(self, comparisons: list[Comparison]) -> list[Decision]:
+        """As that of `Pairwise`.
+
+        Raises:
+            HalosError: as there, or the answers are of several models.
+        """
+        decisions = super().decide(comparisons)
+        if len(names := self._answered_by) > 1:
+            counts = ", ".join(f"{number} of {name}" for name, number in names.items())
+            raise HalosError(
+                f"{self.name} asks for {self.api.model}, and the server's answers are of several models ({counts}): "
+                f"delete {self._calls.cache} to ask one model everything, best by a name that stays (with a date)"
+            )
+        return decisions
+
+    def _reply(self, prompts: list[Conversation], again: bool) -> list[Answer]:
+        self.client = Client(replace(self.api, again=True), self._calls, self._entry) if again else self._first_client
+        self._print_estimate(prompts)
+        answers = self.client.ask(prompts, self._understood)
+        self._print_spent(answers)
+        return answers
+
     def _print_estimate(self, prompts: list[Conversation]) -> None:
         new = self.client.unanswered(prompts, self._understood)
         turns = [turn["content"] for prompt in new for turn in prompt]
@@ -195,16 +264,11 @@ class PairwiseAnnotator:
             flush=True,
         )
 
-    def _print_spent(self) -> None:
-        spent = self._usage([answer for answer in self._latest if not answer.cached])
+    def _print_spent(self, answers: list[Answer]) -> None:
+        spent = self._usage([answer for answer in answers if not answer.cached])
         cost = "" if spent.dollars is None else f": {spent.dollars:.2f} dollars"
         print(f"{self.name} spent {spent.prompt_tokens} tokens in and {spent.completion_tokens} out{cost}",
               file=sys.stderr)  # fmt: skip
-
-    def _usage(self, answers: list[Answer]) -> Usage:
-        answers = list({id(answer): answer for answer in answers}.values())  # equal questions share one
-        tokens = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
-        return Usage(prompt_tokens=tokens[0], completion_tokens=tokens[1], dollars=self._dollars(*tokens))
 
     def _dollars(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         if self.prices is None:

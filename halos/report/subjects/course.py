@@ -10,6 +10,7 @@ from itertools import product
 
 import numpy as np
 
+from halos.evaluate.judging.judgement import ASKED
 from halos.report import statistics
 from halos.report.lazy import mpl, pd
 from halos.report.measures import ROW, by_prompt
@@ -39,7 +40,7 @@ class Course(Subject):
             courses = [results.course(judge, cell, snapshots) for cell in cells]
             for i in range(snapshots + 1):
                 judgements = [course[i][1] for course in courses]
-                measure = SCORE if judgements[0].kind != "openai" else WIN
+                measure = SCORE if judgements[0].kind not in ASKED else WIN
                 table = pd.DataFrame([by_prompt(judgement, measure) for judgement in judgements], index=results.seeds)
                 bounded = measure == WIN or judgements[0].kind == "verifier"
                 e = statistics.estimate(table, bounded=bounded)

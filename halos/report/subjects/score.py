@@ -15,7 +15,7 @@ class Score(Subject):
     figure = "score"
 
     def shows(self, grid: Outline) -> bool:
-        return any(judge.kind != "openai" for judge in grid.judges)
+        return any(not judge.is_asked for judge in grid.judges)
 
     def frame(self, results: Results) -> pd.DataFrame:
         """Scores and their criteria over all seeds, with interval, and seed by seed."""

@@ -8,18 +8,19 @@ from itertools import combinations
 
 import numpy as np
 
-from halos.evaluate.judging.judgement import TIE, Annotation, Asked
+from halos.evaluate.judging.judgement import ASKED, TIE, Annotation, Asked
 from halos.report import agreement, statistics
 from halos.report.lazy import pd
 from halos.report.render import NOTHING, Table, interval
 from halos.report.results import Results
-from halos.report.statistics import Estimate
+from halos.report.statistics import Array, Estimate
 from halos.report.subject import Outline, Subject, subject
 from halos.report.words import Page, records
 from halos.study.cells import Cell
 
 TRUST = ["judge", "other", "measure", "value", "low", "high", "n", "prompts"]
-OPINIONS = ("openai", "reward_model")
+OPINIONS = (*ASKED, "reward_model")
+"""Kinds of judges that can be wrong."""
 LONGER, FIRST, FLIPS, AGAIN = "prefers_longer", "prefers_first", "flips", "same_again"
 AGREE, KAPPA, ALPHA = "agreement", "kappa", "alpha"
 TITLES = {LONGER: "Prefers longer", FIRST: "Prefers first", FLIPS: "Flips", AGAIN: "Same again",
@@ -38,7 +39,8 @@ class Trust(Subject):
         return any(kind in OPINIONS for kind in grid.kinds)
 
     def frame(self, results: Results) -> pd.DataFrame:
-        """Of each judge that has an opinion, shares of its verdicts; of each two, one of which has, agreement."""
+        """Of each judge that has an opinion, shares of its verdicts, and where it is several people, their agreement;
+        of each two judges, one of which has, agreement."""
         lines: list[tuple[object, ...]] = []
         for judge in results.judges:
             if results.kind(judge) not in OPINIONS:
@@ -48,6 +50,9 @@ class Trust(Subject):
                 hits = [hit for a in annotations for hit in count(a)]
                 if hits:
                     lines.append((judge, "", measure, *_line(_share(hits), len(hits))))
+            votes, prompts = _votes(annotations)
+            if votes.size:
+                lines.append((judge, "", ALPHA, *_line(agreement.alpha(votes, prompts), len(prompts))))
         verdicts = {judge: _verdicts(results, judge) for judge in results.judges}
         for judge, other in combinations(results.judges, 2):
             if results.kind(judge) not in OPINIONS and results.kind(other) not in OPINIONS:
@@ -96,7 +101,7 @@ class Trust(Subject):
             )
             page.append(Table(caption, lines, title="Agreement between judges"))
         page += [
-            "Krippendorff's alpha of all judges, verdicts in their order: "
+            f"Krippendorff's alpha of {_whom(results, row['judge'])}, verdicts in their order: "
             f"{interval(row['value'], row['low'], row['high'])}, over {int(row['n'])} comparisons that two or more of "
             "them decided."
             for row in records(frame[frame["measure"] == ALPHA])
@@ -116,6 +121,20 @@ def _annotations(results: Results, judge: str) -> Iterable[Annotation]:
         yield from judgement.annotations
 
 
+def _whom(results: Results, judge: str) -> str:
+    return f"the annotators of {results.label('judges', judge)}" if judge else "all judges"
+
+
+def _votes(annotations: Iterable[Annotation]) -> tuple[Array, list[str]]:
+    """The verdicts of people, (annotators, comparisons that two or more of them decided), of `agreement.SIDES` and
+    NaN, with the prompts of the comparisons."""
+    given = [(a.prompt_id, {q.by: _side(q.preference) for q in a.questions if q.by is not None}) for a in annotations]
+    several = [(prompt, of) for prompt, of in given if sum(side is not None for side in of.values()) > 1]
+    names = sorted({str(name) for _, of in several for name in of})
+    table = np.array([[of.get(name) for _, of in several] for name in names], dtype=float)
+    return table, [prompt for prompt, _ in several]
+
+
 def _side(preference: float | None) -> int | None:
     """The better side, of `agreement.SIDES`; None where there is no verdict."""
     return None if preference is None else (preference > TIE) - (preference < TIE)
@@ -133,8 +152,9 @@ def _first(a: Annotation) -> Iterable[Hit]:
 
 
 def _flips(a: Annotation) -> Iterable[Hit]:
-    sides = [_side(question.preference) for question in a.questions if not question.again]
-    if len(sides) == 2 and None not in sides:
+    once = [question for question in a.questions if not question.again]
+    sides = [_side(question.preference) for question in once]
+    if len({question.shown_first for question in once}) == 2 and None not in sides:
         yield a.prompt_id, sides[0] != sides[1]
 
 

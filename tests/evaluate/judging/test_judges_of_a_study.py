@@ -51,7 +51,7 @@ MISTAKES = {
     "a policy": ({"kind": "reward_model", "reward_model": "sft-dpo"},
                  "judges.r.reward_model: sft-dpo must end in a reward model, such as bradley_terry"),
     "a kind": ({"kind": "verifyer", "verifier": "toy"},
-               "judges.r.kind: Input should be 'verifier', 'reward_model' or 'openai'"),
+               "judges.r.kind: Input should be 'verifier', 'reward_model', 'openai', 'model' or 'human'"),
     "no question": ({"kind": "openai", "openai": {"model": "m"}},
                     "judges.r.openai: give exactly one of prompt and annotator"),
     "two questions": ({"kind": "openai", "openai": {"model": "m", "prompt": ASK, "annotator": "chatgpt"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,46 @@ def test_two_methods_are_judged_by_the_verb_with_the_other_ones_samples(case: Ca
     with ApiServer(answer=longer) as server:
         assert {a["prompt_id"] for a in case.run((), (other,), **asking(server), **entry)["annotations"]} == kept
     assert Judgement.read(case.output).values("half") != [0.5] * 12
+
+
+def test_a_model_that_changes_within_a_judgement_or_between_two_is_an_error(case: Case, tmp_path: Path) -> None:
+    add(case, questions(6))
+    with ApiServer(answer=longer) as server:
+        server.model = "judge-2026-01-01"
+        result = case.run(**asking(server))
+        assert result["question"]["answered_by"] == "judge-2026-01-01"
+        add(case, ["another question"])
+        server.model = "judge-2026-06-01"
+        said = r"several models \(6 of judge-2026-01-01, 1 of judge-2026-06-01\): delete \S+letters.answers.jsonl"
+        for _ in range(2):  # also from the cache alone
+            with pytest.raises(HalosError, match=said):
+                case.run(**asking(server))
+        kept = case.output.with_name("letters.answers.jsonl")
+        rows = [json.loads(line) for line in kept.read_text().splitlines()]
+        kept.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "model"}) + "\n" for row in rows[:6]))
+        assert case.run(**asking(server))["question"]["answered_by"] == "judge-2026-06-01"  # older lines name none
+    config, results = write(
+        tmp_path / "tree", methods=("sft",), seeds=(1, 2), judges=("letters",), tasks=(), compare=None
+    )
+    files = [results / f"runs/toy/tiny/sft/seed{seed}/judged/letters.json" for seed in (1, 2)]
+    for name in ("judge-2026-06-01", None):
+        for file, model in zip(files, ("judge-2026-06-01", name), strict=True):
+            content = json.loads(case.output.read_text())
+            content["question"] = {**content["question"], "answered_by": model}
+            file.write_text(json.dumps(content))
+        tables.make(config, results=results, output=tmp_path / "tables")
+    files[1].write_text(case.output.read_text().replace("judge-2026-06-01", "judge-2027"))
+    with pytest.raises(
+        HalosError, match=r"judge letters was not the same model throughout: judge-2026-06-01 .*, and judge-2027"
+    ):
+        tables.make(config, results=results, output=tmp_path / "tables")
+
+
+def test_a_server_that_names_no_model_is_taken_as_it_is(case: Case) -> None:
+    add(case, questions(3))
+    with ApiServer(answer=longer) as server:
+        server.model = None
+        assert "answered_by" not in case.run(**asking(server))["question"]
 
 
 def test_settings_of_questions_are_refused_where_nothing_is_asked(case: Case) -> None:
