@@ -218,7 +218,7 @@ def test_tokens_are_summed_over_attempts_and_cost_nothing_from_the_cache(
         for cached in (False, True):
             answers = client(server, cache).ask(talks("1 + 1", "2 + 2"), number)
             # prompts of four words, one of them sent twice; the nonsense has nine words
-            assert answers == [Answer("2", None, 8, 10, cached), Answer("4", None, 4, 1, cached)]
+            assert answers == [Answer("2", None, 8, 10, cached, model="m"), Answer("4", None, 4, 1, cached, model="m")]
             said = capfd.readouterr().err
             assert ("3 calls made, 0 answers from the cache, 0 failed, 12 tokens in, 11 out" in said) is not cached
             assert ("0 calls made, 2 answers from the cache, 0 failed, 0 tokens in, 0 out" in said) is cached
