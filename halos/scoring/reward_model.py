@@ -247,12 +247,13 @@ def open_reward_model(files: Sequence[Path], tokens_per_microbatch: int) -> Rewa
     from halos.sample.backends import LOADS
 
     folder, *manifests = files
-    print(LOADS.format(folder), file=sys.stderr)
     if not manifests:
         check_reward_model(folder, trusted=False)
+        print(LOADS.format(folder), file=sys.stderr)
         return RewardModel(folder, tokens_per_microbatch=tokens_per_microbatch)
     manifest = Manifest.read(manifests[0])
     manifest.check_links(folder)
+    print(LOADS.format(folder), file=sys.stderr)
     config = manifest.config
     logit = config.get("reward_logit", "second")
     return RewardModel(folder, config["precision"], config["attention"], tokens_per_microbatch, logit)

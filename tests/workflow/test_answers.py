@@ -57,7 +57,7 @@ def test_two_prompt_sets_and_three_tasks_are_one_load(cell: tuple[Project, Run])
     ]  # fmt: skip
     assert loads(project) == [1]
     assert not list(project.results.rglob("answers"))
-    assert not list(project.results.rglob("kept"))
+    assert not list((project.results / "runs").rglob("kept"))
     assert project.dry(*TARGETS).jobs == []
 
 

@@ -43,7 +43,7 @@ def together(found: Batches, cell: Cell, kind: str, name: str) -> dict[str, set[
         ((), {"p", "q", "r"}, {"t", "u"}),
         (("all",), {"p", "q", "r"}, {"t", "u"}),
         (("results/crates/g.zip",), {"p", "q", "r"}, {"t", "u"}),
-        (("tables",), {"p", "r"}, {"t", "u"}),
+        (("tables",), {"p", "q", "r"}, {"t", "u"}),
         (("results/figures/g/win_rate.svg",), {"p", "r"}, {"t", "u"}),
         (("samples",), {"p", "q", "r"}, None),
         (("judged",), {"p", "r"}, None),

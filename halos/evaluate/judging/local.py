@@ -17,8 +17,6 @@ from halos.evaluate.judging.pairwise import Pairwise
 from halos.evaluate.judging.settings import Asking, JudgeSlice
 from halos.evaluate.judging.verdicts import FIRST, SECOND
 from halos.manifest import Manifest
-from halos.sample.backends import Request, Transformers
-from halos.sample.prompter import Prompter
 from halos.sample.settings import SamplerSlice
 from halos.scoring.answers import CUT_OFF, NOT_UNDERSTOOD, Answer, Conversation
 from halos.tokens.template import TOO_LONG, Prompt
@@ -45,6 +43,9 @@ class LocalModel:
             raise HalosError(
                 "a judge of kind model needs its model's folder and its manifest: give both to --reward-model"
             )
+        from halos.sample.backends import Transformers  # takes seconds to import, as what it needs does
+        from halos.sample.prompter import Prompter
+
         folder, manifest = files
         self.name, made = name, Manifest.read(manifest)
         made.check_links(folder)
@@ -72,6 +73,8 @@ class LocalModel:
         Args:
             longest: tokens of the longest answer.
         """
+
+        from halos.sample.backends import Request
 
         def answers(prompts: list[list[int]]) -> list[Answer]:
             requests = [Request(ids, longest, seed=0) for ids in prompts]
