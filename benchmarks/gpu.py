@@ -200,7 +200,7 @@ def ours(pipe: Connection, task: Unread) -> None:
     from halos.tokens.store import Store
     from halos.train.inputs import Inputs
     from halos.train.policy import Policy
-    from halos.train.settings import RunSlice
+    from halos.train.slices import RunSlice
     from halos.train.trainer import Trainer
 
     case = task.case

@@ -31,7 +31,8 @@ from halos.study.layers import combined, with_model
 from halos.study.sampled import SOURCE, located, samplings
 from halos.study.settings import Grid
 from halos.train.mixing import SFT_WEIGHT
-from halos.train.settings import LENGTH, Lora, Stage, Trackers, stage_slice
+from halos.train.settings import LENGTH, Lora, Stage, Trackers
+from halos.train.slices import stage_slice
 from halos.train.sweep import Select
 from halos.train.words import lora_meaning
 from halos.views import VIEWS

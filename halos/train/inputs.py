@@ -18,7 +18,8 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store, no_margins
 from halos.train.batches import Examples
 from halos.train.kept import kept_state
-from halos.train.settings import LENGTH, RunSlice, Stage
+from halos.train.settings import LENGTH, Stage
+from halos.train.slices import RunSlice
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from halos.errors import HalosError
 from halos.manifest import KEPT, Manifest
 from halos.train.checkpoints import fingerprint, read_meta
-from halos.train.settings import RunSlice
+from halos.train.slices import RunSlice
 
 
 def kept_state(run: Path, again: Path | None = None) -> Path:

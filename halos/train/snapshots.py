@@ -7,7 +7,7 @@ from pathlib import Path
 from halos.errors import HalosError
 from halos.manifest import Manifest
 from halos.train.adopt import take
-from halos.train.settings import RunSlice
+from halos.train.slices import RunSlice
 
 FOLDER = "snapshot"
 """A snapshot's folder in that of its run, before its number from 1: snapshot3 of 8 is the model after 3/8 of the steps;

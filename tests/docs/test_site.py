@@ -18,7 +18,7 @@ from docs.site import losses, pages, python, reference
 from docs.site.__main__ import build
 from halos.cli import VERBS, verb_parser
 from halos.errors import HalosError
-from halos.losses import Batch, Logps, Loss, Output
+from halos.losses import Batch, Logps, Loss, Output, log_ratio
 from halos.registry import LOSSES, SOURCES
 from halos.study.catalogue import schema
 from halos.views import VIEWS
@@ -92,7 +92,8 @@ def test_a_new_loss_has_a_page_and_a_place_in_the_menu_by_itself(tmp_path: Path)
         view = VIEWS["paired"]
 
         def __call__(self, policy: Logps, reference: Logps, batch: Batch) -> Output:
-            raise NotImplementedError
+            chosen, rejected = (log_ratio(policy, reference, role) for role in ("chosen", "rejected"))
+            return Output((rejected - chosen).clamp(min=0), chosen.detach(), rejected.detach())
 
     assert "max(0, r_l - r_w)." in losses.pages()["losses/brand_new.md"]
     assert "| `slope` | `2.0` |" in losses.pages()["losses/brand_new.md"]

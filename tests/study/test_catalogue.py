@@ -19,7 +19,8 @@ from halos.registry import LOSSES
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
-from halos.train.settings import ADAMW, stage_slice
+from halos.train.settings import ADAMW
+from halos.train.slices import stage_slice
 from tests.conftest import CATALOGUE
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from halos.settings import numbers
 from halos.study.catalogue import load
 from halos.study.choice import Choice
-from halos.train.settings import stage_slice
+from halos.train.slices import stage_slice
 
 ROOT = Path(__file__).parents[2]
 CHOICES = sorted((ROOT / "docs/studies/tuning/choices").glob("*.json"))

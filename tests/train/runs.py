@@ -18,7 +18,7 @@ from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from halos.tokens.store import Store
 from halos.train.inputs import Inputs
-from halos.train.settings import RunSlice
+from halos.train.slices import RunSlice
 from halos.train.trainer import Trainer
 from tests.conftest import CATALOGUE, World
 
