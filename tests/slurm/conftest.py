@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from halos.distributed.devices import FOLDER, KNOWN
+from halos.distributed.devices import FOLDER, KNOWN, VISIBLE
 from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster
 from tests.workflow.conftest import CATALOGUE, Project, copy_files
@@ -48,7 +48,7 @@ class ClusterProject(Project):
     @property
     def local(self) -> Project:
         """The same folder, with commands run outside the cluster, on a machine with a GPU by name."""
-        return Project(self.path, variables={KNOWN: "GPU-0", FOLDER: str(self.path / ".locks")})
+        return Project(self.path, variables={KNOWN: "GPU-0", VISIBLE: "0", FOLDER: str(self.path / ".locks")})
 
     def copy(self, to: Path) -> ClusterProject:
         return ClusterProject(super().copy(to).path, self.cluster)

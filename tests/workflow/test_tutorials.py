@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from halos.distributed.devices import FOLDER, KNOWN
+from halos.distributed.devices import FOLDER, KNOWN, VISIBLE
 from tests.conftest import World
 from tests.workflow.conftest import CATALOGUE, ROOT, Project
 from tests.workflow.tutorial import TUTORIALS, Tutorial, typed
@@ -47,7 +47,7 @@ def test_every_tutorial_is_run() -> None:
 @pytest.mark.slow
 def test_own_data_and_an_own_model_on_one_gpu(laptop: Project, world: World, tmp_path: Path) -> None:
     """There is no GPU: it is a name. The model is one without training."""
-    project = replace(laptop, variables={KNOWN: "GPU-0", FOLDER: str(tmp_path / "locks")})
+    project = replace(laptop, variables={KNOWN: "GPU-0", VISIBLE: "0", FOLDER: str(tmp_path / "locks")})
     shutil.copytree(world.base / "model", project.path / "models/mine")
     tutorial = Tutorial("own_model")
     tutorial.write_files(project.path)
