@@ -3,11 +3,16 @@
 # make test    every check and test
 # make docs    the documentation, as a site in build/site
 #
-# Both first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
+# All first make .venv from requirements.lock; `make PYTHON=/path/to/python3.12 env` chooses another Python.
 # make env-vllm makes .venv-vllm, with vLLM for the CPU; tests of sampling by vLLM run where it is.
 # make env-trackers makes .venv-trackers, which adds trackers to .venv; tests of trackers run where it is.
+# make wheelhouse fetches all packages of .venv into wheelhouse/, for a machine without a network, where the commands above
+# are then `make WHEELHOUSE=wheelhouse demo`. `make LOCKS=envs/train.lock wheelhouse` fetches those of another environment,
+# `make LOCKS="requirements.lock requirements-cpu.lock" wheelhouse` torch without CUDA.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WHEELHOUSE ?=
+LOCKS ?= requirements.lock requirements-cuda.lock
 ENV := .venv/.installed
 ENV_VLLM := .venv-vllm/.installed
 ENV_TRACKERS := .venv-trackers/.installed
@@ -18,24 +23,35 @@ INSTRUCTIONS := --configfile config.yaml studies/instructions.yaml
 # the workflow's rules call `python`: let them find this one
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help env env-vllm env-trackers check-envs demo real docs test lint lint-python lint-types lint-rules format clean
+# exactly the files of a lock, which names all that is needed, each by its hash
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	$(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
+
+# $(call install,ENVIRONMENT,LOCK): torch is that without CUDA where pip is told of a place that has it
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python $(INSTALL) -r requirements-cpu.lock 2>/dev/null || $(1)/bin/python $(INSTALL) -r requirements-cuda.lock
+	$(1)/bin/python $(INSTALL) -r $(2)
+endef
+
+.PHONY: help env env-vllm env-trackers locks check-envs wheelhouse demo real docs
+.PHONY: test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make env | env-vllm | env-trackers | check-envs | demo | real | docs | test | lint | format | clean"
+	@echo "make env | env-vllm | env-trackers | demo | real | docs | test | lint | format | clean"
+	@echo "make locks | check-envs | wheelhouse"
 
 env: $(ENV)
 
-$(ENV): requirements.lock
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+$(ENV): requirements.lock requirements-cpu.lock requirements-cuda.lock
+	$(call install,.venv,requirements.lock)
 	touch $@
 
 env-vllm: $(ENV_VLLM)
 
-$(ENV_VLLM): requirements-vllm.lock
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+$(ENV_VLLM): requirements-vllm.lock requirements-cpu.lock requirements-cuda.lock
+	$(call install,.venv-vllm,requirements-vllm.lock)
 	touch $@
 
 env-trackers: $(ENV_TRACKERS)
@@ -45,12 +61,19 @@ $(ENV_TRACKERS): requirements-trackers.lock $(ENV)
 	$(PYTHON) -m venv .venv-trackers
 	.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> "$$(.venv-trackers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/env.pth"
-	.venv-trackers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-trackers.lock
+	.venv-trackers/bin/python $(INSTALL) -r requirements-trackers.lock
 	touch $@
 
-# needs a network, so it is no part of `make test`
+# these need a network, so they are no part of `make test`
+locks: $(ENV)
+	.venv/bin/python envs/lock.py
+
 check-envs: $(ENV)
-	.venv/bin/python envs/check.py
+	.venv/bin/python envs/lock.py --check
+
+wheelhouse: $(ENV)
+	.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest wheelhouse \
+		$(LOCKS:%=-r %)
 
 demo: $(ENV)
 	.venv/bin/snakemake all

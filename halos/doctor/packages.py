@@ -6,6 +6,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -27,9 +28,15 @@ def installed(folder: Path | None = None) -> Versions:
 
 
 def locked(file: Path) -> Versions:
-    """{canonical name: version} of a lock file."""
-    lines = (line.split("#")[0].strip() for line in file.read_text().splitlines())
-    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines if line)}
+    """{canonical name: version} of a lock file; of packages for some machines alone where this is one of them."""
+    found: Versions = {}
+    for line in file.read_text().replace("\\\n", "").splitlines():
+        if pin := line.split("#")[0].split(" --hash")[0].strip():
+            requirement = Requirement(pin)
+            if requirement.marker is None or requirement.marker.evaluate():
+                [exact] = requirement.specifier
+                found[canonicalize_name(requirement.name)] = exact.version
+    return found
 
 
 def deviations(have: Versions, want: Versions) -> Versions:

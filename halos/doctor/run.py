@@ -36,7 +36,7 @@ def doctor(
 
         lacking = deviations(installed(), locked(ROOT / LOCK)) if (ROOT / LOCK).is_file() else {}
         why = "; ".join(filter(None, (str(error), listed([*lacking.values()]))))
-        raise HalosError(f"this environment cannot run halos ({why}): `make env`, or `pip install -r {LOCK}`") from None
+        raise HalosError(f"this environment cannot run halos ({why}): `make env`") from None
     setup = Setup(config, grid, results, offline)
     print(f"halos {__version__}: what is `ok`, what is not there and not needed (`-`), and what is `to do`\n")
     print(row("state", "about", "what was found"))

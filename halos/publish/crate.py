@@ -18,7 +18,7 @@ from halos.study.cells import Cell
 
 ROOT = Path(__file__).parents[2]
 """The checkout: where the Snakefile is."""
-WORKFLOW = ("Snakefile", "rules/**/*", "config.yaml", "envs/*.yaml", "profiles/**/*.yaml", "requirements.lock",
+WORKFLOW = ("Snakefile", "rules/**/*", "config.yaml", "envs/*.yaml", "profiles/**/*.yaml", "requirements*.lock",
             "LICENSE", "CITATION.cff")  # fmt: skip
 OF_RUN = ("config.yaml", "manifest.json", "train.jsonl", "samples/*.jsonl", "judged/*.json",
           "judged/*/against/*.json", "tasks/*.json", "divergence/*/*.json", "rewards/*.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -23,13 +24,15 @@ from halos.train.trackers import PACKAGES
 
 VLLM = ROOT / ".venv-vllm"
 """The environment that `make env-vllm` makes."""
+LOCKED = ((3, 11), (3, 12), (3, 13))
+"""The versions of Python that requirements.lock is for."""
 
 
 @check("python")
 def python(setup: Setup) -> Iterator[Line]:
     of = f"{platform.python_implementation()} {platform.python_version()}"
     system = f"{platform.system()} {platform.release()} {platform.machine()}, {' '.join(platform.libc_ver())}"
-    note = "" if platform.python_version().startswith("3.11.") else "; requirements.lock is for 3.11"
+    note = "" if sys.version_info[:2] in LOCKED else "; requirements.lock is for 3.11 to 3.13"
     yield Line("python", OK, f"{of} on {system}{note}")
 
 
@@ -48,9 +51,7 @@ def packages(setup: Setup) -> Iterator[Line]:
             needed[name] = f"{name} is {have.get(name, 'not here')} ({wish.specifier})"
     others = {name: text for name, text in deviations(have, want).items() if name not in needed}
     if needed:
-        yield Line(
-            "packages", TO_DO, f"{listed([*needed.values()])}: `pip install -r requirements.lock`, or `make env`"
-        )
+        yield Line("packages", TO_DO, f"{listed([*needed.values()])}: `make env`")
     if others:
         yield Line("packages", ABSENT, f"others than in requirements.lock: {listed([*others.values()])}")
     if not needed and not others:
