@@ -71,8 +71,8 @@ locks: $(ENV)
 check-envs: $(ENV)
 	.venv/bin/python envs/lock.py --check
 
-wheelhouse: $(ENV)
-	.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest wheelhouse \
+wheelhouse:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --dest wheelhouse \
 		$(LOCKS:%=-r %)
 
 demo: $(ENV)

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -207,3 +208,15 @@ def test_trackers_are_the_projects_wherever_they_are_installed() -> None:
     train = environment(ROOT / "envs/train.yaml")
     assert wanted.keys() == {*map(canonicalize_name, PACKAGES.values())}
     assert {name: (locked[name], train[name]) for name in wanted} == {name: (v, v) for name, v in wanted.items()}
+
+
+def test_an_image_has_the_files_that_its_environment_is_made_of(tmp_path: Path) -> None:
+    text = (ROOT / "envs/halos.def").read_text()
+    files = re.findall(r"^    (\S+) /opt/halos/(\S+)$", text, flags=re.M)
+    for source, target in files:
+        shutil.copy(ROOT / source, tmp_path / target)
+    commands = re.search(r"^    cd /opt/halos\n    (make .+)$", text, flags=re.M)
+    assert commands is not None
+    done = subprocess.run([*commands[1].split(), "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [name for name, _ in files if name.endswith(".lock") and name not in done.stdout] == []
