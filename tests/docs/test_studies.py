@@ -1,0 +1,102 @@
+"""Studies that are kept have the form that the code gives their results now, and are kept whole."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.studies import __main__ as kept
+from halos.errors import HalosError
+from halos.files import hash_file
+from halos.manifest import Manifest
+from halos.report import tables
+from halos.report.subjects import SUBJECTS
+from halos.study.catalogue import load
+from tests.report.conftest import write
+
+ROOT = Path(__file__).parents[2]
+TITLES = {subject.table: subject.title for subject in SUBJECTS if subject.table}
+MADE = [name for name in kept.studies() if (kept.HERE / name).is_dir()]
+
+
+def columns(table: Path, judges: tuple[str, ...], tasks: tuple[str, ...]) -> set[str]:
+    """The columns of a table, with words for the ids of judges and tasks and the names of criteria and metrics."""
+    header = next(csv.reader(table.open()))
+    found = set()
+    for column in header:
+        first, _, rest = column.partition(".")
+        if first in judges:
+            column = "JUDGE." + re.sub(r"^score\.[a-z_]+?(_low|_high|_baseline)?$", r"score.CRITERION\1", rest)
+        elif first in tasks:
+            column = "TASK." + re.sub(r"^[^_]+", "METRIC", rest)
+        found.add(column)
+    return found
+
+
+@pytest.mark.parametrize("name", kept.studies())
+def test_a_kept_study_is_a_grid_of_its_files(name: str) -> None:
+    study = kept.studies()[name]
+    catalogue = load(*(ROOT / file for file in study.catalogue))
+    assert catalogue.grids[name].methods
+    assert set(study.tables) <= TITLES.keys()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_kept_study_is_whole(name: str) -> None:
+    study, folder = kept.studies()[name], kept.HERE / name
+    files = {f"{table}.{form}" for table in study.tables for form in ("csv", "md")}
+    files |= {f"{figure}.png" for figure in study.figures} | ({kept.RUNS} if study.runs else set())
+    files |= ({kept.WORDS} if study.responses else set()) | ({"choices"} if study.choices else set())
+    assert {path.name for path in folder.iterdir()} == files
+    label = load(*(ROOT / file for file in study.catalogue)).grids[name].label
+    for table in study.tables:
+        assert (folder / f"{table}.md").read_text().startswith(f"# {TITLES[table]}: {label}\n")
+    if study.responses:
+        assert (folder / kept.WORDS).read_text().count("\n## ") == study.responses
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if "main" in kept.studies()[name].tables])
+def test_the_main_table_of_a_kept_study_has_the_columns_that_it_would_have_now(name: str, tmp_path: Path) -> None:
+    config, results = write(tmp_path, judges=("toy",), tasks=("arc",))
+    tables.make(config, results=results, output=tmp_path)
+    now = columns(tmp_path / "main.csv", ("toy",), ("arc",))
+    grid = load(*(ROOT / file for file in kept.studies()[name].catalogue)).grids[name]
+    assert columns(kept.HERE / f"{name}/main.csv", tuple(grid.judges), tuple(grid.tasks)) <= now
+
+
+def test_a_finished_grid_is_kept_with_the_hashes_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, results = write(tmp_path)
+    tables.make(config, results=results, output=results / "tables/small")
+    study = kept.Kept(catalogue=("config.yaml",), tables=("main",), responses=5)
+    monkeypatch.setattr(kept, "studies", lambda: {"small": study})
+    kept.keep("small", results, tmp_path / "kept")
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        "main.csv", "main.md", "responses.md", "runs.csv"
+    ]  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "kept/runs.csv").open()))
+    assert [row["run"] for row in rows[:2]] == ["runs/toy/tiny/sft/seed1", "runs/toy/tiny/sft/seed2"]
+    for row in rows:
+        manifest = results / row["run"] / "manifest.json"
+        assert (row["weights"], row["manifest"]) == (Manifest.read(manifest).weights, hash_file(manifest))
+    text = (tmp_path / "kept/responses.md").read_text()
+    assert text.count("\n## ") == 5
+    assert "| SFT + KTO | win | sft-kto 1 answers " in text
+
+
+def test_what_is_not_made_is_said_with_the_command_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, results = write(tmp_path)
+    study = kept.Kept(catalogue=("config.yaml", "studies/x.yaml"), tables=("main",))
+    monkeypatch.setattr(kept, "studies", lambda: {"small": study, "other": study})
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/main.csv").write_text("of before")
+    with pytest.raises(HalosError, match=r"main.csv is missing: the grid small is not finished"):
+        kept.keep("small", results, tmp_path / "kept")
+    assert (tmp_path / "kept/main.csv").read_text() == "of before"
+    command = "snakemake --configfile config.yaml studies/x.yaml --config grid=other -- all"
+    with pytest.raises(HalosError, match=f"config.yaml is missing: make the grid first, `{command}`"):
+        kept.keep("other", results, tmp_path / "kept")
