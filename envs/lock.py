@@ -85,7 +85,7 @@ dependencies:
   - pip
   - pip:
 """
-PROJECT = ("pyproject.toml", "--extra", "test", "--extra", "docs")
+PROJECT = ("pyproject.toml", "--extra", "test", "--extra", "docs", "--extra", "build")
 MAIN = Lock("requirements.lock", HEAD, PROJECT)
 TRACKERS = Lock("requirements-trackers.lock", TRACKERS_HEAD, ("pyproject.toml", "--extra", "trackers"))
 VLLM = Lock("requirements-vllm.lock", VLLM_HEAD, ("requirements-vllm.lock", "--no-deps"), GPU)
