@@ -71,7 +71,9 @@ def read_samples(path: Path) -> list[Sample]:
         raise HalosError(f"there is no samples file {path}; make it with `python -m halos sample`")
     samples: list[Sample] = []
     seen: set[tuple[str, int]] = set()
-    for number, line in enumerate(path.open(), 1):
+    with path.open() as file:
+        lines = list(file)
+    for number, line in enumerate(lines, 1):
         try:
             sample = Sample.model_validate_json(line)
         except ValidationError as error:
