@@ -13,6 +13,7 @@ from halos.study.paths import Paths
 
 CHARACTERS_PER_TOKEN = 4
 """In English text, says OpenAI's documentation."""
+PEOPLE = "people"
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Questions:
     Attributes:
         comparisons: with the baseline.
         in_pairs: comparisons of two methods.
-        questions: all, with both orders and those that are asked again.
-        tokens_in: millions, if responses are as long as the dataset's.
+        questions: all, with both orders, those that are asked again, and each of several votes.
+        tokens_in: millions, if responses are as long as the dataset's; for people, what they read.
         tokens_out: millions, at most.
-        dollars: at most; NaN where the judge has no `prices`.
+        dollars: at most; NaN where the judge has no `prices`, as people and models of the catalogue.
     """
 
     judge: str
@@ -39,38 +40,50 @@ class Questions:
 
 
 def questions(plan: Plan) -> list[Questions]:
-    """The questions to each judge of a grid that is asked, as if none had been answered yet."""
-    asked = {name: judge for name, judge in plan.study.judges.items() if judge.kind == "openai"}
-    return [_questions(plan, name, judge) for name, judge in asked.items()]
+    """The questions to each judge of a grid that is asked, people and models of the catalogue included, as if none had
+    been answered yet."""
+    return [_questions(plan, name, judge) for name, judge in plan.study.judges.items() if judge.is_asked]
+
+
+def _asked(judge: Judge) -> tuple[str, int, float, int]:
+    """Who is asked, how often about one order of a comparison, and the tokens of the question's words and, at most, of
+    its answer."""
+    if judge.human is not None:
+        return PEOPLE, judge.human.votes or len(judge.human.annotators) or 1, 0, 0
+    if judge.model is not None:
+        answer = 1 if judge.model.choices else judge.model.longest_answer
+        return judge.model.model, 1, len(judge.model.question) / CHARACTERS_PER_TOKEN, answer
+    assert judge.openai is not None
+    asked = judge.openai
+    return asked.asked_model, 1, len(asked.question) / CHARACTERS_PER_TOKEN, asked.longest_answer
 
 
 def _questions(plan: Plan, name: str, judge: Judge) -> Questions:
-    assert judge.openai is not None
-    prompts = plan.config.prompts[judge.prompts]
-    orders = 2 if judge.both_orders else 1
-    template, max_tokens = judge.openai.question, judge.openai.longest_answer
+    prompts, (model, times, words, answer) = plan.config.prompts[judge.prompts], _asked(judge)
+    times *= 2 if judge.both_orders else 1
+    most = None if judge.human is None else judge.human.limit
     cells = [judged for cell in plan.study.cells for judged in (cell, *plan.study.rounds(cell)[:-1])]
     compared = [first for first, _ in plan.study.compared(name)]
     counts = [0, 0]
     number = tokens = 0.0
     for kind, cell in (*((0, cell) for cell in cells), *((1, cell) for cell in compared)):
         amount = plan.amounts[cell.dataset, cell.model]
-        comparisons = _prompts(plan, cell, prompts, judge.prompts_per_pair if kind else None) * prompts.samples
-        here = orders * comparisons + min(judge.ask_again, comparisons)
+        per_pair = judge.prompts_per_pair if kind else None
+        comparisons = _prompts(plan, cell, prompts, per_pair, most) * prompts.samples
+        here = times * comparisons + min(judge.ask_again, comparisons)
         counts[kind] += comparisons
         number += here
         response = min(amount.response, prompts.max_new_tokens) + amount.response
-        tokens += here * (len(template) / CHARACTERS_PER_TOKEN + amount.prompt + response)
-    out = number * max_tokens
-    prices = judge.openai.prices
+        tokens += here * (words + amount.prompt + response)
+    out = number * answer
+    prices = judge.openai.prices if judge.openai is not None else None
     dollars = float("nan") if prices is None else (tokens * prices.input + out * prices.output) / 1e6
-    model, millions = judge.openai.asked_model, (tokens / 1e6, out / 1e6)
-    return Questions(name, model, counts[0], counts[1], int(number), *millions, dollars)
+    return Questions(name, model, counts[0], counts[1], int(number), tokens / 1e6, out / 1e6, dollars)
 
 
-def _prompts(plan: Plan, cell: Cell, prompts: Prompts, most: int | None) -> int:
+def _prompts(plan: Plan, cell: Cell, prompts: Prompts, *most: int | None) -> int:
     """How many prompts are compared on: of the split where it is made, else as many as the train split has."""
     report = Paths(plan.results).data(prompts.dataset or cell.dataset).report
     known = getattr(DataReport.read(report), prompts.split).rows_out if report.is_file() else None
     n = int(known or plan.amounts[cell.dataset, cell.model].prompts)
-    return min(n, prompts.limit or n, most or n)
+    return min(n, *(limit for limit in (prompts.limit, *most) if limit))

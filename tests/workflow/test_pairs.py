@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from itertools import combinations
 from pathlib import Path
@@ -96,6 +97,23 @@ def test_a_plan_prices_every_question_before_it_is_asked() -> None:
     [once] = questions(Plan(load({**judge, "both_orders": False, "ask_again": 0}), "both", "a100-80gb", Path("none")))
     assert once.questions == 78
     assert "Judges that are asked" not in text(Plan(load(CATALOGUE["judges"]["j"]), "both", "a100-80gb", Path("none")))
+
+
+def test_a_plan_counts_what_people_and_models_of_the_catalogue_are_asked() -> None:
+    """6 judgements of 8 prompts; people vote on 5 of them, two of the three on each."""
+    human = {"kind": "human", "prompts": "p", "human": {"annotators": ["a", "b", "c"], "votes": 2, "limit": 5}}
+    plan = Plan(load(human), "both", "a100-80gb", Path("none"))
+    [votes] = questions(plan)
+    assert (votes.model, votes.comparisons, votes.in_pairs, votes.questions) == ("people", 30, 0, 60)
+    assert (votes.tokens_in > 0, votes.tokens_out) == (True, 0)
+    local = {"kind": "model", "prompts": "p", "both_orders": True, "model": {"model": "m", "prompt": ASK}}
+    [asked] = questions(Plan(load(local), "both", "a100-80gb", Path("none")))
+    assert (asked.model, asked.comparisons, asked.questions) == ("m", 48, 96)
+    assert asked.tokens_out == pytest.approx(96 * 512 / 1e6)
+    local["model"] |= {"choices": ["A", "B"]}
+    [chosen] = questions(Plan(load(local), "both", "a100-80gb", Path("none")))
+    assert chosen.tokens_out == pytest.approx(96 / 1e6)
+    assert [math.isnan(found.dollars) for found in (votes, asked, chosen)] == [True] * 3
 
 
 def test_one_pair_can_be_asked_for_alone(small: Project, tmp_path: Path) -> None:
