@@ -63,7 +63,7 @@ wildcard_constraints:
     grid=study.grid,
     other=patterns.ids("datasets"),
     split="train|validation|test",
-    part="responses|mismatched|scores",
+    part="responses|mismatched|both|scores",
     view="[a-z][a-z0-9_]*",
 
 

@@ -237,9 +237,9 @@ def test_train_takes_what_most_stages_do_without(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_reference_is_of_every_part_there_is() -> None:
-    from halos.reference.cache import PARTS, SCORES
+    from halos.reference.cache import BOTH, PARTS, SCORES
 
-    assert get_args(parameters("reference")["part"].annotation) == (*PARTS, SCORES)
+    assert get_args(parameters("reference")["part"].annotation) == (*PARTS, BOTH, SCORES)
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -18,7 +18,7 @@ from halos.models.fused import apply_liger, check_liger, compile_layers
 from halos.models.load import freeze, load
 from halos.models.rewards import check_reward_model, is_gated, labels_of
 from halos.pretrained import read_config, read_tokenizer
-from halos.reference.cache import SCORES, expected_hashes, write_values
+from halos.reference.cache import BOTH, SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
 
@@ -33,7 +33,7 @@ def reference(
     config: Path,
     parent: Path,
     store: Path,
-    part: Literal["responses", "mismatched", "scores"],
+    part: Literal["responses", "mismatched", "both", "scores"],
     output: Path,
     tokens_per_microbatch: int = 16384,
     vocabulary: Sequence[Path] = (),
@@ -49,7 +49,7 @@ def reference(
         config: config.yaml of the model's cell, for attention and precision.
         parent: folder of the model, with model/ and manifest.json.
         store: sequence store.
-        part: sequences to run: real responses, mismatched ones, or (for a reward model) scores of real ones.
+        part: sequences to run: real responses, mismatched ones, both, or (for a reward model) scores of real ones.
         output: file to write, safetensors.
         tokens_per_microbatch: tokens of one forward pass on one device, padding included.
         vocabulary: model folder whose tokenizer made the store, where it is another model's.
@@ -73,10 +73,10 @@ def reference(
     settings = ReferenceSlice.read(config)
     sequences = Store(store)
     n = sequences.n_responses
-    rows = np.arange(n, len(sequences)) if part == "mismatched" else np.arange(n)
+    first = n if part == "mismatched" else 0
+    rows = np.arange(first, len(sequences) if part in ("mismatched", BOTH) else n)
     sizes = np.ones(len(rows), np.int64) if part == SCORES else sequences.lengths[rows, 1].astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    first = n if part == "mismatched" else 0
     made_from = {**expected_hashes(parent, sequences), "first": str(first), "part": part}
     accelerator = accelerator_for(settings.precision)
     if part == SCORES:
