@@ -52,6 +52,7 @@ try:
     check_splits(study)
     check_views(study)
     check_weights(study)
+    check_classifiers(study)
 except HalosError as error:
     raise WorkflowError(str(error))
 if workflow.is_main_process and (line := overridden(study)) is not None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from halos.errors import HalosError
+from halos.models.architectures import classified_types
 from halos.study import catalogue as C
 from halos.study.checks import check_classifiers, check_files, check_weights
 from halos.study.study import Study
@@ -87,6 +88,12 @@ def test_a_local_reward_model_is_checked_and_is_no_policy(tmp_path: Path) -> Non
     content["judges"]["j"] = {"kind": "reward_model", "reward_model": "theirs", "prompts": "p"}
     with pytest.raises(HalosError, match=r"^models\.theirs, the reward model of judges\.j: .* with 5 labels"):
         check_files(Study(C.load(content)))
+
+
+def test_the_types_with_a_classifier_are_those_of_transformers() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    assert classified_types() == CLASSIFIERS.keys()
 
 
 def test_a_reward_model_of_a_type_without_a_classifier_is_refused(tmp_path: Path) -> None:
