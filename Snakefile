@@ -63,7 +63,7 @@ wildcard_constraints:
     grid=study.grid,
     other=patterns.ids("datasets"),
     split="train|validation|test",
-    part="responses|mismatched|scores",
+    part="responses|mismatched|both|scores",
     view="[a-z][a-z0-9_]*",
 
 
@@ -73,7 +73,6 @@ onstart:
         needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
         if {"ask", "ask_pair", "label", "label_round"} & needed:
             check_keys(study)
-        check_classifiers(study)
         # with conda, jobs have another environment than this one
         if {"train_cell", "train_round"} & needed and (
             not workflow.deployment_settings.deployment_method

@@ -200,6 +200,7 @@ def run(verb: str, options: dict[str, Any]) -> None:
     try:
         function = getattr(importlib.import_module(module), name)
     finally:
+        gc.freeze()  # nor does the first collection after it look at what was imported
         gc.enable()
     parameters = inspect.signature(header(verb)).parameters.values()
     positional = [options.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]

@@ -29,9 +29,9 @@ from halos.study.checks import (
     check_classifiers,
     check_files,
     check_keys,
-    check_quantised,
     check_splits,
     check_views,
+    check_weights,
     overridden,
 )
 from halos.study.layers import typed
@@ -51,7 +51,8 @@ try:
     check_files(study)
     check_splits(study)
     check_views(study)
-    check_quantised(study)
+    check_weights(study)
+    check_classifiers(study)
 except HalosError as error:
     raise WorkflowError(str(error))
 if workflow.is_main_process and (line := overridden(study)) is not None:

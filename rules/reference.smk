@@ -1,7 +1,7 @@
 """Reference log-probabilities of a cell's model, cached for every cell that starts from it; a reward model's scores.
 
 Input:   the model and its manifest; the sequence store; for a reward model of `models:`, the store's records
-Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched, scores
+Output:  results/runs/{...}/reference/{part}.safetensors   part: responses, mismatched, both, scores
          results/tokens/{dataset}/{model}/scores/{reward_model}.safetensors
          results/tokens/{dataset}/{of}/reference/{model}/{part}.safetensors   for cells of a model whose stage names
                                                                               another one as its reference

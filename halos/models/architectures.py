@@ -264,15 +264,24 @@ def check_weights(folder: Path) -> None:
         )
 
 
+@cache
+def classified_types() -> set[str]:
+    """The types of models of which transformers has a sequence classifier, read from its source: importing it brings
+    torch, which takes seconds."""
+    [package] = find_spec("transformers").submodule_search_locations  # type: ignore[union-attr, misc]
+    source = Path(package, "models/auto/modeling_auto.py").read_text()
+    table = re.search(r"^MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES = (.*?)^\)", source, re.MULTILINE | re.DOTALL)
+    assert table is not None, "transformers has its table of sequence classifiers elsewhere"
+    return set(re.findall(r"^ *\(\"([^\"]+)\",", table[1], re.MULTILINE))
+
+
 def check_classifier(model_type: str) -> None:
     """Check that transformers has a sequence classifier of a model's type, which a reward model is.
 
     Raises:
         HalosError: it has none.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
-
-    if model_type not in CLASSIFIERS:
+    if model_type not in classified_types():
         raise HalosError(
             f"transformers has no sequence classifier of the type {model_type}, so that no reward model can be made of "
             "it; choose another model for the reward model"

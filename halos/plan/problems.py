@@ -14,8 +14,7 @@ from halos.plan.jobs import Job
 from halos.plan.plan import Plan
 from halos.plan.sizes import config_of
 from halos.tokens.positions import Positions
-from halos.train.optimizer import UNSHARDED
-from halos.train.settings import ADAMW, Lora, Stage
+from halos.train.settings import ADAMW, UNSHARDED, Lora, Stage
 
 
 def problems(plan: Plan) -> list[str]:
@@ -107,12 +106,7 @@ def _changes(resources: Resources, stage: Stage, longest: int, quantization: str
         yield having(f"parallel: fsdp and offload: true{also}", parallel="fsdp", offload=True,
                      gradient_checkpointing=True, tokens_per_microbatch=budget)  # fmt: skip
     saved, adapted = resources.model_copy(update=saving), stage.model_copy(update={"lora": stage.lora or Lora()})
-    if (
-        stage.lora is None
-        and stage.optimizer == "AdamW"
-        and stage.optimizer_args.keys() <= ADAMW.keys()
-        and not sharded
-    ):
+    if stage.lora is None and stage.optimizer == "AdamW" and stage.optimizer_args.keys() <= ADAMW.keys():
         yield "optimizer: AdamW8bit", saved, stage.model_copy(update={"optimizer": "AdamW8bit"}), None
     goes_on = stage.online is not None and stage.online.continue_optimizer
     adaptable = stage.lora is not None or not (stage.freeze or goes_on)

@@ -21,6 +21,8 @@ from halos.manifest import Manifest
 from halos.tokens.store import Store
 
 PARTS = ("responses", "mismatched")
+BOTH = "both"
+"""The name of a file that holds both parts."""
 SCORES = "scores"
 MADE_FROM = "made_from"
 """The one key of a file's metadata. safetensors writes several keys in any order: equal passes would make unequal
@@ -68,12 +70,29 @@ class Reference:
         raise HalosError(f"sequence {row} is in no part of the reference: pass --reference for its part, too")
 
 
-def _open(file: Path, expected: Mapping[str, str]) -> tuple[int, np.ndarray, np.ndarray]:
-    """(first row, offsets, values) of a file, memory-mapped."""
+def parts_in(file: Path) -> tuple[str, ...]:
+    """The parts that a file holds.
+
+    Raises:
+        HalosError: it is missing.
+    """
+    part = _made_from(file).get("part", "")
+    return PARTS if part == BOTH else (part,)
+
+
+def _made_from(file: Path) -> dict[str, str]:
+    """What a file was made from, its first row and its part."""
     if not file.is_file():
         raise HalosError(f"there is no {file}; make it with `python -m halos reference`")
+    with safe_open(file, framework="np") as opened:
+        content: dict[str, str] = json.loads((opened.metadata() or {}).get(MADE_FROM, "{}"))
+    return content
+
+
+def _open(file: Path, expected: Mapping[str, str]) -> tuple[int, np.ndarray, np.ndarray]:
+    """(first row, offsets, values) of a file, memory-mapped."""
+    made_from = _made_from(file)
     with safe_open(file, framework="pt") as opened:  # torch maps the file instead of reading it
-        made_from = json.loads((opened.metadata() or {}).get(MADE_FROM, "{}"))
         differs = [name for name, value in expected.items() if made_from.get(name) != value]
         if differs:
             raise HalosError(
@@ -93,7 +112,7 @@ def read_scores(file: Path, store: Store) -> np.ndarray:
 
 
 def parts_for(loss: Loss, live: bool = False) -> tuple[str, ...]:
-    """The reference files that a loss reads: none if it needs no reference.
+    """The parts of the reference that a loss reads: none if it needs no reference.
 
     Args:
         loss: the loss; `needs_reference` and `prepass` decide.

@@ -7,23 +7,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from halos.distributed.accelerator import accelerator_for
+from halos.distributed.loading import Weights, build, from_main
+from halos.distributed.sharding import name_layers, prepare_frozen
 from halos.errors import HalosError
 from halos.forward.budget import cut, pack
+from halos.forward.microbatch import collate
+from halos.forward.networks import ResponseLogps, SequenceScores
+from halos.forward.packable import Trial, check_finite, check_side_by_side
 from halos.models.fused import apply_liger, check_liger, compile_layers
 from halos.models.load import freeze, load
 from halos.models.rewards import check_reward_model, is_gated, labels_of
 from halos.pretrained import read_config, read_tokenizer
-from halos.reference.cache import SCORES, expected_hashes, write_values
+from halos.reference.cache import BOTH, SCORES, expected_hashes, write_values
 from halos.reference.settings import ReferenceSlice
 from halos.tokens.store import Store
-
-if TYPE_CHECKING:
-    from halos.forward.packable import Trial
 
 WINDOW = 2048
 """Sequences of one window. A pass that was stopped resumes after its last window; microbatches do not cross windows."""
@@ -33,7 +38,7 @@ def reference(
     config: Path,
     parent: Path,
     store: Path,
-    part: Literal["responses", "mismatched", "scores"],
+    part: Literal["responses", "mismatched", "both", "scores"],
     output: Path,
     tokens_per_microbatch: int = 16384,
     vocabulary: Sequence[Path] = (),
@@ -49,7 +54,7 @@ def reference(
         config: config.yaml of the model's cell, for attention and precision.
         parent: folder of the model, with model/ and manifest.json.
         store: sequence store.
-        part: sequences to run: real responses, mismatched ones, or (for a reward model) scores of real ones.
+        part: sequences to run: real responses, mismatched ones, both, or (for a reward model) scores of real ones.
         output: file to write, safetensors.
         tokens_per_microbatch: tokens of one forward pass on one device, padding included.
         vocabulary: model folder whose tokenizer made the store, where it is another model's.
@@ -60,23 +65,13 @@ def reference(
     for other in vocabulary:
         check_vocabulary(parent / "model", other)
 
-    import torch
-    from accelerate.utils import gather_object
-
-    from halos.distributed.accelerator import accelerator_for
-    from halos.distributed.loading import Weights, build
-    from halos.distributed.sharding import name_layers, prepare_frozen
-    from halos.forward.microbatch import collate
-    from halos.forward.networks import ResponseLogps, SequenceScores
-    from halos.forward.packable import Trial, check_finite, check_side_by_side
-
     settings = ReferenceSlice.read(config)
     sequences = Store(store)
     n = sequences.n_responses
-    rows = np.arange(n, len(sequences)) if part == "mismatched" else np.arange(n)
+    first = n if part == "mismatched" else 0
+    rows = np.arange(first, len(sequences) if part in ("mismatched", BOTH) else n)
     sizes = np.ones(len(rows), np.int64) if part == SCORES else sequences.lengths[rows, 1].astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    first = n if part == "mismatched" else 0
     made_from = {**expected_hashes(parent, sequences), "first": str(first), "part": part}
     accelerator = accelerator_for(settings.precision)
     if part == SCORES:
@@ -188,8 +183,6 @@ class Done:
     """
 
     def __init__(self, output: Path, depends_on: dict[str, Any], offsets: np.ndarray, processes: Any) -> None:
-        from halos.distributed.loading import from_main
-
         self.output, self.offsets, self.processes = output, offsets, processes
         self.path = output.with_name(f".{output.name}.partial")
         self.label = self.path.with_name(f"{self.path.name}.json")
@@ -215,8 +208,6 @@ class Done:
 
     def finish(self, made_from: Mapping[str, str]) -> None:
         """Write the file of the finished pass; no process returns before it is there."""
-        from halos.distributed.loading import from_main
-
         from_main(partial(self._finish, made_from), self.processes)
 
     def _finish(self, made_from: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from halos.study.cells import RESULTS
 from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.tokens.store import no_split, no_view
+from halos.train.settings import UNSHARDED
 from halos.views import VIEWS
 
 
@@ -133,18 +134,24 @@ def check_views(study: Study) -> None:
             raise HalosError(f"stages.{cell.stage}: {no_view(cell.dataset, view)}")
 
 
-def check_quantised(study: Study) -> None:
-    """Refuse a study that trains all weights of a model whose entry quantises them.
+def check_weights(study: Study) -> None:
+    """Refuse a study that trains all weights of a model whose entry quantises them, or shards weights that a stage's
+    optimiser takes whole.
 
     Raises:
         HalosError: naming the model and the stage.
     """
     for cell in study.trained:
-        kind = study.config.models[cell.model].quantization
-        if kind is not None and study.stage(cell).lora is None:
+        model, stage = study.config.models[cell.model], study.stage(cell)
+        if model.quantization is not None and stage.lora is None:
             raise HalosError(
-                f"models.{cell.model} has `quantization: {kind}`, and is trained by adapters alone: give stages."
-                f"{cell.stage} `lora: {{}}`, or take quantization out"
+                f"models.{cell.model} has `quantization: {model.quantization}`, and is trained by adapters alone: give "
+                f"stages.{cell.stage} `lora: {{}}`, or take quantization out"
+            )
+        if model.resources.shards and stage.optimizer in UNSHARDED:
+            raise HalosError(
+                f"models.{cell.model} has `parallel: fsdp`, and {stage.optimizer} cannot train sharded weights: give "
+                f"stages.{cell.stage} another optimizer, or the model's resources `parallel: ddp`"
             )
 
 

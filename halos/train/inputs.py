@@ -12,7 +12,7 @@ from halos.errors import HalosError
 from halos.files import hash_file, hash_files, hash_weights
 from halos.losses import Loss
 from halos.manifest import VALUE_HEAD, Manifest
-from halos.reference.cache import Reference, expected_hashes, parts_for, read_scores
+from halos.reference.cache import Reference, expected_hashes, parts_for, parts_in, read_scores
 from halos.tokens.positions import Positions
 from halos.tokens.selection import select
 from halos.tokens.store import Store, no_margins
@@ -187,18 +187,19 @@ def _value_head(parent: Path) -> Path | None:
 
 
 def _check_files(stage: Stage, loss: Loss, reference: Sequence[Path], scores: Sequence[Path]) -> None:
-    """Refuse more or fewer files of the reference and of a reward model than the stage reads."""
+    """Refuse other parts of the reference, and more or fewer files of a reward model, than the stage reads."""
     if reference and stage.sync_every:
         raise HalosError(
             "the reference of this stage is live (humanline or sync_reference), and a cached one would be stale "
             "after the first step: give no --reference"
         )
     parts = parts_for(loss, live=stage.sync_every is not None)
-    if len(reference) != len(parts):
-        needs = f"needs {len(parts)} reference file{'s' * (len(parts) > 1)} ({', '.join(parts)})"
+    given = [part for file in reference for part in parts_in(file)]
+    if sorted(given) != sorted(parts):
+        needs = f"the reference's {' and '.join(parts)}" if parts else "no reference"
         raise HalosError(
-            f"the loss {stage.loss_name} {needs if parts else 'needs no reference file'} and got {len(reference)}: "
-            f"{'pass one --reference for each' if parts else 'leave out --reference'}"
+            f"the loss {stage.loss_name} needs {needs}, and got {' and '.join(given) or 'none'}: "
+            f"{'pass these by' if parts else 'leave out'} --reference"
         )
     if len(scores) != (stage.reward_model is not None):
         raise HalosError(

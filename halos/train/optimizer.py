@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from halos.distributed.sharding import local
 from halos.errors import HalosError
 from halos.train.settings import EIGHT_BIT, Stage
-
-UNSHARDED = {"Adafactor": "torch", "AdamW8bit": "bitsandbytes", "PagedAdamW8bit": "bitsandbytes"}
-"""Optimiser that takes whole weights alone -> the library that it is of."""
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
@@ -32,6 +31,8 @@ def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     # YAML has no tuples, which torch wants (betas)
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in stage.optimizer_args.items()}
     kind = optimizer_class(stage.optimizer)
+    if stage.optimizer in EIGHT_BIT and any(isinstance(p, DTensor) for p in trained):
+        kind = over_shards(kind)
     if stage.optimizer in ("Adam", "AdamW") and "foreach" not in arguments:
         # one pass over the weights instead of ten; torch's other fused optimisers cannot take sharded weights
         arguments.setdefault("fused", True)
@@ -54,6 +55,35 @@ def optimizer_class(name: str) -> Any:
     import bitsandbytes
 
     return getattr(bitsandbytes.optim, name if torch.cuda.is_available() else "AdamW8bit")
+
+
+def over_shards(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """An optimiser of bitsandbytes that steps this process's shards of parameters, and keeps the states of these alone.
+
+    Its kernels take plain tensors. The update of a number reads its own states and the scale of its block, so a shard
+    is trained as it is within the whole, but for where blocks begin.
+    """
+
+    class OverShards(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, groups: list[dict[str, Any]], **arguments: Any) -> None:
+            self.parameters = [p for group in groups for p in group["params"]]
+            shards = [{**group, "params": [local(p) for p in group["params"]]} for group in groups]
+            super().__init__(shards, **arguments)
+
+        def step(self, closure: Any = None) -> Any:
+            shards = [shard for group in self.param_groups for shard in group["params"]]
+            for shard, parameter in zip(shards, self.parameters, strict=True):
+                shard.data = local(parameter)  # FSDP may have moved it
+                # a process has nothing of a parameter with fewer rows than there are processes
+                shard.grad = local(parameter.grad) if parameter.grad is not None and shard.numel() else None
+            return super().step(closure)
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            super().zero_grad(set_to_none)
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    return OverShards
 
 
 def learning_rate(

@@ -93,6 +93,8 @@ class Lora(Strict):
 
 EIGHT_BIT = ("AdamW8bit", "PagedAdamW8bit")
 """Optimisers of bitsandbytes."""
+UNSHARDED = ("Adafactor",)
+"""Optimisers whose update of a number reads its whole row and column, so that they take whole weights alone."""
 ADAMW = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-5}
 """Arguments of AdamW, in 32 bits or 8, where `optimizer_args` does not name them."""
 

@@ -36,11 +36,12 @@ from halos.train.effects import without_effect
 from halos.train.inputs import Inputs
 from halos.train.log import PREVIEWS, TRAINING, Log, Training
 from halos.train.objective import Objective, live_reference
-from halos.train.optimizer import UNSHARDED, learning_rate, make_optimizer
+from halos.train.optimizer import learning_rate, make_optimizer
 from halos.train.policy import Policy
 from halos.train.previews import Previews
 from halos.train.publish import Publisher
 from halos.train.routers import Routers, check_weight
+from halos.train.settings import UNSHARDED
 from halos.train.snapshots import kept_snapshot, snapshot_steps, step_at
 from halos.train.stopping import Stopped, Stopping
 from halos.train.sweep import TRIAL
@@ -81,9 +82,8 @@ class Trainer:
         self.output, self.budget, self.seed = output, tokens_per_microbatch, inputs.settings.seed
         self.accelerator = accelerator_for(inputs.settings.precision)
         if self.accelerator.is_fsdp2 and self.stage.optimizer in UNSHARDED:
-            owner = UNSHARDED[self.stage.optimizer]
             raise HalosError(
-                f"{owner}'s {self.stage.optimizer} cannot train sharded weights: choose another, or `parallel: ddp`"
+                f"{self.stage.optimizer} cannot train sharded weights: choose another optimizer, or `parallel: ddp`"
             )
         if self.accelerator.is_fsdp2 and inputs.settings.quantization is not None:
             raise HalosError("quantised weights cannot be sharded: set `parallel: ddp` in the model's resources")

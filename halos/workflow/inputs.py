@@ -15,7 +15,7 @@ from halos.answer.settings import AnswerSlice
 from halos.evaluate.judging.settings import FromFile
 from halos.models.attention import is_kernel
 from halos.models.download import base_on_hub, tokenizer_on_hub
-from halos.reference.cache import SCORES
+from halos.reference.cache import BOTH, PARTS, SCORES
 from halos.settings import dump
 from halos.study.cells import RUN, Cell
 from halos.study.choice import chosen_by
@@ -249,9 +249,11 @@ class Inputs:
         return self.vocabulary(wildcards) if self.compared_reference(wildcards) else []
 
     def round_reference(self, wildcards: Any) -> list[Path]:
-        """The parts of its reference's log-probabilities, on the round's own store, that a round's loss reads."""
+        """Its reference's log-probabilities, on the round's own store: all parts that the round's loss reads, in one
+        file, as nothing else reads them."""
         parts = self.study.reference_parts(cell_of(wildcards))
-        return [self._run(wildcards).fresh.reference(part) for part in parts]
+        names = (BOTH,) if parts == PARTS else parts
+        return [self._run(wildcards).fresh.reference(name) for name in names]
 
     def labeller(self, wildcards: Any) -> Path:
         return self.paths.labeller(labeller_of(self.study, wildcards)).config

@@ -67,6 +67,7 @@ def test_what_is_offloaded_is_planned_in_main_memory() -> None:
 ADAMW = {**PLAIN, "optimizer": "AdamW", "lr": 1e-3, "optimizer_args": {"eps": 1e-3}, "examples": 24}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "value head": ("ppo", ADAMW),
+    "8 bits": ("dpo", {**ADAMW, "optimizer": "AdamW8bit", "optimizer_args": {"eps": 1e-3, "min_8bit_size": 256}}),
     "adapters": ("dpo", {**ADAMW, "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "sync_reference": 2}),
 }
 

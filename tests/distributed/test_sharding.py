@@ -14,7 +14,7 @@ from halos.registry import LOSSES
 from halos.settings import dump, read_slice
 from halos.study import catalogue as C
 from tests.conftest import World
-from tests.distributed.processes import run_verbs
+from tests.distributed.processes import in_processes, run_verbs
 
 PLAIN = {"optimizer": "SGD", "optimizer_args": {}, "lr": 0.3, "batch_size": 7, "examples": 14, "eval_every": 1}
 
@@ -97,6 +97,11 @@ def test_a_sharded_run_resumes_bit_for_bit_with_as_many_processes_and_no_others(
         "ppo": ("ppo", {"humanline": True}),
         "lora": ("lora", {}),
         "rmsprop": ("dpo", {"optimizer": "RMSprop", "optimizer_args": {"momentum": 0.5}}),
+        # the value head's last layer has one row, of which one of the processes has nothing
+        **{
+            name: ("ppo", {"optimizer": name, "optimizer_args": {"min_8bit_size": 256}})
+            for name in ("AdamW8bit", "PagedAdamW8bit")
+        },
     }
     commands = []
     for name, (stage, changes) in runs.items():
@@ -116,6 +121,46 @@ def test_a_sharded_run_resumes_bit_for_bit_with_as_many_processes_and_no_others(
 
     with pytest.raises(HalosError, match="holds 2 shards and this run has none: launch it as before"):
         world.train(tmp_path / "two/stopped", "dpo", changes={"examples": 24})
+
+
+STATES = """
+import torch
+from accelerate import Accelerator
+from torch import nn
+from halos.distributed.sharding import local, shard
+from halos.train.optimizer import make_optimizer
+from halos.train.settings import Stage
+
+def trained(name, sharded):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 64))
+    net = shard(net, Accelerator()) if sharded else net
+    optimizer = make_optimizer(net, Stage(loss="sft", lr=0.01, optimizer=name, optimizer_args={}))
+    for _ in range(3):
+        net(torch.linspace(-1, 1, 64)[None]).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = [local(v) for kept in optimizer.state.values() for v in kept.values() if isinstance(v, torch.Tensor)]
+    weights = [p.full_tensor() if sharded else p for p in net.parameters()]
+    return sum({v.data_ptr(): v.nbytes for v in state if v.ndim}.values()), weights
+
+(whole, one), (shards, two) = trained("AdamW8bit", False), trained("AdamW8bit", True)
+same = all(map(torch.equal, one, two))
+print(json.dumps({"same": same, "shards": shards, "float32": trained("AdamW", True)[0], "whole": whole}))
+"""
+
+
+@pytest.mark.slow
+def test_states_in_8_bits_are_sharded_and_train_the_same_weights_as_whole_ones(tmp_path: Path) -> None:
+    """Bit for bit, as each shard is whole blocks of 256 numbers. A process has half of the states, which are a quarter
+    of AdamW's but for the scales of blocks, the vectors and the two tables of 256 numbers."""
+    for output in in_processes(tmp_path, 2, STATES, None):
+        [line] = [json.loads(line) for line in output if line.startswith("{")]
+        assert line["same"]
+        tables, vectors = 2 * 256 * 4, (256 + 64) // 2 * 4 * 2
+        assert line["shards"] == 16384 * 2 // 2 * (2 + 2 * 4 / 256) + tables + vectors
+        assert (line["shards"] - tables) / line["float32"] == pytest.approx(0.26, abs=0.01)
+        assert line["shards"] - tables == (line["whole"] - tables) / 2
 
 
 @pytest.mark.slow

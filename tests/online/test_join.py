@@ -187,7 +187,8 @@ def test_a_round_reads_the_reference_that_its_stage_names_on_its_own_store() -> 
     assert w.inputs.reference_manifest(dpo) == "results/runs/d/m/sft/seed3/manifest.json"  # fixed
     assert w.inputs.parent_manifest(dpo) == "results/runs/d/m/sft-dpo_on/seed3/round1/manifest.json"
     fresh = "results/runs/d/m/sft-kto_on/seed3/round2/fresh/reference"
-    assert w.inputs.round_reference(kto) == [f"{fresh}/{part}.safetensors" for part in ("responses", "mismatched")]
+    assert w.inputs.round_reference(kto) == [f"{fresh}/both.safetensors"]
+    assert w.inputs.round_reference(dpo) == [f"{fresh.replace('kto', 'dpo')}/responses.safetensors"]
     assert w.inputs.round_reference(wildcards("live")) == []
     first = wildcards("kto_on", "seed3/round1")
     assert w.inputs.reference_model(first) == "results/models/m/model"

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from halos.errors import HalosError
+from halos.models.architectures import classified_types
 from halos.study import catalogue as C
-from halos.study.checks import check_classifiers, check_files, check_quantised
+from halos.study.checks import check_classifiers, check_files, check_weights
 from halos.study.study import Study
 from tests.conftest import CATALOGUE
 
@@ -54,10 +55,22 @@ def test_a_local_model_that_cannot_be_trained_is_refused(files: dict[str, Any], 
 def test_a_quantised_model_that_is_trained_in_full_is_refused() -> None:
     model = {**CATALOGUE["models"]["m"], "quantization": "nf4"}
     with pytest.raises(HalosError, match=r"^models\.m has `quantization: nf4`.*: give stages\.sft `lora: \{\}`"):
-        check_quantised(study_of(model))
-    check_quantised(study_of({**model, "stages": {name: {"lora": {}} for name in ("sft", "dpo")}}))
+        check_weights(study_of(model))
+    check_weights(study_of({**model, "stages": {name: {"lora": {}} for name in ("sft", "dpo")}}))
     with pytest.raises(HalosError, match="quantised weights cannot be sharded: set `parallel: ddp`"):
         study_of({**model, "resources": {"gpus": 2, "parallel": "fsdp"}})
+
+
+def test_an_optimiser_that_takes_whole_weights_is_refused_where_they_are_sharded() -> None:
+    """On one GPU nothing is sharded; and a stage that a model has for itself counts, not its entry in `stages`."""
+    model = {**CATALOGUE["models"]["m"], "stages": {"sft": {"optimizer": "Adafactor", "optimizer_args": {}}}}
+    sharded = {"gpus": 2, "parallel": "fsdp"}
+    message = r"^models\.m has `parallel: fsdp`, and Adafactor cannot .*: give stages\.sft another optimizer"
+    with pytest.raises(HalosError, match=message):
+        check_weights(study_of({**model, "resources": sharded}))
+    check_weights(study_of({**model, "resources": {**sharded, "gpus": 1}}))
+    eight = {"sft": {"optimizer": "AdamW8bit", "optimizer_args": {}}}
+    check_weights(study_of({**model, "stages": eight, "resources": sharded}))
 
 
 def test_local_models_that_can_be_trained_pass(tmp_path: Path) -> None:
@@ -75,6 +88,12 @@ def test_a_local_reward_model_is_checked_and_is_no_policy(tmp_path: Path) -> Non
     content["judges"]["j"] = {"kind": "reward_model", "reward_model": "theirs", "prompts": "p"}
     with pytest.raises(HalosError, match=r"^models\.theirs, the reward model of judges\.j: .* with 5 labels"):
         check_files(Study(C.load(content)))
+
+
+def test_the_types_with_a_classifier_are_those_of_transformers() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    assert classified_types() == CLASSIFIERS.keys()
 
 
 def test_a_reward_model_of_a_type_without_a_classifier_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from halos.errors import HalosError
@@ -31,24 +32,31 @@ def test_a_cached_reference_for_a_live_one_is_refused(changes: dict[str, Any], w
 
 
 @pytest.mark.parametrize(
-    ("stage", "count", "message"),
+    ("stage", "given", "message"),
     [
-        ("dpo", 0, "dpo needs 1 reference file (responses) and got 0: pass one --reference for each"),
-        ("dpo", 2, "dpo needs 1 reference file (responses) and got 2: pass one --reference for each"),
-        ("kto", 1, "kto needs 2 reference files (responses, mismatched) and got 1: pass one --reference for each"),
-        ("simpo", 1, "simpo needs no reference file and got 1: leave out --reference"),
+        ("dpo", [], "dpo needs the reference's responses, and got none: pass these by"),
+        ("dpo", [1], "dpo needs the reference's responses, and got mismatched: pass these by"),
+        ("dpo", [0, 1], "dpo needs the reference's responses, and got responses and mismatched: pass these by"),
+        ("kto", [0], "kto needs the reference's responses and mismatched, and got responses: pass these by"),
+        ("simpo", [0], "simpo needs no reference, and got responses: leave out"),
     ],
 )
-def test_a_wrong_number_of_reference_files_is_refused(
-    stage: str, count: int, message: str, world: World, tmp_path: Path
+def test_other_parts_of_the_reference_than_the_loss_reads_are_refused(
+    stage: str, given: list[int], message: str, world: World, tmp_path: Path
 ) -> None:
-    with pytest.raises(HalosError, match=f"^{re.escape(f'the loss {message}')}$"):
-        world.train(tmp_path / "run", stage, reference=world.reference()[:count])
+    with pytest.raises(HalosError, match=f"^{re.escape(f'the loss {message} --reference')}$"):
+        world.train(tmp_path / "run", stage, reference=[world.reference()[part] for part in given])
 
 
-def test_the_wrong_part_of_the_reference_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(HalosError, match="is in no part of the reference"):
-        world.train(tmp_path / "run", "dpo", reference=world.reference()[1:])
+def test_one_file_may_hold_both_parts_of_the_reference(world: World, tmp_path: Path) -> None:
+    config, file = world.slice("runs/d/m/kto/seed1"), tmp_path / "both.safetensors"
+    reference(config, world.base, world.store, "both", file, 2048)
+    apart = Inputs.open(config, world.base, world.store, world.reference()[::-1]).reference
+    both = Inputs.open(config, world.base, world.store, [file]).reference
+    assert apart is not None
+    assert both is not None
+    for row in range(len(Store(world.store))):
+        np.testing.assert_allclose(both[row], apart[row], rtol=1e-4, atol=1e-5)
 
 
 def test_a_reference_of_other_weights_is_refused(world: World, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
         "prepare": 1, "model": 1, "tokenize": 1, "check": 5, "describe": 1,
         "train_cell": 2 * 12,
         "reference": 2 * 3,  # of each sft both parts; of each reward model its scores
-        "sample_round": rounds, "label_round": rounds, "tokenize_round": rounds, "reference_round": 2 * rounds,
+        "sample_round": rounds, "label_round": rounds, "tokenize_round": rounds, "reference_round": rounds,
         "train_round": rounds, "join": 2,
         # two rounds of each seed are judged beside their cell
         "answer": 26 + 4, "sample": 26 + 4, "decide": 1, "judge": 26 + 4, "task": 52,

@@ -12,9 +12,9 @@ from halos.study.checks import (
     check_classifiers,
     check_files,
     check_keys,
-    check_quantised,
     check_splits,
     check_views,
+    check_weights,
     servers,
 )
 
@@ -28,7 +28,7 @@ def grid(setup: Setup) -> Iterator[Line]:
                    "project's folder, or name one by --config")  # fmt: skip
         return
     found = []
-    for wanted in (check_files, check_splits, check_views, check_quantised, check_classifiers):
+    for wanted in (check_files, check_splits, check_views, check_weights, check_classifiers):
         try:
             wanted(study)
         except HalosError as error:
