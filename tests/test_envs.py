@@ -156,7 +156,8 @@ def test_kernels_are_the_projects_and_what_cannot_be_installed_is_left_out(
 def test_the_lock_holds_every_dependency_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = lock()
-    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
+    optional = project["optional-dependencies"]
+    for line in project["dependencies"] + optional["test"] + optional["schedulers"]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), line
 
