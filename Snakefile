@@ -1,11 +1,12 @@
 """Alignment of language models with human-centred losses: from config.yaml to tables and figures.
 
 snakemake all                       the chosen grid (`grid:` in config.yaml), on this machine
-snakemake --profile slurm all       the chosen grid on a Slurm cluster
+snakemake --profile slurm all       the chosen grid on a Slurm cluster; profiles/ has others
 snakemake PATH                      one file of the results tree, and what it is made from
 snakemake --list                    what each rule makes
 """
 
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
 min_version("9.19")
@@ -67,6 +68,10 @@ wildcard_constraints:
     view="[a-z][a-z0-9_]*",
 
 
+load_modules(workflow.rules, study.config.envmodules)
+ask_lsf_for_gpus(workflow.rules)
+
+
 # This runs in the first process alone, before anything is submitted, and never in a dry run.
 onstart:
     try:
@@ -75,16 +80,16 @@ onstart:
             check_keys(study)
         # with conda, jobs have another environment than this one
         if {"train_cell", "train_round"} & needed and (
-            not workflow.deployment_settings.deployment_method
+            DeploymentMethod.CONDA
+            not in workflow.deployment_settings.deployment_method
         ):
             check_trackers(study.config.trackers)
         if workflow.executor_plugin.name == "local":
             for line in share(workflow, resources):
                 logger.info(line)
-        if (
-            workflow.executor_plugin.name == "slurm"
-            and workflow.execution_settings.lock
-        ):
+        elif workflow.executor_plugin.name != "slurm":
+            refuse_nodes(workflow, resources)
+        elif workflow.execution_settings.lock:
             from halos.distributed.slurm import end_orphans
 
             end_orphans(

@@ -85,7 +85,8 @@ dependencies:
   - pip
   - pip:
 """
-PROJECT = ("pyproject.toml", "--extra", "test", "--extra", "docs", "--extra", "build")
+EXTRAS = ("build", "docs", "schedulers", "test")
+PROJECT = ("pyproject.toml", *(word for name in EXTRAS for word in ("--extra", name)))
 MAIN = Lock("requirements.lock", HEAD, PROJECT)
 TRACKERS = Lock("requirements-trackers.lock", TRACKERS_HEAD, ("pyproject.toml", "--extra", "trackers"))
 VLLM = Lock("requirements-vllm.lock", VLLM_HEAD, ("requirements-vllm.lock", "--no-deps"), GPU)

@@ -8,6 +8,7 @@ Output:  patterns    of wildcards, from the ids of the config         (halos/wor
                     and which judgements one job makes               (halos/workflow/judging.py)
          resources   what a job needs, and how its command is run     (halos/workflow/resources.py)
          share       limits of a machine without a scheduler          (halos/workflow/machine.py)
+                    and what clusters need beside the rules           (halos/workflow/cluster.py)
 
 What reruns a job: an input that is newer, another list of inputs, or another config.yaml of its folder, which
 `configure` writes again only when its text changes. Whatever changes a result is therefore an input or part of a
@@ -37,8 +38,9 @@ from halos.study.checks import (
 from halos.study.layers import typed
 from halos.study.study import Study
 from halos.train.trackers import check_trackers
+from halos.workflow.cluster import ask_lsf_for_gpus, load_modules
 from halos.workflow.inputs import Inputs
-from halos.workflow.machine import share
+from halos.workflow.machine import refuse_nodes, share
 from halos.workflow.patterns import Patterns
 from halos.workflow.resources import StudyResources
 from halos.workflow.targets import Targets

@@ -197,7 +197,8 @@ def test_kernels_are_the_projects_and_what_cannot_be_installed_is_left_out(
 def test_the_lock_holds_every_dependency_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked, extras = lock() | lock("requirements-cuda.lock"), project["optional-dependencies"]
-    for line in project["dependencies"] + extras["test"] + extras["docs"] + extras["build"]:
+    installed = (line for name in ("test", "docs", "build", "schedulers") for line in extras[name])
+    for line in (*project["dependencies"], *installed):
         requirement = Requirement(line)
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), line
 

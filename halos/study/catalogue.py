@@ -60,6 +60,9 @@ class Config(BaseModel):
     project: str = Field(
         "halos", min_length=1, description="the name under which trackers file the runs; reruns nothing"
     )
+    envmodules: tuple[str, ...] = Field(
+        (), description="modules of a cluster that `--sdm env-modules` loads before each job; reruns nothing"
+    )
     models: dict[str, Model] = {}
     datasets: dict[str, Dataset] = {}
     stages: dict[str, Stage] = {}

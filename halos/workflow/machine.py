@@ -56,15 +56,14 @@ def share(workflow: Any, resources: StudyResources) -> Iterator[str]:
     limits = {name: limit.value for name, limit in workflow.global_resources.items() if limit.value is not None}
     here = {"gpus": len(visible()), "mem_mb": memory() // 10**6}
     here = {name: limit for name, limit in here.items() if name not in limits}
+    refuse_nodes(workflow, resources)
     asked: dict[str, Counter[str]] = {}  # the most of each resource that a job of a model asks for
     for job in workflow.dag.needrun_jobs():
         if "gpus" in job.rule.resources:
             most = asked.setdefault(_of_rule(resources, job.rule.name).model(job.wildcards), Counter())
-            for name in ("gpus", "nodes", "mem_mb"):
+            for name in ("gpus", "mem_mb"):
                 most[name] = max(most[name], _asked(workflow, job, name))
     for model, most in asked.items():
-        if most["nodes"] > 1:
-            raise HalosError(f"models.{model}: {needs_slurm(most['nodes'])}")
         wanted, allowed = most["gpus"], limits.get("gpus", math.inf)
         if wanted > allowed:
             raise HalosError(f"models.{model}: {wanted} GPUs wanted, and `--resources gpus={allowed}` allows fewer")
@@ -79,6 +78,21 @@ def share(workflow: Any, resources: StudyResources) -> Iterator[str]:
     large = [f"{model} ({most['mem_mb'] / 1000:g} GB)" for model, most in asked.items() if most["mem_mb"] > room]
     if large:
         yield f"jobs of {', '.join(large)} ask for more than the {room / 1000:.1f} GB of memory here: each runs alone"
+
+
+def refuse_nodes(workflow: Any, resources: StudyResources) -> None:
+    """Refuse jobs of several nodes, which run on Slurm alone.
+
+    Args:
+        workflow: Snakemake's, none of whose jobs has been started.
+        resources: those of the study's jobs.
+
+    Raises:
+        HalosError: a job wants several nodes, and this is no Slurm job.
+    """
+    for job in workflow.dag.needrun_jobs():
+        if (nodes := _asked(workflow, job, "nodes")) > 1 and "SLURM_JOB_ID" not in os.environ:
+            raise HalosError(f"models.{_of_rule(resources, job.rule.name).model(job.wildcards)}: {needs_slurm(nodes)}")
 
 
 def _asked(workflow: Any, job: Any, name: str) -> int:

@@ -63,8 +63,9 @@ def test_a_base_model_is_sampled_for_each_seed_but_its_reference_is_made_once(pr
     assert of_base(project.dry(*wanted)) == ["reference base/seed0 mismatched", "reference base/seed0 responses"]
 
 
-def test_the_slurm_profile_runs_as_typed_with_the_same_jobs(project: Project, demo: Run) -> None:
-    assert project.dry("--profile", "slurm", "all").names == demo.names
+@pytest.mark.parametrize("profile", ["slurm", "profiles/lsf", "profiles/generic"])
+def test_a_clusters_profile_runs_as_typed_with_the_same_jobs(profile: str, project: Project, demo: Run) -> None:
+    assert project.dry("--profile", profile, "all").names == demo.names
 
 
 @pytest.mark.parametrize("grid", sorted(CONFIG["grids"]))
