@@ -281,7 +281,14 @@ class Pass:
 
 @pytest.mark.parametrize(
     ("part", "attention"),
-    [("responses", "sdpa"), ("mismatched", "sdpa"), ("responses", "eager"), (SCORES, "sdpa"), (SCORES, "eager")],
+    [
+        ("responses", "sdpa"),
+        ("mismatched", "sdpa"),
+        ("both", "sdpa"),
+        ("responses", "eager"),
+        (SCORES, "sdpa"),
+        (SCORES, "eager"),
+    ],
 )
 def test_a_pass_that_was_killed_goes_on_after_its_last_whole_window_and_makes_the_same_file(
     part: str, attention: str, world: World, rewarder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
