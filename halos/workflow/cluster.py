@@ -1,5 +1,4 @@
-"""What clusters need beside the resources of rules: environment modules, LSF's options for GPUs, and a look for jobs
-that a killed `snakemake` has left."""
+"""What clusters need beside the resources of rules: environment modules, and LSF's options for GPUs."""
 
 from __future__ import annotations
 
