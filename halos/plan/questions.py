@@ -86,4 +86,4 @@ def _prompts(plan: Plan, cell: Cell, prompts: Prompts, *most: int | None) -> int
     report = Paths(plan.results).data(prompts.dataset or cell.dataset).report
     known = getattr(DataReport.read(report), prompts.split).rows_out if report.is_file() else None
     n = int(known or plan.amounts[cell.dataset, cell.model].prompts)
-    return min(n, *(limit for limit in (prompts.limit, *most) if limit))
+    return min(n, *(limit or n for limit in (prompts.limit, *most)))

@@ -358,8 +358,8 @@ def test_a_config_without_attention_or_precision_is_one_sentence(world: World, t
             reference(config, world.base, world.store, "responses", tmp_path / "responses.safetensors", 2048)
 
 
-def test_the_cache_and_the_verb_are_imported_without_torch() -> None:
-    code = "import sys, halos.reference.cache, halos.reference.compute; print('torch' in sys.modules)"
+def test_the_cache_is_imported_without_torch() -> None:
+    code = "import sys, halos.reference.cache; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

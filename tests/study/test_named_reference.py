@@ -110,7 +110,7 @@ def test_every_round_has_the_reference_that_is_named(reference: str, config: str
         place = wildcards("sft-kto", f"seed3/round{number}")
         assert w.inputs.reference_config(place) == f"results/{config}/config.yaml"
         fresh = f"results/runs/d/m/sft-kto/seed3/round{number}/fresh/reference"
-        assert w.inputs.round_reference(place)[0] == f"{fresh}/responses.safetensors"
+        assert w.inputs.round_reference(place) == [f"{fresh}/both.safetensors"]
 
 
 def test_it_belongs_to_the_identity_of_a_cell_and_leaves_that_of_others() -> None:
