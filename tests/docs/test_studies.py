@@ -67,6 +67,20 @@ def test_the_main_table_of_a_kept_study_has_the_columns_that_it_would_have_now(n
     assert columns(kept.HERE / f"{name}/main.csv", tuple(grid.judges), tuple(grid.tasks)) <= now
 
 
+def test_the_page_on_the_real_model_has_the_numbers_of_its_tables() -> None:
+    folder = kept.HERE / "instructions"
+    main = list(csv.DictReader((folder / "main.csv").open()))
+    strict = "score.prompt_strict"
+    wanted = [
+        [f"{float(row[f'constraints.{strict}']):.3f}", f"{float(row['constraints.length_candidate']):.0f}",
+         f"{float(row['constraints.cut']):.3f}", f"{float(row[f'constraints_unseen.{strict}']):.3f}"]
+        for row in main
+    ]  # fmt: skip
+    rows = re.findall(r"^\| [A-Z].* \|$", (ROOT / "docs/real.md").read_text(), flags=re.M)[1:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [[strict, length, cut, unseen] for _, strict, _, length, cut, unseen in cells] == wanted
+
+
 def test_a_finished_grid_is_kept_with_the_hashes_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, results = write(tmp_path)
     tables.make(config, results=results, output=results / "tables/small")
