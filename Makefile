@@ -3,7 +3,7 @@
 # make test    every check and test
 # make docs    the documentation, as a site in build/site
 #
-# All first make .venv from requirements.lock; `make PYTHON=/path/to/python3.12 env` chooses another Python.
+# All first make .venv from requirements.lock; `make PYTHON=/path/to/python3.11 env` chooses another Python.
 # make env-vllm makes .venv-vllm, with vLLM for the CPU; tests of sampling by vLLM run where it is.
 # make env-trackers makes .venv-trackers, which adds trackers to .venv; tests of trackers run where it is.
 # make wheelhouse fetches all packages of .venv into wheelhouse/, for a machine without a network, where the commands above
