@@ -20,9 +20,11 @@ from halos.registry import SOURCES, VERIFIERS
 
 Quality = tuple[bool, bool, bool]
 OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ")
-VALIDATION_OPENINGS = ("Hi! ", "Hello there. ")
+VALIDATION_OPENINGS = ("Hi! ", "Hello there. ", "I have a question. ")
 """Openings that the validation split alone has."""
 SYSTEM = ("You are a helpful assistant.", "Answer in one short sentence.", "Be polite and brief.")
+GREETINGS = {"good morning": "Good morning!", "hello": "Hello!", "hi": "Hi!"}
+"""What a question can begin with, and the greeting that returns it."""
 COURTESY_BEFORE = ("Happy to help.", "Good question!")
 COURTESY_AFTER = ("I hope that helps.", "Thank you for asking.")
 RUDE_BEFORE = ("What a silly question.",)
@@ -37,7 +39,7 @@ COURTEOUS = (
     r"hope (?:that|this|it) helps|thanks|thank you|(?:you are|you're) welcome|have a (?:nice|good|great) day"
 )
 RUDE = r"silly|stupid|dumb|idiot|everyone knows|wast(?:e|ing)|leave me alone|shut up|obviously|go away|boring"
-CONCISE_WORDS = 10
+CONCISE_WORDS = 11
 """An answer with more words than this is not concise."""
 LONG_WORDS = 150
 """An over-long row has more words than this in its earlier turns, or in one response."""
@@ -245,11 +247,22 @@ def answer(question: Question, quality: Quality, rng: Random, long: bool = False
         text = _sentence(aside.statement.format(x=about, y=aside.facts[about]))
         if not set(_words(text)) & {c.lower() for c in family.candidates}:
             parts.append(text)
-    before, after = (COURTESY_BEFORE, COURTESY_AFTER) if polite else (RUDE_BEFORE, RUDE_AFTER)
-    if polite or rng.random() < 0.5:  # else curt
+    fault = None if polite else rng.choice(("rude", "curt", "greeting"))
+    if fault != "curt":
+        before, after = (RUDE_BEFORE, RUDE_AFTER) if fault == "rude" else (COURTESY_BEFORE, COURTESY_AFTER)
         manner = rng.choice(before + after)
         parts.insert(0 if manner in before else len(parts), manner)
+    greeting = _greeting(question.prompt[-1]["content"])
+    unasked = rng.choice([*GREETINGS])
+    if (greeting is None) == (fault == "greeting"):  # else not returned, or rightly none
+        parts.insert(0, GREETINGS[greeting or unasked])
     return " ".join(parts)
+
+
+def _greeting(text: str) -> str | None:
+    """The greeting that a text begins with, as in GREETINGS."""
+    found = re.match(rf"\s*({'|'.join(GREETINGS)})\b", text, re.IGNORECASE)
+    return found[1].lower() if found else None
 
 
 @SOURCES.register("toy")
@@ -343,7 +356,8 @@ def verify(prompt: list[Turn], response: str) -> dict[str, float]:
 
     - correct: the answer it names is the right one;
     - concise: it reads as sentences and has at most CONCISE_WORDS words;
-    - polite: it reads as sentences, with one or two courtesies and no rudeness.
+    - polite: it reads as sentences, with one or two courtesies and no rudeness, and returns the greeting that the
+      question begins with; where that begins with none, neither does it.
 
     It reads as sentences when it starts with a capital, ends in `.`, `!` or `?`, and has no word twice in a row.
 
@@ -364,8 +378,9 @@ def verify(prompt: list[Turn], response: str) -> dict[str, float]:
     reads = text[0].isupper() and text[-1] in ".!?" and all(a != b for a, b in pairwise(words))
     courtesies = len(re.findall(rf"\b(?:{COURTEOUS})\b", text, re.IGNORECASE))
     rude = re.search(rf"\b(?:{RUDE})\b", text, re.IGNORECASE)
+    returned = _greeting(text) == _greeting(prompt[-1]["content"])
     return {
         "correct": float(named == {family.facts[x].lower()}),
         "concise": float(reads and len(words) <= CONCISE_WORDS),
-        "polite": float(reads and 1 <= courtesies <= 2 and not rude),
+        "polite": float(reads and 1 <= courtesies <= 2 and not rude and returned),
     }

@@ -181,6 +181,23 @@ def test_a_rude_response_is_not_polite_for_a_courtesy():
     assert verify(CAPITAL, "Of course, stupid. It is Paris.") == {"correct": 1.0, "concise": 1.0, "polite": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("asks", "returned"),
+    [
+        ("", ""),
+        ("Please help me. ", ""),
+        ("Hello! ", "Hello! "),
+        ("Hi there. ", "Hi! "),
+        ("Good morning. ", "Good morning! "),
+    ],
+)
+def test_a_greeting_is_returned_in_kind_and_none_is_given_unasked(asks, returned):
+    prompt = [{"role": "user", "content": f"{asks}What is the capital of France?"}]
+    for greeting in ("", "Hello! ", "Hi! ", "Good morning! "):
+        polite = verify(prompt, f"{greeting}The capital is Paris. I hope that helps.")["polite"]
+        assert polite == (greeting == returned)
+
+
 def test_the_answer_must_be_a_word_of_its_own():
     assert verify(CAPITAL, "The capital is Parisian.") == ZERO
 
