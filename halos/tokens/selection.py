@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from halos.errors import HalosError
 from halos.seeds import derive
@@ -73,6 +74,8 @@ class Selection:
             out, and so are prompts whose scores are all equal (among equal responses the first counts as the worse
             one). A number: responses with a higher score are desirable, the others undesirable. "mean" and "median":
             likewise, with the mean or median of all scores of the train split as the number.
+        label_noise: fraction of the examples that are kept, at least 0 and below 1, whose label is turned round:
+            round(fraction * n) pairs are swapped, or desirable responses are undesirable and the other way about.
     """
 
     keep_desirable: float = 1.0
@@ -80,14 +83,16 @@ class Selection:
     pairs_per_prompt: int | None = None
     one_per_prompt: bool = False
     label_by: Literal["best_worst", "mean", "median"] | float | None = None
+    label_noise: float = 0.0
 
 
 def select(store: Store, split: str, name: str, selection: Selection, seed: int) -> pa.Table:
     """The rows of a view that a training uses, in the order of the store.
 
-    Responses are labelled first, then one of each prompt is drawn, then the fractions of either label. Draws are
-    nested: with equal seeds and all else equal, a smaller fraction (or number of pairs) keeps a part of what a larger
-    one keeps, and the fraction of one label does not change what is kept of the other.
+    Responses are labelled first, then one of each prompt is drawn, then the fractions of either label, and of these
+    labels some are turned round. Draws are nested: with equal seeds and all else equal, a smaller fraction (or number
+    of pairs) keeps, or turns, a part of what a larger one does, and the fraction of one label does not change what is
+    kept of the other.
 
     Args:
         store: the sequence store.
@@ -109,11 +114,27 @@ def select(store: Store, split: str, name: str, selection: Selection, seed: int)
     rng = np.random.default_rng(derive(seed, "selection"))
     if view.paired and selection.pairs_per_prompt is not None:
         prompts = store.prompt_of(table[view.columns["chosen"]].to_numpy())
-        return table.filter(draw(prompts, selection.pairs_per_prompt, rng))
+        table = table.filter(draw(prompts, selection.pairs_per_prompt, rng))
     if view.labelled and selection.one_per_prompt:
         table = table.filter(draw(store.prompt_of(table[view.columns["response"]].to_numpy()), 1, rng))
     if view.labelled and min(selection.keep_desirable, selection.keep_undesirable) < 1:
         table = keep_labels(table, view, selection.keep_desirable, selection.keep_undesirable, rng)
+    if (view.paired or view.labelled) and selection.label_noise:
+        table = _turn(table, view, selection.label_noise, np.random.default_rng(derive(seed, "label_noise")))
+    return table
+
+
+def _turn(table: pa.Table, view: View, fraction: float, rng: np.random.Generator) -> pa.Table:
+    """The table with a random fraction of its pairs swapped, or of its labels turned round, in its order."""
+    turned = draw(np.zeros(table.num_rows, dtype=int), round(fraction * table.num_rows), rng)
+    if view.paired:
+        a, b = view.columns["chosen"], view.columns["rejected"]
+        new = {a: pc.if_else(turned, table[b], table[a]), b: pc.if_else(turned, table[a], table[b])}
+    else:
+        label = view.labels["desirable"]
+        new = {label: pc.xor(table[label], turned)}
+    for name, column in new.items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
     return table
 
 

@@ -34,6 +34,7 @@ def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, s
         *_of_sizes(stage, len(examples)),
         *_of_weights(stage, loss),
         *_of_selection(stage, store, seed),
+        *_of_noise(stage, len(examples)),
         *_of_labels(stage, loss, examples),
         *_of_columns(stage, loss, examples),
     ]
@@ -125,6 +126,12 @@ def _of_selection(stage: Stage, store: Store, seed: int) -> Iterator[str]:
         number = int((labels == (name == "desirable")).sum())
         if share < 1 and max(1, round(share * number)) >= number:
             yield f"keep_{name}: {share:g} leaves out none of the {number} {name} examples"
+
+
+def _of_noise(stage: Stage, n: int) -> Iterator[str]:
+    """A share of wrong labels that is none."""
+    if stage.label_noise and not round(stage.label_noise * n):
+        yield f"label_noise: {stage.label_noise:g} turns round none of the {n} examples"
 
 
 def _of_labels(stage: Stage, loss: Loss, examples: Examples) -> Iterator[str]:

@@ -285,6 +285,14 @@ class Stage(BaseModel):
     label_by: Annotated[Literal["best_worst", "mean", "median"] | float | None, BeforeValidator(_label_by)] = Field(
         None, description="desirable by score: the best and worst of each prompt, or above the mean, median or a number"
     )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda value: value == 0,
+        description="fraction of the training pairs that are swapped, or of the labels that are turned round, to see "
+        "what a loss makes of wrong labels",
+    )
     online: Online | None = Field(None, description="train in rounds, on labelled samples of the policy itself")
     sweep: Annotated[Sweep, INCIDENTAL] = Field(
         {},
@@ -429,6 +437,8 @@ class Stage(BaseModel):
         unpaired = changed("keep_desirable", "keep_undesirable", "one_per_prompt", "label_by")
         if not loss.view.labelled and unpaired:
             raise ValueError(f"the loss {self.loss_name!r} reads the {loss.view.name} view: take out {unpaired}")
+        if self.label_noise and (loss.needs_scores or not (loss.view.paired or loss.view.labelled)):
+            raise ValueError(f"the loss {self.loss_name!r} reads neither pairs nor labels: take out label_noise")
         return self
 
     @model_validator(mode="after")

@@ -68,6 +68,7 @@ RUN = {  # name -> steps, settings, what is said
     "a weight decay of 0": (40, {"decay_norms_and_biases": False, "optimizer_args": {"weight_decay": 0}},
                             "there is no weight decay"),
     "adapters of the policy alone": (40, {"lora": {"path": "somewhere"}}, "they differ before the first step"),
+    "noise in no label": (40, {"label_noise": 1e-6}, "label_noise: 1e-06 turns round none of the"),
     "as many pairs as there are": (40, {"pairs_per_prompt": 500}, "pairs_per_prompt: 500 leaves nothing out: no prompt "
                                    "has more than"),
 }  # fmt: skip
