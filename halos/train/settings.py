@@ -280,6 +280,9 @@ class Stage(BaseModel):
     )
     keep_desirable: Share = Field(1.0, description="fraction of the desirable training examples to keep")
     keep_undesirable: Share = Field(1.0, description="fraction of the undesirable training examples to keep")
+    keep_pairs: Share = Field(
+        1.0, exclude_if=lambda value: value == 1, description="fraction of the training pairs to keep"
+    )
     pairs_per_prompt: Positive | None = Field(None, description="most training pairs of a prompt; all by default")
     one_per_prompt: bool = Field(False, description="keep one training response of each prompt, for unpaired losses")
     label_by: Annotated[Literal["best_worst", "mean", "median"] | float | None, BeforeValidator(_label_by)] = Field(
@@ -292,6 +295,11 @@ class Stage(BaseModel):
         exclude_if=lambda value: value == 0,
         description="fraction of the training pairs that are swapped, or of the labels that are turned round, to see "
         "what a loss makes of wrong labels",
+    )
+    balance_labels: bool = Field(
+        False,
+        exclude_if=lambda value: not value,
+        description="weigh the training responses so that desirable and undesirable ones weigh the same in total",
     )
     online: Online | None = Field(None, description="train in rounds, on labelled samples of the policy itself")
     sweep: Annotated[Sweep, INCIDENTAL] = Field(
@@ -432,13 +440,14 @@ class Stage(BaseModel):
             raise ValueError(f"without humanline: true nothing reads {found}")
         if loss.head != "value" and (found := changed("value_max_grad_norm")):
             raise ValueError(f"the loss {self.loss_name!r} has no value head: take out {found}")
-        if not loss.view.paired and (found := changed("pairs_per_prompt")):
+        if not loss.view.paired and (found := changed("pairs_per_prompt", "keep_pairs")):
             raise ValueError(f"the loss {self.loss_name!r} reads the {loss.view.name} view: take out {found}")
-        unpaired = changed("keep_desirable", "keep_undesirable", "one_per_prompt", "label_by")
+        unpaired = changed("keep_desirable", "keep_undesirable", "one_per_prompt", "label_by", "balance_labels")
         if not loss.view.labelled and unpaired:
             raise ValueError(f"the loss {self.loss_name!r} reads the {loss.view.name} view: take out {unpaired}")
-        if self.label_noise and (loss.needs_scores or not (loss.view.paired or loss.view.labelled)):
-            raise ValueError(f"the loss {self.loss_name!r} reads neither pairs nor labels: take out label_noise")
+        labels = loss.view.paired or (loss.view.labelled and not loss.needs_scores)
+        if not labels and (found := changed("label_noise", "balance_labels")):
+            raise ValueError(f"the loss {self.loss_name!r} reads neither pairs nor labels: take out {found}")
         return self
 
     @model_validator(mode="after")

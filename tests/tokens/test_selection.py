@@ -169,6 +169,7 @@ DRAWS = {
     "one_per_prompt": ("unpaired", Selection(one_per_prompt=True)),
     "one_per_prompt_scored": ("scored", Selection(one_per_prompt=True)),
     "pairs_per_prompt": ("paired", Selection(pairs_per_prompt=2)),
+    "keep_pairs": ("paired", Selection(keep_pairs=0.5)),
 }
 NOISE = [0.01, 0.2, 0.4, 0.99]
 
@@ -249,6 +250,44 @@ def test_more_noise_turns_what_less_does_and_other_seeds_turn_others(store: Stor
 @pytest.mark.parametrize("view", ["sft", "grouped"])
 def test_views_without_labels_have_no_wrong_ones(store: Store, view: str) -> None:
     assert select(store, "train", view, Selection(label_noise=0.4), 1).equals(store.view("train", view))
+
+
+# ---- pairs, and the weights of labels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_exactly_the_asked_fraction_of_pairs_is_kept_in_their_order(store: Store, fraction: float) -> None:
+    whole = store.view("train", "paired").to_pylist()
+    table = select(store, "train", "paired", Selection(keep_pairs=fraction), 1)
+    assert table.num_rows == max(1, round(fraction * len(whole)))
+    rest = iter(whole)
+    assert all(row in rest for row in table.to_pylist())
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(keep_desirable=0.1), Selection(label_noise=0.3)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_balanced_labels_weigh_the_same_in_total(
+    world: World, tmp_path: Path, store: Store, selection: Selection, weighted: bool
+) -> None:
+    if weighted:
+        records = [replace(r, weights=[1.0 + i for i, _ in enumerate(r.responses)]) for r in TRAIN]
+        store = build(tmp_path, world, records, VALIDATION)
+    table = select(store, "train", "unpaired", selection, 1)
+    balanced = select(store, "train", "unpaired", replace(selection, balance_labels=True), 1)
+    assert balanced["desirable"].equals(table["desirable"])
+    labels = np.array(balanced["desirable"].to_pylist())
+    before = np.array(table["weight"].to_pylist() if weighted else np.ones(len(labels)))
+    after = np.array(balanced["weight"].to_pylist())
+    assert after[labels].sum() == pytest.approx(after[~labels].sum()) == pytest.approx(before.sum() / 2)
+    for one in (labels, ~labels):
+        assert after[one] / after[one][0] == pytest.approx(before[one] / before[one][0])
+
+
+def test_one_label_alone_keeps_its_weights(world: World, tmp_path: Path) -> None:
+    records = [replace(r, desirable=[True] * len(r.responses)) for r in TRAIN if r.desirable]
+    store = build(tmp_path, world, records, VALIDATION)
+    whole = select(store, "train", "unpaired", Selection(), 1)
+    assert select(store, "train", "unpaired", Selection(balance_labels=True), 1).equals(whole)
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
