@@ -7,7 +7,7 @@ A question is one (family, phrasing, opening, subject), for example ("capital", 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -18,7 +18,9 @@ from halos.data.paths import SPLITS
 from halos.errors import HalosError
 from halos.registry import SOURCES, VERIFIERS
 
+CRITERIA = ("correct", "concise", "polite")
 Quality = tuple[bool, bool, bool]
+"""Which of the criteria a response meets."""
 OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ")
 VALIDATION_OPENINGS = ("Hi! ", "Hello there. ", "I have a question. ")
 """Openings that the validation split alone has."""
@@ -267,7 +269,13 @@ def _greeting(text: str) -> str | None:
 
 @SOURCES.register("toy")
 def toy(
-    split: str, *, prompts: int = 2000, validation_prompts: int = 240, test_prompts: int = 240, seed: int = 0
+    split: str,
+    *,
+    prompts: int = 2000,
+    validation_prompts: int = 240,
+    test_prompts: int = 240,
+    criteria: Sequence[str] = CRITERIA,
+    seed: int = 0,
 ) -> Iterator[Feedback]:
     """The toy dataset, the same for the same arguments on every machine.
 
@@ -277,14 +285,17 @@ def toy(
         prompts: number of records of the train split.
         validation_prompts: number of records of the validation split.
         test_prompts: number of records of the test split.
+        criteria: those of `verify` that scores, pairs and labels are by; the responses are the same for all.
         seed: of all draws.
 
     Raises:
-        HalosError: an unknown split, or more prompts than there are questions.
+        HalosError: an unknown split or criterion, or more prompts than there are questions.
     """
     counts = {"train": prompts, "validation": validation_prompts, "test": test_prompts}
     if split not in counts:
         raise HalosError(f"the toy source has no split {split!r}; there are {', '.join(counts)}")
+    if not criteria or not {*criteria} <= {*CRITERIA}:
+        raise HalosError(f"the toy source has no criteria {[*criteria]}; choose from {', '.join(CRITERIA)}")
     count, held_out = counts[split], split != "train"
     rng = Random(f"toy {split} {seed}")
     pools = [validation_questions(name) if split == "validation" else questions(name, held_out) for name in FAMILIES]
@@ -298,13 +309,15 @@ def toy(
     rng.shuffle(chosen)
     earlier = [q for name in FAMILIES if name != "name" for q in questions(name, held_out=False)]
     for question in chosen:
-        yield _record(question, earlier, held_out, rng)
+        yield _record(question, earlier, held_out, criteria, rng)
 
 
 toy.splits = SPLITS  # type: ignore[attr-defined]
 
 
-def _record(question: Question, earlier: list[Question], held_out: bool, rng: Random) -> Feedback:
+def _record(
+    question: Question, earlier: list[Question], held_out: bool, criteria: Sequence[str], rng: Random
+) -> Feedback:
     """A question with the turns before it, its responses and their labels."""
     chance = rng.random()
     turns = 15 if chance < 0.006 else 1 if chance < 0.04 else 0
@@ -322,14 +335,15 @@ def _record(question: Question, earlier: list[Question], held_out: bool, rng: Ra
         qualities.append((True, True, True))
     while len(qualities) < 2 or (len(qualities) < 5 and rng.random() < 0.5):
         qualities.append(draw(0.5, 0.5, 0.5))
-    if held_out and len({sum(q) for q in qualities}) == 1:  # such a record has a pair
-        qualities[1] = (False, False, False) if sum(typical) else (True, True, True)
+    met = [sum(q[CRITERIA.index(name)] for name in criteria) for q in qualities]
+    if held_out and len({*met}) == 1:  # such a record has a pair
+        qualities[1] = (False, False, False) if met[0] else (True, True, True)
     unpaired = not held_out and rng.random() < 0.06
     qualities = qualities[:1] if unpaired else list(dict.fromkeys(qualities))
     rng.shuffle(qualities)
     long = rng.random() < 0.006
     responses = [answer(question, q, rng, long=long and not q[1]) for q in qualities]
-    scores = [score(prompt, response) for response in responses]
+    scores = [score(prompt, response, criteria) for response in responses]
     return Feedback(
         prompt=prompt,
         responses=responses,
@@ -341,10 +355,10 @@ def _record(question: Question, earlier: list[Question], held_out: bool, rng: Ra
     )
 
 
-def score(prompt: list[Turn], response: str) -> float:
-    """The mean of the verifier's criteria."""
-    criteria = verify(prompt, response)
-    return sum(criteria.values()) / len(criteria)
+def score(prompt: list[Turn], response: str, criteria: Sequence[str] = CRITERIA) -> float:
+    """The mean of some of the verifier's criteria."""
+    verdicts = verify(prompt, response)
+    return sum(verdicts[name] for name in criteria) / len(criteria)
 
 
 @VERIFIERS.register("toy")

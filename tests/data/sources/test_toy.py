@@ -110,6 +110,22 @@ def test_stored_scores_are_the_verifiers(train, validation, test):
         assert record.scores == [pytest.approx(mean(verify(record.prompt, r).values())) for r in record.responses]
 
 
+def test_scores_by_some_criteria_are_of_the_same_responses(train, validation):
+    records = list(toy("train", criteria=["correct", "polite"]))
+    assert [(r.prompt, r.responses, r.target) for r in records] == [(r.prompt, r.responses, r.target) for r in train]
+    for record in records:
+        verdicts = [verify(record.prompt, r) for r in record.responses]
+        assert record.scores == [(v["correct"] + v["polite"]) / 2 for v in verdicts]
+        assert all(record.scores[w] > record.scores[lo] for w, lo in record.pairs)
+    assert all(r.pairs for r in toy("validation", criteria=["correct", "polite"]))
+
+
+@pytest.mark.parametrize("criteria", [[], ["correct", "short"]])
+def test_criteria_that_it_does_not_have_are_refused(criteria):
+    with pytest.raises(HalosError, match="choose from correct, concise, polite"):
+        list(toy("train", criteria=criteria))
+
+
 def test_records_are_sound(train, validation, test):
     assert len(train) == 2000
     assert len(validation) == len(test) == 240
