@@ -19,6 +19,7 @@ from halos.publish.methods import methods
 from halos.report import best_of, figures, tables
 from halos.report.choices import value_text
 from halos.report.results import Results
+from halos.report.subjects.curves import Curves
 from halos.report.subjects.trials import Trials
 from halos.report.subjects.tuned import Tuned
 from halos.report.subjects.tuning import Tuning
@@ -245,6 +246,25 @@ def test_a_stage_on_the_way_is_shown_as_well(tmp_path: Path, write_tree: WriteTr
     assert tuned[["model", "method"]].to_numpy().tolist() == [
         ["tiny", "sft"], ["other", "sft"], ["tiny", "sft-kto"], ["other", "sft-kto"]]  # fmt: skip
     assert "| Tiny Llama |" in (tmp_path / "tables/trials.md").read_text()
+
+
+NOISE: list[tuple[dict[str, Any], float | None]] = [
+    ({"label_noise": x}, y) for x, y in ((0.4, 0.5), (0.0, 0.9), (0.1, None))
+]
+
+
+def test_methods_that_vary_one_setting_are_curves_in_one_panel(tmp_path: Path, write_tree: WriteTree) -> None:
+    config, results = write_tree(tmp_path)
+    swept(config, choose(results, "sft-kto", NOISE), choose(results, "dpo", NOISE[:2]), choose(results, "sft", KTO))
+    r = Results(config, results)
+    frame = Curves().frame(r)
+    assert frame[["setting", "method", "x", "value"]].to_numpy().tolist() == [
+        ["label_noise", "sft-kto", 0.0, 0.9], ["label_noise", "sft-kto", 0.4, 0.5],
+        ["label_noise", "dpo", 0.0, 0.9], ["label_noise", "dpo", 0.4, 0.5]]  # fmt: skip
+    [ax] = Curves().draw(r, frame).axes
+    assert ax.get_xlabel() == "label_noise"
+    lines = [line for line in ax.lines if line.get_linestyle() != "None"]
+    assert [list(line.get_ydata()) for line in lines] == [[0.9, 0.5], [0.9, 0.5]]
 
 
 def texts(svg: Path) -> list[str]:
