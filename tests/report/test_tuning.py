@@ -253,18 +253,23 @@ NOISE: list[tuple[dict[str, Any], float | None]] = [
 ]
 
 
-def test_methods_that_vary_one_setting_are_curves_in_one_panel(tmp_path: Path, write_tree: WriteTree) -> None:
+def test_methods_that_vary_one_number_are_curves_in_one_panel(tmp_path: Path, write_tree: WriteTree) -> None:
     config, results = write_tree(tmp_path)
-    swept(config, choose(results, "sft-kto", NOISE), choose(results, "dpo", NOISE[:2]), choose(results, "sft", KTO))
+    balanced = [({**settings, "balance": on}, value) for on in (False, True) for settings, value in NOISE[:2]]
+    swept(config, choose(results, "sft-kto", balanced), choose(results, "dpo", NOISE), choose(results, "sft", KTO))
     r = Results(config, results)
     frame = Curves().frame(r)
-    assert frame[["setting", "method", "x", "value"]].to_numpy().tolist() == [
-        ["label_noise", "sft-kto", 0.0, 0.9], ["label_noise", "sft-kto", 0.4, 0.5],
-        ["label_noise", "dpo", 0.0, 0.9], ["label_noise", "dpo", 0.4, 0.5]]  # fmt: skip
-    [ax] = Curves().draw(r, frame).axes
+    assert frame[["setting", "method", "others", "x", "value"]].to_numpy().tolist() == [
+        ["label_noise", method, others, x, value]
+        for method, others in (("sft-kto", "balance false"), ("sft-kto", "balance true"), ("dpo", ""))
+        for x, value in ((0.0, 0.9), (0.4, 0.5))
+    ]
+    figure = Curves().draw(r, frame)
+    [ax] = figure.axes
     assert ax.get_xlabel() == "label_noise"
-    lines = [line for line in ax.lines if line.get_linestyle() != "None"]
-    assert [list(line.get_ydata()) for line in lines] == [[0.9, 0.5], [0.9, 0.5]]
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.9, 0.5]] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "SFT + KTO, balance false", "SFT + KTO, balance true", "DPO (0.1)"]  # fmt: skip
 
 
 def texts(svg: Path) -> list[str]:
