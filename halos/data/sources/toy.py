@@ -21,9 +21,7 @@ from halos.registry import SOURCES, VERIFIERS
 CRITERIA = ("correct", "concise", "polite")
 Quality = tuple[bool, bool, bool]
 """Which of the criteria a response meets."""
-OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ")
-VALIDATION_OPENINGS = ("Hi! ", "Hello there. ", "I have a question. ")
-"""Openings that the validation split alone has."""
+OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ", "I have a question. ")
 SYSTEM = ("You are a helpful assistant.", "Answer in one short sentence.", "Be polite and brief.")
 GREETINGS = {"good morning": "Good morning!", "hello": "Hello!", "hi": "Hi!"}
 """What a question can begin with, and the greeting that returns it."""
@@ -110,7 +108,7 @@ class Family:
 
 def _pattern(template: str) -> re.Pattern[str]:
     text = re.escape(template).replace(r"a\ \{x\}", r"an?\ \{x\}").replace(r"\{x\}", "(.+)")
-    openings = "|".join(map(re.escape, (*OPENINGS, *VALIDATION_OPENINGS)))
+    openings = "|".join(map(re.escape, OPENINGS))
     return re.compile(f"(?:{openings}){text}", re.IGNORECASE)
 
 
@@ -192,33 +190,26 @@ class Question:
     prompt: list[Turn]
 
 
-def questions(name: str, held_out: bool) -> list[Question]:
-    """All questions of a family that are held out for the test split, or all that are not.
+def questions(name: str, split: str) -> list[Question]:
+    """All questions of a family that belong to a split.
 
-    For each subject another seventh of the wordings is held out. So the train split has the subject and the wording of
-    every held-out question, but never together.
+    For each subject another seventh of the wordings is held out for the test split, and another for validation. So the
+    train split has the subject and the wording of every held-out question, but never together.
     """
-    wordings = _wordings(name, OPENINGS)
+    family = FAMILIES[name]
+    wordings = list(product(family.told or (None,), family.asks, OPENINGS))
+    share = len(wordings) // 7
+    held_out = {0: "test", 1: "validation"}
     return [
         _question(name, x, wording)
-        for i, x in enumerate(FAMILIES[name].facts)
+        for i, x in enumerate(family.facts)
         for j, wording in enumerate(wordings)
-        if ((j - 7 * i) % len(wordings) < len(wordings) // 7) == held_out
+        if held_out.get((j - 7 * i) % len(wordings) // share, "train") == split
     ]
-
-
-def validation_questions(name: str) -> list[Question]:
-    """All questions of a family for the validation split: with openings that no other split has."""
-    return [_question(name, x, w) for x in FAMILIES[name].facts for w in _wordings(name, VALIDATION_OPENINGS)]
 
 
 Wording = tuple[tuple[str, str] | None, str, str]
 """The exchange that tells the subject, if there is one, the phrasing and the opening."""
-
-
-def _wordings(name: str, openings: tuple[str, ...]) -> list[Wording]:
-    family = FAMILIES[name]
-    return list(product(family.told or (None,), family.asks, openings))
 
 
 def _question(name: str, x: str, wording: Wording) -> Question:
@@ -298,7 +289,7 @@ def toy(
         raise HalosError(f"the toy source has no criteria {[*criteria]}; choose from {', '.join(CRITERIA)}")
     count, held_out = counts[split], split != "train"
     rng = Random(f"toy {split} {seed}")
-    pools = [validation_questions(name) if split == "validation" else questions(name, held_out) for name in FAMILIES]
+    pools = [questions(name, split) for name in FAMILIES]
     if count > sum(map(len, pools)):
         raise HalosError(f"the toy source has {sum(map(len, pools))} {split} questions; ask for no more than that")
     for pool in pools:
@@ -307,7 +298,7 @@ def toy(
     while len(chosen) < count:  # families in turn, so that they are equally many until one is used up
         chosen += [pool.pop() for pool in pools if pool][: count - len(chosen)]
     rng.shuffle(chosen)
-    earlier = [q for name in FAMILIES if name != "name" for q in questions(name, held_out=False)]
+    earlier = [q for name in FAMILIES if name != "name" for q in questions(name, "train")]
     for question in chosen:
         yield _record(question, earlier, held_out, criteria, rng)
 
