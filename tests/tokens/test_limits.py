@@ -103,8 +103,8 @@ def test_when_no_prompt_fits_the_shortest_and_the_setting_are_named(
     ("numbers", "begins", "ends"),
     [
         ((40, 10), "train: 40 desirable and 10 undesirable responses (4 : 1): the authors of KTO advise",
-         "undesirable_weight * 10: undesirable_weight between 3 and 4, with the other one at 1, or balance_labels: true "
-         "for equal weights in total"),
+         "undesirable_weight * 10: undesirable_weight between 3 and 4, with the other one at 1, or balance_labels: "
+         "true for equal weights in total"),
         ((10, 40), "train: 10 desirable and 40 undesirable responses (0.25 : 1): ",
          ": desirable_weight between 4 and 5.33, with the other one at 1, or balance_labels: true for equal weights "
          "in total"),
