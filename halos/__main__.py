@@ -9,7 +9,8 @@ from halos.cli import main
 code = main()
 
 
-if "torch" in sys.modules:  # a process that exits without it may abort while others still talk to it
+# a process that exits without it may abort while others still talk to it; vLLM does so itself, and fails after this
+if "torch" in sys.modules and "vllm" not in sys.modules:
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

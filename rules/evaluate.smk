@@ -35,16 +35,24 @@ rule decide:
     benchmark:
         "<runtime>/decide/{batch}.tsv"
     conda:
-        "../envs/evaluate.yaml"
+        branch(
+            resources.judge.backend,
+            cases={
+                "vllm": "../envs/sample.yaml",
+                "transformers": "../envs/evaluate.yaml",
+            },
+        )
     threads: resources.judge.cpus
     resources:
-        gres=resources.judge.single_gres,
-        gpus=resources.judge.single_gpus,
+        gres=resources.judge.sampling_gres,
+        gpus=resources.judge.sampling_gpus,
         cpus_per_task=resources.judge.cpus,
         mem_mb=resources.judge.mem_mb,
         runtime=resources.judge.runtime,
         tokens=resources.judge.tokens,
         batch=resources.judge.batch,
+        backend=resources.judge.backend,
+        tensor_parallel=resources.judge.tensor_parallel,
     shell:
         r"""
         exec &>{log:q}
@@ -53,7 +61,9 @@ rule decide:
             --output {output:q} \
             --kept results/judging/kept \
             --tokens-per-microbatch {resources.tokens} \
-            --batch {resources.batch}
+            --batch {resources.batch} \
+            --backend {resources.backend} \
+            --tensor-parallel {resources.tensor_parallel}
         """
 
 

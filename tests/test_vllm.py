@@ -1,5 +1,5 @@
-"""vLLM as the backend of sampling and of tasks: the verbs in the environment that `make env-vllm` makes, beside
-transformers."""
+"""vLLM as the backend of sampling, of tasks and of judges: the verbs in the environment that `make env-vllm` makes,
+beside transformers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ import yaml
 from transformers import AutoTokenizer, GenerationConfig
 
 from halos.data import feedback as F
+from halos.evaluate.judging.settings import JudgingSlice, ToJudge
 from halos.models.base import make
 from halos.sample.backends import LOADS
 from halos.sample.run import sample
 from halos.settings import dump, read_slice
 from halos.tokens.template import Template
 from tests.conftest import World
+from tests.evaluate.judging.cases import Case
 from tests.online.thinking import check_round, play
 from tests.test_envs import asked, lock
 
@@ -83,6 +85,21 @@ lm_eval.tasks.TaskManager = Manager
 sys.exit(max(map(main, json.loads(sys.argv[2]))))
 """
 """Runs several commands in one process; lm-eval's own tasks, which take long to index, are those of a folder."""
+QUESTION = "{instruction} 1 {output_1} 2 {output_2}"
+JUDGES: dict[str, dict[str, Any]] = {
+    "read": {"prompt": QUESTION, "pattern": "(?i)[^ab]*([ab])", "max_tokens": 24},
+    "chosen": {"prompt": QUESTION, "choices": ["A", "B", "tie"]},
+}
+"""A model that was hardly trained says neither A nor B: any a or b in what it says is its verdict."""
+LIKELIEST = """
+import json, sys
+from pathlib import Path
+from halos.evaluate.judging.local import LocalModel
+
+model = LocalModel("m", [Path(file) for file in sys.argv[1:3]], backend=sys.argv[3])
+questions = [[{"role": "user", "content": "word " * n}] for n in (1, 9, 4, 4, 2)]
+print("said:", json.dumps([answer.logprobs for answer in model.likeliest(questions, 5)]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +350,65 @@ def test_one_engine_answers_prompts_and_tasks_as_one_for_each_does(
     for name in TASKS:
         result = json.loads((output / f"tasks/{name}.json").read_text())
         assert (result["results"], result["halos"]) == (scores.vllm[name]["results"], scores.vllm[name]["halos"])
+
+
+def talking(model: Path, folder: Path) -> Path:
+    """A copy of a model with so many ids that end an answer that one that was hardly trained comes to an end."""
+    shutil.copytree(model, folder)
+    ends = {"eos_token_id": list(range(0, 512, 6)), "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    return folder
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Case:
+    """A folder to judge."""
+    case = Case(tmp_path)
+    for i in range(24):
+        case.add(f"q{i}?", "yes " * (1 + i % 5), "no, " * (1 + i % 7) + str(i))
+    return case
+
+
+def test_a_model_judges_as_it_does_by_transformers(judged: Case, model: Path, tmp_path: Path) -> None:
+    files, asked, expected = (talking(model, tmp_path / "model"), model.parent / "manifest.json"), [], {}
+    judged.add("long?", "b", "word " * 400)
+    for name, question in JUDGES.items():
+        settings = {"kind": "model", "model": {"model": "m", **question}, "both_orders": True, "max_failures": 1.0}
+        expected[name] = judged.run(files, **settings)
+        shutil.copyfile(tmp_path / "judge.yaml", tmp_path / f"{name}.yaml")
+        asked.append(ToJudge(judged=f"{name}.json", config=str(tmp_path / f"{name}.yaml"),
+                             samples=str(tmp_path / "samples.jsonl"), feedback=str(tmp_path / "test.parquet"),
+                             reward_model=tuple(map(str, files))))  # fmt: skip
+    (tmp_path / "batch.yaml").write_text(dump(JudgingSlice(judgements=asked).model_dump(mode="json")))
+    command = [PYTHON, "-m", "halos", "decide", "--backend", "vllm", "--batch", "2", "--kept", tmp_path / "kept",
+               "--config", tmp_path / "batch.yaml", "--output", tmp_path / "out"]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(LOADS.format(files[0])) == 1
+    for name, by_transformers in expected.items():
+        found = json.loads((tmp_path / f"out/{name}.json").read_text())
+        assert found["failed"] == by_transformers["failed"]
+        assert found["failed"]["longer than the model's context"] == 1
+        verdicts, others = ([(question["answer"], question["preference"])
+                             for a in result["annotations"] for question in a["asked"]]
+                            for result in (found, by_transformers))  # fmt: skip
+        assert [answer for answer, _ in verdicts] == [answer for answer, _ in others]
+        decided = [preference for _, preference in others if preference is not None]
+        assert [p for _, p in verdicts if p is not None] == pytest.approx(decided, abs=1e-5)
+        assert len(set(decided)) > 1
+
+
+def test_the_likeliest_tokens_are_those_of_transformers(model: Path) -> None:
+    said = []
+    for python, backend in ((sys.executable, "transformers"), (PYTHON, "vllm")):
+        command = [python, "-c", LIKELIEST, model, model.parent / "manifest.json", backend]
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        said.append(json.loads(done.stdout.split("said: ")[1]))
+    for [ours], [theirs] in zip(said[1], said[0], strict=True):
+        tops, others = ours["top_logprobs"], theirs["top_logprobs"]
+        assert [top["token"] for top in tops] == [top["token"] for top in others]
+        assert [top["logprob"] for top in tops] == pytest.approx([top["logprob"] for top in others], abs=1e-4)
 
 
 def test_a_tasks_result_is_lm_evals_own_and_says_what_ran_it(scores: Scores) -> None:

@@ -103,11 +103,12 @@ class Setup:
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """The models that jobs of the grid run, named references and reward models of others included."""
+        """The models that jobs of the grid run, named references, reward models of others and models that judge among
+        them."""
         if self.study is None:
             return {}
         names = [*self.study.settings.models, *self.study.reference_models, *self.study.reward_models_of_others]
-        names += [cell.model for cell in self.study.answering]
+        names += [*self.study.asked_models, *(cell.model for cell in self.study.answering)]
         return {name: self.study.config.models[name] for name in names}
 
     @property

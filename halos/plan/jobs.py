@@ -13,7 +13,7 @@ class Job:
     """One job of the workflow.
 
     Attributes:
-        kind: id of a stage, `reference` or `sample`.
+        kind: id of a stage, `reference`, `sample` or `divergence`.
         devices: number of GPUs, or of processes on the CPU.
         memory: peak memory of one device.
         main: bytes of main memory on one node.

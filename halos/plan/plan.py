@@ -27,11 +27,11 @@ from halos.plan.memory import (
     training_memory,
     uses_vllm,
 )
-from halos.plan.sizes import Trained, amount_of, config_of, counted_training, size_of
+from halos.plan.sizes import Amount, Trained, amount_of, config_of, counted_training, size_of
 from halos.plan.work import sampling_seconds, training_operations, work_of
 from halos.reference.cache import SCORES
 from halos.registry import suggest
-from halos.sample.settings import Prompts
+from halos.sample.settings import Prompts, PromptsSlice
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.study import Study
@@ -72,13 +72,16 @@ class Plan:
         """All jobs, the times of trainings corrected by finished cells."""
         trainings = corrected(self.trainings(), self.config, self.gpu, self.results)
         sampled = [(cell, name) for name in self.study.prompts for cell in self.study.cells]
+        judges = self.study.judges.values()
+        rounds = [round_ for cell in self.study.cells for round_ in self.study.rounds(cell)[:-1]]
+        sampled += [(round_, judge.prompts) for round_, judge in product(rounds, judges)]
         sampled += [(of.cell, name) for of in self.study.sampled for _, name in of.prompts]
         judged = [(trial, self.study.decided_by(trial).judge)
                   for trial in chain(*map(self.study.candidates, self.study.sweeps))]  # fmt: skip
         judged += product(self.study.watched, self.study.settings.snapshots)
         sampled += [(cell, self.config.judges[judge].prompts) for cell, judge in judged if judge is not None]
         samplings = [self.sampling(cell, self.config.prompts[name]) for cell, name in dict.fromkeys(sampled)]
-        return [*trainings, *self._references(), *samplings]
+        return [*trainings, *self._references(), *map(self._fresh, self._rounds), *samplings, *self._divergences()]
 
     def trainings(self) -> list[Job]:
         """The trainings of the grid's cells and of those that they are made from, as estimated."""
@@ -145,7 +148,8 @@ class Plan:
         return self.utilisation * (device.bf16 if self.config.models[model].precision == "bf16" else device.fp32)
 
     def _references(self) -> Iterator[Job]:
-        """One pass for each part of a reference's log-probabilities that is read, one for a reward model's scores."""
+        """One pass for each part of a reference's log-probabilities that is read, one for a reward model's scores, and
+        one for each round."""
         passes: dict[tuple[Cell, str, str], None] = {}  # with the model whose store it is over
         for cell in self.study.trained:
             stage = self.study.stage(cell)
@@ -156,18 +160,70 @@ class Plan:
                 if teacher is not None and teacher.stage is not None:
                     passes[teacher, SCORES, cell.model] = None
         for cell, _, of in passes:
-            model, size = self.config.models[cell.model], self.sizes[cell.model]
             amount = self.amounts[cell.dataset, of]
-            longest = self.config.datasets[cell.dataset].max_length
-            budget = max(model.resources.tokens_per_microbatch, longest)
-            memory = reference_memory(size, model.precision, budget, model.quantization)
-            world = max(1, model.resources.gpus) * model.resources.nodes
-            if model.resources.shards:
-                memory = over_shards(memory, size, model.precision, model.resources)
-            tokens = amount.prompts * amount.prompt + amount.responses * amount.response
-            seconds = 2.0 * size.parameters * tokens / (world * self._speed(cell.model))
-            disk = FLOAT * amount.responses * amount.response
-            yield Job("reference", cell, world, memory, main_memory(size, model.resources, memory), seconds, disk)
+            yield self._reference(cell, amount, amount.prompts, amount.responses)
+        for cell in self._rounds:
+            online, parts = self.study.stage(cell).online, self.study.reference_parts(cell)
+            if online is not None and parts:  # all parts by one load
+                prompts = len(parts) * (online.prompts_per_round + online.eval_prompts)
+                amount = self.amounts[cell.dataset, cell.model]
+                yield self._reference(self.study.reference(cell), amount, prompts, prompts * online.samples_per_prompt)
+
+    @property
+    def _rounds(self) -> list[Cell]:
+        """The rounds of all online stages."""
+        return [round_ for cell in self.study.trained for round_ in self.study.rounds(cell)]
+
+    def _reference(self, cell: Cell, amount: Amount, prompts: float, responses: float) -> Job:
+        """A pass of a reference over as many prompts and responses as a store has."""
+        model = self.config.models[cell.model]
+        longest = self.config.datasets[cell.dataset].max_length
+        tokens = prompts * amount.prompt + responses * amount.response
+        job = self._pass("reference", cell, model.resources, longest, tokens, model.quantization)
+        return replace(job, disk=FLOAT * responses * amount.response)
+
+    def _pass(
+        self, kind: str, cell: Cell, resources: Resources, longest: int, tokens: float, quantization: str | None = None
+    ) -> Job:
+        """A forward pass of a cell's model.
+
+        Args:
+            kind: of the job.
+            longest: tokens of the longest sequence.
+            tokens: of all sequences.
+            quantization: how linear layers are held.
+        """
+        precision, size = self.config.models[cell.model].precision, self.sizes[cell.model]
+        memory = reference_memory(size, precision, max(resources.tokens_per_microbatch, longest), quantization)
+        if resources.shards:
+            memory = over_shards(memory, size, precision, resources)
+        world = max(1, resources.gpus) * resources.nodes
+        seconds = 2.0 * size.parameters * tokens / (world * self._speed(cell.model))
+        return Job(kind, cell, world, memory, main_memory(size, resources, memory), seconds)
+
+    def _divergences(self) -> Iterator[Job]:
+        """Passes over samples of each policy, by it and then by its reference, for a grid that asks for them."""
+        number = self.study.settings.divergence
+        trained = [cell for cell in self.study.cells if cell.stage] if number else []
+        for cell, prompts in product(trained, self.study.prompts.values()):
+            amount = self.amounts[cell.dataset, cell.model]
+            responses = min(number, prompts.limit or amount.prompts) * prompts.samples
+            tokens = responses * (amount.prompt + prompts.max_new_tokens)
+            longest = self.config.datasets[cell.dataset].max_prompt_length + prompts.max_new_tokens
+            resources = _single(self.config.models[cell.model].resources)
+            passes = [
+                self._pass("divergence", of, resources, longest, tokens) for of in (cell, self.study.reference(cell))
+            ]
+            largest = max(passes, key=lambda job: job.memory.total)
+            yield replace(largest, cell=cell, seconds=sum(job.seconds for job in passes))
+
+    def _fresh(self, cell: Cell) -> Job:
+        """The sampling of a round's responses to its fresh prompts."""
+        online = self.study.stage(cell).online
+        assert online is not None, "rounds are of online stages"
+        sets = [PromptsSlice(**online.prompts(split, cell.round, cell.seed)) for split in ("train", "validation")]
+        jobs = [self.sampling(cell, prompts) for prompts in sets]
+        return replace(jobs[0], seconds=sum(job.seconds for job in jobs))
 
     def sampling(self, cell: Cell, prompts: Prompts) -> Job:
         """The sampling of a cell's responses to a prompt set."""
@@ -193,4 +249,6 @@ class Plan:
 
 def _single(resources: Resources) -> Resources:
     """The resources of a job of one process."""
-    return resources.model_copy(update={"gpus": min(1, resources.gpus), "parallel": "ddp", "offload": False})
+    return resources.model_copy(
+        update={"gpus": min(1, resources.gpus), "nodes": 1, "parallel": "ddp", "offload": False}
+    )

@@ -53,8 +53,9 @@ def _help(plan: Plan, job: Job) -> str:
     """The smallest changes that make a job fit its GPU."""
     model = plan.config.models[job.cell.model]
     resources = model.resources
-    if job.kind == "reference":
-        shards = "`parallel: fsdp` over several GPUs, " if model.quantization is None else ""
+    if job.kind in ("reference", "divergence"):
+        shardable = job.kind == "reference" and model.quantization is None
+        shards = "`parallel: fsdp` over several GPUs, " if shardable else ""
         return f"{shards}a GPU with more memory or fewer tokens_per_microbatch may help"
     if job.kind == "sample":
         larger = [n for n in (2, 4, 8) if n > resources.tensor_parallel]

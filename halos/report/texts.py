@@ -1,4 +1,4 @@
-"""Measures of responses as texts: loops, refusals, and how much the responses to one prompt differ from each other.
+"""Measures of responses as texts: loops, languages, and how much the responses to one prompt differ from each other.
 
 Words are runs of letters and digits, each sign of punctuation, and each Han, Hiragana or Katakana character.
 """
@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 WORDS = re.compile(r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+|[^\w\s]")
 TIMES, PERIODS, SPAN = 4, 20, 8
 """A response is repeated if at most PERIODS words occur at least TIMES times in a row, over at least SPAN words."""
+
+CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+CERTAIN, BEGINNING = 0.7, 1000
+"""A text has the language that its first BEGINNING characters have with at least this probability."""
+VARIETIES = {"ary", "arz", "bs", "hr", "nn", "pcm", "wuu", "yue"}
+"""Languages that are told apart too seldom from Arabic, Serbian, Norwegian, English and Chinese: texts in them count as
+texts in these."""
 
 
 def words(text: str) -> list[str]:
@@ -31,6 +40,23 @@ def is_repeated(text: str) -> bool:
         if runs.max() + period >= max(TIMES * period, SPAN):
             return True
     return False
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_modelpath(MODEL_DIR / MODEL_FILE, norm_probs=True, min_confidence=CERTAIN)
+    identifier.set_languages([language for language in identifier.nb_classes if language not in VARIETIES])
+    return identifier
+
+
+@cache
+def language(text: str) -> str | None:
+    """The ISO 639 code of a text's language, by py3langid; None for one that is too short to tell, or no language.
+    Blocks of code are left out."""
+    found, _ = _identifier().classify(CODE.sub(" ", text)[:BEGINNING])
+    return None if found in ("und", "zxx") else str(found)  # undetermined, and no linguistic content
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

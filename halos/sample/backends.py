@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -31,6 +31,8 @@ from halos.tokens.positions import Positions
 
 LOADS = "loading the model in {}"
 """A line of the log, for each time that weights are read."""
+FITS = -1
+"""As the longest that vLLM is to have room for: as many tokens as the model has positions and the device memory."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Backend(ABC):
     def loaded(self) -> Any:
         """The model in the library's own type: transformers' network, or vLLM's LLM. Asking for it loads it."""
 
+    @property
+    def room(self) -> int | None:
+        """Most tokens of prompt and response together; None where the model's positions alone say."""
+        return None
+
     def expect(self, longest: int) -> None:  # noqa: B027  # not every backend has something to do
         """Get ready for another prompt set.
 
@@ -115,6 +122,18 @@ class Backend(ABC):
         Returns:
             Token ids of each response. The id or the stop string that ended it, if one did, is among them, and padding
             may follow.
+        """
+
+    @abstractmethod
+    def first_logprobs(self, prompts: list[list[int]], of: Sequence[int] | int) -> list[dict[int, float]]:
+        """Log-probabilities of the token that follows each prompt.
+
+        Args:
+            prompts: token ids.
+            of: ids of tokens, or how many of the likeliest.
+
+        Returns:
+            {id: log-probability} for each prompt, the highest first.
         """
 
 
@@ -189,15 +208,7 @@ class Transformers(Backend):
         update(len(requests))
         return [responses[k][: request.limit] for k, request in enumerate(requests)]
 
-    def first_logprobs(self, prompts: list[list[int]]) -> Any:
-        """Log-probabilities of the token that follows each prompt.
-
-        Args:
-            prompts: token ids.
-
-        Returns:
-            (prompts, V) float32, on the CPU.
-        """
+    def first_logprobs(self, prompts: list[list[int]], of: Sequence[int] | int) -> list[dict[int, float]]:
         import torch
         from transformers import GenerationConfig
 
@@ -208,15 +219,17 @@ class Transformers(Backend):
             output_logits=True,
             return_dict_in_generate=True,
         )
-        rows: dict[int, Any] = {}
+        rows: dict[int, dict[int, float]] = {}
         for group in self.grouping.groups(np.array([len(ids) for ids in prompts])):
             if self.grouping.because is not None:
                 forget_lengths(self.network)
             inputs = self.tokenizer.pad({"input_ids": [prompts[k] for k in group]}, return_tensors="pt")
             with torch.inference_mode():
                 out = self.network.generate(**inputs.to(self.network.device), generation_config=generation)
-            rows |= zip(group.tolist(), out.logits[0].float().log_softmax(-1).cpu(), strict=True)
-        return torch.stack([rows[k] for k in range(len(prompts))])
+            for k, row in zip(group.tolist(), out.logits[0].float().log_softmax(-1).cpu(), strict=True):
+                tokens = row.topk(of).indices if isinstance(of, int) else torch.tensor([*of])
+                rows[k] = _ranked(zip(tokens.tolist(), row[tokens].tolist(), strict=True))
+        return [rows[k] for k in range(len(prompts))]
 
     def _run(self, requests: list[Request], temperature: float, top_p: float) -> list[list[int]]:
         import torch
@@ -244,6 +257,11 @@ class Transformers(Backend):
             out = self.network.generate(**inputs, generation_config=generation, **criteria)
         tokens: list[list[int]] = out[:, start:].tolist()
         return tokens
+
+
+def _ranked(logprobs: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """Tokens with their log-probabilities, the highest first."""
+    return dict(sorted(logprobs, key=lambda pair: -pair[1]))
 
 
 def prepare_vllm(tensor_parallel: int) -> None:
@@ -276,6 +294,7 @@ class Vllm(Backend):
     equal probability, either may be drawn.
 
     Args:
+        longest: as for `Backend`, or FITS.
         tensor_parallel: GPUs over which each layer is split.
         context: tokens of the context of the tasks that the same engine is to run; None where it only samples.
 
@@ -311,6 +330,10 @@ class Vllm(Backend):
         return self.llm
 
     @property
+    def room(self) -> int:
+        return int(self.llm.model_config.max_model_len)
+
+    @property
     def engine(self) -> Any:
         """The engine below `llm`, which takes requests one by one."""
         return self.llm.llm_engine
@@ -332,7 +355,7 @@ class Vllm(Backend):
                 skip_tokenizer_init=self.context is None,  # samples are decoded here; tasks have texts that end them
                 generation_config="vllm" if self.context is None else "auto",  # "vllm" ignores the saved one
                 dtype=self.precision,
-                max_model_len=max(self.longest, self.context or 0),
+                max_model_len=max(self.longest, self.context or self.longest),
                 tensor_parallel_size=self.tensor_parallel,
                 trust_remote_code=trusts(self.folder),
                 enforce_eager=not torch.cuda.is_available(),  # compiling takes longer than most CPU runs
@@ -346,28 +369,47 @@ class Vllm(Backend):
     def generate(
         self, requests: list[Request], temperature: float, top_p: float, seed: int, update: Callable[[int], Any]
     ) -> list[list[int]]:
+        asked = [
+            {
+                "temperature": temperature,
+                "top_p": top_p,
+                "seed": request.seed,
+                "max_tokens": request.limit,
+                "stop_token_ids": self.ends,
+                "ignore_eos": True,  # else an engine with a tokenizer also stops at that one's
+            }
+            for request in requests
+        ]
+        responses: dict[int, list[int]] = {}
+        for number, output in self._outputs([request.ids for request in requests], asked):
+            stops, tokens = requests[number].stops, output.outputs[0].token_ids
+            if not output.finished and not (stops and stops.reached(tokens)):
+                continue
+            if not output.finished:
+                self.engine.abort_request([output.request_id])
+            responses[number] = list(tokens)
+            update(1)
+        return [responses[number] for number in range(len(requests))]
+
+    def first_logprobs(self, prompts: list[list[int]], of: Sequence[int] | int) -> list[dict[int, float]]:
+        asked = {"logprobs": of} if isinstance(of, int) else {"logprob_token_ids": [*of]}
+        rows: dict[int, dict[int, float]] = {}
+        for number, output in self._outputs(prompts, [{"temperature": 0.0, "max_tokens": 1, **asked}] * len(prompts)):
+            (found,) = output.outputs[0].logprobs  # with that of the sampled token, whether or not it was asked for
+            rows[number] = _ranked((token, found[token].logprob) for token in (found if isinstance(of, int) else of))
+        return [rows[number] for number in range(len(prompts))]
+
+    def _outputs(self, prompts: list[list[int]], asked: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]:
+        """What the engine has of the answer to each prompt after each step, with the number of the prompt.
+
+        Args:
+            asked: vLLM's sampling parameters of each prompt.
+        """
         engine = self.engine
         from vllm import SamplingParams  # after the engine, which sets what this import reads
 
-        for number, request in enumerate(requests):
-            parameters = SamplingParams(
-                temperature=temperature,
-                top_p=top_p,
-                seed=request.seed,
-                max_tokens=request.limit,
-                stop_token_ids=self.ends,
-                ignore_eos=True,  # else an engine with a tokenizer also stops at that one's
-                detokenize=False,
-            )
-            engine.add_request(str(number), {"prompt_token_ids": request.ids}, parameters)
-        responses: dict[int, list[int]] = {}
+        for number, (ids, how) in enumerate(zip(prompts, asked, strict=True)):
+            engine.add_request(str(number), {"prompt_token_ids": ids}, SamplingParams(detokenize=False, **how))
         while engine.has_unfinished_requests():
             for output in engine.step():
-                stops = requests[number := int(output.request_id)].stops
-                if not output.finished and not (stops and stops.reached(output.outputs[0].token_ids)):
-                    continue
-                if not output.finished:
-                    engine.abort_request([output.request_id])
-                responses[number] = list(output.outputs[0].token_ids)
-                update(1)
-        return [responses[number] for number in range(len(requests))]
+                yield int(output.request_id), output

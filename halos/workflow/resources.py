@@ -163,6 +163,15 @@ class ScorerResources(ScoreResources):
             return Resources()
         return super()._entry(wildcards)
 
+    def backend(self, wildcards: Any) -> str:
+        """As that of sampling, of a model that is asked; a reward model is run by transformers alone."""
+        return super().backend(wildcards) if self._scorer(wildcards).kind == "model" else "transformers"
+
+    def sampling_gpus(self, wildcards: Any) -> int:
+        """GPUs of a judge: those over which vLLM splits a model that is asked, else one, if it has any."""
+        is_split = self.backend(wildcards) == "vllm"
+        return super().sampling_gpus(wildcards) if is_split else self.single_gpus(wildcards)
+
     def limits(self, wildcards: Any) -> str:
         """Options that limit how fast a server is asked."""
         scorer = self._scorer(wildcards)

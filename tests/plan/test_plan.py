@@ -438,6 +438,33 @@ def test_the_samples_of_snapshots_are_planned_beside_those_of_the_grid(tmp_path:
     ]  # fmt: skip
 
 
+def test_rounds_and_divergences_are_planned(tmp_path: Path) -> None:
+    """Each round samples fresh prompts, and its reference reads them; a judge sees every round. The divergence is a
+    pass over a policy's samples of 4 prompts, up to 8 tokens each, by it and one by its reference."""
+    online = {"rounds": 3, "prompts_per_round": 8, "eval_prompts": 4, "max_new_tokens": 8, "label": "l"}
+    stages = {**CATALOGUE["stages"], "on": {**CATALOGUE["stages"]["kto"], "online": online}}
+    grid = {"datasets": ["d"], "models": ["m"], "methods": ["base", "sft-on"], "judges": ["j"], "divergence": 4}
+    content = {**CATALOGUE, "stages": stages, "grid": "rounds", "grids": {"rounds": grid}}
+    content["labellers"] = {"l": {"kind": "verifier", "verifier": "toy", "feedback": "binary"}}
+    plan = Plan(C.Config.model_validate(content), "rounds", "a100-80gb", tmp_path)
+    jobs = [(job.kind, job.cell.folder.removeprefix("runs/d/m/")) for job in plan.jobs]
+    rounds = [f"sft-on/seed1/round{i}" for i in (1, 2, 3)]
+    assert jobs == [
+        ("sft", "sft/seed1"), ("on", "sft-on/seed1"),
+        *(("reference", cell) for cell in ("sft/seed1", *rounds[:2])),
+        *(("sample", cell) for cell in rounds),
+        *(("sample", cell) for cell in ("base/seed1", "sft-on/seed1", *rounds[:2])),
+        ("divergence", "sft-on/seed1"),
+    ]  # fmt: skip
+    amount, size = plan.amounts["d", "m"], plan.sizes["m"].parameters
+    speed = 2 * size / (plan.utilisation * plan.device("m").fp32)  # seconds of a token
+    reference, divergence = plan.jobs[2], plan.jobs[-1]
+    assert reference.seconds == pytest.approx(speed * 2 * 12 * (amount.prompt + 2 * amount.response))
+    assert divergence.seconds == pytest.approx(2 * speed * 4 * (amount.prompt + 8))
+    fresh, judged = plan.jobs[5], plan.jobs[9]
+    assert fresh.seconds == pytest.approx(2 * judged.seconds)  # two prompt sets and one, each in one batch of 8 tokens
+
+
 def test_the_verb_prints_and_writes_the_plan(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

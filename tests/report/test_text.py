@@ -13,7 +13,7 @@ from halos.errors import HalosError
 from halos.evaluate.divergence.divergence import Divergence
 from halos.report import figures, subjects, tables
 from halos.report.results import Results
-from halos.report.texts import distinct, is_repeated, self_bleu, words
+from halos.report.texts import distinct, is_repeated, language, self_bleu, words
 from halos.sample.samples import Sample, write_samples
 from halos.study.catalogue import load
 from halos.study.settings import REFUSALS
@@ -57,6 +57,31 @@ def test_other_texts_are_no_refusals(text: str) -> None:
     assert not re.search(REFUSALS, text)
 
 
+ENGLISH = "The meeting was moved to next week because the director could not come in time."
+GERMAN = "Die Sitzung wurde auf die nächste Woche verschoben, weil der Direktor nicht pünktlich kommen konnte."
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (ENGLISH, "en"),
+        (GERMAN, "de"),
+        ("会议推迟到下周举行,因为主任无法按时到达。", "zh"),
+        ("會議推遲到下週舉行,因為主任無法按時到達。", "zh"),  # characters of Hong Kong and Taiwan
+        ("تم تأجيل الاجتماع إلى الأسبوع المقبل لأن المدير لم يتمكن من الوصول.", "ar"),
+        (f"{GERMAN}\n```python\n# {ENGLISH}\nprint(1)\n```", "de"),
+        ("Yes.", None),
+        ("J. K. Rowling", None),
+        ("3 + 4 = 7", None),
+        ("wizard " * 30, None),
+        ("```\nthis is all of it, and it was cut off", None),
+        ("", None),
+    ],
+)
+def test_a_language_is_told_where_there_is_enough_of_it(text: str, code: str | None) -> None:
+    assert language(text) == code
+
+
 def test_distinct_n_counts_n_grams_of_all_samples_together() -> None:
     assert words("It's a cat.") == ["it", "'", "s", "a", "cat", "."]
     assert distinct(["a b a b"], 1) == 2 / 4
@@ -79,11 +104,10 @@ def table(config: Path, results: Path) -> pd.DataFrame:
     return subject.frame(Results(config, results)).set_index(["method", "measure"])
 
 
-def answer(results: Path, method: str, seed: int, texts: list[list[str]]) -> None:
+def answer(results: Path, method: str, seed: int, texts: list[list[str]], question: str = "?") -> None:
+    asked = [{"role": "system", "content": ENGLISH}, {"role": "user", "content": question}]
     samples = [
-        Sample(
-            prompt_id=f"p{i}", prompt=[{"role": "user", "content": "?"}], response=text, sample=k, finish_reason="stop"
-        )
+        Sample(prompt_id=f"p{i}", prompt=asked, response=text, sample=k, finish_reason="stop")
         for i, responses in enumerate(texts)
         for k, text in enumerate(responses)
     ]
@@ -118,6 +142,18 @@ def test_several_samples_of_a_prompt_are_compared_with_each_other(tmp_path, writ
     assert frame.loc[("sft", "distinct_1"), "mean"] == 1
     assert frame.loc[("dpo", "self_bleu"), "mean"] == pytest.approx(1)
     assert frame.loc[("sft", "self_bleu"), "mean"] < 0.2
+
+
+def test_a_response_in_another_language_than_its_prompt_counts_where_both_can_be_told(tmp_path, write_tree) -> None:
+    config, results = write_tree(tmp_path)
+    for seed in (1, 2):
+        answer(results, "sft", seed, [[ENGLISH, GERMAN]])
+        answer(results, "dpo", seed, [[GERMAN], [ENGLISH], [GERMAN], [GERMAN], ["Nein."]], question=GERMAN)
+    frame = table(config, results)
+    assert frame.loc[("dpo", "other_language"), ["mean", "n"]].tolist() == [0.25, 4]
+    assert ("sft", "other_language") not in frame.index  # nobody can say what language a question mark is
+    tables.make(config, tmp_path / "tables", results)
+    assert re.search(r"\| +0\.250 \[[^|]*\|", (tmp_path / "tables/text.md").read_text())
 
 
 def diverge(results: Path, method: str, seed: int, ratios: list[float]) -> None:

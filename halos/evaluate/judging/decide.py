@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from halos.evaluate.judging.deciders import ByScores, Decides
 from halos.evaluate.judging.judge import judgement_of
@@ -21,6 +22,8 @@ def decide(
     kept: Path,
     tokens_per_microbatch: int = 16384,
     batch: int = 16,
+    backend: Literal["transformers", "vllm"] = "transformers",
+    tensor_parallel: int = 1,
 ) -> None:
     """Judge the samples of many cells, with the judgements that the verb `judge` makes of each.
 
@@ -33,7 +36,9 @@ def decide(
         output: folder to write: below it each judgement by its own path, or instead a file that ends in .failed.
         kept: folder of what stopped runs have finished, of this batch or another.
         tokens_per_microbatch: tokens of one forward pass of a reward model, padding included.
-        batch: questions that a model answers side by side.
+        batch: questions that a model answers side by side, on transformers.
+        backend: library that runs a model that is asked.
+        tensor_parallel: GPUs over which vLLM splits each layer.
 
     Raises:
         HalosError: nothing could be judged.
@@ -45,7 +50,7 @@ def decide(
 
     @cache
     def asked_model(name: str, files: tuple[str, ...]) -> LocalModel:
-        return LocalModel(name, [*map(Path, files)], batch)
+        return LocalModel(name, [*map(Path, files)], batch, backend, tensor_parallel)
 
     judgements = {_item(asked, kept): asked for asked in JudgingSlice.read(config).judgements}
     failures = Failures()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -33,17 +33,27 @@ class LocalModel:
         name: its id in the catalogue.
         files: its folder and its manifest.
         batch: questions that are answered side by side.
+        backend: library that runs it.
+        tensor_parallel: GPUs over which vLLM splits each layer.
 
     Raises:
-        HalosError: there are no such files, the model is not what its manifest says, or has no chat template.
+        HalosError: there are no such files, the model is not what its manifest says, or has no chat template; or vLLM
+            is not installed here, or there are too few GPUs.
     """
 
-    def __init__(self, name: str, files: Sequence[Path], batch: int = 16) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        batch: int = 16,
+        backend: Literal["transformers", "vllm"] = "transformers",
+        tensor_parallel: int = 1,
+    ) -> None:
         if len(files) != 2:
             raise HalosError(
                 "a judge of kind model needs its model's folder and its manifest: give both to --reward-model"
             )
-        from halos.sample.backends import Transformers  # takes seconds to import, as what it needs does
+        from halos.sample.backends import FITS, Transformers, Vllm  # takes seconds to import, as what it needs does
         from halos.sample.prompter import Prompter
 
         folder, manifest = files
@@ -52,8 +62,12 @@ class LocalModel:
         settings = SamplerSlice(seed=0, attention=made.config["attention"], precision=made.config["precision"])
         prompter = Prompter(folder, 0, sys.maxsize, split_special_tokens=True)
         self.template, self.positions, self.tokenizer = prompter.template, prompter.positions, prompter.tokenizer
-        self.batch = batch
-        self.backend = Transformers(folder, self.tokenizer, settings, batch, longest=1)
+        arguments = (folder, self.tokenizer, settings, batch)
+        self.engine: Transformers | Vllm
+        if backend == "vllm":
+            self.engine = Vllm(*arguments, FITS, tensor_parallel)
+        else:
+            self.engine = Transformers(*arguments, longest=1)
 
     def first_tokens(self, choices: Sequence[str]) -> list[int]:
         """The ids of the tokens with which answers begin.
@@ -78,7 +92,7 @@ class LocalModel:
 
         def answers(prompts: list[list[int]]) -> list[Answer]:
             requests = [Request(ids, longest, seed=0) for ids in prompts]
-            generated = self.backend.generate(requests, 0.0, 1.0, 0, lambda number: None)
+            generated = self.engine.generate(requests, 0.0, 1.0, 0, lambda number: None)
             return [self._text(ids, tokens) for ids, tokens in zip(prompts, generated, strict=True)]
 
         return self._all(questions, longest, answers)
@@ -88,21 +102,19 @@ class LocalModel:
         likeliest ones, in OpenAI's form."""
 
         def answers(prompts: list[list[int]]) -> list[Answer]:
-            found = self.backend.first_logprobs(prompts).topk(number)
-            rows = zip(prompts, found.indices.tolist(), found.values.tolist(), strict=True)
-            return [_place(ids, list(map(self.tokenizer.decode, tokens)), logprobs) for ids, tokens, logprobs in rows]
+            rows = zip(prompts, self.engine.first_logprobs(prompts, number), strict=True)
+            return [_place(ids, map(self.tokenizer.decode, found), found.values()) for ids, found in rows]
 
         return self._all(questions, 1, answers)
 
     def choose(self, questions: list[Conversation], choices: Sequence[str]) -> list[Answer]:
         """The likeliest of several answers to each question, with the log-probabilities of all, in OpenAI's form: those
         of the tokens with which they begin, which decide where an answer has to be one of them."""
-        tokens = self.first_tokens(choices)
+        chosen = dict(zip(self.first_tokens(choices), choices, strict=True))
 
         def answers(prompts: list[list[int]]) -> list[Answer]:
-            rows = self.backend.first_logprobs(prompts)[:, tokens].tolist()
-            ranked = [sorted(zip(row, choices, strict=True), key=lambda pair: -pair[0]) for row in rows]
-            return [_place(ids, [c for _, c in r], [p for p, _ in r]) for ids, r in zip(prompts, ranked, strict=True)]
+            rows = zip(prompts, self.engine.first_logprobs(prompts, [*chosen]), strict=True)
+            return [_place(ids, map(chosen.__getitem__, found), found.values()) for ids, found in rows]
 
         return self._all(questions, 1, answers)
 
@@ -113,16 +125,16 @@ class LocalModel:
             longest: tokens of an answer, for which the model's positions have to have room.
             answers: gives the answers to a batch of prompts in token ids.
         """
-        limit = sys.maxsize if self.positions.limit is None else self.positions.limit - longest
+        limit = min(filter(None, (self.positions.limit, self.engine.room)), default=sys.maxsize) - longest
         prompts = self.template.prompts([[dict(turn) for turn in question] for question in questions], limit)
         cut = [_problem(prompt) for prompt in prompts]
         wanted = {tuple(p.ids) for p, problem in zip(prompts, cut, strict=True) if problem is None and p.ids}
         ordered = sorted(wanted, key=lambda ids: (-len(ids), ids))
-        self.backend.expect(max(map(len, ordered), default=0) + longest)
+        self.engine.expect(max(map(len, ordered), default=0) + longest)
         found: dict[tuple[int, ...], Answer] = {}
         with tqdm(total=len(ordered), desc="ask", unit=" answers", mininterval=1) as bar:
-            for start in range(0, len(ordered), self.batch):
-                batch = ordered[start : start + self.batch]
+            for start in range(0, len(ordered), self.engine.chunk):
+                batch = ordered[start : start + self.engine.chunk]
                 found |= zip(batch, answers([list(ids) for ids in batch]), strict=True)
                 bar.update(len(batch))
         return [
@@ -131,7 +143,7 @@ class LocalModel:
         ]
 
     def _text(self, prompt: list[int], tokens: list[int]) -> Answer:
-        end = next((index for index, token in enumerate(tokens) if token in self.backend.ends), None)
+        end = next((index for index, token in enumerate(tokens) if token in self.engine.ends), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
         problem = EMPTY if not text.strip() else CUT_OFF if end is None else None
         return Answer(text, problem, len(prompt), len(tokens) if end is None else end + 1)
@@ -142,10 +154,10 @@ def _problem(prompt: Prompt) -> str | None:
     return LONG if prompt.problem == TOO_LONG or prompt.dropped_turns else prompt.problem
 
 
-def _place(prompt: list[int], texts: list[str], logprobs: list[float]) -> Answer:
+def _place(prompt: list[int], texts: Iterable[str], logprobs: Iterable[float]) -> Answer:
     """An answer of one token, the first of several with their log-probabilities, the highest first."""
     top = [{"token": text, "logprob": value} for text, value in zip(texts, logprobs, strict=True)]
-    return Answer(texts[0], None, len(prompt), 1, logprobs=[{**top[0], "top_logprobs": top}])
+    return Answer(str(top[0]["token"]), None, len(prompt), 1, logprobs=[{**top[0], "top_logprobs": top}])
 
 
 class LocalPairwise(Pairwise):

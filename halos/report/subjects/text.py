@@ -15,15 +15,16 @@ from halos.report.panels import part_of
 from halos.report.render import NOTHING, Table, interval
 from halos.report.results import Results
 from halos.report.subject import Subject, subject
-from halos.report.texts import PERIODS, SPAN, TIMES, distinct, is_repeated, self_bleu
+from halos.report.texts import PERIODS, SPAN, TIMES, distinct, is_repeated, language, self_bleu
 from halos.report.words import Page, interval_kind, records, row_names
 from halos.sample.samples import Sample
 from halos.study.cells import BASE, Cell
 
 KL = "kl"
 SHARES = {"cut": "Cut off", "empty": "Empty", "repeated": "Repeated", "refusal": "Refusals"}
+LANGUAGE = "other_language"
 VARIETY = {"distinct_1": "Distinct-1", "distinct_2": "Distinct-2", "self_bleu": "Self-BLEU"}
-TITLES = {KL: "KL", **SHARES, **VARIETY}
+TITLES = {KL: "KL", **SHARES, LANGUAGE: "Other language", **VARIETY}
 Ids = tuple[str, str, str]
 TEXT = ["prompts", *ROW, "measure", "mean", "low", "high", "seeds", "n"]
 
@@ -88,6 +89,11 @@ def _caption(results: Results, name: str, shown: list[str]) -> str:
         f"times in a row, over at least {SPAN} words); refusals (by the pattern `refusals` of the grid, which reads "
         "words and not intentions)."
     )
+    if LANGUAGE in shown:
+        parts.append(
+            "Other language: share in another language than their prompt, of those where the languages of both can be "
+            "told."
+        )
     if set(VARIETY) & set(shown):
         parts.append(
             f"Between the {settings.samples} responses to a prompt: distinct-n, the share of n-grams that are "
@@ -121,10 +127,22 @@ def _measures(samples: list[Sample], refusal: re.Pattern[str]) -> dict[str, floa
         "empty": float(np.mean([not text.strip() for text in texts])),
         "repeated": float(np.mean([is_repeated(text) for text in texts])),
         "refusal": float(np.mean([refusal.search(text) is not None for text in texts])),
+        LANGUAGE: _in_another_language(samples),
     }
     if len(texts) < 2:
         return shares
     return {**shares, "distinct_1": distinct(texts, 1), "distinct_2": distinct(texts, 2), "self_bleu": self_bleu(texts)}
+
+
+def _in_another_language(samples: list[Sample]) -> float:
+    """The share of responses in another language than what the user says in their prompt."""
+    pairs = [
+        (language("\n".join(str(turn["content"]) for turn in sample.prompt or () if turn["role"] == "user")),
+         language(sample.response))
+        for sample in samples
+    ]  # fmt: skip
+    known = [asked != answered for asked, answered in pairs if asked and answered]
+    return float(np.mean(known)) if known else np.nan
 
 
 def _estimates(results: Results, tables: dict[Ids, pd.DataFrame], bounded: bool) -> dict[Ids, statistics.Estimate]:

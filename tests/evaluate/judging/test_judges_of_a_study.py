@@ -257,6 +257,27 @@ def test_a_reward_model_takes_what_the_model_needs_and_a_program_the_least() -> 
     assert (of.single_gres(batch(w, "r")), of.single_gres(batch(w, "j"))) == ("gpu:1", "")
 
 
+def test_a_model_that_is_asked_runs_as_it_samples_and_a_reward_model_on_one_gpu() -> None:
+    asked = {"model": "m", "prompt": ASK}
+    split, whole = Resources(gpus=4, tensor_parallel=2), Resources(gpus=4, sampler="transformers")
+    for kind, needs, wanted in (
+        ({"kind": "model", "model": asked}, split, ("vllm", 2, "gpu:2", 2)),
+        ({"kind": "model", "model": asked}, whole, ("transformers", 1, "gpu:1", 1)),
+        ({"kind": "model", "model": asked}, Resources(), ("transformers", 0, "", 1)),
+        ({"kind": "reward_model", "reward_model": "sft-rm"}, split, ("transformers", 1, "gpu:1", 2)),
+    ):
+        config = load(**kind)
+        entry = config.models["m"].model_copy(update={"resources": needs})
+        w = Workflow(config.model_copy(update={"models": {"m": entry}}))
+        of, named = w.resources.judge, batch(w, "r")
+        assert (
+            of.backend(named),
+            of.sampling_gpus(named),
+            of.sampling_gres(named),
+            of.tensor_parallel(named),
+        ) == wanted
+
+
 def test_the_workflow_trains_the_reward_model_that_judges_once_and_hands_it_to_its_judge(tmp_path: Path) -> None:
     """Though the grid does not name it among its `reward_models`."""
     project = Project(copy_files(tmp_path))

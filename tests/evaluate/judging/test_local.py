@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +60,41 @@ class Served:
             return self.network(self.ids(messages)).logits[0, -1].log_softmax(-1)
 
 
+ROOT = Path(__file__).parents[3]
+PYTHON = ROOT / ".venv-trackers/bin/python"
+"""An interpreter with what the server of transformers needs beside this one's packages."""
+
+
+@contextmanager
+def server_of_transformers(folder: Path, log: Path) -> Iterator[str]:
+    """The address of `transformers serve` with a model."""
+    if not PYTHON.exists():
+        reason = "there is no .venv-trackers, which has a web server: `make env-trackers` makes it"
+        if os.environ.get("HALOS_NEED_TRACKERS"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [PYTHON, "-m", "transformers.cli.transformers", "serve", folder, "--device", "cpu", "--port", port]
+    with log.open("w") as said:
+        server = subprocess.Popen(
+            list(map(str, command)), stdout=said, stderr=said, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
+    try:
+        while server.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        assert server.poll() is None, log.read_text()
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def add(case: Case, n: int = 24) -> None:
     for i in range(n):
         case.add(f"q{i}?", "yes " * (1 + i % 5), "no, " * (1 + i % 7) + str(i))
@@ -67,20 +108,27 @@ def files(world: World) -> tuple[Path, Path]:
     return world.base / "model", world.base / "manifest.json"
 
 
-def test_verdicts_are_those_of_the_same_model_behind_a_server(case: Case, world: World, tmp_path: Path) -> None:
-    """With as many ids that end an answer that a model which was never trained comes to an end."""
+@pytest.mark.parametrize("real", [False, True], ids=["ours", "transformers"])
+def test_verdicts_are_those_of_the_same_model_behind_a_server(
+    case: Case, world: World, tmp_path: Path, real: bool
+) -> None:
+    """With such weights for what ends an answer that a model which was never trained comes to an end."""
     add(case)
     folder = tmp_path / "model"
     shutil.copytree(world.base / "model", folder)
-    ends = json.loads((folder / "generation_config.json").read_text()) | {"eos_token_id": list(range(0, 512, 6))}
-    (folder / "generation_config.json").write_text(json.dumps(ends))
+    network: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        network.get_output_embeddings().weight[network.generation_config.eos_token_id] *= 3
+    network.save_pretrained(folder)
     here = case.run((folder, world.base / "manifest.json"), **local(**READ), both_orders=True, max_failures=1.0)
     case.output = tmp_path / "served/letters.json"
-    served = Served(folder, 24)
-    with ApiServer(answer=served.answer) as server:
-        # what reaches its limit is cut off, says either; this server says of no answer that it did
-        asked = {"model": "m", "base_url": server.base_url, **READ}
-        there = case.run(kind="openai", openai=asked, both_orders=True, max_failures=1.0)
+    asked = {"model": str(folder), **READ}
+    with ExitStack() as running:
+        if real:
+            address = running.enter_context(server_of_transformers(folder, tmp_path / "log"))
+        else:  # what reaches its limit is cut off, says either; this server says of no answer that it did
+            address = running.enter_context(ApiServer(answer=Served(folder, 24).answer)).base_url
+        there = case.run(kind="openai", openai=asked | {"base_url": address}, both_orders=True, max_failures=1.0)
     said = {a["prompt_id"]: [q["answer"] for q in a["asked"]] for a in there["annotations"]}
     preferred = {a["prompt_id"]: [q["preference"] for q in a["asked"]] for a in there["annotations"]}
     compared = 0
