@@ -39,8 +39,8 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
     rounds = 2 * 3
     assert demo.rules == {
         # data, model, store; base; what is trained; a round with its two prompt sets; prompts, judge, labeller, tasks,
-        # grid; what each cell, and each judged round, answers; what is judged together
-        "configure": 3 + 2 + 26 + 3 * rounds + 6 + 26 + 4 + 1,
+        # grid; what each cell, and what each judged round, answers; what is judged together
+        "configure": 3 + 2 + 26 + 3 * rounds + 6 + 2 + 1,
         "prepare": 1, "model": 1, "tokenize": 1, "check": 5, "describe": 1,
         "train_cell": 2 * 12,
         "reference": 2 * 3,  # of each sft both parts; of each reward model its scores
@@ -48,7 +48,8 @@ def test_the_demo_grid_is_so_many_jobs_of_each_rule(demo: Run) -> None:
         "train_round": rounds, "join": 2,
         # two rounds of each seed are judged beside their cell
         "answer": 26 + 4, "sample": 26 + 4, "decide": 1, "judge": 26 + 4, "task": 52,
-        "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_responses": 1, "write_cards": 1, "all": 1,
+        "gather": 1, "make_tables": 1, "draw_figures": 1, "write_overview": 1, "write_responses": 1, "write_cards": 1,
+        "all": 1,
     }  # fmt: skip
 
 
@@ -133,8 +134,14 @@ TRAINED = {"train_cell": 3, "reference": 2}
         ("samples", {**TRAINED, "answer": 3, "sample": 3}),
         ("judged", {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3}),
         ("tasks", {**TRAINED, "answer": 3, "task": 3}),
-        ("tables", {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3, "make_tables": 1}),
-        ("figures", {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3, "draw_figures": 1}),
+        (
+            "tables",
+            {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3, "gather": 1, "make_tables": 1},
+        ),
+        (
+            "figures",
+            {**TRAINED, "answer": 3, "sample": 3, "decide": 1, "judge": 3, "task": 3, "gather": 1, "draw_figures": 1},
+        ),
     ],
 )
 def test_a_target_is_its_phase_and_what_comes_before_it(small: Project, target: str, rules: dict[str, int]) -> None:
@@ -177,12 +184,12 @@ def test_one_path_is_one_chain(project: Project) -> None:
         "answer sft-kto/seed2",
         "check toy/tiny/sft",
         "check toy/tiny/unpaired",
+        "configure answering/KEY",
         "configure data/toy",
         "configure judges/toy_verifier",
         "configure judging/KEY",
         "configure models/tiny",
         "configure runs/toy/tiny/sft-kto/seed2",
-        "configure runs/toy/tiny/sft-kto/seed2/answering/KEY",
         "configure runs/toy/tiny/sft/seed2",
         "configure tokens/toy/tiny",
         "decide KEY",
