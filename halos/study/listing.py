@@ -15,8 +15,8 @@ from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.train.mixing import loss_text
-from halos.train.settings import Stage
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from halos.train.sweep import TRIAL
 from halos.views import VIEWS
 

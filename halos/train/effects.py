@@ -13,7 +13,7 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store
 from halos.train.batches import Examples
 from halos.train.optimizer import optimizer_class, whole_steps
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, scheduled: int, seed: int) -> list[str]:

@@ -12,7 +12,7 @@ from halos.errors import HalosError
 from halos.report import subjects, tables
 from halos.study.catalogue import load
 from halos.study.study import Study
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.workflow.targets import Targets
 from tests.workflow.bound import Workflow
 

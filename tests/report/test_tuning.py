@@ -26,8 +26,8 @@ from halos.report.subjects.tuning import Tuning
 from halos.study.cells import Cell
 from halos.study.choice import Choice, Tried
 from halos.study.paths import Paths
-from halos.train.settings import Stage
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from halos.train.sweep import Range, Select
 from halos.train.sweep import drawn as draws
 from tests.report.conftest import data_report

@@ -14,7 +14,7 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store
 from halos.train.batches import Examples
 from halos.train.effects import without_effect
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from tests.conftest import World
 from tests.tokens.test_store import OTHER, ask, make
 from tests.train.runs import setup

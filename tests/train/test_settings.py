@@ -11,8 +11,8 @@ import pytest
 from halos.errors import HalosError
 from halos.registry import LOSSES
 from halos.settings import dump, read_slice
-from halos.train.settings import Stage
 from halos.train.slices import RunSlice, stage_slice
+from halos.train.stage import Stage
 from tests.conftest import World
 
 STAGES: dict[str, dict[str, Any]] = {
