@@ -236,7 +236,7 @@ def test_columns_that_are_nowhere_and_fields_that_are_not_read_are_refused(tmp_p
     row = {"ask": "Why?", "say": "yes"}
     good = {"prompt": "ask", "completion": "say"}
     assert only(tmp_path, row, columns=good).prompt == [WHY]
-    assert "no row has a column 'sya'" in refused(
+    assert "no row has a column 'sya'; did you mean 'say'?" in refused(
         tmp_path, {**row, "completion": "a"}, columns={**good, "completion": "sya"} | {"prompt": "ask"}
     )
     assert "columns: 'promt' is no field that is read; did you mean 'prompt'?" in refused(
