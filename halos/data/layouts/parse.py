@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from halos.data.feedback import ROLES, Feedback
 from halos.data.layouts import shapes as S
 from halos.data.layouts.completions import NO_PROMPT
-from halos.data.layouts.kinds import SHAPES, reads, shape_of, twice
+from halos.data.layouts.kinds import AS_LABEL, SHAPES, reads, shape_of, twice, unread_label
 from halos.data.layouts.shapes import Row
 from halos.data.layouts.turns import WEIGHT_ZERO, Invalid, TurnReader, documents
-from halos.data.layouts.words import CONTEXT_WORDS, MEDIA_WORDS, NOT_TEXT, PROMPT_WORDS
+from halos.data.layouts.words import CONTEXT_WORDS, MEDIA_WORDS, NOT_TEXT, PROMPT_WORDS, VERDICTS
 from halos.data.readers import Malformed
 from halos.data.rows import Drop
 from halos.data.sound import SURROGATE, unwritable_text
@@ -109,6 +109,8 @@ class Layout:
         shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
         if isinstance(shape, Drop):
             return Parsed(None, [shape])
+        if shape in AS_LABEL:
+            _check_verdicts(shape, given)
         if shape is S.Preference and all(map(_is_texts, (given["chosen"], given["rejected"]))):
             shape = S.Preferences
         try:
@@ -225,6 +227,17 @@ def _check(record: Feedback, written: bool) -> None:
         raise Invalid(problem)
     if (problem := record.problem()) is not None and (written or problem != S.EMPTY):
         raise Invalid(problem)
+
+
+def _check_verdicts(shape: type[Row], given: dict[str, Any]) -> None:
+    """Refuse a row of a shape without labels that has the text of one, in a column of any name.
+
+    Raises:
+        Invalid: it has.
+    """
+    for name in given.keys() - reads(shape):
+        if isinstance(given[name], str) and given[name].strip().lower() in VERDICTS:
+            raise unread_label(name, shape)
 
 
 def _check_no_prompt(fields: dict[str, Any]) -> None:

@@ -56,6 +56,8 @@ def refused(folder: Path, row: Any, **options: Any) -> str:
         ({"conversations": [WHY, YES], "kto_tag": False}, "kto_tag"),
         ({"messages": [WHY, YES], "chosen": False}, "chosen"),
         ({"messages": [WHY, YES], "human_label": "bad"}, "human_label"),
+        ({"messages": [WHY, YES], "flag": "Bad"}, "flag"),  # a verdict, whatever its column is called
+        ({"prompt": "q", "completion": "a", "thumb": "down"}, "thumb"),
         ({"prompt": "q", "completion": "a", "reward": -1.0}, "reward"),
         ({"prompt": "q", "completion": "a", "Score": 0}, "Score"),
         ({"prompt": "q", "response": "a", "label": True}, "label"),
@@ -80,6 +82,7 @@ def test_a_label_that_no_shape_reads_is_refused_and_can_be_left_out(
     ("row", "columns"),
     [
         ({"messages": [WHY, YES], "label": False}, {"completion": "messages", "label": "label"}),
+        ({"messages": [WHY, YES], "flag": "bad"}, {"completion": "messages", "label": "flag"}),
         ({"prompt": [WHY], "response": "yes", "rating": 0}, {"completion": "response", "label": "rating"}),
         ({"instruction": "Why?", "output": "yes", "good": 0},
          {"prompt": "instruction", "completion": "output", "label": "good"}),
