@@ -9,8 +9,8 @@ RESPONSES = _words("output response completion chosen rejected output_A output_B
 """Fields of a response, in any shape that is read."""
 LABEL_WORDS = _words(
     "label labels reward rewards score scores rating ratings grade rank ranks ranking preference preferences preferred "
-    "winner loser chosen rejected desirable accepted feedback vote votes upvotes better worse kto_tag thumbs_up thumb_up "
-    "preferred_output non_preferred_output good bad correct incorrect quality verdict liked"
+    "winner loser chosen rejected desirable accepted feedback vote votes upvotes better worse kto_tag thumbs_up "
+    "thumb_up preferred_output non_preferred_output good bad correct incorrect quality verdict liked"
 )
 VERDICTS = dict.fromkeys(_words("good up desirable accepted"), True) | dict.fromkeys(
     _words("bad down undesirable rejected"), False
