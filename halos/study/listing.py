@@ -52,7 +52,7 @@ def table(config: Config, what: str, grid: str | None, results: Path) -> str:
 def aligned(rows: list[Row]) -> str:
     """Rows of the same columns, of which there must be some, as a text table whose long cells have several lines."""
     cells = [tuple(rows[0]), *(tuple(map(_wrapped, row.values())) for row in rows)]
-    return tabulate(cells, "firstrow", "simple", disable_numparse=True)
+    return str(tabulate(cells, "firstrow", "simple", disable_numparse=True))
 
 
 def _wrapped(value: Any) -> str:
