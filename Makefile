@@ -27,10 +27,17 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	$(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
 
+# the Pythons that the locks have files for
+SUPPORTED := import sys; v = sys.version_info; (3, 11, 5) <= v < (3, 14) or sys.exit("Python 3.11.5 to 3.13 is wanted, and \
+	$(PYTHON) is %d.%d.%d: make PYTHON=/path/to/python3.11 env" % v[:3])
+
 # $(call install,ENVIRONMENT,LOCK): torch is that without CUDA where pip is told of a place that has it
 define install
+	@$(PYTHON) -c '$(SUPPORTED)'
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/python $(INSTALL) -r requirements-cpu.lock 2>/dev/null || $(1)/bin/python $(INSTALL) -r requirements-cuda.lock
+	$(1)/bin/python $(INSTALL) -r requirements-cpu.lock 2>/dev/null \
+		|| { echo "pip knows no place that has torch without CUDA for this Python: torch with CUDA is installed (docs/environments.md)"; \
+		$(1)/bin/python $(INSTALL) -r requirements-cuda.lock; }
 	$(1)/bin/python $(INSTALL) -r $(2)
 endef
 

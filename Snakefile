@@ -125,6 +125,7 @@ localrules:
     check,
     choose,
     snapshot,
+    gather,
     sample,
     judge,
     judge_pair,

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,8 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, with its suffix, to write a file or a folder to. It is renamed to `path` when the
-    block ends, and removed when the block fails: `path` is then as it was. Parent folders are made.
+    block ends, and removed when the block fails: `path` is then as it was. Parent folders are made. What
+    a library writes for its owner alone, as safetensors does, gets the readers of the parent folder.
 
     Raises:
         HalosError: as `writing`.
@@ -63,11 +65,21 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield temporary
+            _share(temporary)
             if temporary.is_dir():
                 _remove(path)
             temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+def _share(path: Path) -> None:
+    """Give the files that only their owner may read, of a path or below it, the readers of the folder it is in."""
+    readers = path.parent.stat().st_mode & 0o044
+    for file in (path, *path.rglob("*")):
+        status = file.lstat()
+        if status.st_mode == stat.S_IFREG | 0o600 and status.st_nlink == 1:  # a link may be to a file of the user's
+            file.chmod(0o600 | readers)
 
 
 def _remove(path: Path) -> None:

@@ -4,10 +4,11 @@ Which prompt sets and tasks are a batch is decided in halos/workflow/batches.py:
 is added, changed or deleted.
 
 Input:   the cell's model; feedback records, whose prompts are answered or that a local task is made from
-         results/runs/{...}/answering/{batch}/config.yaml   the prompt sets and tasks, with their settings
+         results/answering/{batch}/config.yaml              the prompt sets and tasks, with their settings
 Output:  results/runs/{...}/answering/{batch}/answers       a file of each, or the reason why it failed; temporary: the
                                                             rules `sample` and `task` take the files to their places
-         kept/ of a batch is not declared: it has what a stopped job has finished, also for the batches after it
+         asked.yaml and kept/ beside it are not declared: a copy of the batch's config.yaml, which says what the cell was
+         asked where Snakemake's records are gone, and what a stopped job has finished, also for the batches after it
 """
 
 
@@ -15,7 +16,7 @@ rule answer:
     """A cell's answers to prompt sets and tasks."""
     input:
         choices=inputs.choices,
-        config="<run>/answering/{batch}/config.yaml",
+        config=inputs.answered_config,
         cell="<run>/config.yaml",
         model=inputs.model,
         manifest=inputs.manifest,
@@ -44,9 +45,7 @@ rule answer:
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,
-        batch=resources.batch,
-        backend=resources.backend,
-        tensor_parallel=resources.tensor_parallel,
+        sampling=resources.sampling,
     params:
         # of all that the batch was made for: inputs are those alone for which it is made again
         feedback=inputs.answered_data,
@@ -55,6 +54,8 @@ rule answer:
     shell:
         r"""
         exec &>{log:q}
+        mkdir -p "$(dirname {output:q})"
+        cp {input.config:q} "$(dirname {output:q})/asked.yaml"
         python -m halos.distributed.launch --one-process --gpus {resources.gpus} answer \
             --config {input.config:q} \
             --cell {input.cell:q} \
@@ -65,9 +66,7 @@ rule answer:
             --local {params.local:q} \
             --fetched {params.fetched:q} \
             --output {output:q} \
-            --kept "$(dirname {input.config:q})/kept" \
+            --kept "$(dirname {output:q})/kept" \
             --earlier "$(dirname {input.cell:q})"/answering/*/kept \
-            --batch {resources.batch} \
-            --backend {resources.backend} \
-            --tensor-parallel {resources.tensor_parallel}
+            {resources.sampling}
         """

@@ -85,9 +85,7 @@ rule sample_round:
         cpus_per_task=resources.cpus,
         mem_mb=resources.mem_mb,
         runtime=resources.runtime,
-        batch=resources.batch,
-        backend=resources.backend,
-        tensor_parallel=resources.tensor_parallel,
+        sampling=resources.sampling,
     shell:
         r"""
         exec &>{log:q}
@@ -98,9 +96,7 @@ rule sample_round:
             --model {input.model:q} \
             --store {input.store:q} \
             --output {output:q} \
-            --batch {resources.batch} \
-            --backend {resources.backend} \
-            --tensor-parallel {resources.tensor_parallel}
+            {resources.sampling}
         """
 
 

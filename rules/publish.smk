@@ -15,11 +15,6 @@ Output:  results/reports/{grid}/overview.html   the main figure, the tables and 
 rule write_overview:
     """A grid on one page, and its methods in words."""
     input:
-        targets.trained,
-        targets.sampled,
-        targets.judged,
-        targets.chosen,
-        targets.asked,
         tables=multiext("<tables>/", "main.md", "benchmarks.md", "comparisons.md"),
         figure="<figures>/win_rate.svg",
         config="results/grids/{grid}/config.yaml",
@@ -48,7 +43,6 @@ rule write_overview:
 rule write_responses:
     """A grid's responses on one page, side by side, with verdicts and filters."""
     input:
-        targets.trained,
         targets.sampled,
         targets.judged,
         targets.asked,
@@ -79,10 +73,7 @@ rule write_responses:
 rule write_cards:
     """A grid's model cards, and a list of them."""
     input:
-        targets.judged,
-        targets.benchmarked,
-        targets.logged,
-        targets.trained,
+        "results/grids/{grid}/measured",
         config="results/grids/{grid}/config.yaml",
     output:
         "results/cards/{grid}/index.md",

@@ -47,12 +47,8 @@ rule train_cell:
         nodes=resources.nodes,
         tasks=resources.nodes,
         tasks_per_gpu=resources.tasks_per_gpu,
-        tokens=resources.tokens,
         launch=resources.launch,
-        checkpointing=resources.checkpointing,
-        intervals=resources.intervals,
-        trackers=resources.trackers,
-        trial=resources.trial,
+        options=resources.training,
     shell:
         r"""
         exec &>{log:q}
@@ -65,11 +61,7 @@ rule train_cell:
             --scores {input.scores:q} \
             --resumed {input.resumed:q} \
             --output "$(dirname {output.manifest:q})" \
-            --tokens-per-microbatch {resources.tokens} \
-            {resources.checkpointing} \
-            {resources.intervals} \
-            {resources.trackers} \
-            {resources.trial} \
+            {resources.options} \
             --time-limit {resources.runtime}
         """
 

@@ -10,7 +10,8 @@ from halos.losses.base import Loss
 from halos.models.settings import Resources, Size
 from halos.plan.devices import FLOAT, HALF, PROCESS
 from halos.plan.sizes import NF4_BYTES, NF4_TABLES, Trained
-from halos.train.settings import EIGHT_BIT, Lora, Stage
+from halos.train.settings import EIGHT_BIT, Lora
+from halos.train.stage import Stage
 from halos.views import View
 
 LAYER = 1.5

@@ -35,7 +35,7 @@ from halos.sample.settings import Prompts, PromptsSlice
 from halos.study.catalogue import Config
 from halos.study.cells import Cell
 from halos.study.study import Study
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 class Plan:

@@ -14,7 +14,8 @@ from halos.plan.jobs import Job
 from halos.plan.plan import Plan
 from halos.plan.sizes import config_of
 from halos.tokens.positions import Positions
-from halos.train.settings import ADAMW, UNSHARDED, Lora, Stage
+from halos.train.settings import ADAMW, UNSHARDED, Lora
+from halos.train.stage import Stage
 
 
 def problems(plan: Plan) -> list[str]:

@@ -22,7 +22,7 @@ from halos.study.paths import Paths
 from halos.study.sampled import SOURCE as SAMPLED
 from halos.study.sampled import Sampling
 from halos.tokens.report import TokensReport
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 @dataclass(frozen=True)

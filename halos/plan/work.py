@@ -9,7 +9,7 @@ from halos.distributed.peaks import Device
 from halos.models.settings import Size
 from halos.plan.devices import DECODING, HALF
 from halos.plan.sizes import Amount
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from halos.report.render import NOTHING, markdown_table
 from halos.report.results import Results
 from halos.study.cells import BASE, Cell
 from halos.train.mixing import loss_names, loss_text
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 @dataclass(frozen=True)

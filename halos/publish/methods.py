@@ -26,7 +26,7 @@ from halos.study.sampled import SOURCE as SAMPLED
 from halos.study.sampled import Sampling
 from halos.tokens.report import TokensReport
 from halos.train.mixing import loss_text
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 NOT_SHOWN = {"label", "optimizer_args", "checkpoint_every", "keep_every", "loss", "lr", "scheduler",
              "min_lr_ratio", "decay", "warmup", "batch_size", "epochs", "examples", "optimizer",

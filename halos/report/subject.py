@@ -14,7 +14,7 @@ from halos.report.results import Results
 from halos.report.words import Page
 from halos.study.catalogue import Config
 from halos.study.cells import BASE
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 @dataclass(frozen=True)

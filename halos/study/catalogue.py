@@ -7,98 +7,34 @@ one sentence for each, before anything runs.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from itertools import chain, product
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from halos.data.settings import Dataset
 from halos.errors import HalosError
 from halos.evaluate.judging.settings import FromCell, Judge
-from halos.evaluate.tasks.settings import Task
-from halos.models.settings import Model
-from halos.online.settings import Labeller
 from halos.registry import LOSSES, load_plugins, suggest
-from halos.sample.settings import Prompts
 from halos.scoring.settings import Scorer
-from halos.settings import numbers
 from halos.study.cells import BASE
+from halos.study.entries import Entries
 from halos.study.layers import combined, with_model
-from halos.study.sampled import SOURCE, located, samplings
-from halos.study.settings import Grid
+from halos.study.mistakes import not_finite, sentences
+from halos.study.sampled import SOURCE, samplings
 from halos.train.mixing import SFT_WEIGHT
-from halos.train.settings import LENGTH, Lora, Stage, Trackers
+from halos.train.settings import LENGTH
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from halos.train.sweep import Select
-from halos.train.words import lora_meaning
 from halos.views import VIEWS
 
 KINDS = ("models", "datasets", "stages", "prompts", "labellers", "judges", "tasks", "grids")
 
 
-class Config(BaseModel):
+class Config(Entries):
     """The catalogue: all entries of config.yaml, by their kinds and ids."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    grid: str = Field("demo", description="id of the grid that `snakemake all` makes")
-    model: str | None = Field(
-        None,
-        description="a model in place of those of that grid: an id of models, a local folder, or a hub id; the latter "
-        "two need no entry",
-    )
-    plugins: tuple[str, ...] = Field(
-        (), description="Python files with losses, forward passes, views, sources or verifiers of your own"
-    )
-    trackers: Trackers = Field(
-        (), description="what shows a run while it is trained: tensorboard, wandb, trackio, mlflow; reruns nothing"
-    )
-    project: str = Field(
-        "halos", min_length=1, description="the name under which trackers file the runs; reruns nothing"
-    )
-    envmodules: tuple[str, ...] = Field(
-        (), description="modules of a cluster that `--sdm env-modules` loads before each job; reruns nothing"
-    )
-    models: dict[str, Model] = {}
-    datasets: dict[str, Dataset] = {}
-    stages: dict[str, Stage] = {}
-    prompts: dict[str, Prompts] = {}
-    labellers: dict[str, Labeller] = {}
-    judges: dict[str, Judge] = {}
-    tasks: dict[str, Task] = {}
-    grids: dict[str, Grid] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def sampled(cls, content: Any) -> Any:
-        """Give sources that are sampled of a model the paths of what rules will sample."""
-        return located(content)
-
-    @model_validator(mode="before")
-    @classmethod
-    def resumed(cls, content: Any) -> Any:
-        """Give stages with `resume_from` the settings of the stage that they go on from."""
-        stages = content.get("stages") if isinstance(content, dict) else None
-        if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
-            return content
-
-        def whole(name: str, after: tuple[str, ...] = ()) -> dict[str, Any]:
-            source = stages[name].get("resume_from")
-            if not isinstance(source, str):  # what is no text is refused with the stage
-                return dict(stages[name])
-            if source not in stages:
-                raise ValueError(
-                    f"stages.{name}.resume_from: there is no {source!r} in stages{suggest(source, stages)}"
-                )
-            if source in (*after, name):
-                raise ValueError(f"stages.{name}.resume_from: {source} goes on from {name} itself")
-            return _extended(whole(source, (*after, name)), stages[name])
-
-        return {**content, "stages": {name: whole(name) for name in stages}}
 
     @model_validator(mode="after")
     def consistent(self) -> Config:
@@ -120,7 +56,7 @@ class Config(BaseModel):
                 try:
                     own = self.stage(stage, name)
                 except ValidationError as error:
-                    raise ValueError(_sentences(error, Stage, f"models.{name}.stages.{stage}")) from None
+                    raise ValueError(sentences(error, Stage, f"models.{name}.stages.{stage}")) from None
                 if own.loss != self.stages[stage].loss:
                     every = self.stages[stage].loss_name
                     raise ValueError(f"models.{name}.stages.{stage}.loss: it is {every} for every model; add a stage "
@@ -195,39 +131,6 @@ class Config(BaseModel):
                 raise ValueError(f"{where}: its reward model {teacher}: {circular[0]} learns from a reward model "
                                  f"itself; name one that does not")  # fmt: skip
         return self
-
-    def prompt_data(self, grid: str) -> list[tuple[str, str]]:
-        """(dataset, split) of each prompt set of a grid that names a dataset, other than that of the cells, and of each
-        preference set."""
-        entry = self.grids[grid]
-        names = {*entry.prompts, *(self.judges[judge].prompts for judge in entry.judges)}
-        named = {(p.dataset, p.split) for p in map(self.prompts.__getitem__, names) if p.dataset is not None}
-        return sorted(named | {(dataset, "test") for dataset in entry.preference_sets})
-
-    def sweeps(self, grid: str) -> list[tuple[str, str, str]]:
-        """(dataset, model, method) of each choice between trials that a grid's methods are made by, in their order."""
-        entry = self.grids[grid]
-        found: dict[tuple[str, str, str], None] = {}
-        for dataset, model, method in product(entry.datasets, entry.models, (*entry.methods, *entry.reward_models)):
-            stages = [] if method == BASE else method.split("-")
-            for number, stage in enumerate(stages, 1):
-                if self.stage(stage, model).is_chosen:
-                    found[dataset, model, "-".join(stages[:number])] = None
-        return list(found)
-
-    def courses(self, grid: str) -> list[tuple[str, str, str, int]]:
-        """(dataset, model, method, number of snapshots) of each method of a grid whose snapshots are judged."""
-        entry, found = self.grids[grid], []
-        for dataset, model, method in product(entry.datasets, entry.models, entry.methods if entry.snapshots else ()):
-            number = 1 if method == BASE else self.stage(method.rsplit("-", 1)[-1], model).followed
-            if number > 1:
-                found.append((dataset, model, method, number))
-        return found
-
-    def teacher(self, stage: Stage) -> str | None:
-        """The reward model that a stage learns from, a method or the id of a model: the one that it names, or that of
-        its labeller."""
-        return stage.reward_model if stage.online is None else self.labellers[stage.online.label].named
 
     def _check_tokenizer(self, name: str) -> None:
         """Refuse the tokenizer of a model that does not exist, or that has this model's in turn."""
@@ -308,13 +211,6 @@ class Config(BaseModel):
                 f"{where}: {', '.join(differing)} must be that of {source}, from which it goes on: take it out"
             )
 
-    def reference(self, stage: Stage) -> tuple[str, bool] | None:
-        """The reference that a stage names, and whether it is a model's id and no method; None if it names none."""
-        name = stage.reference
-        if name is None:
-            return None
-        return name, name != BASE and not all(part in self.stages for part in name.split("-"))
-
     def _check_reference(self, where: str, stage: Stage, model: str | None) -> None:
         """Refuse a reference that does not exist, is ambiguous, is no policy, or is made with the stage itself."""
         assert stage.reference is not None
@@ -392,101 +288,10 @@ class Config(BaseModel):
             )
             raise ValueError(f"{where}: {method} {wants}")
 
-    def stage(self, name: str, model: str, trial: str | None = None) -> Stage:
-        """A stage as a model runs it: the stage's entry with the model's own settings for it, and those of a trial.
-
-        Raises:
-            HalosError: the stage has no such trial.
-        """
-        stage, changes = self.stages[name], self._changes(name, model)
-        if changes:
-            stage = Stage.model_validate({**stage.model_dump(exclude_unset=True), **changes})
-        if trial is None:
-            return stage
-        if trial not in stage.tried:
-            raise HalosError(f"stages.{name}: its sweep has no trial {trial} with the model {model}: `python -m halos "
-                             f"list cells` names those that there are")  # fmt: skip
-        return stage.trial(trial)
-
-    def _changes(self, name: str, model: str) -> dict[str, Any]:
-        """A model's own settings for a stage, and for the one that it goes on from, where the stage has none itself."""
-        own, source = self.models[model].stages.get(name, {}), self.stages[name].resume_from
-        if source is None:
-            return own
-        stage, other = self.stages[name], self.stages[source]
-        given = {key for key in LENGTH if getattr(stage, key) != getattr(other, key)}
-        if given & {"epochs", "examples"}:  # either says how long it is
-            given |= {"epochs", "examples"}
-        theirs = {key: value for key, value in self._changes(source, model).items() if key not in given}
-        return _extended(theirs, own)
-
     def _refer(self, where: str, name: str, kind: str) -> None:
         """Refuse the id of an entry that does not exist."""
         if name not in getattr(self, kind):
             raise ValueError(f"{where}: there is no {name!r} in {kind}{suggest(name, getattr(self, kind))}")
-
-
-def _extended(source: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a stage that goes on from another: that one's, but for its label and length, and its own."""
-    left = {"label", "keep_optimizer", *(("examples",) if "epochs" in own else ())}
-    return {**{key: value for key, value in source.items() if key not in left}, **own}
-
-
-def _owner(root: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The entry whose keys the last part of a place in `root` is one of; None where that is not certain."""
-    found, is_id = [root], False
-    for part in loc[:-1]:
-        fields = [kind.model_fields[str(part)].annotation for kind in found if part in kind.model_fields]
-        if fields and not is_id:
-            found = list(chain(*map(_entries, fields)))
-            is_id = any(get_origin(field) is dict for field in fields)
-        else:
-            is_id = False
-    return found[0] if len(found) == 1 else None
-
-
-def _entries(annotation: Any) -> list[type[BaseModel]]:
-    """The kinds of entries in a type, such as that of the values of a dictionary."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return list(chain(*map(_entries, get_args(annotation))))
-
-
-def _sentences(error: ValidationError, root: type[BaseModel], within: str = "") -> str:
-    """pydantic's errors, a line for each: the place, the mistake, and a similar key that exists.
-
-    Args:
-        error: of an entry or of the whole config.
-        root: its type.
-        within: the place of the entry in the config.
-    """
-    lines = []
-    places = [mistake["loc"] for mistake in error.errors()]
-    for mistake in error.errors():
-        loc = mistake["loc"]
-        if any(len(place) > len(loc) and place[: len(loc)] == loc for place in places):
-            continue  # it follows from a mistake within, such as a list with too few valid items
-        where = ".".join(map(str, (within, *loc) if within else loc))
-        if mistake["type"] == "extra_forbidden":
-            owner = _owner(root, loc)
-            hint = suggest(str(loc[-1]), owner.model_fields) if owner else "; take it out or correct its name"
-            if owner is Lora:
-                hint = lora_meaning(str(loc[-1])) or hint
-            lines.append(f"{where}: unknown key{hint}")
-        else:
-            message = mistake["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}" if where else message)
-    return "\n".join(lines)
-
-
-def _not_finite(content: Any, where: str = "") -> str | None:
-    """The place in a config of a number that no JSON file can hold, such as a manifest; None where there is none."""
-    if isinstance(content, dict | list):
-        items = content.items() if isinstance(content, dict) else enumerate(content)
-        places = (_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items)
-        return next(filter(None, places), None)
-    number = numbers(content)
-    return f"{where}: {content}" if isinstance(number, float) and not math.isfinite(number) else None
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -516,14 +321,14 @@ def load(*layers: str | Path | dict[str, Any]) -> Config:
         HalosError: with one line for each mistake.
     """
     content = combined(layer if isinstance(layer, dict) else read(layer) for layer in layers)
-    if place := _not_finite(content):
+    if place := not_finite(content):
         raise HalosError(f"{place} is no finite number: give one, or take it out")
     plugins = content.get("plugins")
     load_plugins(plugins if isinstance(plugins, list | tuple) else ())  # anything else is refused below
     try:
         return Config.model_validate(with_model(content))
     except ValidationError as error:
-        raise HalosError(_sentences(error, Config)) from None
+        raise HalosError(sentences(error, Config)) from None
 
 
 def schema() -> dict[str, Any]:

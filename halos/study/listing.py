@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate  # type: ignore[import-untyped]
 
 from halos.registry import FORWARDS, LOSSES, SOURCES, VERIFIERS
 from halos.study.catalogue import Config
@@ -15,8 +18,8 @@ from halos.study.choice import chosen_by
 from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.train.mixing import loss_text
-from halos.train.settings import Stage
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from halos.train.sweep import TRIAL
 from halos.views import VIEWS
 
@@ -47,11 +50,14 @@ def table(config: Config, what: str, grid: str | None, results: Path) -> str:
 
 
 def aligned(rows: list[Row]) -> str:
-    """Rows of the same columns, of which there must be some, as a text table."""
-    lines = [tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(field.ljust(w) for field, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    """Rows of the same columns, of which there must be some, as a text table whose long cells have several lines."""
+    cells = [tuple(rows[0]), *(tuple(map(_wrapped, row.values())) for row in rows)]
+    return str(tabulate(cells, "firstrow", "simple", disable_numparse=True))
+
+
+def _wrapped(value: Any) -> str:
+    """A cell in lines of at most 40 characters, or of one longer word: names are not cut, for they are copied."""
+    return textwrap.fill(str(value), 40, break_long_words=False, break_on_hyphens=False)
 
 
 def _settings(study: Study, cell: Cell, results: Path) -> str:

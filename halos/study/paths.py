@@ -142,15 +142,6 @@ class FreshPaths:
 
 
 @dataclass(frozen=True)
-class BatchPaths(Folder):
-    """RUN/answering/KEY: prompt sets and tasks that one job answers, and, while they are taken out, the answers."""
-
-    @property
-    def answers(self) -> Path:
-        return self.folder / "answers"
-
-
-@dataclass(frozen=True)
 class JudgingPaths(Folder):
     """judging/KEY: judgements that one job makes, and, while they are taken out, these."""
 
@@ -208,12 +199,13 @@ class RunPaths(Folder):
         """What its model thinks of the responses of a preference set."""
         return self.folder / "rewards" / f"{dataset}.json"
 
-    def batch(self, key: str) -> BatchPaths:
-        return BatchPaths(self.folder / "answering" / key)
+    def answers(self, key: str) -> Path:
+        """The answers of a batch, while they are taken out."""
+        return self.folder / "answering" / key / "answers"
 
     def batches(self) -> list[str]:
-        """The keys of all batches that there are."""
-        return sorted(config.parent.name for config in self.folder.glob("answering/*/config.yaml"))
+        """The keys of all batches that it was asked: of each there is a copy of its config.yaml, or the file itself."""
+        return sorted({file.parent.name for file in self.folder.glob("answering/*/*.yaml")})
 
     def labelled(self, prompts: str, labeller: str) -> Path:
         """The feedback that a labeller makes of its samples of a prompt set."""
@@ -287,6 +279,10 @@ class Paths:
 
     def judge(self, name: str) -> Folder:
         return Folder(self.results / "judges" / name)
+
+    def answering(self, key: str) -> Folder:
+        """Prompt sets and tasks that one job of a cell answers."""
+        return Folder(self.results / "answering" / key)
 
     def judging(self, key: str) -> JudgingPaths:
         return JudgingPaths(self.results / "judging" / key)

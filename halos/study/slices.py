@@ -22,8 +22,8 @@ from halos.study.local import contents
 from halos.study.paths import Paths
 from halos.study.settings import Compared
 from halos.tokens.chat import read_template
-from halos.train.settings import Stage
 from halos.train.slices import stage_plugins, stage_slice
+from halos.train.stage import Stage
 from halos.train.sweep import TRIAL
 from halos.views import VIEWS
 

@@ -15,7 +15,7 @@ from halos.study.catalogue import Config
 from halos.study.cells import BASE, Cell
 from halos.study.sampled import Sampling, samplings
 from halos.study.slices import entry
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.train.sweep import TRIAL, Select
 
 

@@ -58,5 +58,6 @@ def balance(desirable: int, undesirable: int) -> str | None:
     )
     return (
         f"{line}: the authors of KTO advise loss weights by which desirable_weight * {desirable} is 1 to 4/3 times "
-        f"undesirable_weight * {undesirable}: {name} between {least:.3g} and {most:.3g}, with the other one at 1"
+        f"undesirable_weight * {undesirable}: {name} between {least:.3g} and {most:.3g}, with the other one at 1, or "
+        f"balance_labels: true for equal weights in total"
     )

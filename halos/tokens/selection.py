@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from halos.errors import HalosError
 from halos.seeds import derive
@@ -66,6 +67,7 @@ class Selection:
         keep_desirable: fraction of the desirable examples that is kept, above 0 and at most 1: round(fraction * n) of
             n, and at least one.
         keep_undesirable: fraction of the undesirable examples that is kept, likewise.
+        keep_pairs: fraction of the pairs that is kept, likewise.
         pairs_per_prompt: the most pairs of a prompt that are kept, at least 1; None for all.
         one_per_prompt: keep one response of each prompt.
         label_by: how scores become labels, in place of the records' labels; responses without a score are left out.
@@ -73,21 +75,29 @@ class Selection:
             out, and so are prompts whose scores are all equal (among equal responses the first counts as the worse
             one). A number: responses with a higher score are desirable, the others undesirable. "mean" and "median":
             likewise, with the mean or median of all scores of the train split as the number.
+        label_noise: fraction of the examples that are kept, at least 0 and below 1, whose label is turned round:
+            round(fraction * n) pairs are swapped, or desirable responses are undesirable and the other way about.
+        balance_labels: weigh the responses, beside the data's weights, so that the desirable and the undesirable ones
+            weigh the same in total.
     """
 
     keep_desirable: float = 1.0
     keep_undesirable: float = 1.0
+    keep_pairs: float = 1.0
     pairs_per_prompt: int | None = None
     one_per_prompt: bool = False
     label_by: Literal["best_worst", "mean", "median"] | float | None = None
+    label_noise: float = 0.0
+    balance_labels: bool = False
 
 
 def select(store: Store, split: str, name: str, selection: Selection, seed: int) -> pa.Table:
     """The rows of a view that a training uses, in the order of the store.
 
-    Responses are labelled first, then one of each prompt is drawn, then the fractions of either label. Draws are
-    nested: with equal seeds and all else equal, a smaller fraction (or number of pairs) keeps a part of what a larger
-    one keeps, and the fraction of one label does not change what is kept of the other.
+    Responses are labelled first, then one of each prompt (or some of its pairs) is drawn, then the fractions of either
+    label (or of the pairs); of what is kept some labels are turned round, and weights balanced. Draws are nested: with
+    equal seeds and all else equal, a smaller fraction (or number of pairs) keeps, or turns, a part of what a larger one
+    does, and the fraction of one label does not change what is kept of the other.
 
     Args:
         store: the sequence store.
@@ -109,11 +119,45 @@ def select(store: Store, split: str, name: str, selection: Selection, seed: int)
     rng = np.random.default_rng(derive(seed, "selection"))
     if view.paired and selection.pairs_per_prompt is not None:
         prompts = store.prompt_of(table[view.columns["chosen"]].to_numpy())
-        return table.filter(draw(prompts, selection.pairs_per_prompt, rng))
+        table = table.filter(draw(prompts, selection.pairs_per_prompt, rng))
     if view.labelled and selection.one_per_prompt:
         table = table.filter(draw(store.prompt_of(table[view.columns["response"]].to_numpy()), 1, rng))
     if view.labelled and min(selection.keep_desirable, selection.keep_undesirable) < 1:
         table = keep_labels(table, view, selection.keep_desirable, selection.keep_undesirable, rng)
+    if view.paired and selection.keep_pairs < 1:
+        everything = np.zeros(table.num_rows, dtype=int)
+        table = table.filter(draw_fractions(everything, {0: selection.keep_pairs}, rng))
+    if (view.paired or view.labelled) and selection.label_noise:
+        table = _turn(table, view, selection.label_noise, np.random.default_rng(derive(seed, "label_noise")))
+    if view.labelled and selection.balance_labels:
+        table = _balance(table, view)
+    return table
+
+
+def _balance(table: pa.Table, view: View) -> pa.Table:
+    """The table with weights by which both labels weigh the same in total; as it is where one is missing."""
+    labels = table[view.labels["desirable"]].to_numpy()
+    given = view.weight in table.column_names
+    weights = table[view.weight].fill_null(1.0).to_numpy() if given else np.ones(len(labels))
+    totals = {label: float(weights[labels == label].sum()) for label in (True, False)}
+    if not all(totals.values()):
+        return table
+    weights = weights * np.where(labels, 1 / totals[True], 1 / totals[False]) * sum(totals.values()) / 2
+    at = table.column_names.index(view.weight) if given else table.num_columns
+    return (table.set_column if given else table.add_column)(at, view.weight, pa.array(weights))
+
+
+def _turn(table: pa.Table, view: View, fraction: float, rng: np.random.Generator) -> pa.Table:
+    """The table with a random fraction of its pairs swapped, or of its labels turned round, in its order."""
+    turned = draw(np.zeros(table.num_rows, dtype=int), round(fraction * table.num_rows), rng)
+    if view.paired:
+        a, b = view.columns["chosen"], view.columns["rejected"]
+        new = {a: pc.if_else(turned, table[b], table[a]), b: pc.if_else(turned, table[a], table[b])}
+    else:
+        label = view.labels["desirable"]
+        new = {label: pc.xor(table[label], turned)}
+    for name, column in new.items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
     return table
 
 

@@ -13,7 +13,7 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store
 from halos.train.batches import Examples
 from halos.train.optimizer import optimizer_class, whole_steps
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 
 def without_effect(stage: Stage, store: Store, examples: Examples, steps: int, scheduled: int, seed: int) -> list[str]:
@@ -105,16 +105,19 @@ def _of_weights(stage: Stage, loss: Loss) -> Iterator[str]:
 
 def _of_selection(stage: Stage, store: Store, seed: int) -> Iterator[str]:
     """Selections that leave nothing out."""
+    view = stage.make_loss().view
     shares = {"desirable": stage.keep_desirable, "undesirable": stage.keep_undesirable}
-    if stage.pairs_per_prompt is None and not stage.one_per_prompt and min(shares.values()) == 1:
+    if stage.pairs_per_prompt is None and not stage.one_per_prompt and min(*shares.values(), stage.keep_pairs) == 1:
         return
-    view, whole = stage.make_loss().view, replace(stage.selection, pairs_per_prompt=None, one_per_prompt=False,
-                                                  keep_desirable=1.0, keep_undesirable=1.0)  # fmt: skip
+    whole = replace(stage.selection, pairs_per_prompt=None, one_per_prompt=False, keep_desirable=1.0,
+                    keep_undesirable=1.0, keep_pairs=1.0, label_noise=0.0)  # fmt: skip
     table = select(store, "train", stage.reads, whole, seed)
     prompts = store.prompt_of(table[view.columns[view.roles[0]]].to_numpy())
     most = int(np.unique(prompts, return_counts=True)[1].max())
     if stage.pairs_per_prompt is not None and most <= stage.pairs_per_prompt:
         yield f"pairs_per_prompt: {stage.pairs_per_prompt} leaves nothing out: no prompt has more than {most}"
+    if stage.keep_pairs < 1 and max(1, round(stage.keep_pairs * table.num_rows)) >= table.num_rows:
+        yield f"keep_pairs: {stage.keep_pairs:g} leaves out none of the {table.num_rows} pairs"
     if stage.one_per_prompt and most == 1:
         yield "one_per_prompt leaves nothing out: no prompt has more than one response"
     if min(shares.values()) == 1:
@@ -130,6 +133,8 @@ def _of_selection(stage: Stage, store: Store, seed: int) -> Iterator[str]:
 def _of_labels(stage: Stage, loss: Loss, examples: Examples) -> Iterator[str]:
     """Labels and scores that say nothing."""
     n, labels = len(examples), examples.labels
+    if stage.label_noise and not round(stage.label_noise * n):
+        yield f"label_noise: {stage.label_noise:g} turns round none of the {n} examples"
     if loss.view.grouped:
         if not labels["advantages"].any():
             alone = n == len(examples.weight)

@@ -18,8 +18,9 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store, no_margins
 from halos.train.batches import Examples
 from halos.train.kept import kept_state
-from halos.train.settings import LENGTH, Stage
+from halos.train.settings import LENGTH
 from halos.train.slices import RunSlice
+from halos.train.stage import Stage
 
 
 @dataclass(frozen=True)

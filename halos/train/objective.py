@@ -21,7 +21,7 @@ from halos.losses import Loss
 from halos.losses.base import Batch, Logps, Output, humanline
 from halos.train.batches import LocalBatch
 from halos.train.routers import Load, Routers
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.views import LABELS
 
 

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from halos.distributed.sharding import local
 from halos.errors import HalosError
-from halos.train.settings import EIGHT_BIT, Stage
+from halos.train.settings import EIGHT_BIT
+from halos.train.stage import Stage
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:

@@ -9,7 +9,8 @@ from halos.models.settings import Precision, Quantization, SavePrecision, saved_
 from halos.registry import FORWARDS, LOSSES, plugin_slice
 from halos.settings import Slice
 from halos.train.mixing import SFT, SFT_WEIGHT
-from halos.train.settings import ADAMW, EIGHT_BIT, Stage
+from halos.train.settings import ADAMW, EIGHT_BIT
+from halos.train.stage import Stage
 from halos.views import VIEWS
 
 

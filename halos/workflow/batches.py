@@ -66,7 +66,8 @@ class Batches:
 
     def __init__(self, study: Study, paths: Paths, workflow: Any = None) -> None:
         self.study, self.paths, self._workflow = study, paths, workflow
-        self._contents: dict[tuple[Cell, str], dict[str, Any]] = {}
+        self._contents: dict[str, dict[str, Any]] = {}
+        self._asked: set[tuple[Cell, str]] = set()
         self._keys: dict[Item, str] = {}  # kept: a file that a command makes does not change its batch
         self._new: dict[Cell, dict[str, Any]] = {}
         self._registered: set[tuple[Cell, str]] = set()
@@ -91,21 +92,29 @@ class Batches:
             self._new.pop(cell, None)
             self._keys = {item: key for item, key in self._keys.items() if item.cell != cell}
 
-    def content(self, cell: Cell, key: str) -> dict[str, Any]:
-        """A batch's slice: its prompt sets and its tasks, with their settings.
+    def config(self, cell: Cell, key: str) -> Path:
+        """The config.yaml of a batch: one for all cells that answer the same, or, where the cell has one, its own, as
+        all had before they were shared."""
+        own = self.paths.run(cell).answers(key).with_name("config.yaml")
+        return own if own.is_file() else self.paths.answering(key).config
+
+    def content(self, config: Path) -> dict[str, Any]:
+        """The slice that a batch's config.yaml has, or will have: its prompt sets and its tasks, with their settings.
 
         Raises:
             HalosError: there is no such batch.
         """
-        if (cell, key) not in self._contents:
-            self._contents[cell, key] = read_slice(self.paths.run(cell).batch(key).config)
-        return self._contents[cell, key]
+        key = config.parent.name
+        if key not in self._contents:
+            self._contents[key] = read_slice(config)
+        return self._contents[key]
 
     def own(self, cell: Cell, key: str) -> dict[str, Any]:
         """What a batch's files are from, or will be: the part of its slice that no other batch has answered since, with
         the settings of now. What the rest is made from may change, and concerns it no longer."""
-        content = self.content(cell, key)
-        if (cell, key) in self._registered or not self.is_main or self.paths.run(cell).batch(key).answers.exists():
+        content = self.content(self.config(cell, key))
+        self._asked.add((cell, key))
+        if (cell, key) in self._registered or not self.is_main or self.paths.run(cell).answers(key).exists():
             return content  # as Snakemake has recorded it, or will
         return {
             kind: {name: how for name, how in entries.items() if self._answers(key, Item(cell, kind, name))}
@@ -115,9 +124,9 @@ class Batches:
     def clear(self) -> None:
         """At the end of a command, remove answers of which all that did not fail are in their places, which Snakemake
         keeps where one failed, and forget what removed answers were made from: `own` says what it is later."""
-        for cell, key in self._contents:
+        for cell, key in self._asked:
             run = self.paths.run(cell)
-            folder = run.batch(key).answers
+            folder = run.answers(key)
             self.tidy(folder, {path: run.folder / path.relative_to(folder) for path in folder.glob("*/*")})
 
     def tidy(self, folder: Path, places: dict[Path, Path]) -> None:
@@ -144,7 +153,7 @@ class Batches:
         if item.name not in content.get(item.kind, {}):
             content = self._slice(iter([item]))
         key = hash_content(content)[:12]
-        self._contents[item.cell, key] = content
+        self._contents[key] = content
         self._registered.add((item.cell, key))
         return key
 
@@ -246,8 +255,17 @@ class Batches:
         recorded = self.recorded(path)
         made = run.batches() if recorded is None else [Path(file).parent.name for file in recorded]
         settings = config_slice(self.study.config, f"{item.kind}/{item.name}")
-        return next((key for key in made if _read(run.batch(key).config).get(item.kind, {}).get(item.name) == settings),
-                    None)  # fmt: skip
+        return next((key for key in made if self._entries(item.cell, key, item.kind).get(item.name) == settings), None)
+
+    def _entries(self, cell: Cell, key: str, kind: str) -> dict[str, Any]:
+        """The prompt sets or tasks of a batch, with their settings; none if there is no whole config.yaml."""
+        config = self.config(cell, key)
+        if key not in self._contents and config.is_file():
+            content = yaml.safe_load(config.read_text())
+            if isinstance(content, dict):
+                self._contents[key] = content
+        entries: dict[str, Any] = self._contents.get(key, {}).get(kind, {})
+        return entries
 
     def _answers(self, key: str, item: Item) -> bool:
         """Whether an item's file is from a batch, or will be."""
@@ -334,9 +352,3 @@ def _place(target: str) -> str:
 
 def is_older(path: Path, than: Path) -> bool:
     return than.is_file() and path.stat().st_mtime <= than.stat().st_mtime
-
-
-def _read(config: Path) -> dict[str, Any]:
-    """The slice of a batch; empty if there is none."""
-    content = yaml.safe_load(config.read_text()) if config.is_file() else None
-    return content if isinstance(content, dict) else {}

@@ -7,6 +7,7 @@ loss: they read the traits of the losses that stages name.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from halos.study.slices import config_slice
 from halos.study.study import Study
 from halos.workflow.batches import PROMPT_SETS, TASKS, Batches
 from halos.workflow.judging import Judging, reward_model_files
+from halos.workflow.signatures import signed
 
 PROMPTS = "prompts"
 """Takes the place of a view in the check of a dataset of which an online stage needs prompts alone."""
 
-BATCH = re.compile(r"runs/.+/answering/(?P<key>[^/]+)")
+Asked = Callable[[Any], list[Path]] | list[Path]
+
+BATCH = re.compile(r"(runs/.+/)?answering/[^/]+")
 JUDGED = re.compile(r"judging/(?P<key>[^/]+)")
 
 
@@ -43,6 +47,7 @@ def labeller_of(study: Study, wildcards: Any) -> str:
     return named or study.labeller(cell_of(wildcards))
 
 
+@signed
 class Inputs:
     """The input functions of a study.
 
@@ -51,12 +56,23 @@ class Inputs:
         paths: the results tree.
         workflow: Snakemake's workflow, by which batches are chosen.
         checkpoints: Snakemake's checkpoints, of which `choose` is one.
+
+    Attributes:
+        choice: asks for the choice that a folder's settings depend on.
+        choices: asks for the choices that a cell depends on.
+        decided_choices: asks for those of all cells that a batch judges.
+
+    Each of the attributes is nothing in a study without a sweep, as calls of functions are most of a dry run.
     """
 
     def __init__(self, study: Study, paths: Paths | None = None, workflow: Any = None, checkpoints: Any = None) -> None:
         self.study, self.paths, self.config = study, paths or Paths(), study.config
         self.batches, self._checkpoints = Batches(study, self.paths, workflow), checkpoints
         self.judging = Judging(self.batches)
+        swept = bool(study.sweeps)
+        self.choice: Asked = self._choice if swept else []
+        self.choices: Asked = self._choices if swept else []
+        self.decided_choices: Asked = self._decided_choices if swept else []
 
     def clear(self) -> None:
         """At the end of a command, clear the batches of what is in its place."""
@@ -67,8 +83,8 @@ class Inputs:
 
     def slice(self, wildcards: Any) -> str:
         """The text of a folder's config.yaml."""
-        if found := BATCH.fullmatch(wildcards.folder):
-            return dump(self.batches.content(Cell.of(wildcards.folder), found["key"]))
+        if BATCH.fullmatch(wildcards.folder):
+            return dump(self.batches.content(self.paths.results / wildcards.folder / "config.yaml"))
         if found := JUDGED.fullmatch(wildcards.folder):
             return dump(self.judging.content(found["key"]))
         swept = self._swept(wildcards.folder)
@@ -76,7 +92,7 @@ class Inputs:
             return ""  # Snakemake asks again once the choice is made
         return dump(config_slice(self.config, wildcards.folder))
 
-    def choice(self, wildcards: Any) -> list[Path]:
+    def _choice(self, wildcards: Any) -> list[Path]:
         """Nothing, once the choice is made that a folder's settings depend on, if they depend on one."""
         swept = self._swept(wildcards.folder)
         return [] if swept is None else self._chosen([swept])
@@ -115,16 +131,14 @@ class Inputs:
 
     # ---- sweeps ---------------------------------------------------------------------------------------------
 
-    def choices(self, wildcards: Any) -> list[Path]:
+    def _choices(self, wildcards: Any) -> list[Path]:
         """Nothing, once all choices are made that a cell depends on.
 
         Until then Snakemake waits, and afterwards it decides anew whether the job has to run: after a choice that comes
         out as before nothing is made again. For this, each job of a cell has to ask, not only the first.
         """
         cells = [cell_of(wildcards), *self._opponent(wildcards)]
-        return (
-            self._chosen([choice for cell in cells for choice in self.study.choices(cell)]) if self.study.sweeps else []
-        )
+        return self._chosen([choice for cell in cells for choice in self.study.choices(cell)])
 
     def tried(self, wildcards: Any) -> list[Path]:
         """What decides between the candidates of a choice, and their manifests."""
@@ -269,7 +283,11 @@ class Inputs:
         """The folder that a cell's samples of a prompt set, or its result on a task, are made in, beside others."""
         prompts = getattr(wildcards, "prompts", None)
         kind, name = (TASKS, wildcards.task) if prompts is None else (PROMPT_SETS, prompts)
-        return self._run(wildcards).batch(self.batches.key(cell_of(wildcards), kind, name)).answers
+        return self._run(wildcards).answers(self.batches.key(cell_of(wildcards), kind, name))
+
+    def answered_config(self, wildcards: Any) -> Path:
+        """The prompt sets and tasks of a batch."""
+        return self.batches.config(cell_of(wildcards), wildcards.batch)
 
     def answered_data(self, wildcards: Any) -> list[Path]:
         """The feedback file of each prompt set of a batch."""
@@ -290,7 +308,7 @@ class Inputs:
         return [*dict.fromkeys([*files, *self._answered_fetched(own)])]
 
     def _batch(self, wildcards: Any) -> AnswerSlice:
-        return AnswerSlice.model_validate(self.batches.content(cell_of(wildcards), wildcards.batch))
+        return AnswerSlice.model_validate(self.batches.content(self.answered_config(wildcards)))
 
     def _answered_data(self, batch: AnswerSlice, wildcards: Any) -> list[Path]:
         sets = batch.prompts.values()
@@ -314,9 +332,9 @@ class Inputs:
         files = (file for judgement in self.judging.own(wildcards.batch) for file in judgement.files)
         return [*dict.fromkeys(files)]
 
-    def decided_choices(self, wildcards: Any) -> list[Path]:
+    def _decided_choices(self, wildcards: Any) -> list[Path]:
         """As `choices`, of all cells that a batch judges; they depend on the same ones."""
-        return self._chosen(self.judging.choices(self.judging.first(wildcards.batch))) if self.study.sweeps else []
+        return self._chosen(self.judging.choices(self.judging.first(wildcards.batch)))
 
     def prompts_data(self, wildcards: Any) -> Path:
         """The feedback file whose prompts are answered."""

@@ -18,6 +18,9 @@ from halos.study.paths import Paths
 from halos.study.study import Study
 from halos.workflow.inputs import PROMPTS, cell_of, labeller_of
 from halos.workflow.judging import Judging
+from halos.workflow.signatures import signed
+
+OverNodes = Callable[[Any], int | str | None]
 
 
 def _factor(attempt: int) -> int:
@@ -39,6 +42,7 @@ def model_of(wildcards: Any) -> str:
     return str(wildcards.model)
 
 
+@signed
 class JobResources:
     """Resources of jobs that run a model. Memory and time double with each attempt.
 
@@ -91,17 +95,28 @@ class JobResources:
     # With `mpi`, the Slurm plugin makes one job of several nodes, whose shell runs on the first of them and starts the
     # tasks itself. Snakemake leaves out a resource that is None: a job on one node must not have `mpi`.
 
-    def _over_nodes(self, value: int | str, wildcards: Any) -> int | str | None:
-        return value if self._entry(wildcards).nodes > 1 else None
+    @property
+    def mpi(self) -> OverNodes | None:
+        return self._over_nodes(lambda entry: "srun")
 
-    def mpi(self, wildcards: Any) -> int | str | None:
-        return self._over_nodes("srun", wildcards)
+    @property
+    def nodes(self) -> OverNodes | None:
+        return self._over_nodes(lambda entry: entry.nodes)
 
-    def nodes(self, wildcards: Any) -> int | str | None:
-        return self._over_nodes(self._entry(wildcards).nodes, wildcards)
+    @property
+    def tasks_per_gpu(self) -> OverNodes | None:
+        return self._over_nodes(lambda entry: 0)
 
-    def tasks_per_gpu(self, wildcards: Any) -> int | str | None:
-        return self._over_nodes(0, wildcards)
+    def _over_nodes(self, value: Callable[[Resources], int | str]) -> OverNodes | None:
+        """A resource of jobs on several nodes; nothing to ask for each job where no model has several."""
+        if all(model.resources.nodes == 1 for model in self._config.models.values()):
+            return None
+
+        def of_job(wildcards: Any) -> int | str | None:
+            entry = self._entry(wildcards)
+            return value(entry) if entry.nodes > 1 else None
+
+        return of_job
 
     # ---- options of commands --------------------------------------------------------------------------------
 
@@ -121,13 +136,15 @@ class JobResources:
         """Responses generated side by side."""
         return self._entry(wildcards).generate_batch
 
-    def tensor_parallel(self, wildcards: Any) -> int:
-        return self._entry(wildcards).tensor_parallel
-
     def backend(self, wildcards: Any) -> str:
         """The backend of sampling: the one that the model's entry names, else vLLM where there are GPUs."""
         resources = self._entry(wildcards)
         return ("vllm" if resources.gpus else "transformers") if resources.sampler == "auto" else resources.sampler
+
+    def sampling(self, wildcards: Any) -> str:
+        """Options of sampling: responses side by side, the backend, and GPUs over which vLLM splits each layer."""
+        entry, backend = self._entry(wildcards), self.backend(wildcards)
+        return f"--batch {entry.generate_batch} --backend {backend} --tensor-parallel {entry.tensor_parallel}"
 
 
 class ScoreResources(JobResources):
@@ -137,6 +154,7 @@ class ScoreResources(JobResources):
         return super()._entry(wildcards).model_copy(update={"nodes": 1, "parallel": "ddp", "offload": False})
 
 
+@signed
 class ScorerResources(ScoreResources):
     """Resources of a judge or labeller: of a reward model, or of a model that is asked in a job, those of its entry in
     `models:` or of the cell's model, else the defaults of models.
@@ -179,6 +197,7 @@ class ScorerResources(ScoreResources):
         return f"--concurrency {scorer.concurrency}{rate}"
 
 
+@signed
 class StudyResources(JobResources):
     """Resources of a study's jobs.
 
@@ -204,6 +223,14 @@ class StudyResources(JobResources):
         self.ask = ScorerResources(study, lambda wildcards: study.config.judges[wildcards.judge])
         self.label = ScorerResources(study, lambda wildcards: study.config.labellers[labeller_of(study, wildcards)])
         self._study, self._paths = study, Paths()
+
+    # One text of several options, not a resource of each: Snakemake takes a tenth of a millisecond for each.
+
+    def training(self, wildcards: Any) -> str:
+        """Options of a training that change no result."""
+        options = (self.checkpointing, self.intervals, self.trackers, self.trial)
+        tokens = f"--tokens-per-microbatch {self.tokens(wildcards)}"
+        return " ".join(filter(None, (tokens, *(option(wildcards) for option in options))))
 
     def intervals(self, wildcards: Any) -> str:
         """Options of a training's evaluations, checkpoints and what it keeps: intervals in steps, previews, flags."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from halos.distributed.launch import MODULE, parse
 from halos.models.settings import Resources
 from halos.plan.memory import main_memory, offloaded, training_memory
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.workflow.resources import launch_options
 from tests.conftest import World
 from tests.distributed.processes import run_verbs

@@ -129,7 +129,7 @@ from accelerate import Accelerator
 from torch import nn
 from halos.distributed.sharding import local, shard
 from halos.train.optimizer import make_optimizer
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 def trained(name, sharded):
     torch.manual_seed(0)

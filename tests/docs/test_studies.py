@@ -6,6 +6,7 @@ import csv
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from docs.studies import __main__ as kept
@@ -65,6 +66,18 @@ def test_the_main_table_of_a_kept_study_has_the_columns_that_it_would_have_now(n
     now = columns(tmp_path / "main.csv", ("toy",), ("arc",))
     grid = load(*(ROOT / file for file in kept.studies()[name].catalogue)).grids[name]
     assert columns(kept.HERE / f"{name}/main.csv", tuple(grid.judges), tuple(grid.tasks)) <= now
+
+
+def test_the_page_on_the_demo_has_the_numbers_of_its_table() -> None:
+    judged = pd.read_csv(kept.HERE / "demo/main.csv").filter(like="toy_verifier.").rename(columns=lambda c: c[13:])
+    wanted = [
+        [f"{row['score']:.3f} [{row['score_low']:.3f}, {row['score_high']:.3f}]",
+         *(f"{row[f'score.{name}']:.3f}" for name in ("concise", "correct", "polite")),
+         f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]"]
+        for row in judged.to_dict("records")
+    ]  # fmt: skip
+    rows = re.findall(r"^\| [A-Z].* \|$", (ROOT / "docs/demo.md").read_text(), flags=re.M)[1:]
+    assert [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in rows] == wanted
 
 
 def test_the_page_on_the_real_model_has_the_numbers_of_its_tables() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from halos.losses.base import Batch, Loss, Output, log_sigmoid
 from halos.registry import LOSSES
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.views import VIEWS
 from tests.losses.closed_forms import (
     FORMS,

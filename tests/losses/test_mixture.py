@@ -16,8 +16,8 @@ from halos.losses.mixture import Mixture
 from halos.registry import LOSSES
 from halos.settings import dump
 from halos.train.mixing import leading_loss, loss_text
-from halos.train.settings import Stage
 from halos.train.slices import stage_plugins, stage_slice
+from halos.train.stage import Stage
 from halos.views import VIEWS
 from tests.conftest import World
 from tests.losses.closed_forms import FORMS, Case, mean

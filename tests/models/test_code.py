@@ -28,7 +28,8 @@ from halos.scoring.reward_model import RewardModel, open_reward_model
 from halos.study import catalogue as C
 from halos.study.slices import config_slice
 from halos.tokens.tokenize import tokenize
-from halos.train.settings import Lora, Stage
+from halos.train.settings import Lora
+from halos.train.stage import Stage
 from tests.conftest import CATALOGUE, World
 from tests.models.code import with_code
 

@@ -103,7 +103,8 @@ def test_a_name_needs_no_list(world: World) -> None:
 def test_no_layer_to_adapt_is_refused() -> None:
     from pydantic import ValidationError
 
-    from halos.train.settings import Lora, Stage
+    from halos.train.settings import Lora
+    from halos.train.stage import Stage
 
     with pytest.raises(ValidationError, match="target_modules is empty: name the layers"):
         Lora(target_modules=())

@@ -27,7 +27,8 @@ from halos.train.average import Ema
 from halos.train.averaged import Averaged
 from halos.train.checkpoints import trained
 from halos.train.optimizer import make_optimizer
-from halos.train.settings import UNSHARDED, Lora, Stage
+from halos.train.settings import UNSHARDED, Lora
+from halos.train.stage import Stage
 from tests.plan.test_plan import SIZE, with_llama
 
 TOKENS = 256

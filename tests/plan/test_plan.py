@@ -34,7 +34,8 @@ from halos.registry import SOURCES
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.train.optimizer import make_optimizer
-from halos.train.settings import Lora, Stage
+from halos.train.settings import Lora
+from halos.train.stage import Stage
 from tests.conftest import CATALOGUE, World
 
 ROOT = Path(__file__).parents[2]

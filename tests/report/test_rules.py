@@ -12,7 +12,7 @@ from halos.errors import HalosError
 from halos.report import subjects, tables
 from halos.study.catalogue import load
 from halos.study.study import Study
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.workflow.targets import Targets
 from tests.workflow.bound import Workflow
 
@@ -49,6 +49,17 @@ def test_a_grid_with_a_sweep_has_tables_and_figures_of_it_with_captions():
     assert set(swept.figures) - set(plain.figures) == {"sensitivity", "tuning"}
     captions = {path.stem for path in (ROOT / "rules/captions").glob("*.rst")}
     assert {*swept.tables, *(f"{name}_figure" for name in swept.figures)} <= captions
+
+
+def test_a_grid_in_which_two_methods_vary_one_setting_alone_has_their_curves():
+    stage = Stage(loss="dpo", sweep={"label_noise": [0, 0.2]}, select={"metric": "loss"})
+    stages = {name: stage.model_copy(update={"loss": name}) for name in ("dpo", "ipo")}
+    for kept in (["dpo"], ["dpo", "ipo"]):
+        changed = {**CATALOGUE.stages, **{name: stages[name] for name in kept}}
+        targets = Targets(Study(CATALOGUE.model_copy(update={"stages": changed})))
+        assert ("curves" in targets.figures) == (len(kept) == 2)
+    captions = {path.stem for path in (ROOT / "rules/captions").glob("*.rst")}
+    assert "curves_figure" in captions
 
 
 def test_every_figure_and_table_is_drawn_by_its_verb_and_has_a_caption(tmp_path, write_tree):

@@ -19,14 +19,15 @@ from halos.publish.methods import methods
 from halos.report import best_of, figures, tables
 from halos.report.choices import value_text
 from halos.report.results import Results
+from halos.report.subjects.curves import Curves
 from halos.report.subjects.trials import Trials
 from halos.report.subjects.tuned import Tuned
 from halos.report.subjects.tuning import Tuning
 from halos.study.cells import Cell
 from halos.study.choice import Choice, Tried
 from halos.study.paths import Paths
-from halos.train.settings import Stage
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from halos.train.sweep import Range, Select
 from halos.train.sweep import drawn as draws
 from tests.report.conftest import data_report
@@ -245,6 +246,30 @@ def test_a_stage_on_the_way_is_shown_as_well(tmp_path: Path, write_tree: WriteTr
     assert tuned[["model", "method"]].to_numpy().tolist() == [
         ["tiny", "sft"], ["other", "sft"], ["tiny", "sft-kto"], ["other", "sft-kto"]]  # fmt: skip
     assert "| Tiny Llama |" in (tmp_path / "tables/trials.md").read_text()
+
+
+NOISE: list[tuple[dict[str, Any], float | None]] = [
+    ({"label_noise": x}, y) for x, y in ((0.4, 0.5), (0.0, 0.9), (0.1, None))
+]
+
+
+def test_methods_that_vary_one_number_are_curves_in_one_panel(tmp_path: Path, write_tree: WriteTree) -> None:
+    config, results = write_tree(tmp_path)
+    balanced = [({**settings, "balance": on}, value) for on in (False, True) for settings, value in NOISE[:2]]
+    swept(config, choose(results, "sft-kto", balanced), choose(results, "dpo", NOISE), choose(results, "sft", KTO))
+    r = Results(config, results)
+    frame = Curves().frame(r)
+    assert frame[["setting", "method", "others", "x", "value"]].to_numpy().tolist() == [
+        ["label_noise", method, others, x, value]
+        for method, others in (("sft-kto", "balance false"), ("sft-kto", "balance true"), ("dpo", ""))
+        for x, value in ((0.0, 0.9), (0.4, 0.5))
+    ]
+    figure = Curves().draw(r, frame)
+    [ax] = figure.axes
+    assert ax.get_xlabel() == "label_noise"
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.9, 0.5]] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "SFT + KTO, balance false", "SFT + KTO, balance true", "DPO (0.1)"]  # fmt: skip
 
 
 def texts(svg: Path) -> list[str]:

@@ -116,6 +116,16 @@ MISTAKES = {
     "shares of labels of a loss without labels": (
         "stages/dpo", {"loss": "dpo", "keep_desirable": 0.5, "one_per_prompt": True},
         ["stages.dpo: the loss 'dpo' reads the paired view: take out keep_desirable, one_per_prompt"]),
+    "noise in labels of a loss without any": (
+        "stages/grpo/label_noise", 0.2, ["the loss 'grpo' reads neither pairs nor labels: take out label_noise"]),
+    "shares of pairs of a loss without pairs": (
+        "stages/kto/keep_pairs", 0.5, ["the loss 'kto' reads the unpaired view: take out keep_pairs"]),
+    "balanced labels of pairs": (
+        "stages/dpo/balance_labels", True, ["the loss 'dpo' reads the paired view: take out balance_labels"]),
+    "balanced labels of scores": (
+        "stages/ppo", {"loss": "ppo", "reward": "score", "balance_labels": True},
+        ["the loss 'ppo' reads neither pairs nor labels: take out balance_labels"]),
+    "noise that is all": ("stages/dpo/label_noise", 1, ["stages.dpo.label_noise: ", "less than 1"]),
     "clamps without humanline": ("stages/dpo/log_eps_p", -0.5,
                                  ["stages.dpo: without humanline: true nothing reads log_eps_p"]),
     "a norm of no value head": ("stages/dpo/value_max_grad_norm", 0.5,
@@ -238,9 +248,16 @@ BY_TRAIT: dict[str, dict[str, Any]] = {
     "all weights": {"freeze": ["model.embed_tokens.*"]},
     "value head": {"value_max_grad_norm": 0.3},
     "scores": {"reward_model": "sft-rm"},
-    "paired": {"pairs_per_prompt": 2},
+    "paired": {"pairs_per_prompt": 2, "keep_pairs": 0.7, "label_noise": 0.1},
     "policy": {"online": {"rounds": 2, "prompts_per_round": 8, "samples_per_prompt": 3, "label": "l"}},
-    "unpaired": {"keep_desirable": 0.5, "keep_undesirable": 0.4, "one_per_prompt": True, "label_by": 0.25},
+    "unpaired": {
+        "keep_desirable": 0.5,
+        "keep_undesirable": 0.4,
+        "one_per_prompt": True,
+        "label_by": 0.25,
+        "label_noise": 0.1,
+        "balance_labels": True,
+    },
 }
 
 

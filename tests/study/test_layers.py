@@ -14,7 +14,7 @@ from halos.study.checks import overridden
 from halos.study.layers import typed
 from halos.study.slices import config_slice
 from halos.study.study import Study
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 
 STAGE: dict[str, Any] = {"dpo": {"lr": 2e-5}}
 OWN: dict[str, Any] = {"m": {"stages": {"dpo": {"lr": 3e-5}}}}

@@ -103,9 +103,11 @@ def test_when_no_prompt_fits_the_shortest_and_the_setting_are_named(
     ("numbers", "begins", "ends"),
     [
         ((40, 10), "train: 40 desirable and 10 undesirable responses (4 : 1): the authors of KTO advise",
-         "undesirable_weight * 10: undesirable_weight between 3 and 4, with the other one at 1"),
+         "undesirable_weight * 10: undesirable_weight between 3 and 4, with the other one at 1, or balance_labels: "
+         "true for equal weights in total"),
         ((10, 40), "train: 10 desirable and 40 undesirable responses (0.25 : 1): ",
-         ": desirable_weight between 4 and 5.33, with the other one at 1"),
+         ": desirable_weight between 4 and 5.33, with the other one at 1, or balance_labels: true for equal weights "
+         "in total"),
         ((3, 0), "train: 3 desirable and 0 undesirable responses: ", "add undesirable ones, or use another"),
         ((0, 3), "train: 0 desirable and 3 undesirable responses: ", "add desirable ones, or use another"),
         ((12, 10), "train: 12 desirable and 10 undesirable responses (1.2 : 1)", " (1.2 : 1)"),

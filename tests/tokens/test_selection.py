@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,7 +169,9 @@ DRAWS = {
     "one_per_prompt": ("unpaired", Selection(one_per_prompt=True)),
     "one_per_prompt_scored": ("scored", Selection(one_per_prompt=True)),
     "pairs_per_prompt": ("paired", Selection(pairs_per_prompt=2)),
+    "keep_pairs": ("paired", Selection(keep_pairs=0.5)),
 }
+NOISE = [0.01, 0.2, 0.4, 0.99]
 
 
 @pytest.mark.parametrize("name", DRAWS)
@@ -204,6 +208,86 @@ def test_by_default_a_training_uses_the_whole_view(store: Store, split: str, vie
 def test_settings_of_unpaired_examples_leave_the_other_views_alone(store: Store, view: str) -> None:
     unpaired = Selection(keep_desirable=0.1, keep_undesirable=0.1, one_per_prompt=True, label_by="mean")
     assert select(store, "train", view, unpaired, 1).equals(store.view("train", view))
+
+
+# ---- wrong labels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", NOISE)
+def test_exactly_the_asked_fraction_of_pairs_is_swapped_where_it_is(store: Store, fraction: float) -> None:
+    whole = store.view("train", "paired").to_pylist()
+    noisy = select(store, "train", "paired", Selection(label_noise=fraction), 1).to_pylist()
+    swapped = [row for row, new in zip(whole, noisy, strict=True) if row != new]
+    assert len(swapped) == round(fraction * len(whole))
+    assert noisy == [
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]} if row in swapped else row for row in whole
+    ]
+
+
+@pytest.mark.parametrize("fraction", NOISE)
+@pytest.mark.parametrize("kept", [Selection(), Selection(keep_desirable=0.5, label_by="mean")])
+def test_exactly_the_asked_fraction_of_labels_is_turned_round(store: Store, fraction: float, kept: Selection) -> None:
+    right = labels(select(store, "train", "unpaired", kept, 1))
+    wrong = labels(select(store, "train", "unpaired", replace(kept, label_noise=fraction), 1))
+    assert list(right) == list(wrong)
+    assert sum(right[row] != wrong[row] for row in right) == round(fraction * len(right))
+
+
+@pytest.mark.parametrize("view", ["paired", "unpaired"])
+def test_more_noise_turns_what_less_does_and_other_seeds_turn_others(store: Store, view: str) -> None:
+    whole = store.view("train", view).to_pylist()
+
+    def turned(fraction: float, seed: int) -> set[int]:
+        noisy = select(store, "train", view, Selection(label_noise=fraction), seed).to_pylist()
+        return {i for i, (row, new) in enumerate(zip(whole, noisy, strict=True)) if row != new}
+
+    for less, more in pairwise(NOISE):
+        assert turned(less, 1) < turned(more, 1)
+    assert turned(0.2, 1) != turned(0.2, 2)
+    assert select(store, "validation", view, Selection(label_noise=0.4), 1).equals(store.view("validation", view))
+
+
+@pytest.mark.parametrize("view", ["sft", "grouped"])
+def test_views_without_labels_have_no_wrong_ones(store: Store, view: str) -> None:
+    assert select(store, "train", view, Selection(label_noise=0.4), 1).equals(store.view("train", view))
+
+
+# ---- pairs, and the weights of labels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_exactly_the_asked_fraction_of_pairs_is_kept_in_their_order(store: Store, fraction: float) -> None:
+    whole = store.view("train", "paired").to_pylist()
+    table = select(store, "train", "paired", Selection(keep_pairs=fraction), 1)
+    assert table.num_rows == max(1, round(fraction * len(whole)))
+    rest = iter(whole)
+    assert all(row in rest for row in table.to_pylist())
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(keep_desirable=0.1), Selection(label_noise=0.3)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_balanced_labels_weigh_the_same_in_total(
+    world: World, tmp_path: Path, store: Store, selection: Selection, weighted: bool
+) -> None:
+    if weighted:
+        records = [replace(r, weights=[1.0 + i for i, _ in enumerate(r.responses)]) for r in TRAIN]
+        store = build(tmp_path, world, records, VALIDATION)
+    table = select(store, "train", "unpaired", selection, 1)
+    balanced = select(store, "train", "unpaired", replace(selection, balance_labels=True), 1)
+    assert balanced["desirable"].equals(table["desirable"])
+    labels = np.array(balanced["desirable"].to_pylist())
+    before = np.array(table["weight"].to_pylist() if weighted else np.ones(len(labels)))
+    after = np.array(balanced["weight"].to_pylist())
+    assert after[labels].sum() == pytest.approx(after[~labels].sum()) == pytest.approx(before.sum() / 2)
+    for one in (labels, ~labels):
+        assert after[one] / after[one][0] == pytest.approx(before[one] / before[one][0])
+
+
+def test_one_label_alone_keeps_its_weights(world: World, tmp_path: Path) -> None:
+    records = [replace(r, desirable=[True] * len(r.responses)) for r in TRAIN if r.desirable]
+    store = build(tmp_path, world, records, VALIDATION)
+    whole = select(store, "train", "unpaired", Selection(), 1)
+    assert select(store, "train", "unpaired", Selection(balance_labels=True), 1).equals(whole)
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------

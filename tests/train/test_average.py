@@ -14,8 +14,8 @@ from halos.manifest import KEPT, Manifest
 from halos.train.average import Ema, Uniform
 from halos.train.averaged import Averaged
 from halos.train.inputs import Inputs
-from halos.train.settings import Stage
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from halos.train.stopping import Stopped, Stopping
 from halos.train.trainer import Trainer
 from tests.conftest import World

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from halos.errors import HalosError
 from halos.train.dropout import Dropout
 from halos.train.inputs import Inputs
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.train.trainer import Trainer
 from tests.conftest import World
 from tests.train.runs import base_of, log, references

@@ -16,8 +16,8 @@ from halos.settings import dump, read_slice
 from halos.train.checkpoints import Checkpoints
 from halos.train.early import EarlyStopping
 from halos.train.run import train
-from halos.train.settings import Stage
 from halos.train.slices import RunSlice, stage_slice
+from halos.train.stage import Stage
 from halos.train.stopping import Stopped, Stopping
 from tests.conftest import World
 from tests.distributed.processes import run_verbs

@@ -14,7 +14,7 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store
 from halos.train.batches import Examples
 from halos.train.effects import without_effect
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from tests.conftest import World
 from tests.tokens.test_store import OTHER, ask, make
 from tests.train.runs import setup
@@ -37,6 +37,9 @@ def test_nothing_is_said_of_settings_that_take_effect(loss: str, world: World) -
     settings |= {"decay_norms_and_biases": False, "epochs": 0.5}
     if LOSSES[loss].view.labelled:
         settings |= {"keep_desirable": 0.9, "one_per_prompt": True}
+        settings |= {} if LOSSES[loss].needs_scores else {"label_noise": 0.2, "balance_labels": True}
+    if LOSSES[loss].view.paired:
+        settings |= {"keep_pairs": 0.8, "label_noise": 0.2}
     if LOSSES[loss].needs_reference:
         settings |= {"sync_reference": 39}
     assert said(world, loss, **settings) == []
@@ -68,6 +71,8 @@ RUN = {  # name -> steps, settings, what is said
     "a weight decay of 0": (40, {"decay_norms_and_biases": False, "optimizer_args": {"weight_decay": 0}},
                             "there is no weight decay"),
     "adapters of the policy alone": (40, {"lora": {"path": "somewhere"}}, "they differ before the first step"),
+    "noise in no label": (40, {"label_noise": 1e-6}, "label_noise: 1e-06 turns round none of the"),
+    "a share of almost all pairs": (40, {"keep_pairs": 0.9999}, "keep_pairs: 0.9999 leaves out none of the"),
     "as many pairs as there are": (40, {"pairs_per_prompt": 500}, "pairs_per_prompt: 500 leaves nothing out: no prompt "
                                    "has more than"),
 }  # fmt: skip

@@ -24,8 +24,8 @@ from halos.reference.compute import reference
 from halos.settings import dump, read_slice
 from halos.train.inputs import Inputs
 from halos.train.optimizer import make_optimizer
-from halos.train.settings import Stage
 from halos.train.slices import RunSlice
+from halos.train.stage import Stage
 from halos.train.stopping import Stopped, Stopping
 from halos.train.trainer import Trainer
 from tests.conftest import World

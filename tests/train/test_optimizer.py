@@ -15,8 +15,9 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_sc
 from halos.errors import HalosError
 from halos.publish.cards import schedule
 from halos.train.optimizer import learning_rate, make_optimizer
-from halos.train.settings import ADAMW, EIGHT_BIT, Stage
+from halos.train.settings import ADAMW, EIGHT_BIT
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from tests.conftest import World
 from tests.train.runs import PLAIN, are_equal, setup, values
 

@@ -15,7 +15,7 @@ from halos.manifest import KEPT
 from halos.settings import dump, read_slice
 from halos.train.inputs import Inputs
 from halos.train.optimizer import learning_rate
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.train.stopping import Stopped, Stopping
 from halos.train.trainer import Trainer
 from tests.conftest import World

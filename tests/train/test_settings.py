@@ -11,8 +11,8 @@ import pytest
 from halos.errors import HalosError
 from halos.registry import LOSSES
 from halos.settings import dump, read_slice
-from halos.train.settings import Stage
 from halos.train.slices import RunSlice, stage_slice
+from halos.train.stage import Stage
 from tests.conftest import World
 
 STAGES: dict[str, dict[str, Any]] = {
@@ -21,6 +21,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "optimizer": {"loss": "sft", "optimizer": "SGD", "optimizer_args": {"momentum": 0.9}},
     "text": {"loss": "dpo", "lr": "1e-5", "beta": "1e-1", "optimizer_args": {"eps": "1e-8"}},
     "labels": {"loss": "kto", "label_by": 0.5, "keep_desirable": 0.5},
+    "noise": {"loss": "dpo", "label_noise": "2e-1"},
     "labelled": {"loss": "dpo", "label": "DPO"},
     "early": {"loss": "dpo", "early_stopping": {"patience": 2, "metric": "rewards/accuracy"}, "eval_every": 5},
     "average": {"loss": "dpo", "average": {"kind": "ema", "decay": "9e-1"}},

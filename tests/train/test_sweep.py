@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from halos.train.settings import Stage
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 
 LR = {"min": 1e-5, "max": 1e-3, "log": True}
 BY = {"metric": "loss"}

@@ -24,7 +24,7 @@ from halos.tokens.selection import select
 from halos.tokens.store import Store, check
 from halos.train.batches import Examples
 from halos.train.run import train
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from halos.train.trainer import Trainer
 from halos.views import VIEWS
 from tests.conftest import World

@@ -13,7 +13,8 @@ from halos.data.settings import Dataset
 from halos.losses.mixture import has_chosen
 from halos.models.settings import Model, Resources
 from halos.registry import LOSSES
-from halos.train.settings import Lora, Stage
+from halos.train.settings import Lora
+from halos.train.stage import Stage
 from halos.train.words import LORA, MEANINGS, SYNONYMS, meaning
 
 HYPERPARAMETERS = {field.name for loss in LOSSES for field in dataclasses.fields(LOSSES[loss])}

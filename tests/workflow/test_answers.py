@@ -122,6 +122,16 @@ def test_records_that_are_gone_are_no_reason_to_answer_again(done: Project) -> N
     assert answered(done.dry(*TARGETS)) == []
 
 
+def test_answers_of_before_cells_shared_their_settings_stay_as_they_are(done: Project) -> None:
+    [shared] = done.results.glob("answering/*/config.yaml")
+    asked = done.cell("base") / "answering" / shared.parent.name / "asked.yaml"
+    assert asked.read_text() == shared.read_text()
+    asked.unlink()
+    shared.rename(asked.with_name("config.yaml"))
+    assert done.dry(*TARGETS).jobs == []
+    assert answered(done.edit({"tasks.u.limit": 4}).dry(*TARGETS)) == [f"answer {CELL}", f"task {CELL} u"]
+
+
 def test_forced_files_are_made_anew_alone(done: Project) -> None:
     assert answered(done.dry("--force", f"results/runs/d/m/{CELL}/tasks/u.json")) == [
         f"answer {CELL}", f"task {CELL} u"

@@ -34,7 +34,9 @@ def batches(tmp_path: Path, *targets: str) -> Batches:
 
 def together(found: Batches, cell: Cell, kind: str, name: str) -> dict[str, set[str]]:
     """What is answered with an item, by kind."""
-    return {kind: set(entries) for kind, entries in found.content(cell, found.key(cell, kind, name)).items()}
+    return {
+        kind: set(entries) for kind, entries in found.content(found.config(cell, found.key(cell, kind, name))).items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,15 @@ LONG = "results/runs/d/m/sft-long/seed1/manifest.json"
 DECIDED = ["configure judging/KEY", "decide KEY"]
 """The choice of what is judged together, and its judgements, which `judge` takes out."""
 REPORT = ["draw_figures both", "make_tables both", "write_cards both", "write_overview both", "write_responses both"]
+ANEW = [*DECIDED, "gather both", *REPORT]
+"""What follows on new answers."""
 
 
-def of_cell(method: str, seed: int = 1, *, trained: bool = True, new: bool = True) -> list[str]:
-    """The names of all jobs of one cell. If it is new, the choice of what is answered together is one."""
+def of_cell(method: str, seed: int = 1, *, trained: bool = True) -> list[str]:
+    """The names of all jobs of one cell that answers what another has answered before."""
     cell = f"{method}/seed{seed}"
     jobs = [f"configure runs/d/m/{cell}", f"answer {cell}", f"sample {cell} p", f"judge {cell} j", f"task {cell} t"]
-    return jobs + [f"train_cell {cell}"] * trained + [f"configure runs/d/m/{cell}/answering/KEY"] * new
+    return jobs + [f"train_cell {cell}"] * trained
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def test_the_crate_of_a_grid_holds_what_its_metadata_says(done: Project, tmp_pat
 def test_a_changed_hyperparameter_reruns_the_cells_of_its_stage(done: Project) -> None:
     """`long` is a kto loss as well, but an entry of its own."""
     run = done.edit({"stages.kto.beta": 0.3}).dry("all", LONG)
-    assert run.names == sorted([*of_cell("sft-kto", new=False), *DECIDED, *REPORT])
+    assert run.names == sorted([*of_cell("sft-kto"), *ANEW])
 
 
 def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) -> None:
@@ -190,17 +192,14 @@ def test_a_changed_parent_reruns_what_comes_from_it_and_not_base(done: Project) 
     assert run.names == sorted([
         "configure runs/d/m/sft/seed1", "train_cell sft/seed1",
         "reference sft/seed1 responses", "reference sft/seed1 mismatched",
-        *(name for method in ("sft-dpo", "sft-kto") for name in of_cell(method, new=False)
+        *(name for method in ("sft-dpo", "sft-kto") for name in of_cell(method)
           if not name.startswith("configure")),
-        *DECIDED, *REPORT,
+        *ANEW,
     ])  # fmt: skip
 
 
-ANSWERED = [
-    job.format(cell) for cell in ("base/seed1", "sft-dpo/seed1", "sft-kto/seed1")
-    for job in ("answer {}", "configure runs/d/m/{}/answering/KEY")
-]  # fmt: skip
-"""The answers of each cell that are made anew, and the choice of them."""
+ANSWERED = ["configure answering/KEY", "answer base/seed1", "answer sft-dpo/seed1", "answer sft-kto/seed1"]
+"""The choice of what is answered together, and the answers of each cell."""
 
 
 @pytest.mark.parametrize(
@@ -221,6 +220,7 @@ ANSWERED = [
                 *(f"{rule} {cell}/seed1 {name}" for cell in ("base", "sft-dpo", "sft-kto")
                   for rule, name in (("sample", "p"), ("judge", "j"))),
                 "decide KEY",  # of those that were judged together before
+                "gather both",
                 *REPORT,
             ],
         ),
@@ -230,6 +230,7 @@ ANSWERED = [
                 "configure tasks/t",
                 *ANSWERED,
                 *(f"task {cell}/seed1 t" for cell in ("base", "sft-dpo", "sft-kto")),
+                "gather both",
                 *REPORT,
             ],
         ),
@@ -254,7 +255,7 @@ def test_a_new_seed_trains_its_own_cells_only(done: Project) -> None:
         *of_cell("base", 2, trained=False), *of_cell("sft-dpo", 2), *of_cell("sft-kto", 2),
         "configure runs/d/m/sft/seed2", "train_cell sft/seed2",
         "reference sft/seed2 responses", "reference sft/seed2 mismatched",
-        *DECIDED, *REPORT,
+        *ANEW,
     ])  # fmt: skip
 
 
@@ -270,7 +271,7 @@ def test_the_same_config_in_other_words_reruns_nothing(done: Project) -> None:
 
 def test_a_deleted_cell_is_rebuilt_alone(done: Project) -> None:
     shutil.rmtree(done.cell("sft-dpo"))
-    assert done.dry("all", LONG).names == sorted([*of_cell("sft-dpo"), *DECIDED, *REPORT])
+    assert done.dry("all", LONG).names == sorted([*of_cell("sft-dpo"), *ANEW])
 
 
 def test_deleted_tables_and_figures_are_made_again_and_nothing_else(done: Project) -> None:

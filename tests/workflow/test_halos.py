@@ -28,8 +28,9 @@ from halos.scoring.settings import OpenAI
 from halos.study import catalogue as C
 from halos.study.cells import Cell
 from halos.study.settings import Grid
-from halos.train.settings import Lora, Stage
+from halos.train.settings import Lora
 from halos.train.slices import stage_slice
+from halos.train.stage import Stage
 from tests.test_readme import README, block
 from tests.workflow.conftest import CATALOGUE, ROOT, Project, Run
 from tests.workflow.halos_scripts import SCRIPTS, SETTINGS, Script

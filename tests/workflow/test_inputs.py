@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,8 +89,17 @@ def test_scores_of_a_store_are_made_on_all_gpus_of_one_node_each_with_the_whole_
 
 def test_a_training_on_one_node_says_nothing_of_nodes() -> None:
     """Snakemake leaves out what is None; the mere presence of `mpi` would take the job out of srun's hands."""
-    w = workflow(gpus=8)
+    assert [getattr(workflow(gpus=8).resources, name) for name in OVER_NODES] == [None] * 3
+    models = {"m": {**CATALOGUE["models"]["m"], "resources": {"gpus": 8}}}
+    models["n"] = {**models["m"], "resources": {"gpus": 8, "nodes": 2}}
+    w = Workflow(C.load({**CATALOGUE, "models": models}))
     assert [getattr(w.resources, name)(wildcards("sft")) for name in OVER_NODES] == [None] * 3
+
+
+def test_the_signatures_that_are_kept_are_those_of_the_methods() -> None:
+    kept = workflow().resources
+    assert list(inspect.signature(kept.mem_mb).parameters) == ["wildcards", "attempt"]
+    assert list(inspect.signature(kept.training).parameters) == ["wildcards"]
 
 
 def test_shards_over_nodes_without_gpus_are_refused() -> None:

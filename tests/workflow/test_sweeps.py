@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from halos.train.settings import Stage
+from halos.train.stage import Stage
 from tests.workflow.conftest import Project
 
 FILE = "my_study.yaml"

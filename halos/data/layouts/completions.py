@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from halos.data.feedback import Feedback, Turn
 from halos.data.layouts.turns import Invalid
 
+NO_PROMPT = "there is no prompt, and chosen and rejected do not begin with the same words"
+
 
 class LeftOut(Exception):
     """The response of a row has weight 0."""
@@ -129,5 +131,5 @@ def shared_text(chosen: str, rejected: str) -> str:
     equal = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     shared = re.match(r".*\S(?=\s)", chosen[:equal], re.DOTALL)  # up to the last word that is whole
     if shared is None:
-        raise Invalid("there is no prompt, and chosen and rejected do not begin with the same words")
+        raise Invalid(NO_PROMPT, f"{NO_PROMPT}; name its column by `columns: {{prompt: COLUMN}}`")
     return shared[0]

@@ -127,13 +127,17 @@ def _unlabelled(shape: type[Row], fields: Names, given: Names) -> Drop | None:
     """
     labels = [name for name in fields if _is_label(name, shape)]
     if told := [name for name in labels if name in given and name not in reads(shape)]:
-        name = told[0]
-        said = f"say so by `columns: {{{AS_LABEL[shape]}label: {name}}}`, or " if shape in AS_LABEL else ""
-        raise Invalid(
-            "a label that is not read",
-            f"field {name} may be a label, and is not read; {said}leave it out by `columns: {{{name}: null}}`",
-        )
+        raise unread_label(told[0], shape)
     return Drop(NO_LABEL) if labels and not set(labels) & set(given) else None
+
+
+def unread_label(name: str, shape: type[Row]) -> Invalid:
+    """The complaint about a label in a column that the shape does not read."""
+    said = f"say so by `columns: {{{AS_LABEL[shape]}label: {name}}}`, or " if shape in AS_LABEL else ""
+    return Invalid(
+        "a label that is not read",
+        f"field {name} may be a label, and is not read; {said}leave it out by `columns: {{{name}: null}}`",
+    )
 
 
 def _is_label(name: str, shape: type[Row]) -> bool:

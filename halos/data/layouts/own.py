@@ -92,7 +92,7 @@ class Own:
             HalosError: a row cannot be used, where that is an error, or a column that was named is in no row.
         """
         stats = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in self.files]
-        key = digest([stats, asdict(replace(self.layout, mapped=set())), self.invalid, self.group, self.category])
+        key = digest([stats, asdict(replace(self.layout, seen=set())), self.invalid, self.group, self.category])
         if key in _sound:
             return _sound[key]
         refusals, marks = [], set()
@@ -120,11 +120,15 @@ class Own:
         ]
         message = (
             f"source {self.source}: correct {file}, of whose {count} rows {wrong} cannot be used: {'; '.join(problems)}"
-            " (`invalid: drop` leaves such rows out and counts them)"
         )
+        if wrong < count:
+            message += " (`invalid: drop` leaves such rows out and counts them)"
         if NO_SHAPE in message:
             known = (f"{name} ({', '.join(sorted(told[0]))})" for name, (_, told) in SHAPES.items())
-            message += f"; the shapes and the fields that tell them are {' · '.join(known)}"
+            message += (
+                "; say which columns of the file they are, as in `columns: {prompt: question, chosen: good, rejected: "
+                f"bad}}`; the shapes and the fields that tell them are {' · '.join(known)}"
+            )
         return message
 
     def _of_split(self, split: str, unread: Counter[str]) -> Iterator[ParsedRow | Drop]:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from halos.data.feedback import ROLES, Feedback
 from halos.data.layouts import shapes as S
-from halos.data.layouts.kinds import SHAPES, reads, shape_of, twice
+from halos.data.layouts.completions import NO_PROMPT
+from halos.data.layouts.kinds import AS_LABEL, SHAPES, reads, shape_of, twice, unread_label
 from halos.data.layouts.shapes import Row
 from halos.data.layouts.turns import WEIGHT_ZERO, Invalid, TurnReader, documents
-from halos.data.layouts.words import CONTEXT_WORDS, MEDIA_WORDS, NOT_TEXT, PROMPT_WORDS
+from halos.data.layouts.words import CONTEXT_WORDS, MEDIA_WORDS, NOT_TEXT, PROMPT_WORDS, VERDICTS
 from halos.data.readers import Malformed
 from halos.data.rows import Drop
 from halos.data.sound import SURROGATE, unwritable_text
@@ -49,13 +50,13 @@ class Layout:
         columns: field that is read -> the column that it is in; None where it is not to be read.
         roles: role as it is written -> role of a record.
         every_turn: whether every assistant turn of a conversation is a target.
-        mapped: the columns named in `columns` that a row had.
+        seen: the columns that a row had, where `columns` names any.
     """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     every_turn: bool = False
-    mapped: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
 
     def check(self, source: str) -> None:
         """Check the names.
@@ -81,8 +82,10 @@ class Layout:
             HalosError: no row had one of them.
         """
         wanted = {column for column in self.columns.values() if column is not None}
-        if missing := sorted(wanted - self.mapped):
-            raise HalosError(f"source {source}: columns: no row has a column {missing[0]!r}; correct its name")
+        if missing := sorted(wanted - self.seen):
+            raise HalosError(
+                f"source {source}: columns: no row has a column {missing[0]!r}{suggest(missing[0], self.seen)}"
+            )
 
     def parse(self, content: Any) -> Parsed:
         """The records of a row of a file.
@@ -106,9 +109,16 @@ class Layout:
         shape = shape_of(kind if isinstance(kind, str) else None, tuple(fields), tuple(given))
         if isinstance(shape, Drop):
             return Parsed(None, [shape])
+        if shape in AS_LABEL:
+            _check_verdicts(shape, given)
         if shape is S.Preference and all(map(_is_texts, (given["chosen"], given["rejected"]))):
             shape = S.Preferences
-        parsed = self._read(shape, given)
+        try:
+            parsed = self._read(shape, given)
+        except Invalid as error:
+            if error.reason == NO_PROMPT:
+                _check_no_prompt(fields)
+            raise
         if isinstance(parsed.row, S.Preference) and not parsed.row.has_prompt:
             _check_no_prompt(fields)
         return parsed
@@ -118,7 +128,7 @@ class Layout:
         if not self.columns:
             return content
         taken = {column for column in self.columns.values() if column is not None}
-        self.mapped.update(taken & content.keys())
+        self.seen.update(content)
         rest = {name: value for name, value in content.items() if name not in taken and name not in self.columns}
         return rest | {name: content[c] for name, c in self.columns.items() if c is not None and c in content}
 
@@ -217,6 +227,17 @@ def _check(record: Feedback, written: bool) -> None:
         raise Invalid(problem)
     if (problem := record.problem()) is not None and (written or problem != S.EMPTY):
         raise Invalid(problem)
+
+
+def _check_verdicts(shape: type[Row], given: dict[str, Any]) -> None:
+    """Refuse a row of a shape without labels that has the text of one, in a column of any name.
+
+    Raises:
+        Invalid: it has.
+    """
+    for name in given.keys() - reads(shape):
+        if isinstance(given[name], str) and given[name].strip().lower() in VERDICTS:
+            raise unread_label(name, shape)
 
 
 def _check_no_prompt(fields: dict[str, Any]) -> None:

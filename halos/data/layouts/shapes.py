@@ -17,6 +17,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from halos.data.feedback import Feedback, Turn, from_row
 from halos.data.layouts.completions import LeftOut, holds, pair, same, shared_text, single, spoken, with_system
 from halos.data.layouts.turns import WEIGHT_ZERO, Invalid
+from halos.data.layouts.words import VERDICTS
 from halos.data.rows import Drop
 
 EMPTY = "empty response"
@@ -29,6 +30,11 @@ def _label(value: Any) -> Any:
             value.strip().lower(), value
         )
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
+
+
+def _verdict(value: Any) -> Any:
+    """A label that is one of the words for it."""
+    return VERDICTS.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def _number(value: Any) -> Any:
@@ -58,6 +64,7 @@ def _list(value: Any) -> Any:
 
 
 Label = Annotated[bool, BeforeValidator(_label)]
+Verdict = Annotated[Label, BeforeValidator(_verdict)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[FiniteFloat, BeforeValidator(_number)]
 RowWeight = Annotated[FiniteFloat, BeforeValidator(_weight), Field(ge=0)]
@@ -186,7 +193,7 @@ class Binary(Row):
 
     prompt: Turns = Field(default_factory=list)
     output: Completion = Field(validation_alias=AliasChoices("output", "completion"))
-    label: Label
+    label: Verdict
     reward: Number | None = None
 
     def record(self) -> Feedback:

@@ -10,8 +10,12 @@ RESPONSES = _words("output response completion chosen rejected output_A output_B
 LABEL_WORDS = _words(
     "label labels reward rewards score scores rating ratings grade rank ranks ranking preference preferences preferred "
     "winner loser chosen rejected desirable accepted feedback vote votes upvotes better worse kto_tag thumbs_up "
-    "preferred_output non_preferred_output good bad correct incorrect quality verdict liked"
+    "thumb_up preferred_output non_preferred_output good bad correct incorrect quality verdict liked"
 )
+VERDICTS = dict.fromkeys(_words("good up desirable accepted"), True) | dict.fromkeys(
+    _words("bad down undesirable rejected"), False
+)
+"""Texts that are a label, whatever their column is called."""
 TRAINED_WORDS = _words("train loss loss_mask trainable")
 """What a field of a turn that says whether it is learned is called by others; here it is `weight`."""
 CONTEXT_WORDS = _words("instruction instructions question query input inputs context history passage document")

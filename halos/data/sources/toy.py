@@ -7,7 +7,7 @@ A question is one (family, phrasing, opening, subject), for example ("capital", 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -18,11 +18,13 @@ from halos.data.paths import SPLITS
 from halos.errors import HalosError
 from halos.registry import SOURCES, VERIFIERS
 
+CRITERIA = ("correct", "concise", "polite")
 Quality = tuple[bool, bool, bool]
-OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ")
-VALIDATION_OPENINGS = ("Hi! ", "Hello there. ")
-"""Openings that the validation split alone has."""
+"""Which of the criteria a response meets."""
+OPENINGS = ("", "Hello! ", "Please help me. ", "Good morning. ", "Hi there. ", "I have a question. ")
 SYSTEM = ("You are a helpful assistant.", "Answer in one short sentence.", "Be polite and brief.")
+GREETINGS = {"good morning": "Good morning!", "hello": "Hello!", "hi": "Hi!"}
+"""What a question can begin with, and the greeting that returns it."""
 COURTESY_BEFORE = ("Happy to help.", "Good question!")
 COURTESY_AFTER = ("I hope that helps.", "Thank you for asking.")
 RUDE_BEFORE = ("What a silly question.",)
@@ -37,7 +39,7 @@ COURTEOUS = (
     r"hope (?:that|this|it) helps|thanks|thank you|(?:you are|you're) welcome|have a (?:nice|good|great) day"
 )
 RUDE = r"silly|stupid|dumb|idiot|everyone knows|wast(?:e|ing)|leave me alone|shut up|obviously|go away|boring"
-CONCISE_WORDS = 10
+CONCISE_WORDS = 11
 """An answer with more words than this is not concise."""
 LONG_WORDS = 150
 """An over-long row has more words than this in its earlier turns, or in one response."""
@@ -106,7 +108,7 @@ class Family:
 
 def _pattern(template: str) -> re.Pattern[str]:
     text = re.escape(template).replace(r"a\ \{x\}", r"an?\ \{x\}").replace(r"\{x\}", "(.+)")
-    openings = "|".join(map(re.escape, (*OPENINGS, *VALIDATION_OPENINGS)))
+    openings = "|".join(map(re.escape, OPENINGS))
     return re.compile(f"(?:{openings}){text}", re.IGNORECASE)
 
 
@@ -188,33 +190,26 @@ class Question:
     prompt: list[Turn]
 
 
-def questions(name: str, held_out: bool) -> list[Question]:
-    """All questions of a family that are held out for the test split, or all that are not.
+def questions(name: str, split: str) -> list[Question]:
+    """All questions of a family that belong to a split.
 
-    For each subject another seventh of the wordings is held out. So the train split has the subject and the wording of
-    every held-out question, but never together.
+    For each subject another seventh of the wordings is held out for the test split, and another for validation. So the
+    train split has the subject and the wording of every held-out question, but never together.
     """
-    wordings = _wordings(name, OPENINGS)
+    family = FAMILIES[name]
+    wordings = list(product(family.told or (None,), family.asks, OPENINGS))
+    share = len(wordings) // 7
+    held_out = {0: "test", 1: "validation"}
     return [
         _question(name, x, wording)
-        for i, x in enumerate(FAMILIES[name].facts)
+        for i, x in enumerate(family.facts)
         for j, wording in enumerate(wordings)
-        if ((j - 7 * i) % len(wordings) < len(wordings) // 7) == held_out
+        if held_out.get((j - 7 * i) % len(wordings) // share, "train") == split
     ]
-
-
-def validation_questions(name: str) -> list[Question]:
-    """All questions of a family for the validation split: with openings that no other split has."""
-    return [_question(name, x, w) for x in FAMILIES[name].facts for w in _wordings(name, VALIDATION_OPENINGS)]
 
 
 Wording = tuple[tuple[str, str] | None, str, str]
 """The exchange that tells the subject, if there is one, the phrasing and the opening."""
-
-
-def _wordings(name: str, openings: tuple[str, ...]) -> list[Wording]:
-    family = FAMILIES[name]
-    return list(product(family.told or (None,), family.asks, openings))
 
 
 def _question(name: str, x: str, wording: Wording) -> Question:
@@ -245,16 +240,33 @@ def answer(question: Question, quality: Quality, rng: Random, long: bool = False
         text = _sentence(aside.statement.format(x=about, y=aside.facts[about]))
         if not set(_words(text)) & {c.lower() for c in family.candidates}:
             parts.append(text)
-    before, after = (COURTESY_BEFORE, COURTESY_AFTER) if polite else (RUDE_BEFORE, RUDE_AFTER)
-    if polite or rng.random() < 0.5:  # else curt
+    fault = None if polite else rng.choice(("rude", "curt", "greeting"))
+    if fault != "curt":
+        before, after = (RUDE_BEFORE, RUDE_AFTER) if fault == "rude" else (COURTESY_BEFORE, COURTESY_AFTER)
         manner = rng.choice(before + after)
         parts.insert(0 if manner in before else len(parts), manner)
+    greeting = _greeting(question.prompt[-1]["content"])
+    unasked = rng.choice([*GREETINGS])
+    if (greeting is None) == (fault == "greeting"):  # else not returned, or rightly none
+        parts.insert(0, GREETINGS[greeting or unasked])
     return " ".join(parts)
+
+
+def _greeting(text: str) -> str | None:
+    """The greeting that a text begins with, as in GREETINGS."""
+    found = re.match(rf"\s*({'|'.join(GREETINGS)})\b", text, re.IGNORECASE)
+    return found[1].lower() if found else None
 
 
 @SOURCES.register("toy")
 def toy(
-    split: str, *, prompts: int = 2000, validation_prompts: int = 240, test_prompts: int = 240, seed: int = 0
+    split: str,
+    *,
+    prompts: int = 2000,
+    validation_prompts: int = 240,
+    test_prompts: int = 240,
+    criteria: Sequence[str] = CRITERIA,
+    seed: int = 0,
 ) -> Iterator[Feedback]:
     """The toy dataset, the same for the same arguments on every machine.
 
@@ -264,17 +276,20 @@ def toy(
         prompts: number of records of the train split.
         validation_prompts: number of records of the validation split.
         test_prompts: number of records of the test split.
+        criteria: those of `verify` that scores, pairs and labels are by; the responses are the same for all.
         seed: of all draws.
 
     Raises:
-        HalosError: an unknown split, or more prompts than there are questions.
+        HalosError: an unknown split or criterion, or more prompts than there are questions.
     """
     counts = {"train": prompts, "validation": validation_prompts, "test": test_prompts}
     if split not in counts:
         raise HalosError(f"the toy source has no split {split!r}; there are {', '.join(counts)}")
+    if not criteria or not {*criteria} <= {*CRITERIA}:
+        raise HalosError(f"the toy source has no criteria {[*criteria]}; choose from {', '.join(CRITERIA)}")
     count, held_out = counts[split], split != "train"
     rng = Random(f"toy {split} {seed}")
-    pools = [validation_questions(name) if split == "validation" else questions(name, held_out) for name in FAMILIES]
+    pools = [questions(name, split) for name in FAMILIES]
     if count > sum(map(len, pools)):
         raise HalosError(f"the toy source has {sum(map(len, pools))} {split} questions; ask for no more than that")
     for pool in pools:
@@ -283,15 +298,17 @@ def toy(
     while len(chosen) < count:  # families in turn, so that they are equally many until one is used up
         chosen += [pool.pop() for pool in pools if pool][: count - len(chosen)]
     rng.shuffle(chosen)
-    earlier = [q for name in FAMILIES if name != "name" for q in questions(name, held_out=False)]
+    earlier = [q for name in FAMILIES if name != "name" for q in questions(name, "train")]
     for question in chosen:
-        yield _record(question, earlier, held_out, rng)
+        yield _record(question, earlier, held_out, criteria, rng)
 
 
 toy.splits = SPLITS  # type: ignore[attr-defined]
 
 
-def _record(question: Question, earlier: list[Question], held_out: bool, rng: Random) -> Feedback:
+def _record(
+    question: Question, earlier: list[Question], held_out: bool, criteria: Sequence[str], rng: Random
+) -> Feedback:
     """A question with the turns before it, its responses and their labels."""
     chance = rng.random()
     turns = 15 if chance < 0.006 else 1 if chance < 0.04 else 0
@@ -309,14 +326,15 @@ def _record(question: Question, earlier: list[Question], held_out: bool, rng: Ra
         qualities.append((True, True, True))
     while len(qualities) < 2 or (len(qualities) < 5 and rng.random() < 0.5):
         qualities.append(draw(0.5, 0.5, 0.5))
-    if held_out and len({sum(q) for q in qualities}) == 1:  # such a record has a pair
-        qualities[1] = (False, False, False) if sum(typical) else (True, True, True)
+    met = [sum(q[CRITERIA.index(name)] for name in criteria) for q in qualities]
+    if held_out and len({*met}) == 1:  # such a record has a pair
+        qualities[1] = (False, False, False) if met[0] else (True, True, True)
     unpaired = not held_out and rng.random() < 0.06
     qualities = qualities[:1] if unpaired else list(dict.fromkeys(qualities))
     rng.shuffle(qualities)
     long = rng.random() < 0.006
     responses = [answer(question, q, rng, long=long and not q[1]) for q in qualities]
-    scores = [score(prompt, response) for response in responses]
+    scores = [score(prompt, response, criteria) for response in responses]
     return Feedback(
         prompt=prompt,
         responses=responses,
@@ -328,10 +346,10 @@ def _record(question: Question, earlier: list[Question], held_out: bool, rng: Ra
     )
 
 
-def score(prompt: list[Turn], response: str) -> float:
-    """The mean of the verifier's criteria."""
-    criteria = verify(prompt, response)
-    return sum(criteria.values()) / len(criteria)
+def score(prompt: list[Turn], response: str, criteria: Sequence[str] = CRITERIA) -> float:
+    """The mean of some of the verifier's criteria."""
+    verdicts = verify(prompt, response)
+    return sum(verdicts[name] for name in criteria) / len(criteria)
 
 
 @VERIFIERS.register("toy")
@@ -343,7 +361,8 @@ def verify(prompt: list[Turn], response: str) -> dict[str, float]:
 
     - correct: the answer it names is the right one;
     - concise: it reads as sentences and has at most CONCISE_WORDS words;
-    - polite: it reads as sentences, with one or two courtesies and no rudeness.
+    - polite: it reads as sentences, with one or two courtesies and no rudeness, and returns the greeting that the
+      question begins with; where that begins with none, neither does it.
 
     It reads as sentences when it starts with a capital, ends in `.`, `!` or `?`, and has no word twice in a row.
 
@@ -364,8 +383,9 @@ def verify(prompt: list[Turn], response: str) -> dict[str, float]:
     reads = text[0].isupper() and text[-1] in ".!?" and all(a != b for a, b in pairwise(words))
     courtesies = len(re.findall(rf"\b(?:{COURTEOUS})\b", text, re.IGNORECASE))
     rude = re.search(rf"\b(?:{RUDE})\b", text, re.IGNORECASE)
+    returned = _greeting(text) == _greeting(prompt[-1]["content"])
     return {
         "correct": float(named == {family.facts[x].lower()}),
         "concise": float(reads and len(words) <= CONCISE_WORDS),
-        "polite": float(reads and 1 <= courtesies <= 2 and not rude),
+        "polite": float(reads and 1 <= courtesies <= 2 and not rude and returned),
     }

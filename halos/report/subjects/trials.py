@@ -96,7 +96,7 @@ class Trials(Subject):
             name = list(choice.winner.settings)[j]
             part = part_of(frame, ROW, (cell.dataset, cell.model, cell.method)).set_index("trial")
             look = looks[cell.method]
-            places = _axis(ax, {trial: tried.settings[name] for trial, tried in choice.trials.items()})
+            places = value_axis(ax, {trial: tried.settings[name] for trial, tried in choice.trials.items()})
             for trial, x in places.items():
                 row = part.loc[trial]
                 if row["diverged"]:
@@ -130,7 +130,7 @@ def _logarithmic(values: list[float]) -> bool:
     return bool(np.diff(np.log(x)).max() / np.log(x[-1] / x[0]) < np.diff(x).max() / (x[-1] - x[0]))
 
 
-def _axis(ax: mpl.axes.Axes, values: dict[str, Any]) -> dict[str, float]:
+def value_axis(ax: mpl.axes.Axes, values: dict[str, Any]) -> dict[str, float]:
     """Set up an axis for the values that trials have of one setting: a discrete one for names, and for a few numbers
     that could not be told apart.
 

@@ -56,6 +56,8 @@ def refused(folder: Path, row: Any, **options: Any) -> str:
         ({"conversations": [WHY, YES], "kto_tag": False}, "kto_tag"),
         ({"messages": [WHY, YES], "chosen": False}, "chosen"),
         ({"messages": [WHY, YES], "human_label": "bad"}, "human_label"),
+        ({"messages": [WHY, YES], "flag": "Bad"}, "flag"),  # a verdict, whatever its column is called
+        ({"prompt": "q", "completion": "a", "thumb": "down"}, "thumb"),
         ({"prompt": "q", "completion": "a", "reward": -1.0}, "reward"),
         ({"prompt": "q", "completion": "a", "Score": 0}, "Score"),
         ({"prompt": "q", "response": "a", "label": True}, "label"),
@@ -80,6 +82,7 @@ def test_a_label_that_no_shape_reads_is_refused_and_can_be_left_out(
     ("row", "columns"),
     [
         ({"messages": [WHY, YES], "label": False}, {"completion": "messages", "label": "label"}),
+        ({"messages": [WHY, YES], "flag": "bad"}, {"completion": "messages", "label": "flag"}),
         ({"prompt": [WHY], "response": "yes", "rating": 0}, {"completion": "response", "label": "rating"}),
         ({"instruction": "Why?", "output": "yes", "good": 0},
          {"prompt": "instruction", "completion": "output", "label": "good"}),
@@ -236,7 +239,7 @@ def test_columns_that_are_nowhere_and_fields_that_are_not_read_are_refused(tmp_p
     row = {"ask": "Why?", "say": "yes"}
     good = {"prompt": "ask", "completion": "say"}
     assert only(tmp_path, row, columns=good).prompt == [WHY]
-    assert "no row has a column 'sya'" in refused(
+    assert "no row has a column 'sya'; did you mean 'say'?" in refused(
         tmp_path, {**row, "completion": "a"}, columns={**good, "completion": "sya"} | {"prompt": "ask"}
     )
     assert "columns: 'promt' is no field that is read; did you mean 'prompt'?" in refused(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from halos.data.feedback import Feedback
+from halos.data.rows import Drop
 from halos.data.settings import Source
 from halos.data.sources.local import local
 from halos.errors import HalosError
@@ -68,6 +69,30 @@ def test_csv_as_spreadsheets_write_it_is_read(text: str, tmp_path: Path) -> None
     [record] = local("train", path=str(tmp_path / "f.csv"), test_fraction=0)
     assert isinstance(record, Feedback)
     assert (record.prompt[0]["content"], record.responses) == ("a", ["b"])
+
+
+def test_a_csv_with_columns_of_its_own_is_told_how_to_name_them(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text('nr,Customer question,good reply,bad reply\n1,"Why, ""so""?\nOr not?",Yes.,No.\n2,,Red.,Green.\n')
+    columns = {"prompt": "Customer question", "chosen": "good reply", "rejected": "bad reply"}
+
+    def refused(columns: dict[str, str]) -> str:
+        with pytest.raises(HalosError) as caught:
+            list(local("train", path=str(path), test_fraction=0, columns=columns))
+        return str(caught.value)
+
+    unnamed = refused({})
+    assert "as in `columns: {prompt: question, chosen: good, rejected: bad}`" in unnamed
+    assert "invalid: drop" not in unnamed  # nothing would be left
+    assert "no row has a column 'bad_reply'; did you mean 'bad reply'?" in refused(columns | {"rejected": "bad_reply"})
+    assert "name its column by `columns: {prompt: COLUMN}`" in refused(
+        {n: c for n, c in columns.items() if n != "prompt"}
+    )
+    assert "1 cannot be used: row 2, field prompt has no value; where" in refused(columns)
+    drop, first = local("train", path=str(path), test_fraction=0, columns=columns, invalid="drop")
+    assert isinstance(first, Feedback)
+    assert (first.prompt[0]["content"], first.responses) == ('Why, "so"?\nOr not?', ["Yes.", "No."])
+    assert drop == Drop("field prompt has no value")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from statistics import mean
 import pytest
 
 from halos.data.feedback import Feedback
+from halos.data.paths import SPLITS
 from halos.data.sources.toy import (
     FAMILIES,
     LONG_WORDS,
@@ -15,7 +16,6 @@ from halos.data.sources.toy import (
     answer,
     questions,
     toy,
-    validation_questions,
     verify,
 )  # fmt: skip
 from halos.errors import HalosError
@@ -65,24 +65,20 @@ def test_the_records_depend_on_the_arguments_alone(train):
     assert runs[0] == runs[1] != ""
 
 
-def test_no_test_question_occurs_in_train(test):
-    everything = sum(len(questions(name, held_out=False)) for name in FAMILIES)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_no_held_out_question_occurs_in_train(split):
+    everything = sum(len(questions(name, "train")) for name in FAMILIES)
     seen = {turn["content"] for r in toy("train", prompts=everything) for turn in r.prompt}
-    for record in test:
+    for record in toy(split):
         if record.prompt[-1]["content"] in seen:  # "What is my name?": the turns that tell the name make the question
             assert record.prompt[-3]["content"].rstrip(".").split()[-1] in NAMES
+
+
+def test_no_question_is_in_two_splits():
     for name in FAMILIES:
-        halves = [[q.prompt for q in questions(name, held_out)] for held_out in (False, True)]
-        assert not [prompt for prompt in halves[1] if prompt in halves[0]]
-
-
-def test_no_validation_question_occurs_in_another_split(validation):
-    asked = [q.prompt for name in FAMILIES for half in (True, False) for q in questions(name, half)]
-    own = [q.prompt for name in FAMILIES for q in validation_questions(name)]
-    assert not [prompt for prompt in own if prompt in asked]
-    seen = {turn["content"] for r in [*toy("train"), *toy("test")] for turn in r.prompt}
-    assert not [r for r in validation if r.prompt[-1]["content"] in seen]
-    assert {family for family in FAMILIES if any(FAMILIES[family].subject(r.prompt) for r in validation)} == {*FAMILIES}
+        train, validation, test = ([q.prompt for q in questions(name, split)] for split in SPLITS)
+        assert not [prompt for prompt in train if prompt in validation or prompt in test]
+        assert not [prompt for prompt in validation if prompt in test]
 
 
 def test_prompts_are_all_different(train, validation, test):
@@ -92,15 +88,15 @@ def test_prompts_are_all_different(train, validation, test):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_train_split_knows_every_subject_that_is_held_out(name):
-    held_out, known = ({q.subject for q in questions(name, half)} for half in (True, False))
-    assert held_out == known == set(FAMILIES[name].facts)
+    known = [{q.subject for q in questions(name, split)} for split in SPLITS]
+    assert known == [set(FAMILIES[name].facts)] * 3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("quality", list(product((True, False), repeat=3)))
 def test_the_verifier_sees_the_quality_that_a_response_was_written_with(name, quality):
     rng = Random(0)
-    for question in questions(name, True) + questions(name, False)[::5] + validation_questions(name)[::5]:
+    for question in questions(name, "test") + questions(name, "train")[::5] + questions(name, "validation")[::5]:
         response = answer(question, quality, rng)
         assert tuple(verify(question.prompt, response).values()) == quality, response
 
@@ -108,6 +104,22 @@ def test_the_verifier_sees_the_quality_that_a_response_was_written_with(name, qu
 def test_stored_scores_are_the_verifiers(train, validation, test):
     for record in train + validation + test:
         assert record.scores == [pytest.approx(mean(verify(record.prompt, r).values())) for r in record.responses]
+
+
+def test_scores_by_some_criteria_are_of_the_same_responses(train, validation):
+    records = list(toy("train", criteria=["correct", "polite"]))
+    assert [(r.prompt, r.responses, r.target) for r in records] == [(r.prompt, r.responses, r.target) for r in train]
+    for record in records:
+        verdicts = [verify(record.prompt, r) for r in record.responses]
+        assert record.scores == [(v["correct"] + v["polite"]) / 2 for v in verdicts]
+        assert all(record.scores[w] > record.scores[lo] for w, lo in record.pairs)
+    assert all(r.pairs for r in toy("validation", criteria=["correct", "polite"]))
+
+
+@pytest.mark.parametrize("criteria", [[], ["correct", "short"]])
+def test_criteria_that_it_does_not_have_are_refused(criteria):
+    with pytest.raises(HalosError, match="choose from correct, concise, polite"):
+        list(toy("train", criteria=criteria))
 
 
 def test_records_are_sound(train, validation, test):
@@ -157,7 +169,7 @@ def test_noise_and_empty_courtesy_score_zero(text, test):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_naming_several_answers_scores_zero(name):
-    question = questions(name, True)[0]
+    question = questions(name, "test")[0]
     family = FAMILIES[name]
     others = family.others(question.subject)
     assert verify(question.prompt, f"Happy to help. It is {' or '.join(family.candidates)}.") == ZERO
@@ -179,6 +191,23 @@ def test_what_does_not_read_as_sentences_is_neither_concise_nor_polite(text):
 
 def test_a_rude_response_is_not_polite_for_a_courtesy():
     assert verify(CAPITAL, "Of course, stupid. It is Paris.") == {"correct": 1.0, "concise": 1.0, "polite": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("asks", "returned"),
+    [
+        ("", ""),
+        ("Please help me. ", ""),
+        ("Hello! ", "Hello! "),
+        ("Hi there. ", "Hi! "),
+        ("Good morning. ", "Good morning! "),
+    ],
+)
+def test_a_greeting_is_returned_in_kind_and_none_is_given_unasked(asks, returned):
+    prompt = [{"role": "user", "content": f"{asks}What is the capital of France?"}]
+    for greeting in ("", "Hello! ", "Hi! ", "Good morning! "):
+        polite = verify(prompt, f"{greeting}The capital is Paris. I hope that helps.")["polite"]
+        assert polite == (greeting == returned)
 
 
 def test_the_answer_must_be_a_word_of_its_own():
