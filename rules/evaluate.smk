@@ -50,9 +50,7 @@ rule decide:
         mem_mb=resources.judge.mem_mb,
         runtime=resources.judge.runtime,
         tokens=resources.judge.tokens,
-        batch=resources.judge.batch,
-        backend=resources.judge.backend,
-        tensor_parallel=resources.judge.tensor_parallel,
+        sampling=resources.judge.sampling,
     shell:
         r"""
         exec &>{log:q}
@@ -61,9 +59,7 @@ rule decide:
             --output {output:q} \
             --kept results/judging/kept \
             --tokens-per-microbatch {resources.tokens} \
-            --batch {resources.batch} \
-            --backend {resources.backend} \
-            --tensor-parallel {resources.tensor_parallel}
+            {resources.sampling}
         """
 
 
