@@ -30,11 +30,11 @@ ROUGH: dict[str, Any] = {
 }  # fmt: skip
 """Twelve steps, each of them followed by an evaluation."""
 RUNS: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
-    "dpo": ("dpo", {"lr": 3e-2}, 4, 1, 5),
+    "dpo": ("dpo", {"lr": 3e-2}, 4, 3, 7),
     "simpo": ("simpo", {"lr": 1e-2}, 3, 7, 10),
-    "live reference": ("kto", {"lr": 1e-2, "humanline": True}, 3, 1, 4),
-    "lora": ("lora", {"lr": 5e-2, "lora": {**LORA, "dropout": 0.1}}, 3, 3, 6),
-    "value head": ("ppo", {"lr": 1e-2}, 3, 4, 7),
+    "live reference": ("kto", {"lr": 1e-2, "humanline": True}, 3, 2, 5),
+    "lora": ("lora", {"lr": 5e-2, "lora": {**LORA, "dropout": 0.1}}, 3, 5, 8),
+    "value head": ("ppo", {"lr": 1e-2}, 3, 2, 5),
 }
 """name -> stage, changes, patience, step of the best evaluation, step at which it ends: learning rates that are too
 high, so that evaluations get better and worse."""
@@ -152,7 +152,7 @@ def test_a_run_that_is_killed_where_it_keeps_the_best_weights_ends_the_same(
     best, killed, write = RUNS[kind][3], set(), Checkpoints.write
     values = [(line["loss"], line["step"]) for line in log(whole) if line["split"] == "eval"]
     records = {step for k, (value, step) in enumerate(values) if all(value < earlier for earlier, _ in values[:k])}
-    assert {0, 1, best} <= records
+    assert {0, best} < records
 
     def dies(saved: Checkpoints, path: Path, step: int, *rest: Any) -> None:
         late = moment == "before older files are removed"
@@ -298,7 +298,7 @@ def test_two_processes_end_where_one_does(profile: str, world: World, tmp_path: 
     for name in ("dpo", "lora"):
         stage, changes = changes_of(name)
         if "lora" in changes:
-            changes["lora"] = LORA
+            changes |= {"lora": LORA, "lr": 3e-2}  # of which the best step is clear without dropout, too
         world.train(tmp_path / "one" / name, stage, changes=changes, tokens_per_microbatch=400)
         whole = command(world, tmp_path, name, stage, changes)
         parts = command(world, tmp_path, f"{name}_parts", stage, changes)
