@@ -41,7 +41,7 @@ SETS: dict[str, dict[str, Any]] = {
     "cut": {**GREEDY, "max_new_tokens": 20, "stop": ["e", "\nHuman:", "<|user|>"]},
     "drawn": DRAWN,
     "alone": {**DRAWN, "limit": 1},
-    "long": {**DRAWN, "limit": 12, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 1000},
+    "long": {**DRAWN, "limit": 30, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 1000},
     "stopped": DRAWN,  # the last: its second share is where the first run ends
 }
 STOPPED_AFTER = 2 + 2 + 3 + 1 + 1 + 1

@@ -49,7 +49,7 @@ class Published:
 
 
 PUBLISHED = {
-    "toy": Published(3755, 2000, 16, 14, "counts of the generated rows"),
+    "toy": Published(3530, 2000, 16, 14, "counts of the generated rows"),
     "shp": Published(81_000, 32_000, 250, 150, "SteamSHP's card: 125K train examples with ratio >= 2 and at most 5 "
                      "pairs a post, less HH's 43,835 helpful ones; posts and lengths are assumed"),
     "hh": Published(160_800, 160_800, 150, 70, "rows on the hub; lengths from its bytes, at 4.4 a token"),

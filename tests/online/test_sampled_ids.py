@@ -42,7 +42,7 @@ def test_a_store_without_responses_that_fit_the_template_can_be_sampled_from_and
 ) -> None:
     """Prompts that end in the beginning of reasoning, which the data's responses do not have."""
     done = play(world, tmp_path / "a", "deepseek_r1_distill", sample)
-    assert {line["response"][:8] for line in done.samples if line["response"]} == {"<think>\n"}
+    assert {line["response"][:8] for line in done.samples if line["response"].strip()} == {"<think>\n"}
     store = Store(tmp_path / "a/store")
     assert (store.n_responses, len(store)) == (0, 0)
     with pytest.raises(HalosError, match=r"no rows for the paired view in its train split \(it has none\): .*records "

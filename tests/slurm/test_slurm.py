@@ -16,7 +16,7 @@ from tests.workflow.conftest import ROOT, Job, Project, Run
 GRID = ("--config", "grid=pair", "--", "all")
 CELLS = ("sft", "sft-dpo")
 GPU_RULES = {"train_cell", "reference", "answer"}
-LOCAL_RULES = {"all", "configure", "check", "sample", "judge", "task", "join"}
+LOCAL_RULES = {"all", "configure", "check", "sample", "judge", "task", "join", "gather"}
 
 
 @dataclass(frozen=True)

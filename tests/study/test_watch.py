@@ -20,7 +20,7 @@ from tests.conftest import World
 def rows(text: str) -> list[dict[str, str]]:
     """The rows of a table, by the columns that its head has."""
     head, rule, *lines = text.splitlines()
-    assert set(rule) == {"-"}
+    assert set(rule) == {"-", " "}
     names = ["run", "step", "loss", "eval loss", "margin", "accuracy", "tokens/s", "time"]
     starts = [head.index(name) if name != "loss" else head.index(" loss") + 1 for name in names]
     bounds = [slice(*pair) for pair in zip(starts, [*starts[1:], None], strict=True)]

@@ -104,7 +104,7 @@ def test_small_steps_move_weights_in_bf16(world: World, tmp_path: Path) -> None:
     after = values(trainer.policy)
     moved = {name: float((value != before[name]).float().mean()) for name, value in after.items()}
     layers = [share for name, share in moved.items() if ".layers." in name]  # others have rows of unseen tokens
-    assert min(layers) > 0.9
+    assert min(layers) > 0.8
     assert {value.dtype for value in after.values()} == {torch.float32}
 
 
