@@ -300,7 +300,7 @@ def test_list_prints_a_table_with_a_line_for_each_entry(
     assert {*rule} == {"-", " "}
     assert len(rule) >= len(header.rstrip())
     if what in CATALOGUE:
-        assert [row.split()[0] for row in rows] == list(CATALOGUE[what])
+        assert [row.split()[0] for row in rows if row[0] != " "] == list(CATALOGUE[what])  # else a line more of a cell
     elif what == "cells":
         assert [row.split() for row in rows] == [
             ["d", "m", "base", "1", "to", "do"],

@@ -55,7 +55,7 @@ def test_greedy_text_is_that_of_each_prompt_alone(
     architecture, how = MODELS[name]
     model = filled(base_of(world, tmp_path / "base", architecture))
     capsys.readouterr()
-    settings = {"samples": 1, "max_new_tokens": 24, "model": model, **GREEDY}
+    settings = {"samples": 1, "max_new_tokens": 32, "model": model, **GREEDY}
     lines = run(world, tmp_path / "a.jsonl", batch=6, **settings)
     said = capsys.readouterr().err
     assert how is None or (f"prompts are answered {how}" in said if how else "prompts are answered" not in said)

@@ -118,7 +118,7 @@ def test_verdicts_are_those_of_the_same_model_behind_a_server(
     shutil.copytree(world.base / "model", folder)
     network: Any = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        network.get_output_embeddings().weight[network.generation_config.eos_token_id] *= 5
+        network.get_output_embeddings().weight[network.generation_config.eos_token_id] *= 2
     network.save_pretrained(folder)
     here = case.run((folder, world.base / "manifest.json"), **local(**READ), both_orders=True, max_failures=1.0)
     case.output = tmp_path / "served/letters.json"
@@ -137,7 +137,7 @@ def test_verdicts_are_those_of_the_same_model_behind_a_server(
             if question["answer"] is not None:
                 assert (question["answer"], question["preference"]) == (answer, value)
                 compared += 1
-    assert compared >= 12
+    assert compared >= 8
     assert here["question"]["server"] == "none: a job of the workflow"
     assert here["usage"]["dollars"] is None
 
