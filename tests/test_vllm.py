@@ -44,7 +44,7 @@ SETS: dict[str, dict[str, Any]] = {
     "long": {**DRAWN, "limit": 30, "samples": 1, "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 1000},
     "stopped": DRAWN,  # the last: its second share is where the first run ends
 }
-STOPPED_AFTER = 2 + 2 + 3 + 1 + 1 + 1
+STOPPED_AFTER = 2 + 2 + 3 + 1 + 2 + 1
 """Shares of 16 requests: 30 are greedy, 36 are drawn, and so on, and the first share of the set that is stopped."""
 KILLED = f"""
 import os, sys
