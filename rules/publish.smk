@@ -43,8 +43,9 @@ rule write_overview:
 rule write_responses:
     """A grid's responses on one page, side by side, with verdicts and filters."""
     input:
-        "results/grids/{grid}/measured",
+        targets.trained,
         targets.sampled,
+        targets.judged,
         targets.asked,
         targets.prompted,
         config="results/grids/{grid}/config.yaml",
