@@ -35,7 +35,7 @@ SUPPORTED := import sys; v = sys.version_info; (3, 11, 5) <= v < (3, 14) or sys.
 define install
 	@$(PYTHON) -c '$(SUPPORTED)'
 	$(PYTHON) -m venv $(1)
-	$(1)/bin/python $(INSTALL) -r requirements-cpu.lock 2>/dev/null \
+	@$(1)/bin/python $(INSTALL) -r requirements-cpu.lock 2>/dev/null \
 		|| { echo "pip knows no place that has torch without CUDA for this Python: torch with CUDA is installed (docs/environments.md)"; \
 		$(1)/bin/python $(INSTALL) -r requirements-cuda.lock; }
 	$(1)/bin/python $(INSTALL) -r $(2)
