@@ -44,6 +44,8 @@ def work_of(stage: Stage, amount: Amount, budget: int, world: int, eval_examples
     if loss.view.labelled:
         epoch *= (stage.keep_desirable + stage.keep_undesirable) / 2
         epoch = amount.prompts if stage.one_per_prompt else epoch
+    if loss.view.paired:
+        epoch *= stage.keep_pairs
     examples = stage.examples or stage.epochs * epoch
     if stage.online is not None:
         per_prompt = 1 if loss.view.compares else stage.online.samples_per_prompt

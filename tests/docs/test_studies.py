@@ -80,6 +80,22 @@ def test_the_page_on_the_demo_has_the_numbers_of_its_table() -> None:
     assert [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in rows] == wanted
 
 
+def test_the_page_on_known_effects_has_the_numbers_of_its_tables() -> None:
+    trials = pd.read_csv(kept.HERE / "label_noise/trials.csv")
+    values = trials.set_index(["method", "settings.label_noise"])["value"]
+    fall = {
+        m: f"{values[f'sft-{m}', 0.0] - values[f'sft-{m}', 0.4]:.2f}"[1:]
+        for m in ("dpo", "cdpo", "robust", "kto", "ipo")
+    }
+    page = " ".join((ROOT / "docs/effects.md").read_text().split())
+    assert (
+        f"DPO's score falls by {fall['dpo']}, robust DPO's by {fall['robust']}, KTO's by {fall['kto']}, IPO's by "
+        f"{fall['ipo']}"
+    ) in page
+    assert f"falls by {fall['cdpo']}. It has" in page
+    assert f"where no label is wrong ({values['sft-cdpo', 0.0]:.3f})".replace("(0", "(") in page
+
+
 def test_the_page_on_the_real_model_has_the_numbers_of_its_tables() -> None:
     folder = kept.HERE / "instructions"
     main = list(csv.DictReader((folder / "main.csv").open()))

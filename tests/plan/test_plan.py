@@ -258,6 +258,7 @@ DATA = Amount({"sft": 80, "paired": 50, "unpaired": 100, "scored": 100, "grouped
         ({"loss": "sft"}, 80 * 15, 0),
         ({"loss": "dpo"}, 50 * 20, 0),
         ({"loss": "dpo", "epochs": 2}, 100 * 20, 0),
+        ({"loss": "dpo", "keep_pairs": 0.4}, 20 * 20, 0),
         ({"loss": "dpo", "examples": 7}, 7 * 20, 0),
         ({"loss": "kto"}, 100 * 15, 100 * 5),  # the mismatched response, behind the prompt that is there already
         ({"loss": "kto", "keep_desirable": 0.5}, 75 * 15, 75 * 5),
