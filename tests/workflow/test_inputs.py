@@ -1,4 +1,4 @@
-"""Which files each rule reads, and what its job asks for: the input functions alone, without snakemake."""
+"""Which files each rule reads, and what its job asks for: the input functions alone, without a workflow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from snakemake.common import FUNC_OVERWRITE_PARAMS_ATTR, get_function_params
+from snakemake.resources import Resource
 
 from halos.distributed.launch import parse
 from halos.errors import HalosError
 from halos.study import catalogue as C
 from halos.study.cells import Cell
+from halos.workflow.inputs import Inputs
 from tests.conftest import CATALOGUE
 from tests.workflow.bound import Workflow
 
@@ -96,10 +99,12 @@ def test_a_training_on_one_node_says_nothing_of_nodes() -> None:
     assert [getattr(w.resources, name)(wildcards("sft")) for name in OVER_NODES] == [None] * 3
 
 
-def test_the_signatures_that_are_kept_are_those_of_the_methods() -> None:
-    kept = workflow().resources
-    assert list(inspect.signature(kept.mem_mb).parameters) == ["wildcards", "attempt"]
-    assert list(inspect.signature(kept.training).parameters) == ["wildcards"]
+def test_the_parameters_that_snakemake_finds_are_those_of_the_methods() -> None:
+    w = workflow()
+    for called in (w.resources.mem_mb, w.resources.training, Inputs(w.study).checked, Resource("", 1).evaluate):
+        found = getattr(called, FUNC_OVERWRITE_PARAMS_ATTR)  # kept: nothing is made out
+        assert found == get_function_params(called) == dict(inspect.signature(called).parameters)
+    assert list(get_function_params(w.resources.mem_mb)) == ["wildcards", "attempt"]
 
 
 def test_shards_over_nodes_without_gpus_are_refused() -> None:
