@@ -203,11 +203,9 @@ class Plan:
 
     def _divergences(self) -> Iterator[Job]:
         """Passes over samples of each policy, by it and then by its reference, for a grid that asks for them."""
-        number = self.study.settings.divergence
-        trained = [cell for cell in self.study.cells if cell.stage] if number else []
-        for cell, prompts in product(trained, self.study.prompts.values()):
-            amount = self.amounts[cell.dataset, cell.model]
-            responses = min(number, prompts.limit or amount.prompts) * prompts.samples
+        for cell, name in self.study.diverging:
+            amount, prompts = self.amounts[cell.dataset, cell.model], self.config.prompts[name]
+            responses = min(self.study.settings.divergence, prompts.limit or amount.prompts) * prompts.samples
             tokens = responses * (amount.prompt + prompts.max_new_tokens)
             longest = self.config.datasets[cell.dataset].max_prompt_length + prompts.max_new_tokens
             resources = _single(self.config.models[cell.model].resources)

@@ -198,6 +198,10 @@ class Results:
         names = sorted({*(judge.prompts for judge in self.judge_settings.values()), *self._prompts})
         return {name: PromptsSlice.read(self.paths.prompts(name).config) for name in names}
 
+    def prompts_of(self, judge: str) -> str:
+        """The prompt set whose responses a judge sees, one of the grid's own or of snapshots."""
+        return JudgeSlice.read(self.paths.judge(judge).config).prompts
+
     def samples(self, cell: Cell, prompts: str) -> list[Sample]:
         """The responses of a cell to a prompt set."""
         return read_samples(self.paths.run(cell).samples(prompts))

@@ -11,6 +11,7 @@ from halos.report.lazy import pd
 from halos.report.render import Table
 from halos.report.results import SCORE, Results
 
+WHOSE = {"data": "response of the data", "samples": "own response"}  # `kl_on`: whose log-ratio is a distance
 NO_JUDGE = "No judge in this grid: give it `judges:` to compare responses."
 Page = Sequence[Table | str]
 

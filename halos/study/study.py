@@ -179,6 +179,17 @@ class Study:
         courses = [(cell.parent, *self.snapshots(cell), cell) for cell in self.cells if self.snapshots(cell)]
         return [*dict.fromkeys(cell for course in courses for cell in course if cell)]
 
+    @property
+    def diverging(self) -> list[tuple[Cell, str]]:
+        """The trained policies whose divergence from their reference the grid asks for, each with a prompt set that it
+        answers: one of the grid's own, and, of snapshots and of what they end in, those of the judges of snapshots."""
+        if not self.settings.divergence:
+            return []
+        own = product((cell for cell in self.cells if cell.stage), self.prompts)
+        passed = [at for cell in self.cells if self.snapshots(cell) for at in (*self.snapshots(cell), cell)]
+        followed = product(passed, (self.config.judges[name].prompts for name in self.settings.snapshots))
+        return [*dict.fromkeys((*own, *followed))]
+
     @cached_property
     def apart(self) -> dict[str, Judge]:
         """The judges beside the grid's own, which see no test prompts: those by which trials are chosen, and those of

@@ -52,14 +52,9 @@ class Targets:
         ]
 
     def diverged(self, *_: Any) -> list[Path]:
-        """The log-probabilities of each trained policy's samples, if the grid asks for them."""
+        """The log-probabilities of trained policies' samples, if the grid asks for them."""
         number = self.study.settings.divergence
-        if not number:
-            return []
-        trained = [cell for cell in self.study.cells if cell.stage]
-        return [
-            self.paths.run(cell).divergence(prompts, number) for cell, prompts in product(trained, self.study.prompts)
-        ]
+        return [self.paths.run(cell).divergence(prompts, number) for cell, prompts in self.study.diverging]
 
     def rewarded(self, *_: Any) -> list[Path]:
         """The rewards that policies and reward models give to preference sets, if the grid names some."""

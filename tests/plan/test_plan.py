@@ -432,12 +432,15 @@ def test_the_samples_of_snapshots_are_planned_beside_those_of_the_grid(tmp_path:
     prompts = {"p": {"limit": 8}, "v": {"split": "validation", "limit": 8}}
     judges = {name: {"kind": "verifier", "verifier": "toy", "prompts": name} for name in prompts}
     grid = {"datasets": ["d"], "models": ["m"], "methods": ["base", "sft"], "judges": ["p"], "snapshots": ["v"]}
+    grid |= {"divergence": 4}
     content |= {"prompts": prompts, "judges": judges, "grid": "followed", "grids": {"followed": grid}}
     jobs = Plan(C.Config.model_validate(content), "followed", "a100-80gb", tmp_path).jobs
     sampled = [job.cell.folder.removeprefix("runs/d/m/") for job in jobs if job.kind == "sample"]
     assert sampled == [
         "base/seed1", "sft/seed1", "base/seed0", "sft/seed1/snapshot1", "sft/seed1/snapshot2", "sft/seed1"
     ]  # fmt: skip
+    diverged = [job.cell.folder.removeprefix("runs/d/m/") for job in jobs if job.kind == "divergence"]
+    assert diverged == ["sft/seed1", "sft/seed1/snapshot1", "sft/seed1/snapshot2", "sft/seed1"]
 
 
 def test_rounds_and_divergences_are_planned(tmp_path: Path) -> None:

@@ -157,10 +157,13 @@ def test_snapshots_are_judged_on_validation_prompts_with_what_training_began_wit
     small: Project, tmp_path: Path
 ) -> None:
     stages = {"kto": {"snapshots": 3}}
-    grids = {"tuned": {**GRID, "methods": ["sft-kto"], "seeds": [1], "snapshots": ["jv"]}}
+    grids = {"tuned": {**GRID, "methods": ["sft-kto"], "seeds": [1], "snapshots": ["jv"], "divergence": 4}}
     project = study(small.copy(tmp_path / "project"), 1e-4, **{**JUDGED, "stages": stages, "grids": grids})
     run = project.dry("--configfile", "config.yaml", FILE, "--", "all")
-    assert [name for name in run.names if name.startswith(("judge", "snapshot"))] == [
+    assert [name for name in run.names if name.startswith(("divergence", "judge", "snapshot"))] == [
+        # the end of the training, on the grid's prompts too; and none of what it begins with, which is the reference
+        "divergence sft-kto/seed1 p", "divergence sft-kto/seed1 v",
+        "divergence sft-kto/seed1/snapshot1 v", "divergence sft-kto/seed1/snapshot2 v",
         "judge sft-kto/seed1 j", "judge sft-kto/seed1 jv", "judge sft-kto/seed1/snapshot1 jv",
         "judge sft-kto/seed1/snapshot2 jv", "judge sft/seed1 jv",
         "snapshot sft-kto/seed1", "snapshot sft-kto/seed1",

@@ -14,13 +14,15 @@ from halos.evaluate.judging.judgement import ASKED
 from halos.report import statistics
 from halos.report.lazy import mpl, pd
 from halos.report.measures import ROW, by_prompt
-from halos.report.panels import PANEL, empty, panel_title, panels_of, part_of
+from halos.report.panels import PANEL, empty, panels_of, part_of
 from halos.report.results import SCORE, WIN, Results
 from halos.report.style import looks_of
 from halos.report.subject import Outline, Subject, subject
-from halos.report.words import interval_kind
+from halos.report.words import WHOSE, interval_kind
+from halos.study.cells import Cell
 
-COURSE = ["judge", *ROW, "share", "steps", "log_ratio", "length", "measure", "mean", "low", "high", "seeds", "prompts"]
+COURSE = ["judge", *ROW, "share", "steps", "kl", "kl_on", "length", "measure", "mean", "low", "high", "seeds",
+          "prompts"]  # fmt: skip
 
 
 @subject
@@ -32,9 +34,11 @@ class Course(Subject):
 
     def frame(self, results: Results) -> pd.DataFrame:
         """Score, or win rate where a judge gives no score, of each snapshot: over all seeds, with interval; and means
-        over seeds of steps, of response length (characters) and of the log-ratio of model to reference on validation
-        data (nats per response). Share 0 is what the training began with, 1 its result."""
-        lines = []
+        over seeds of steps, of response length (characters) and of the log-ratio of model to reference (nats per
+        response): on the responses that are judged in a grid with `divergence` (`kl_on` samples), of every loss; else
+        on validation data (`kl_on` data), of losses with a reference. Share 0 is what the training began with, 1 its
+        result."""
+        lines, on = [], "samples" if results.divergence_prompts else "data"
         for judge, (*ids, snapshots) in product(results.course_judges, results.courses):
             cells = results.cells_of(*ids)
             courses = [results.course(judge, cell, snapshots) for cell in cells]
@@ -47,9 +51,10 @@ class Course(Subject):
                 at = [replace(cell, snapshot=i % snapshots) for cell in cells]
                 lines.append(
                     dict(zip(("judge", *ROW), (judge, *ids), strict=True))
-                    | {"share": i / snapshots, "measure": measure}
+                    | {"share": i / snapshots, "kl_on": on}
+                    | {"measure": "reward" if judgements[0].kind == "reward_model" else measure}
                     | {"steps": np.mean([results.manifest(cell).steps for cell in at]) if i else 0.0}
-                    | {"log_ratio": np.mean([results.log_ratio(cell) for cell in at]) if i else 0.0}
+                    | {"kl": np.mean([_distance(results, judge, cell) for cell in at]) if i else 0.0}
                     | {"length": np.mean([judgement.mean_length.candidate for judgement in judgements])}
                     | {"mean": e.mean, "low": e.low, "high": e.high, "seeds": e.seeds, "prompts": e.prompts}
                 )
@@ -61,8 +66,11 @@ class Course(Subject):
         if frame.empty:
             return empty("No snapshots are judged in this grid.")
         panels, looks = panels_of(frame), looks_of(results)
-        far = frame["log_ratio"].notna() & (frame["share"] > 0)
-        rows = [("share", "mean"), *([("log_ratio", "mean")] if far.any() else []), ("share", "length")]
+        far = frame["kl"].notna() & (frame["share"] > 0)
+        distance = f"log-ratio to the reference\n(nats per {WHOSE[frame['kl_on'].iloc[0]]})"
+        names = {"share": "share of the training", "kl": distance}
+        judges = [results.label("judges", judge) if len(results.course_judges) > 1 else "" for judge, *_ in panels]
+        rows = [("share", "mean"), *([("kl", "mean")] if far.any() else []), ("share", "length")]
         figure = mpl.figure.Figure(layout="constrained")
         figure.set_size_inches(2.8 * len(panels) + 1.6, 2.3 * len(rows) + 0.2)
         axes = figure.subplots(len(rows), len(panels), squeeze=False)
@@ -75,12 +83,19 @@ class Course(Subject):
                 if y == "mean":
                     ax.vlines(line[x], line["low"], line["high"], color=look.colour, linewidth=1, alpha=0.6)
             ax.grid(axis="y")
-            ax.set_xlabel("share of the training" if x == "share" else "log-ratio to the reference (nats per response)")
+            ax.set_xlabel(names[x])
             if i == 0:
-                ax.set_title(panel_title(results, ids), loc="left")
-            measure = "win rate" if part["measure"].iloc[0] == WIN else "score"
-            ax.set_ylabel(measure if y == "mean" else "response length\n(characters)")
+                ax.set_title(", ".join(filter(None, (results.panel_label(*ids[1:]), judges[j]))), loc="left")
+            measure = part["measure"].iloc[0]
+            ax.set_ylabel({WIN: "win rate"}.get(measure, measure) if y == "mean" else "response length\n(characters)")
         figure.supxlabel(f"vertical lines: {interval_kind(results, short=True)}", fontsize=7.5)
-        names = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(names.values()), list(names), loc="outside right upper", fontsize=7, frameon=False)
+        lines = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=7, frameon=False)
         return figure
+
+
+def _distance(results: Results, judge: str, cell: Cell) -> float:
+    """The log-ratio of a model, or of a snapshot, to its reference, in nats per response."""
+    if not results.divergence_prompts:
+        return results.log_ratio(cell)
+    return float(np.mean([*results.divergence(cell, results.prompts_of(judge)).values()]))

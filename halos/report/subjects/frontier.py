@@ -22,7 +22,7 @@ from halos.report.panels import (
 from halos.report.results import SCORE, WIN, Results
 from halos.report.style import looks_of
 from halos.report.subject import Outline, Subject, subject
-from halos.report.words import interval_kind
+from halos.report.words import WHOSE, interval_kind
 from halos.study.cells import BASE
 
 FRONTIER = ["judge", *ROW, "loss", "beta", "measure", "reward", "low", "high", "kl", "kl_min", "kl_max",
@@ -97,8 +97,8 @@ class Frontier(Subject):
             name = name or results.score_name(ids[0])
             ax.set_ylabel(f"{name}\n({interval_kind(results, short=True) if ids[0] else 'range over seeds'})")
             ax.set_title(panel_title(results, ids) if ids[0] else results.panel_label(*ids[1:]), loc="left")
-        whose = {"data": "response of the data", "samples": "own response"}[frame["kl_on"].iloc[0]]
-        figure.supxlabel(f"log-ratio to the reference at the end (nats per {whose}; range over seeds)", fontsize=8)
+        on = frame["kl_on"].iloc[0]
+        figure.supxlabel(f"log-ratio to the reference at the end (nats per {WHOSE[on]}; range over seeds)", fontsize=8)
         legend(figure, looks, {method: results.method_label(method) for method in methods})
         return figure
 
