@@ -33,6 +33,7 @@ class Kept(BaseModel):
     Attributes:
         catalogue: the files that define it.
         tables, figures: their names; each table as CSV and Markdown.
+        drawn: figures whose numbers are kept, too, as CSV.
         responses: prompts whose responses by all methods are kept, the first by a hash of their ids.
         runs: whether the hashes of all trainings are kept.
         choices: whether the choices between trials are kept.
@@ -43,6 +44,7 @@ class Kept(BaseModel):
     catalogue: tuple[str, ...]
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
     responses: int = 0
     runs: bool = True
     choices: bool = False
@@ -71,6 +73,7 @@ def keep(name: str, results: Path, folder: Path) -> None:
     grid = Results(config, results)
     files = [results / f"tables/{name}/{table}.{form}" for table in kept.tables for form in ("csv", "md")]
     files += [results / f"figures/{name}/{figure}.png" for figure in kept.figures]
+    files += [results / f"figures/{name}/{figure}.csv" for figure in kept.drawn]
     if missing := [file for file in files if not file.exists()]:
         raise HalosError(f"{missing[0]} is missing: the grid {name} is not finished")
     shutil.rmtree(folder, ignore_errors=True)

@@ -49,7 +49,8 @@ def test_a_kept_study_is_a_grid_of_its_files(name: str) -> None:
 def test_a_kept_study_is_whole(name: str) -> None:
     study, folder = kept.studies()[name], kept.HERE / name
     files = {f"{table}.{form}" for table in study.tables for form in ("csv", "md")}
-    files |= {f"{figure}.png" for figure in study.figures} | ({kept.RUNS} if study.runs else set())
+    files |= {f"{figure}.png" for figure in study.figures} | {f"{figure}.csv" for figure in study.drawn}
+    files |= {kept.RUNS} if study.runs else set()
     files |= ({kept.WORDS} if study.responses else set()) | ({"choices"} if study.choices else set())
     assert {path.name for path in folder.iterdir()} == files
     label = load(*(ROOT / file for file in study.catalogue)).grids[name].label
@@ -80,20 +81,58 @@ def test_the_page_on_the_demo_has_the_numbers_of_its_table() -> None:
     assert [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in rows] == wanted
 
 
-def test_the_page_on_known_effects_has_the_numbers_of_its_tables() -> None:
+def short(value: float, digits: int = 3) -> str:
+    """.895 for 0.8952."""
+    return f"{value:.{digits}f}".removeprefix("0")
+
+
+@pytest.fixture
+def effects() -> str:
+    return " ".join((ROOT / "docs/effects.md").read_text().split())
+
+
+def test_the_page_on_effects_has_the_numbers_of_label_noise(effects: str) -> None:
     trials = pd.read_csv(kept.HERE / "label_noise/trials.csv")
     values = trials.set_index(["method", "settings.label_noise"])["value"]
     fall = {
-        m: f"{values[f'sft-{m}', 0.0] - values[f'sft-{m}', 0.4]:.2f}"[1:]
-        for m in ("dpo", "cdpo", "robust", "kto", "ipo")
+        m: short(values[f"sft-{m}", 0.0] - values[f"sft-{m}", 0.4], 2) for m in ("dpo", "cdpo", "robust", "kto", "ipo")
     }
-    page = " ".join((ROOT / "docs/effects.md").read_text().split())
     assert (
         f"DPO's score falls by {fall['dpo']}, robust DPO's by {fall['robust']}, KTO's by {fall['kto']}, IPO's by "
         f"{fall['ipo']}"
-    ) in page
-    assert f"falls by {fall['cdpo']}. It has" in page
-    assert f"where no label is wrong ({values['sft-cdpo', 0.0]:.3f})".replace("(0", "(") in page
+    ) in effects
+    assert f"falls by {fall['cdpo']}. It has" in effects
+    assert f"where no label is wrong ({short(values['sft-cdpo', 0.0])})" in effects
+
+
+def test_the_page_on_effects_has_the_numbers_of_label_imbalance(effects: str) -> None:
+    trials = pd.read_csv(kept.HERE / "label_imbalance/trials.csv")
+    kto = trials.set_index(["settings.keep_desirable", "settings.balance_labels"]).sort_index()
+    dpo = trials.set_index("settings.keep_pairs")["value"]
+    twentieth = [short(kto.loc[(0.05, weighed), "value"]) for weighed in (True, False)]
+    few = [short(kto.loc[(0.01, True), column]) for column in ("value", "low", "high")]
+    for words in (
+        "with a twentieth of the desirable responses KTO scores {} with them and {} without".format(*twentieth),
+        f"DPO on a twentieth of the pairs is as good ({short(dpo[0.05])})",
+        f"with a hundredth, 35 pairs, better ({short(dpo[0.01])}; "
+        f"KTO {few[0]} with an interval from {few[1]} to {few[2]})",
+    ):
+        assert words in effects
+
+
+def test_the_page_on_effects_has_the_lengths_of_the_study(effects: str) -> None:
+    lengths = pd.read_csv(kept.HERE / "length_bias/lengths.csv").set_index(["dataset", "method"])["length"]
+    of = {method: f"{lengths['toy_any_length', f'sft-{method}']:.0f}" for method in
+          ("dpo", "rdpo", "simpo", "ipo", "dpo_norm", "kto")}  # fmt: skip
+    aligned = [round(lengths["toy", f"sft-{method}"]) for method in of]
+    start = {dataset: f"{lengths[dataset, 'sft']:.0f}" for dataset in ("toy", "toy_any_length")}
+    assert of["simpo"] == of["ipo"]
+    for words in (
+        f"all six shorten the demo's responses, from {start['toy']} characters to {min(aligned)} or {max(aligned)}",
+        f"it is DPO ({of['dpo']} of SFT's {start['toy_any_length']}) and R-DPO ({of['rdpo']})",
+        f"SimPO and IPO ({of['simpo']}), length-normalised DPO ({of['dpo_norm']}) and KTO ({of['kto']})",
+    ):
+        assert words in effects
 
 
 def test_the_page_on_the_real_model_has_the_numbers_of_its_tables() -> None:
