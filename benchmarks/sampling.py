@@ -24,8 +24,9 @@ from statistics import median
 from typing import Any
 
 from halos.data.sources.toy import toy
-from halos.sample.backends import Request, Transformers, Vllm
+from halos.sample.backends import Request, Transformers
 from halos.sample.settings import SamplerSlice
+from halos.sample.vllm import Vllm
 
 PYTHON = {"transformers": Path(sys.executable), "vllm": Path(".venv-vllm/bin/python")}
 

@@ -49,7 +49,7 @@ STOPPED_AFTER = 2 + 2 + 3 + 1 + 2 + 1
 KILLED = f"""
 import os, sys
 from halos.cli import main
-from halos.sample.backends import Vllm
+from halos.sample.vllm import Vllm
 generate, calls = Vllm.generate, 0
 def counting(*args):
     global calls

@@ -12,10 +12,11 @@ from halos.errors import HalosError
 from halos.evaluate.tasks.lm_eval import context_of
 from halos.evaluate.tasks.task import run_task
 from halos.files import hash_file, whole
-from halos.sample.backends import Transformers, Vllm, prepare_vllm
+from halos.sample.backends import Transformers
 from halos.sample.prompter import Prompter, PromptSet
 from halos.sample.run import partial_of, read_records, respond
 from halos.sample.settings import SamplerSlice
+from halos.sample.vllm import Vllm, prepare_vllm
 from halos.settings import identity
 from halos.together import Failures, Item
 from halos.tokens.report import StoreMeta

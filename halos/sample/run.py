@@ -17,12 +17,13 @@ from halos.errors import HalosError
 from halos.files import hash_content, whole, write_text
 from halos.models.architectures import check_known
 from halos.pretrained import TRUSTED, trusts
-from halos.sample.backends import Backend, Transformers, Vllm
+from halos.sample.backends import Backend, Transformers
 from halos.sample.by_hand import read_prompts
 from halos.sample.prompter import Prompter, PromptSet
 from halos.sample.samples import Sample, write_samples
 from halos.sample.settings import PromptsSlice, SamplerSlice
 from halos.sample.stops import Stops
+from halos.sample.vllm import Vllm
 from halos.seeds import derive
 from halos.tokens.report import StoreMeta
 from halos.tokens.template import Template

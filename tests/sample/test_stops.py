@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 from halos.data import feedback as F
 from halos.forward.grouping import Grouping
 from halos.online.settings import Online
-from halos.sample import backends, padding
-from halos.sample.backends import Request, Vllm
+from halos.sample import padding, vllm
+from halos.sample.backends import Request
 from halos.sample.settings import Prompts, PromptsSlice, SamplerSlice
 from halos.sample.stops import Kept, Stops
+from halos.sample.vllm import Vllm
 from halos.settings import identity
 from halos.tokens.template import Template
 from tests.conftest import World
@@ -143,7 +144,7 @@ def test_vllm_is_told_to_leave_a_response_at_its_stop_string(
     """With vLLM's engine replaced; tests/test_vllm.py compares the real one with transformers."""
     import sys
 
-    monkeypatch.setattr(backends, "prepare_vllm", lambda *_: None)
+    monkeypatch.setattr(vllm, "prepare_vllm", lambda *_: None)
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
     settings = SamplerSlice(seed=1, attention="auto", precision="fp32")
     backend = Vllm(world.base / "model", tokenizer, settings, 4, 64, tensor_parallel=1)

@@ -53,8 +53,9 @@ class LocalModel:
             raise HalosError(
                 "a judge of kind model needs its model's folder and its manifest: give both to --reward-model"
             )
-        from halos.sample.backends import FITS, Transformers, Vllm  # takes seconds to import, as what it needs does
+        from halos.sample.backends import Transformers  # takes seconds to import, as what it needs does
         from halos.sample.prompter import Prompter
+        from halos.sample.vllm import FITS, Vllm
 
         folder, manifest = files
         self.name, made = name, Manifest.read(manifest)

@@ -18,7 +18,7 @@ from halos.hub import remedy
 from halos.models.architectures import language_class
 from halos.models.generation import SAMPLING
 from halos.pretrained import read_config, read_tokenizer, trusts
-from halos.sample.backends import prepare_vllm
+from halos.sample.vllm import prepare_vllm
 from halos.tokens.template import Template
 
 OBEYED = {"repetition_penalty": "repetition_penalty", "min_new_tokens": "min_tokens"}
