@@ -135,6 +135,18 @@ def test_the_page_on_effects_has_the_lengths_of_the_study(effects: str) -> None:
         assert words in effects
 
 
+def test_the_page_on_effects_has_the_scores_of_rounds(effects: str) -> None:
+    scores = pd.read_csv(kept.HERE / "online/main.csv").set_index("method")["toy_verifier.score"]
+    of = {
+        loss: [short(scores[f"sft-{loss}{how}"]) for how in ("_online", "")] for loss in ("grpo", "ppo", "dpo", "kto")
+    }
+    for words in (
+        "GRPO, whose score is {} online and {} offline, and for PPO ({} and {})".format(*of["grpo"], *of["ppo"]),
+        "DPO ({} and {}) and KTO ({} and {}) end".format(*of["dpo"], *of["kto"]),
+    ):
+        assert words in effects
+
+
 def test_the_page_on_the_real_model_has_the_numbers_of_its_tables() -> None:
     folder = kept.HERE / "instructions"
     main = list(csv.DictReader((folder / "main.csv").open()))
