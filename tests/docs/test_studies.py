@@ -120,6 +120,31 @@ def test_the_page_on_effects_has_the_numbers_of_label_imbalance(effects: str) ->
         assert words in effects
 
 
+def test_the_page_on_effects_has_the_course_of_over_optimisation(effects: str) -> None:
+    folder = kept.HERE / "overoptimisation"
+    course = pd.read_csv(folder / "course.csv").set_index(["judge", "method", "share"])
+    gold, proxy = course["mean"]["gold"], course["mean"]["proxy"]
+    distance = course["kl"]["gold"]
+    ranked = re.search(r"\| SFT \+ Reward model \| +(\S+) ", (folder / "main.md").read_text())
+    assert ranked is not None
+    dpo, simpo, ppo, grpo = "sft-dpo", "sft-simpo", "sft-ppo_rm", "sft-grpo"
+    assert (gold[dpo].idxmax(), gold[simpo].idxmax()) == (0.25, 0.125)
+    assert max(distance[dpo, 0.25], distance[simpo, 0.125]) < 3
+    for words in (
+        f"(it ranks {short(float(ranked[1]))} of the validation pairs right)",
+        f"its reward still rises, from {proxy[ppo, 0.125]:.2f} to {proxy[ppo, 1]:.2f}, and its score falls from "
+        f"{short(gold[ppo, 0.125])} to {short(gold[ppo, 1])}",
+        f"DPO's score from {short(gold[dpo, 0])} to {short(gold[dpo, 0.25])} after a quarter of its training and to "
+        f"{short(gold[dpo, 1])} in the end, SimPO's to {short(gold[simpo, 0.125])} after an eighth and "
+        f"{short(gold[simpo, 1])} in the end",
+        f"from {proxy[dpo].max():.2f} to {short(proxy[dpo, 1], 2)} and from {proxy[simpo].max():.2f} to "
+        f"{short(proxy[simpo, 1], 2)}",
+        f"{distance[dpo, 1]:.0f} and {distance[simpo, 1]:.0f} nats",
+        f"GRPO, which ends {distance[grpo, 1]:.0f} nat away",
+    ):
+        assert words in effects
+
+
 def test_the_page_on_effects_has_the_lengths_of_the_study(effects: str) -> None:
     lengths = pd.read_csv(kept.HERE / "length_bias/lengths.csv").set_index(["dataset", "method"])["length"]
     of = {method: f"{lengths['toy_any_length', f'sft-{method}']:.0f}" for method in

@@ -16,6 +16,7 @@ from halos.report.lazy import mpl, pd
 from halos.report.measures import ROW, by_prompt
 from halos.report.panels import PANEL, empty, panels_of, part_of
 from halos.report.results import SCORE, WIN, Results
+from halos.report.statistics import Array
 from halos.report.style import looks_of
 from halos.report.subject import Outline, Subject, subject
 from halos.report.words import WHOSE, interval_kind
@@ -84,6 +85,12 @@ class Course(Subject):
                     ax.vlines(line[x], line["low"], line["high"], color=look.colour, linewidth=1, alpha=0.6)
             ax.grid(axis="y")
             ax.set_xlabel(names[x])
+            if x == "kl":  # as Gao et al. draw it: most of what happens, happens near the reference
+                ax.set_xscale("function", functions=(_root, _square))
+                low, high = _root(np.array([part["kl"].min(), part["kl"].max()]))
+                ticks = mpl.ticker.MaxNLocator(5, integer=high > 2).tick_values(low, high)
+                ax.set_xticks(_square(np.asarray(ticks)))
+                ax.set_xlim(_square(low - 0.05 * (high - low)), _square(high + 0.05 * (high - low)))
             if i == 0:
                 ax.set_title(", ".join(filter(None, (results.panel_label(*ids[1:]), judges[j]))), loc="left")
             measure = part["measure"].iloc[0]
@@ -99,3 +106,12 @@ def _distance(results: Results, judge: str, cell: Cell) -> float:
     if not results.divergence_prompts:
         return results.log_ratio(cell)
     return float(np.mean([*results.divergence(cell, results.prompts_of(judge)).values()]))
+
+
+def _root(x: Array) -> Array:
+    root: Array = np.sign(x) * np.sqrt(np.abs(x))
+    return root
+
+
+def _square(x: Array) -> Array:
+    return x * np.abs(x)
