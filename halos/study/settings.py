@@ -58,7 +58,7 @@ class Grid(Strict):
     )
     tasks: tuple[str, ...] = Field((), description="ids of tasks: each is run on every policy")
     published: str | None = Field(
-        None, description="published results to show beside the grid's own: archangel, simpo or zephyr"
+        None, description="published results to show beside the grid's own: archangel, simpo, simpo_v01 or zephyr"
     )
     refusals: str = Field(
         REFUSALS,

@@ -64,13 +64,22 @@ def test_alpaca_eval_is_compared_where_the_judge_asks_its_question(tmp_path, wri
     assert found["ours"].isna().all()
 
 
+def test_published_rows_that_are_copies_of_each_other_are_called_that(tmp_path, write_tree):
+    model, methods = "meta-llama-3-8b-instruct", ("base", "simpo")
+    found = table(tmp_path, write_tree, "simpo_v01", model, judges=("mine",), methods=methods)
+    assert found.loc[("base", "alpaca_eval_2"), ["ours", "published"]].tolist() == pytest.approx([0.5, 0.253])
+    page = (tmp_path / "tables/published_values.md").read_text()
+    assert page.count("may be a copy") == 1
+    assert f"The published values of CPO and KTO from {model} are equal in every measure" in page
+
+
 def test_another_model_has_no_published_values(tmp_path, write_tree):
     assert table(tmp_path, write_tree, "zephyr", "tiny").empty
     assert "No method of this grid" in (tmp_path / "tables/published_values.md").read_text()
 
 
 def test_every_published_measure_is_known_and_every_file_has_its_source():
-    assert PUBLISHED == ["archangel", "simpo", "zephyr"]
+    assert PUBLISHED == ["archangel", "simpo", "simpo_v01", "zephyr"]
     readme = (published.FOLDER / "README.md").read_text()
     for name in PUBLISHED_IN[PUBLISHED_VALUES]:
         values = pd.read_csv(published.FOLDER / f"{name}{PUBLISHED_VALUES}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from itertools import chain, combinations, product
 
 import numpy as np
 
@@ -47,15 +47,14 @@ class PublishedValues(Subject):
         which is NaN where the grid has no task or judge for it. Shares, 0 to 1."""
         if not self.tabulates(results):
             return pd.DataFrame(columns=VALUES)
-        published = pd.read_csv(FOLDER / f"{results.published}{PUBLISHED_VALUES}")
         ours, lines = _ours(results), []
+        published = {model: _published(results, model) for model in results.models}
         for ids in rows(results):
-            cell, name = results.cells_of(*ids)[0], results.hub(ids[1]).rsplit("/", 1)[-1].lower()
+            cell, of_model = results.cells_of(*ids)[0], published[ids[1]]
             if not all(map(is_plain, results.stages(cell))):
                 continue
             method = "-".join(results.losses(cell)) or "base"
-            of_model = published["models"].str.split().map(set(name.split()).issubset)
-            for row in records(published[of_model & (published["method"] == method)]):
+            for row in records(of_model[of_model["method"] == method]):
                 value = row["value"] / 100
                 for by, mean, low, high in ours(row["measure"], ids) or [("", np.nan, np.nan, np.nan)]:
                     lines.append((*ids, row["measure"], by, mean, low, high, value, mean - value))
@@ -76,7 +75,26 @@ class PublishedValues(Subject):
             "What else a published run was made with is not known here: its data, examples in the prompt and decoding "
             "may be others. – where the grid has no such task or judge."
         )
+        notes = chain(*(_copies(results, model) for model in dict.fromkeys(frame["model"])))
+        caption = " ".join((caption, *notes))
         return [Table(caption, lines)]
+
+
+def _published(results: Results, model: str) -> pd.DataFrame:
+    """What is published of methods from a model."""
+    published = pd.read_csv(FOLDER / f"{results.published}{PUBLISHED_VALUES}")
+    name = results.hub(model).rsplit("/", 1)[-1].lower()
+    return published[published["models"].str.split().map(set(name.split()).issubset)]
+
+
+def _copies(results: Results, model: str) -> Iterator[str]:
+    """A sentence for each two methods from a model whose published values are the same in all of several measures."""
+    values = _published(results, model).pivot(index="method", columns="measure", values="value")
+    for one, other in combinations(values.index, 2):
+        if len(values.columns) > 1 and values.loc[one].equals(values.loc[other]):
+            name = results.label("models", model)
+            yield (f"The published values of {one.upper()} and {other.upper()} from {name} are equal in every measure: "
+                   "one may be a copy of the other.")  # fmt: skip
 
 
 def _ours(results: Results) -> Callable[[str, tuple[str, str, str]], list[Ours]]:
