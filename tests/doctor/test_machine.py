@@ -129,7 +129,7 @@ def test_a_file_system_without_symbolic_links_is_to_do_and_without_hard_ones_is_
 
     monkeypatch.setattr("halos.doctor.checks.machine.os.link", unsupported)
     assert [(line.state, line.text.split(":")[0]) for line in tried(tmp_path)] == [("-", "hard links")]
-    monkeypatch.setattr("pathlib.os.symlink", unsupported)
+    monkeypatch.setattr(os, "symlink", unsupported)
     assert [line.state for line in tried(tmp_path)] == ["to do", "-"]
 
 
