@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from docs.studies import __main__ as kept
+from halos.data.sources.toy import CRITERIA, toy
 from halos.errors import HalosError
 from halos.files import hash_file
 from halos.manifest import Manifest
@@ -113,9 +114,9 @@ def test_the_page_on_effects_has_the_numbers_of_label_imbalance(effects: str) ->
     few = [short(kto.loc[(0.01, True), column]) for column in ("value", "low", "high")]
     for words in (
         "with a twentieth of the desirable responses KTO scores {} with them and {} without".format(*twentieth),
-        f"DPO on a twentieth of the pairs is as good ({short(dpo[0.05])})",
-        f"with a hundredth, 35 pairs, better ({short(dpo[0.01])}; "
-        f"KTO {few[0]} with an interval from {few[1]} to {few[2]})",
+        f"on a twentieth of the pairs DPO scores as high ({short(dpo[0.05])}), and on a hundredth, 35 pairs, still "
+        f"{short(dpo[0.01])}",
+        f"({few[0]}, with an interval from {few[1]} to {few[2]})",
     ):
         assert words in effects
 
@@ -125,21 +126,23 @@ def test_the_page_on_effects_has_the_course_of_over_optimisation(effects: str) -
     course = pd.read_csv(folder / "course.csv").set_index(["judge", "method", "share"])
     gold, proxy = course["mean"]["gold"], course["mean"]["proxy"]
     distance = course["kl"]["gold"]
+    dpo, simpo, ppo, grpo = "sft-dpo", "sft-simpo", "sft-ppo_rm", "sft-grpo"
+    low, high = (course[side]["gold"][ppo] for side in ("low", "high"))
+    assert high[1] > low[0.125]
     ranked = re.search(r"\| SFT \+ Reward model \| +(\S+) ", (folder / "main.md").read_text())
     assert ranked is not None
-    dpo, simpo, ppo, grpo = "sft-dpo", "sft-simpo", "sft-ppo_rm", "sft-grpo"
     assert (gold[dpo].idxmax(), gold[simpo].idxmax()) == (0.25, 0.125)
     assert max(distance[dpo, 0.25], distance[simpo, 0.125]) < 3
     for words in (
         f"(it ranks {short(float(ranked[1]))} of the validation pairs right)",
         f"its reward still rises, from {proxy[ppo, 0.125]:.2f} to {proxy[ppo, 1]:.2f}, and its score falls from "
-        f"{short(gold[ppo, 0.125])} to {short(gold[ppo, 1])}",
+        f"{short(gold[ppo, 0.125])} to {short(gold[ppo, 1])}; but the intervals of three seeds overlap",
         f"DPO's score from {short(gold[dpo, 0])} to {short(gold[dpo, 0.25])} after a quarter of its training and to "
         f"{short(gold[dpo, 1])} in the end, SimPO's to {short(gold[simpo, 0.125])} after an eighth and "
         f"{short(gold[simpo, 1])} in the end",
         f"from {proxy[dpo].max():.2f} to {short(proxy[dpo, 1], 2)} and from {proxy[simpo].max():.2f} to "
         f"{short(proxy[simpo, 1], 2)}",
-        f"{distance[dpo, 1]:.0f} and {distance[simpo, 1]:.0f} nats",
+        f"end {distance[dpo, 1]:.0f} and {distance[simpo, 1]:.0f} nats from",
         f"GRPO, which ends {distance[grpo, 1]:.0f} nat away",
     ):
         assert words in effects
@@ -160,13 +163,27 @@ def test_the_page_on_effects_has_the_lengths_of_the_study(effects: str) -> None:
         assert words in effects
 
 
+def test_the_page_on_effects_has_the_lengths_of_the_pairs(effects: str) -> None:
+    words = []
+    for criteria, form in (
+        (("correct", "polite"), "shorter in {:.0f} % of pairs, by {:.0f} characters of {:.0f} in the mean"),
+        (CRITERIA, "(in the demo in {:.0f} %, by {:.0f} of {:.0f})"),
+    ):
+        pairs = [(r.responses[a], r.responses[b]) for r in toy("train", criteria=criteria) for a, b in r.pairs]
+        more = [len(b) - len(a) for a, b in pairs]
+        shorter = sum(difference > 0 for difference in more)
+        rejected = sum(len(b) for _, b in pairs)
+        words.append(form.format(100 * shorter / len(pairs), sum(more) / len(pairs), rejected / len(pairs)))
+    assert all(word in effects for word in words), words
+
+
 def test_the_page_on_effects_has_the_scores_of_rounds(effects: str) -> None:
     scores = pd.read_csv(kept.HERE / "online/main.csv").set_index("method")["toy_verifier.score"]
     of = {
         loss: [short(scores[f"sft-{loss}{how}"]) for how in ("_online", "")] for loss in ("grpo", "ppo", "dpo", "kto")
     }
     for words in (
-        "GRPO, whose score is {} online and {} offline, and for PPO ({} and {})".format(*of["grpo"], *of["ppo"]),
+        "GRPO's score is {} online and {} offline, PPO's {} and {}".format(*of["grpo"], *of["ppo"]),
         "DPO ({} and {}) and KTO ({} and {}) end".format(*of["dpo"], *of["kto"]),
     ):
         assert words in effects
